@@ -1,0 +1,338 @@
+"""Train one model of the reference family from nothing: `python reference/train.py py-64`.
+
+Plain PyTorch and transformers, one recipe for all: AdamW, peak rate falling as 1 / width, every model sees the same
+windows in the same order. Nothing is planted: no loss term, no initialisation and no data is chosen to make spikes.
+
+The state is written to `reference/work/NAME/` every few hundred steps, so a killed run continues where it was and ends
+with the same bytes (same thread count, same machine kind). The finished model is an ordinary Hugging Face folder in
+`reference/models/NAME/`, with `training.json` (recipe, curve, hours, machine, hashes) beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import corpus
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    set_seed,
+)
+
+HERE = Path(__file__).parent
+WORK = HERE / "work"
+MODELS = HERE / "models"
+VOCABULARY = 4096
+WINDOW = 256  # positions, the first of which is BOS
+BOS = "<|bos|>"
+HEAD = 32  # channels per attention head; divides every width of the ladder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the bytes of a model, except the corpus and the library versions.
+
+    Attributes:
+        packed: Documents laid end to end, BOS only where a document begins, windows cut anywhere.
+        keep_at: Shares of training at which a copy of the model is kept as well.
+    """
+
+    name: str
+    hidden: int
+    intermediate: int
+    architecture: str = "llama"
+    blocks: int = 8
+    packed: bool = False
+    keep_at: tuple[float, ...] = ()
+    steps: int = 2500
+    batch: int = 16
+    warmup: int = 100
+    peak_rate_at_128: float = 4e-3
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+
+    @property
+    def peak_rate(self) -> float:
+        return self.peak_rate_at_128 * 128 / self.hidden
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine to a tenth of the peak."""
+        if step < self.warmup:
+            return self.peak_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+# Widths and MLP sizes are multiples of 32, so that blocks of 32 divide every weight.
+FAMILY = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("py-64", 64, 160),
+        Recipe("py-96", 96, 256, keep_at=(0.12, 0.25, 0.5)),
+        Recipe("py-128", 128, 352),
+        Recipe("py-160", 160, 448),
+        Recipe("py-224", 224, 608),
+        Recipe("py-128-qwen2", 128, 352, architecture="qwen2"),
+        Recipe("py-128-packed", 128, 352, packed=True),
+    )
+}
+
+
+def build_model(recipe: Recipe) -> torch.nn.Module:
+    heads = recipe.hidden // HEAD
+    shape = dict(
+        vocab_size=VOCABULARY,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.blocks,
+        num_attention_heads=heads,
+        max_position_embeddings=WINDOW,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=None,
+        # Eager attention compiles into fewer passes over memory than the CPU's flash kernel at these sizes.
+        attn_implementation="eager",
+    )
+    if recipe.architecture == "qwen2":
+        # Grouped queries, untied head, biases on q, k and v.
+        return Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=heads // 2, tie_word_embeddings=False))
+    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=heads, tie_word_embeddings=True))
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE; BOS is id 0 and the tokenizer puts it in front of every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return tokenizer
+
+
+def cut_windows(tokenizer: Tokenizer, texts: list[str], packed: bool) -> np.ndarray:
+    """All training windows, (windows, WINDOW) uint16, in the order in which they are learnt.
+
+    Not packed: each window is BOS and WINDOW - 1 tokens of one file, a file's tail dropped. Packed: see `Recipe`.
+    """
+    documents = [np.array(e.ids, np.uint16) for e in tokenizer.encode_batch_fast(texts)]
+    if packed:
+        stream = np.concatenate(documents)
+        windows = stream[: len(stream) // WINDOW * WINDOW].reshape(-1, WINDOW)
+    else:
+        pieces = []
+        for ids in documents:
+            body = ids[1:]
+            rows = len(body) // (WINDOW - 1)
+            piece = np.zeros((rows, WINDOW), np.uint16)
+            piece[:, 1:] = body[: rows * (WINDOW - 1)].reshape(rows, WINDOW - 1)
+            pieces.append(piece)
+        windows = np.concatenate(pieces)
+    return windows[np.random.default_rng(corpus.SEED).permutation(len(windows))]
+
+
+def prepare(packed: bool) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer and the windows, made once and kept in the work folder."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest()[:12]
+    tokenizer_file = WORK / f"tokenizer-{key}.json"
+    windows_file = WORK / f"windows-{key}-{'packed' if packed else 'bos'}.npy"
+    if not (tokenizer_file.exists() and windows_file.exists()):
+        print("reading the corpus ...", flush=True)
+        texts = [text for _, text in corpus.build()["train"]]
+        if not tokenizer_file.exists():
+            write_whole(tokenizer_file, lambda path: train_tokenizer(texts).save(str(path)))
+        windows = cut_windows(Tokenizer.from_file(str(tokenizer_file)), texts, packed)
+        write_whole(windows_file, lambda path: np.save(path.open("wb"), windows))
+    return Tokenizer.from_file(str(tokenizer_file)), np.load(windows_file)
+
+
+def write_whole(path: Path, write) -> None:
+    """Write a file beside its place and rename it, so that a kill or a full disk leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+@dataclass
+class State:
+    """What a run needs to go on: everything but the recipe."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = None  # (step, mean training loss since the last entry)
+
+    def save(self, path: Path, recipe: Recipe) -> None:
+        saved = {
+            "recipe": json.dumps(asdict(recipe)),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        write_whole(path, lambda partial: torch.save(saved, partial))
+
+    def load(self, path: Path, recipe: Recipe) -> None:
+        saved = torch.load(path, weights_only=True)
+        if saved["recipe"] != json.dumps(asdict(recipe)):
+            raise SystemExit(
+                f"{path} belongs to another recipe:\n  there {saved['recipe']}\n  here  {json.dumps(asdict(recipe))}\n"
+                "Delete the folder to begin anew, or ask for the recipe it was begun with."
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+
+
+def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path | None:
+    """Train, or go on training, and return the folder of the finished model.
+
+    Args:
+        stop_after: Leave after this many steps of this call, state saved; for tests of resuming.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    tokenizer, windows = prepare(recipe.packed)
+    needed = recipe.steps * recipe.batch
+    if len(windows) < needed:
+        raise SystemExit(f"the corpus holds {len(windows)} windows, {needed} are needed: raise TRAIN_BYTES in corpus.py")
+    set_seed(recipe.seed)
+    model = build_model(recipe)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    state = State(model, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True), curve=[])
+    checkpoint = WORK / recipe.name / "state.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        state.load(checkpoint, recipe)
+        print(f"continuing {recipe.name} at step {state.step}", flush=True)
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        logits = model(batch, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY).float(), batch[:, 1:].reshape(-1))
+
+    compiled = torch.compile(loss_of)
+    keep = {round(share * recipe.steps): share for share in recipe.keep_at}
+    begun, first, running = time.perf_counter(), state.step, []
+    while state.step < recipe.steps:
+        rows = windows[state.step * recipe.batch : (state.step + 1) * recipe.batch]
+        for group in state.optimizer.param_groups:
+            group["lr"] = recipe.rate(state.step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(torch.from_numpy(rows.astype(np.int64)))
+        if not math.isfinite(loss.item()):
+            raise SystemExit(
+                f"{recipe.name}: loss is {loss.item()} at step {state.step}; the last good state is {checkpoint}"
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        running.append(loss.item())
+        if state.step in keep:
+            export(recipe, state, tokenizer, threads, f"{recipe.name}-{keep[state.step]:.0%}".replace("%", "pct"))
+        leaving = stop_after is not None and state.step - first >= stop_after
+        if state.step % 50 == 0 or state.step == recipe.steps:
+            state.curve.append((state.step, sum(running) / len(running)))
+            running = []
+            per_step = (time.perf_counter() - begun) / (state.step - first)
+            print(
+                f"{recipe.name} step {state.step}/{recipe.steps}  loss {state.curve[-1][1]:.4f}  "
+                f"{recipe.batch * WINDOW / per_step:,.0f} tokens/s  "
+                f"{(recipe.steps - state.step) * per_step / 60:.1f} min left",
+                flush=True,
+            )
+        # Only where the curve has just been extended: a resumed run then repeats no entry and loses none.
+        if (state.step % 250 == 0 or leaving) and state.step % 50 == 0:
+            state.seconds += time.perf_counter() - begun
+            begun, first = time.perf_counter(), state.step
+            state.save(checkpoint, recipe)
+            if leaving:
+                return None
+    state.seconds += time.perf_counter() - begun
+    folder = export(recipe, state, tokenizer, threads, recipe.name)
+    shutil.rmtree(checkpoint.parent)
+    return folder
+
+
+def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, name: str) -> Path:
+    """Write the model as a Hugging Face folder in bf16, beside its place and then renamed."""
+    folder, partial = MODELS / name, MODELS / f"{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    twin = build_model(recipe)
+    twin.load_state_dict(state.model.state_dict())
+    twin.to(torch.bfloat16).save_pretrained(partial)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, model_max_length=WINDOW, clean_up_tokenization_spaces=False
+    ).save_pretrained(partial)
+    record = {
+        "recipe": asdict(recipe),
+        "steps_done": state.step,
+        "tokens": state.step * recipe.batch * (WINDOW if recipe.packed else WINDOW - 1),
+        "parameters_outside_embedding": count_parameters(twin),
+        "curve": state.curve,
+        "hours": round(state.seconds / 3600, 3),
+        "threads": threads,
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "corpus_sha256": hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256((partial / "model.safetensors").read_bytes()).hexdigest(),
+        "command": f"python reference/train.py {recipe.name} --threads {threads}",
+    }
+    (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters without embedding and head."""
+    return sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n and "lm_head" not in n)
+
+
+def machine() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} cores"
+    return f"{platform.processor()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=FAMILY)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=int, help="leave after this many steps, state saved")
+    arguments = parser.parse_args()
+    folder = train(replace(FAMILY[arguments.name], seed=arguments.seed), arguments.threads, arguments.stop_after)
+    print(f"wrote {folder}" if folder else "stopped; the same command continues", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

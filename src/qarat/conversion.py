@@ -1,0 +1,125 @@
+"""Conversion: a float model and a plan become a quantized model; the one place where projections are swapped.
+
+A quantized model is the opened float model with another function that brings in blocks: read the float block, quantize
+its weights, put `QuantLinear` in place of its projections. The next block sees the quantized outputs, because the walk
+hands on whatever a block returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from qarat.algorithms.rtn import quantize_weight
+from qarat.attention import PRODUCTS
+from qarat.calibration import static_operands, static_scales_of
+from qarat.errors import UserError
+from qarat.models import Model
+from qarat.modules import QuantLinear, QuantProducts
+from qarat.plans import Plan
+from qarat.records import ActivationStats, content_hash
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
+from qarat.tensors import QuantizedTensor, Scales
+
+__all__ = ["WeightCache", "build_block", "check_stats", "quantize"]
+
+WeightCache = dict[tuple[str, TensorScheme], QuantizedTensor]
+"""Weights quantized once per (site, scheme), for callers that build the same block many times."""
+
+
+def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> Model:
+    """The model under a plan, still opened block by block.
+
+    Args:
+        model: In float.
+        plan: For every site of this model.
+        stats: Behind static scales; may be None if the plan has none.
+
+    Raises:
+        PlanError: If the plan does not fit the model.
+        UserError: If stats are missing, or of another model or plan.
+    """
+    plan.check(model.fingerprint, model.sites())
+    check_stats(plan, stats)
+    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats))
+
+
+def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
+    """Check that every static scale of a plan has its stats, before any long work.
+
+    Raises:
+        UserError: Listing every stream that is missing, or what does not belong together.
+    """
+    needed = sorted({name for a in plan.assignments for name, scheme in static_operands(a.site.streams, a.scheme)})
+    if not needed:
+        return
+    if stats is None:
+        raise UserError(f"the plan has static scales, stats are needed for {len(needed)} streams; run `qarat profile`")
+    if stats.provenance.model != plan.model:
+        raise UserError("these stats were measured on another model than the plan was made for")
+    if plan.stats and plan.stats != content_hash(stats):
+        raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
+    if missing := [name for name in needed if name not in stats.streams]:
+        raise UserError("the stats lack streams with static scales:\n  " + "\n  ".join(missing))
+
+
+def build_block(
+    model: Model,
+    index: int,
+    schemes: Mapping[str, Scheme],
+    stats: ActivationStats | None,
+    cache: WeightCache | None = None,
+) -> nn.Module:
+    """One block under its schemes; tensors that stay in float are shared with the float block.
+
+    Args:
+        model: In float.
+        index: Of the block.
+        schemes: Full site name to scheme, for every site of the block.
+        stats: Behind static scales.
+        cache: Filled and used if given.
+    """
+    source = model.block(index)
+    block = model.empty_block(index)
+    block.load_state_dict(source.state_dict(), assign=True)
+    prefix = f"{model.family.blocks}.{index}."
+    streams = {s.name: s.streams for s in model.sites() if s.block == index}
+    products: dict[str, MatmulScheme] = {}
+    scales: dict[str, Scales] = {}
+    for name, scheme in schemes.items():
+        if isinstance(scheme, MatmulScheme):
+            products[name.rpartition(".")[2]] = scheme
+            for stream, tensor_scheme in static_operands(streams[name], scheme):
+                scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
+        elif scheme != LinearScheme():
+            inner = name.removeprefix(prefix)
+            linear: nn.Linear = source.get_submodule(inner)  # type: ignore[assignment]
+            parent, _, leaf = inner.rpartition(".")
+            replacement = _quant_linear(linear, name, scheme, streams[name], stats, cache)
+            setattr(block.get_submodule(parent), leaf, replacement)
+    if any(scheme != MatmulScheme() for scheme in products.values()):
+        home = block.get_submodule(model.family.attention)
+        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales))
+    return block.eval().requires_grad_(False)
+
+
+def _quant_linear(
+    linear: nn.Linear,
+    name: str,
+    scheme: LinearScheme,
+    streams: tuple[str, ...],
+    stats: ActivationStats | None,
+    cache: WeightCache | None,
+) -> QuantLinear:
+    weight: QuantizedTensor | Tensor = linear.weight.detach()
+    if scheme.weight is not None:
+        key = (name, scheme.weight)
+        weight = cache[key] if cache is not None and key in cache else quantize_weight(linear.weight, scheme.weight)
+        if cache is not None:
+            cache[key] = weight
+    scales = None
+    for stream, tensor_scheme in static_operands(streams, scheme):
+        scales = static_scales_of(stats, stream, tensor_scheme)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return QuantLinear(weight, bias, scheme, scales)

@@ -1,0 +1,77 @@
+"""Perplexity: the negative log-likelihood of a token set, window by window, under the convention that cut it.
+
+Every predicted token of a window counts, the first never does (nothing precedes it); windows do not overlap. Per-window
+sums are kept, so that two models can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qarat.data import TokenSet
+from qarat.errors import UserError
+from qarat.models import Model
+from qarat.records import Evaluation
+from qarat.workspace import Progress, no_progress
+
+__all__ = ["measure_perplexity", "window_nats"]
+
+
+def measure_perplexity(
+    model: Model,
+    tokens: TokenSet,
+    *,
+    label: str,
+    plan: str = "",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure a model on a token set, block by block.
+
+    Args:
+        model: In float or quantized.
+        tokens: The report set (or the selection set, for choices).
+        label: What is evaluated.
+        plan: Content hash of the plan behind a quantized model.
+        progress: Called after every block.
+
+    Raises:
+        UserError: If a window's loss is NaN or Inf (names the window and its source).
+    """
+    batches = tokens.batches(model.runtime.batch_tokens)
+    hidden = [model.embed(batch) for batch in batches]
+    stage = f"evaluate {label}"
+    progress(stage, 0, model.blocks + 1)
+    with torch.no_grad():
+        for index, block in model.walk():
+            for j, states in enumerate(hidden):
+                hidden[j] = model.run_block(index, block, states)
+            progress(stage, index + 1, model.blocks + 1)
+        nats = torch.cat([window_nats(model, h, b) for h, b in zip(hidden, batches, strict=True)])
+    progress(stage, model.blocks + 1, model.blocks + 1)
+    if not nats.isfinite().all():
+        window = int((~nats.isfinite()).nonzero()[0])
+        raise UserError(f"{label}: the loss of window {window} ({tokens.sources[window]}) is {float(nats[window])}")
+    predicted = (tokens.windows.shape[1] - 1,) * len(nats)
+    provenance = model.provenance(tokens.fingerprint, tokens.convention)
+    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources)
+
+
+def window_nats(model: Model, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Summed negative log-likelihood of each window's predicted tokens.
+
+    Args:
+        model: For norm and head.
+        hidden: (windows, length, hidden) behind the last block.
+        tokens: (windows, length) ids.
+
+    Returns:
+        (windows,) float64 on the CPU, nats.
+    """
+    sums = []
+    # One window at a time: a large vocabulary's logits would not fit for a whole batch.
+    for states, ids in zip(hidden, tokens.to(hidden.device), strict=True):
+        logits = model.logits(states[:-1])
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+        sums.append(losses.double().sum().cpu())
+    return torch.stack(sums)

@@ -1,0 +1,1 @@
+"""Exporters: quantized models on disk, one file per format."""

@@ -1,0 +1,81 @@
+"""The modules that stand in a quantized model: a projection, and the attention products, under their schemes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from qarat.kernels import reference
+from qarat.schemes import LinearScheme, MatmulScheme
+from qarat.tensors import QuantizedTensor, Scales
+
+__all__ = ["QuantLinear", "QuantProducts"]
+
+
+class QuantLinear(nn.Module):
+    """A projection under a scheme; its meaning is `qarat.kernels.reference.linear`.
+
+    Attributes:
+        scheme: Of weight and input.
+        quantized: Codes and scales; None where the scheme leaves the weight in float.
+        value: The weight as numbers, (out, in) float32, so that it is not dequantized at every call.
+        bias: In float, or None.
+        input_scales: Of a static input; None otherwise.
+    """
+
+    value: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor | Tensor,
+        bias: Tensor | None,
+        scheme: LinearScheme,
+        input_scales: Scales | None,
+    ) -> None:
+        """Take over tensors that exist; nothing is quantized here."""
+        super().__init__()
+        self.scheme = scheme
+        self.quantized = weight if isinstance(weight, QuantizedTensor) else None
+        value = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        self.out_features, self.in_features = value.shape
+        self.register_buffer("value", value)
+        self.register_buffer("bias", bias)
+        self.input_scales = input_scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype (DESIGN section 4)."""
+        return reference.linear(x, self.value, self.bias, self.scheme.input, self.input_scales).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.in_features} -> {self.out_features}, {self.scheme}"
+
+
+class QuantProducts(nn.Module):
+    """The two attention products of a block under their schemes (protocol `qarat.attention.Products`).
+
+    Attributes:
+        qk: Scheme of Q·Kᵀ.
+        av: Scheme of probabilities·V.
+        scales: Static scales by operand: ``q``, ``k``, ``p``, ``v``.
+    """
+
+    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales]) -> None:
+        """Keep schemes and scales."""
+        super().__init__()
+        self.qk, self.av, self.scales = qk, av, dict(scales)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Q·Kᵀ; groups of both operands run along the head's channels."""
+        scales = self.scales.get("q"), self.scales.get("k")
+        return reference.matmul(q, k.transpose(-1, -2), self.qk, *scales).to(q.dtype)
+
+    def mix(self, p: Tensor, v: Tensor) -> Tensor:
+        """Probabilities·V; groups of both operands run along the tokens that are summed over."""
+        return reference.matmul(p, v, self.av, self.scales.get("p"), self.scales.get("v")).to(v.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"qk: {self.qk}, av: {self.av}"

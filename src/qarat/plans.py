@@ -1,0 +1,363 @@
+"""Plans: the complete map from site to scheme, and what it costs in bits.
+
+A plan names *every* site, also those left in float, each with a reason: what is printed is what runs is what is
+exported. Patterns (``*.down_proj``) exist only as a way to *make* a plan, because a pattern that matches nothing, or
+matches by accident, is how mixed checkpoints break elsewhere. Costs follow from shapes alone, so planning needs no
+weights.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from qarat.errors import UserError
+from qarat.formats import nearest_names
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme, SchemeError, parse_scheme
+
+__all__ = [
+    "Assignment",
+    "Budget",
+    "Plan",
+    "PlanError",
+    "Site",
+    "assign",
+    "match_sites",
+    "parse_budget",
+    "read_plan",
+    "short_name",
+]
+
+
+class PlanError(UserError):
+    """A plan that does not fit; the message lists every offender and what to do."""
+
+
+class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One place where precision is chosen.
+
+    Attributes:
+        name: Full name in the model: ``model.layers.1.mlp.down_proj``, or ``model.layers.1.self_attn.qk``.
+        block: Index of the decoder layer.
+        kind: ``projection`` (weight and input) or ``product`` (an attention product, no parameters).
+        streams: The stream it reads; of a product, left and right.
+        shape: ``(out, in)`` of a projection's weight; empty for a product.
+        tie: Sites of one block with the same word must share a scheme where an engine fuses them; empty = alone.
+        has_bias: Whether a bias, always kept in float, goes with the weight.
+    """
+
+    name: str
+    block: int
+    kind: Literal["projection", "product"]
+    streams: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    tie: str = ""
+    has_bias: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the site; a product has none."""
+        return self.shape[0] * self.shape[1] if self.shape else 0
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the name: ``down_proj``, ``qk``."""
+        return self.name.rpartition(".")[2]
+
+
+def short_name(name: str) -> str:
+    """``1.down`` for ``model.layers.1.mlp.down_proj``: block and projection, for tables."""
+    block = next((part for part in name.split(".") if part.isdigit()), "?")
+    return f"{block}.{name.rpartition('.')[2].removesuffix('_proj')}"
+
+
+class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site, its scheme and why."""
+
+    site: Site
+    scheme: Scheme
+    reason: str
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Bits of one weight element under the scheme; None if the weight stays in float."""
+        scheme = self.scheme
+        return scheme.weight.number_format.bits if isinstance(scheme, LinearScheme) and scheme.weight else None
+
+    @property
+    def is_float(self) -> bool:
+        return self.scheme in (LinearScheme(), MatmulScheme())
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Site to scheme, for every site of one model.
+
+    Attributes:
+        model: Fingerprint of the float model.
+        low: Spelling of the low scheme, against which Q_r is counted.
+        float_bits: Bits of an element left in float: the model's own dtype.
+        assignments: One for every site, in model order.
+        stats: Content hash of the stats that static scales come from; empty if none are needed.
+        note: How the plan came about, one line.
+    """
+
+    model: str
+    low: str
+    float_bits: int
+    assignments: tuple[Assignment, ...]
+    stats: str = ""
+    note: str = ""
+
+    def __getitem__(self, name: str) -> Scheme:
+        return self.schemes[name]
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        return {a.site.name: a.scheme for a in self.assignments}
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(a.site for a in self.assignments)
+
+    def block(self, index: int) -> dict[str, Scheme]:
+        """The schemes of one block's sites, by full name; two plans equal here give the same block."""
+        return {a.site.name: a.scheme for a in self.assignments if a.site.block == index}
+
+    def is_low(self, assignment: Assignment) -> bool:
+        """Whether a site counts as low: weight bits at most those of the low scheme."""
+        low = parse_scheme(self.low)
+        if not isinstance(low, LinearScheme) or low.weight is None:
+            return False
+        bits = assignment.weight_bits
+        return bits is not None and bits <= low.weight.number_format.bits and assignment.scheme == low
+
+    def protected(self) -> tuple[Assignment, ...]:
+        """The projections kept above the low scheme."""
+        return tuple(a for a in self.assignments if a.site.kind == "projection" and not self.is_low(a))
+
+    def ratio(self) -> float:
+        """Q_r by parameters: parameters of the low sites over parameters of all sites."""
+        total = sum(a.site.parameters for a in self.assignments)
+        return sum(a.site.parameters for a in self.assignments if self.is_low(a)) / total if total else 0.0
+
+    def weight_bits(self) -> int:
+        """Storage of all sites' weights, scales and zero points, in bits; biases are not counted."""
+        return sum(self.site_bits(a) for a in self.assignments)
+
+    def site_bits(self, assignment: Assignment) -> int:
+        """Storage of one site's weight with its scales and zero points, in bits."""
+        site, scheme = assignment.site, assignment.scheme
+        if site.kind == "product" or not isinstance(scheme, LinearScheme):
+            return 0
+        if scheme.weight is None:
+            return site.parameters * self.float_bits
+        return scheme.weight.bits(*site.shape)
+
+    def bits_per_weight(self) -> float:
+        """Mean storage of a weight in bits, scales and zero points included; embeddings, head and norms outside."""
+        return self.weight_bits() / sum(a.site.parameters for a in self.assignments)
+
+    def with_schemes(self, changes: Mapping[str, Scheme], reason: str | Callable[[str], str]) -> Plan:
+        """A plan in which the named sites have other schemes.
+
+        Raises:
+            PlanError: For names that are no sites of the plan.
+        """
+        unknown = changes.keys() - {s.name for s in self.sites}
+        if unknown:
+            raise PlanError(f"no such sites: {', '.join(sorted(unknown))}")
+        because = reason if callable(reason) else lambda _: reason
+        changed = [
+            msgspec.structs.replace(a, scheme=changes[a.site.name], reason=because(a.site.name))
+            if a.site.name in changes
+            else a
+            for a in self.assignments
+        ]
+        return msgspec.structs.replace(self, assignments=tuple(changed))
+
+    def check(self, model: str, sites: Sequence[Site]) -> None:
+        """Check the whole plan against the whole model, before any long work.
+
+        Raises:
+            PlanError: Listing every offender: another model's plan, sites missing or too many, shapes that differ.
+        """
+        offences = []
+        if self.model != model:
+            offences.append(f"it was made for the model {self.model[:12]}…, this is {model[:12]}…")
+        mine, theirs = {s.name: s for s in self.sites}, {s.name: s for s in sites}
+        offences += [f"{name}: not in the model" for name in mine.keys() - theirs.keys()]
+        offences += [f"{name}: missing from the plan" for name in theirs.keys() - mine.keys()]
+        offences += [
+            f"{name}: shape {mine[name].shape} in the plan, {theirs[name].shape} in the model"
+            for name in mine.keys() & theirs.keys()
+            if mine[name].shape != theirs[name].shape
+        ]
+        offences += [
+            f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
+            for a in self.assignments
+            if isinstance(a.scheme, MatmulScheme) != (a.site.kind == "product")
+        ]
+        if offences:
+            raise PlanError("the plan does not fit the model:\n  " + "\n  ".join(sorted(offences)))
+
+    def check_ties(self) -> None:
+        """Check that tied sites share a scheme.
+
+        Raises:
+            PlanError: Listing every broken tie.
+        """
+        groups: dict[tuple[int, str], dict[str, str]] = {}
+        for a in self.assignments:
+            if a.site.tie:
+                groups.setdefault((a.site.block, a.site.tie), {})[a.site.leaf] = str(a.scheme)
+        broken = [
+            f"block {block}: " + ", ".join(f"{leaf} {scheme}" for leaf, scheme in schemes.items())
+            for (block, _), schemes in groups.items()
+            if len(set(schemes.values())) > 1
+        ]
+        if broken:
+            raise PlanError("tied sites must share one scheme:\n  " + "\n  ".join(broken))
+
+    def to_json(self) -> str:
+        """Readable JSON, one line a site, that a person may edit and pass back; `read_plan` is its inverse."""
+        head = {"qarat": "plan/1", "model": self.model, "low": self.low, "float_bits": self.float_bits}
+        head |= {"stats": self.stats, "note": self.note}
+        lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
+        rows = []
+        for a in self.assignments:
+            row = {"scheme": str(a.scheme), "reason": a.reason, **msgspec.to_builtins(a.site)}
+            del row["name"]
+            rows.append(f"  {json.dumps(a.site.name)}: {json.dumps(row, ensure_ascii=False)}")
+        return "{\n" + "\n".join(lines) + '\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
+
+
+class _SiteRow(msgspec.Struct, forbid_unknown_fields=True):
+    scheme: str
+    block: int
+    kind: Literal["projection", "product"]
+    streams: tuple[str, ...]
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+    tie: str = ""
+    has_bias: bool = False
+
+
+class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
+    qarat: Literal["plan/1"]
+    model: str
+    low: str
+    float_bits: int
+    sites: dict[str, _SiteRow]
+    stats: str = ""
+    note: str = ""
+
+
+def read_plan(text: str | bytes) -> Plan:
+    """Read a plan's JSON.
+
+    Raises:
+        PlanError: Malformed JSON, unknown or missing keys, or malformed schemes (all of them, with their sites).
+    """
+    try:
+        file = msgspec.json.decode(text, type=_PlanFile)
+    except msgspec.DecodeError as error:
+        raise PlanError(f"not a plan: {error}") from None
+    assignments, offences = [], []
+    for name, row in file.sites.items():
+        try:
+            scheme = parse_scheme(row.scheme, matmul=row.kind == "product")
+        except SchemeError as error:
+            offences.append(f"{name}: {error}")
+            continue
+        site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias)
+        assignments.append(Assignment(site, scheme, row.reason))
+    if offences:
+        raise PlanError("\n".join(offences))
+    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note)
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What may be lost: ``ppl+1%`` (perplexity over float's) or ``nats+0.05`` (per token).
+
+    Attributes:
+        spelling: As it was asked for.
+        nats: The same in nats per token.
+    """
+
+    spelling: str
+    nats: float
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget.
+
+    Raises:
+        PlanError: Malformed, negative or without limit.
+    """
+    percent = re.fullmatch(r"ppl\+(\d+(?:\.\d+)?)%", text)
+    nats = re.fullmatch(r"nats\+(\d+(?:\.\d+)?)", text)
+    if percent:
+        return Budget(text, math.log1p(float(percent[1]) / 100))
+    if nats:
+        return Budget(text, float(nats[1]))
+    raise PlanError(f"{text!r} is no budget; write ppl+1% (perplexity over float's) or nats+0.05 (nats per token)")
+
+
+def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites a shell pattern names, by full name (``model.layers.1.mlp.down_proj``) or short (``1.down``).
+
+    Raises:
+        PlanError: If it matches nothing.
+    """
+    sites = tuple(sites)
+    found = tuple(
+        s for s in sites if fnmatch.fnmatchcase(s.name, pattern) or fnmatch.fnmatchcase(short_name(s.name), pattern)
+    )
+    if not found:
+        known = [*dict.fromkeys(f"*.{s.leaf}" for s in sites), *(s.name for s in sites)]
+        raise PlanError(f"the pattern {pattern!r} matches no site; {nearest_names(pattern, known)}")
+    return found
+
+
+def assign(
+    model: str,
+    float_bits: int,
+    sites: Sequence[Site],
+    low: str,
+    rules: Sequence[tuple[str, str]] = (),
+    stats: str = "",
+) -> Plan:
+    """A plan from the low scheme and ordered patterns; the last match wins.
+
+    Args:
+        model: Fingerprint of the model.
+        float_bits: Bits of an element left in float.
+        sites: Every site of the model.
+        low: Spelling of the scheme that every projection gets first; attention products begin in float.
+        rules: ``(pattern, spelling)`` pairs.
+        stats: Content hash of the stats behind static scales.
+
+    Raises:
+        PlanError: A pattern that matches nothing, or a scheme of the wrong kind for a site it matches.
+        SchemeError: A malformed spelling.
+    """
+    scheme = parse_scheme(low)
+    if not isinstance(scheme, LinearScheme):
+        raise PlanError(f"the low scheme belongs to projections (w=… a=…), got {low!r}")
+    chosen: dict[str, tuple[Scheme, str]] = {
+        s.name: (scheme, "low scheme") if s.kind == "projection" else (MatmulScheme(), "left in float") for s in sites
+    }
+    for pattern, spelling in rules:
+        for site in match_sites(pattern, sites):
+            wanted = parse_scheme(spelling, matmul=site.kind == "product")
+            if isinstance(wanted, MatmulScheme) != (site.kind == "product"):
+                raise PlanError(f"{pattern!r} matches {site.name}, a {site.kind}, which {spelling!r} does not fit")
+            chosen[site.name] = (wanted, f"matches {pattern}")
+    assignments = tuple(Assignment(site, *chosen[site.name]) for site in sites)
+    return Plan(model, str(scheme), float_bits, assignments, stats)

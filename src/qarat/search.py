@@ -1,0 +1,195 @@
+"""Search: which sites to keep above the low scheme; candidates are ranked by prediction and confirmed by measurement.
+
+Spike-aware planning is a search at two schemes. The ranking (damage per parameter, or a spike rule) only says in which
+order to try; what is chosen is measured on the selection tokens: protect the first k, k = 0, 1, 2, …, stop when the
+budget is met or when the next ones change nothing. A site whose protection turns out to buy nothing is released again.
+What is given up: plans outside that order are not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from qarat.plans import Budget, Plan, Site, short_name
+from qarat.records import Difference, Evaluation, Sweep, Trial, paired_difference
+from qarat.schemes import Scheme
+from qarat.workspace import Progress, no_progress
+
+__all__ = ["Unit", "make_units", "rank_by_damage", "sweep"]
+
+Measure = Callable[[Plan, str], Evaluation]
+PATIENCE = 3  # additions in a row that change nothing before the sweep gives up
+NOTHING = 0.02  # of the naive loss; a smaller gain counts as none
+MOST = 24  # candidates tried at the most
+ALONE = 4  # sites whose own damage is measured beside its prediction
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Sites that are protected together: one projection, or those tied by an engine."""
+
+    sites: tuple[str, ...]
+    parameters: int
+
+    @property
+    def label(self) -> str:
+        """``1.down``, or ``1.q+k+v`` for a tie."""
+        first, *rest = map(short_name, self.sites)
+        return "+".join([first, *(name.partition(".")[2] for name in rest)])
+
+
+def make_units(sites: Sequence[Site], *, tied: bool) -> tuple[Unit, ...]:
+    """The projections as units, tied ones together if asked."""
+    groups: dict[tuple[int, str], list[Site]] = {}
+    for site in sites:
+        if site.kind == "projection":
+            groups.setdefault((site.block, site.tie if tied and site.tie else site.name), []).append(site)
+    return tuple(Unit(tuple(s.name for s in group), sum(s.parameters for s in group)) for group in groups.values())
+
+
+def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple[Unit, ...]:
+    """Units by damage per parameter, the dearest first."""
+    return tuple(sorted(units, key=lambda u: -sum(damages[s] for s in u.sites) / u.parameters))
+
+
+def sweep(
+    naive: Plan,
+    ranked: Sequence[Unit],
+    protect: Scheme,
+    budget: Budget,
+    measure: Measure,
+    *,
+    order: str,
+    exactly: int | None = None,
+    progress: Progress = no_progress,
+) -> tuple[Plan, Sweep]:
+    """Find how many of the ranked units to protect, by measurement.
+
+    Args:
+        naive: The plan that protects nothing.
+        ranked: Candidates, the dearest first.
+        protect: What protected sites get.
+        budget: The loss over float that is allowed.
+        measure: Loss of a plan on the selection tokens.
+        order: What ranked them, for the record.
+        exactly: Protect just so many of the first, instead of stopping at the budget.
+        progress: Called after every measurement.
+
+    Returns:
+        The plan, and the measurements behind it.
+    """
+    driver = _Driver(naive, protect, measure, progress, total=_guess_total(ranked, exactly))
+    trials: list[Trial] = []
+    idle = 0
+    most = min(len(ranked), MOST) if exactly is None else exactly
+    for k in range(most + 1):
+        trials.append(driver.trial(f"k={k}", ranked[:k]))
+        loss = trials[-1].damage.nats
+        gain = trials[-2].damage.nats - loss if k else float("inf")
+        idle = idle + 1 if gain < NOTHING * trials[0].damage.nats else 0
+        if exactly is None and (loss <= budget.nats or idle == PATIENCE):
+            break
+    chosen, verdict = _choose(trials, budget, exactly)
+    units = list(ranked[:chosen])
+    recoveries = []
+    for unit in list(units):
+        recovery = driver.recovery(unit, units)
+        without = [u for u in units if u is not unit]
+        spared = driver.trial("spared", without).damage.nats <= budget.nats
+        if exactly is None and spared and recovery.damage.nats < NOTHING * trials[0].damage.nats:
+            units = without
+            verdict += f"; {unit.label} released again, its protection buys nothing"
+        else:
+            recoveries.append(recovery)
+    watched = list(dict.fromkeys([*units, *ranked[:ALONE]]))
+    alone = tuple(driver.alone(site) for unit in watched for site in unit.sites)
+    because = {
+        site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites
+    }
+    plan = naive.with_schemes(dict.fromkeys(because, protect), because.__getitem__)
+    plan = msgspec.structs.replace(plan, note=verdict)
+    record = Sweep(
+        driver.float_loss.provenance,
+        order,
+        budget.spelling,
+        budget.nats,
+        tuple(trials),
+        alone,
+        tuple(recoveries),
+        verdict,
+    )
+    return plan, record
+
+
+def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
+    """How many to protect, and the reason in words."""
+    last = len(trials) - 1
+    loss = trials[last].damage.nats
+    if exactly is not None:
+        return last, f"{last} protected as asked for; loss {loss:.4f} nats over float"
+    if loss <= budget.nats:
+        nothing = "nothing needs protection" if last == 0 else f"{last} protected"
+        return last, f"{nothing}: loss {loss:.4f} nats over float, within {budget.spelling} ({budget.nats:.4f})"
+    # Beyond the budget: take the fewest that are as good as the best, up to what counts as nothing.
+    best = min(t.damage.nats for t in trials)
+    near = best + NOTHING * trials[0].damage.nats
+    chosen = next(k for k, t in enumerate(trials) if t.damage.nats <= near)
+    return chosen, (
+        f"{budget.spelling} ({budget.nats:.4f} nats) is not met: the best of {len(trials)} measured plans loses "
+        f"{best:.4f}; {chosen} protected reach {trials[chosen].damage.nats:.4f}. A finer low scheme may do"
+    )
+
+
+def _guess_total(ranked: Sequence[Unit], exactly: int | None) -> int:
+    """Measurements to expect, for the progress bar; the sweep usually ends within a few."""
+    return 1 + ALONE + 2 * (exactly if exactly is not None else min(4, len(ranked))) + 1
+
+
+class _Driver:
+    """Measures plans, each once, and compares them."""
+
+    def __init__(self, naive: Plan, protect: Scheme, measure: Measure, progress: Progress, total: int) -> None:
+        self._naive, self._protect, self._measure = naive, protect, measure
+        self._progress, self._total, self._done = progress, total, 0
+        self._known: dict[frozenset[str], Evaluation] = {}
+        all_float = {a.site.name: type(a.scheme)() for a in naive.assignments}
+        self._float_plan = naive.with_schemes(all_float, "float")
+        progress("sweep", 0, total)
+        self.float_loss = self._measured(self._float_plan, "float")
+
+    def trial(self, label: str, units: Sequence[Unit]) -> Trial:
+        """Protect these units; loss over float."""
+        sites = tuple(s for u in units for s in u.sites)
+        return Trial(label, sites, paired_difference(self._protecting(sites, label), self.float_loss))
+
+    def recovery(self, unit: Unit, units: Sequence[Unit]) -> Trial:
+        """Give up one of the protected units; loss over the plan that protects all of them."""
+        everyone = tuple(s for u in units for s in u.sites)
+        rest = tuple(s for u in units if u is not unit for s in u.sites)
+        label = f"without {unit.label}"
+        lost = paired_difference(self._protecting(rest, label), self._protecting(everyone, "all"))
+        return Trial(label, unit.sites, lost)
+
+    def alone(self, site: str) -> Trial:
+        """Only this site low, everything else in float; loss over float."""
+        label = f"only {short_name(site)} low"
+        plan = self._float_plan.with_schemes({site: self._naive[site]}, label)
+        return Trial(label, (site,), self._difference(plan, label))
+
+    def _difference(self, plan: Plan, label: str) -> Difference:
+        return paired_difference(self._measured(plan, label), self.float_loss)
+
+    def _protecting(self, sites: tuple[str, ...], label: str) -> Evaluation:
+        key = frozenset(sites)
+        if key not in self._known:
+            plan = self._naive.with_schemes(dict.fromkeys(sites, self._protect), label)
+            self._known[key] = self._measured(plan, label)
+        return self._known[key]
+
+    def _measured(self, plan: Plan, label: str) -> Evaluation:
+        evaluation = self._measure(plan, label)
+        self._done += 1
+        self._total = max(self._total, self._done)
+        self._progress("sweep", self._done, self._total)
+        return evaluation
