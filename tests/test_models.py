@@ -84,7 +84,8 @@ def test_the_walk_equals_transformers_to_the_last_bit(variant: str, tmp_path: Pa
 @pytest.mark.parametrize("variant", ["mistral-sliding", "qwen2-sliding", "qwen3-sliding"])
 def test_a_sliding_window_matters_here(variant: str, tmp_path: Path):
     sliding = tiny_checkpoint(tmp_path / "a", **VARIANTS[variant])
-    full = tiny_checkpoint(tmp_path / "b", **(VARIANTS[variant] | {"sliding_window": 64}))
+    wide: dict[str, Any] = VARIANTS[variant] | {"sliding_window": 64}
+    full = tiny_checkpoint(tmp_path / "b", **wide)
     logits = [walk(open_model(str(folder)), some_tokens()) for folder in (sliding, full)]
     assert torch.equal(logits[0][:, :8], logits[1][:, :8])
     assert (logits[0] - logits[1])[:, 8:].abs().amax(dim=(0, 2)).min() > 1e-3

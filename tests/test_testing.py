@@ -26,7 +26,6 @@ def test_a_planted_spike_preserves_the_function(shards: str | None, factor: floa
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     plain, spiked = channel_inputs
     torch.testing.assert_close(spiked[..., 5], plain[..., 5] * factor, rtol=1e-5, atol=1e-5 * factor)
-    assert spiked.abs().amax() > plain.abs().amax()
 
 
 def test_planting_in_a_state_dict_leaves_it_alone(tiny_llama: Path):

@@ -51,6 +51,34 @@ def reference_models() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+class ReferenceModel(NamedTuple):
+    """What the list of reference models says of one.
+
+    Attributes:
+        name: Accepted wherever a model is.
+        parameters: Outside the embedding.
+        tokens: Trained on.
+        training_loss: Mean of the last steps, nats per token.
+        folder: Where it lies.
+    """
+
+    name: str
+    parameters: int
+    tokens: int
+    training_loss: float
+    folder: str
+
+
+def describe_reference_models() -> list[ReferenceModel]:
+    """Every reference model with what its ``training.json`` says."""
+    found = []
+    for name, folder in reference_models().items():
+        card = json.loads((folder / "training.json").read_text())
+        loss = card["curve"][-1][1]
+        found.append(ReferenceModel(name, card["parameters_outside_embedding"], card["tokens"], loss, str(folder)))
+    return found
+
+
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not folder.name.endswith(".partial")
 

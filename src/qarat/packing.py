@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qarat.formats import NumberFormat
 
-__all__ = ["from_wire", "pack", "packed_bytes", "to_wire", "unpack"]
+__all__ = ["from_wire", "pack", "pack_bits", "packed_bytes", "to_wire", "unpack", "unpack_bits"]
 
 
 def to_wire(codes: Tensor, fmt: NumberFormat) -> Tensor:
@@ -43,62 +43,76 @@ def from_wire(wire: Tensor, fmt: NumberFormat) -> Tensor:
     return indices.to(torch.uint8)
 
 
-def packed_bytes(cols: int, fmt: NumberFormat) -> int:
-    """Bytes of a row of that many codes."""
-    return -(-cols * fmt.bits // 8)
-
-
 def pack(codes: Tensor, fmt: NumberFormat) -> Tensor:
-    """Pack a matrix of codes.
+    """Pack a matrix of table indices as wire codes.
 
     Args:
         codes: (rows, cols) uint8 table indices.
         fmt: Their format.
 
     Returns:
-        (rows, packed bytes of a row) uint8, little-endian in bits; unused bits of a row's last byte are 0.
+        (rows, `packed_bytes` of a row) uint8, as `pack_bits` lays them out.
     """
-    rows, cols = codes.shape
-    per_word, bytes_per_word = _word(fmt)
-    wire = torch.nn.functional.pad(to_wire(codes, fmt), (0, -cols % per_word)).view(rows, -1, per_word)
-    words = torch.zeros(wire.shape[:2], dtype=torch.int64, device=codes.device)
-    for position in range(per_word):
-        words |= wire[..., position].long() << (position * fmt.bits)
-    packed = torch.stack([(words >> (8 * byte)) & 0xFF for byte in range(bytes_per_word)], dim=-1)
-    return packed.to(torch.uint8).view(rows, -1)[:, : packed_bytes(cols, fmt)].contiguous()
+    return pack_bits(to_wire(codes, fmt), fmt.bits)
 
 
 def unpack(packed: Tensor, fmt: NumberFormat, cols: int) -> Tensor:
-    """The inverse of `pack`.
-
-    Args:
-        packed: (rows, packed bytes of a row) uint8.
-        fmt: Format of the codes.
-        cols: Codes of a row, which the bytes alone do not say.
-
-    Returns:
-        (rows, cols) uint8 table indices.
+    """The inverse of `pack`; ``cols`` is what the bytes alone do not say.
 
     Raises:
         ValueError: The number of bytes does not fit that of codes, or a code is none of the format's.
     """
+    return from_wire(unpack_bits(packed, fmt.bits, cols), fmt)
+
+
+def packed_bytes(cols: int, bits: int) -> int:
+    """Bytes of a row of that many codes of that many bits."""
+    return -(-cols * bits // 8)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Pack a matrix of codes, whatever they mean.
+
+    Args:
+        codes: (rows, cols) uint8, each below 2^bits.
+        bits: Bits of a code, 1 to 8.
+
+    Returns:
+        (rows, `packed_bytes` of a row) uint8, little-endian in bits; unused bits of a row's last byte are 0.
+    """
+    rows, cols = codes.shape
+    per_word, bytes_per_word = _word(bits)
+    split = torch.nn.functional.pad(codes, (0, -cols % per_word)).view(rows, -1, per_word)
+    words = torch.zeros(split.shape[:2], dtype=torch.int64, device=codes.device)
+    for position in range(per_word):
+        words |= split[..., position].long() << (position * bits)
+    packed = torch.stack([(words >> (8 * byte)) & 0xFF for byte in range(bytes_per_word)], dim=-1)
+    return packed.to(torch.uint8).view(rows, -1)[:, : packed_bytes(cols, bits)].contiguous()
+
+
+def unpack_bits(packed: Tensor, bits: int, cols: int) -> Tensor:
+    """The inverse of `pack_bits`: (rows, cols) uint8.
+
+    Raises:
+        ValueError: The number of bytes does not fit that of codes.
+    """
     rows, present = packed.shape
-    if present != packed_bytes(cols, fmt):
-        raise ValueError(f"{cols} {fmt.name} codes are {packed_bytes(cols, fmt)} bytes a row, got {present}")
-    per_word, bytes_per_word = _word(fmt)
+    if present != packed_bytes(cols, bits):
+        raise ValueError(f"{cols} codes of {bits} bits are {packed_bytes(cols, bits)} bytes a row, got {present}")
+    per_word, bytes_per_word = _word(bits)
     split = torch.nn.functional.pad(packed, (0, -present % bytes_per_word)).view(rows, -1, bytes_per_word)
     words = torch.zeros(split.shape[:2], dtype=torch.int64, device=packed.device)
     for byte in range(bytes_per_word):
         words |= split[..., byte].long() << (8 * byte)
-    mask = (1 << fmt.bits) - 1
-    wire = torch.stack([(words >> (position * fmt.bits)) & mask for position in range(per_word)], dim=-1)
-    return from_wire(wire.view(rows, -1)[:, :cols].to(torch.uint8), fmt)
+    mask = (1 << bits) - 1
+    codes = torch.stack([(words >> (position * bits)) & mask for position in range(per_word)], dim=-1)
+    return codes.to(torch.uint8).view(rows, -1)[:, :cols].contiguous()
 
 
-def _word(fmt: NumberFormat) -> tuple[int, int]:
+def _word(bits: int) -> tuple[int, int]:
     """The fewest codes that fill whole bytes, and those bytes: at most 8 codes in 8 bytes, so a word is one int64."""
-    per_word = 8 // math.gcd(fmt.bits, 8)
-    return per_word, per_word * fmt.bits // 8
+    per_word = 8 // math.gcd(bits, 8)
+    return per_word, per_word * bits // 8
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,16 +23,20 @@ from qarat.plans import Plan, read_plan
 
 __all__ = [
     "ActivationStats",
+    "Continuations",
     "Difference",
     "Evaluation",
     "Menu",
     "MenuEntry",
     "Peak",
     "Provenance",
+    "Record",
     "StreamStats",
     "Sweep",
     "Trial",
+    "content_hash",
     "decode_record",
+    "describe_record",
     "encode_record",
     "paired_difference",
     "same_origin",
@@ -280,6 +284,20 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdict: str
 
 
+class Continuations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same prompt continued greedily by several models.
+
+    Attributes:
+        provenance: Model and report tokens.
+        prompt: As text.
+        texts: Label to continuation.
+    """
+
+    provenance: Provenance
+    prompt: str
+    texts: dict[str, str]
+
+
 def same_origin(a: Provenance, b: Provenance, what: str) -> None:
     """Refuse to combine strangers.
 
@@ -292,9 +310,15 @@ def same_origin(a: Provenance, b: Provenance, what: str) -> None:
         raise UserError(f"{what} do not belong together: " + "; ".join(different))
 
 
-Record = ActivationStats | Evaluation | Menu | Sweep | Plan
+Record = ActivationStats | Continuations | Evaluation | Menu | Plan | Sweep
 R = TypeVar("R")
-_TYPES: dict[str, Any] = {"stats": ActivationStats, "evaluation": Evaluation, "menu": Menu, "sweep": Sweep}
+_TYPES: dict[str, Any] = {
+    "stats": ActivationStats,
+    "continuations": Continuations,
+    "evaluation": Evaluation,
+    "menu": Menu,
+    "sweep": Sweep,
+}
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 
@@ -308,16 +332,19 @@ def encode_record(record: Record) -> bytes:
         for name, stream in record.streams.items():
             arrays |= {f"{name}/{key}": value for key, value in stream.arrays.items()}
 
-    def reference(value: object) -> object:
-        if isinstance(value, Tensor):
-            return None  # the array lies beside the header, under the name of its place
-        raise TypeError(f"{type(value).__name__} does not belong in a record")
-
-    header = {"qarat": f"{_NAMES[type(record)]}/1", "record": msgspec.to_builtins(record, enc_hook=reference)}
-    text = msgspec.json.encode(header)
+    text = msgspec.json.encode(describe_record(record))
     if not arrays:
         return msgspec.json.format(text, indent=1) + b"\n"
     return save({key: value.contiguous() for key, value in arrays.items()}, metadata={"qarat": text.decode()})
+
+
+def describe_record(record: object) -> object:
+    """A record without its arrays as plain JSON values, under its kind; anything else as it is."""
+    if isinstance(record, Plan):
+        return msgspec.json.decode(record.to_json())
+    kind = _NAMES.get(type(record))
+    body = msgspec.to_builtins(record, enc_hook=_leave_out)
+    return {"qarat": f"{kind}/1", "record": body} if kind else body
 
 
 def content_hash(record: Record) -> str:
@@ -384,6 +411,12 @@ def _convert(path: Path, header: Any, arrays: Mapping[str, Tensor]) -> Any:
         return msgspec.convert(body, _TYPES[name], dec_hook=_accept_tensor)
     except msgspec.ValidationError as error:
         raise UserError(f"{path} is not a valid {name}: {error}") from None
+
+
+def _leave_out(value: object) -> None:
+    """An array lies beside the header, under the name of its place."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{type(value).__name__} does not belong in a record")
 
 
 def _accept_tensor(kind: type, value: object) -> object:

@@ -20,7 +20,7 @@ from tokenizers import models as token_models
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from qarat.data import Document
+from qarat.documents import Document
 from qarat.workspace import write_whole
 
 __all__ = ["plant_spike", "tiny_checkpoint", "tiny_documents", "tiny_tokenizer"]

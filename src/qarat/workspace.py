@@ -22,7 +22,7 @@ import torch
 
 from qarat.errors import UserError
 
-__all__ = ["Progress", "Run", "Runtime", "explained", "hash_json", "no_progress", "parse_size", "write_whole"]
+__all__ = ["Estimate", "Progress", "Run", "Runtime", "explained", "hash_json", "no_progress", "parse_size", "write_whole"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the units done and the units in all."""
@@ -58,6 +58,22 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self.memory
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return pages // 2
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What a run would take.
+
+    Attributes:
+        steps: Name and seconds.
+        memory_bytes: Weights and hidden states at their peak.
+        disk_bytes: Of the quantized folder.
+        rate: Matrix rate measured on this machine, floating-point operations a second.
+    """
+
+    steps: tuple[tuple[str, float], ...]
+    memory_bytes: int
+    disk_bytes: int
+    rate: float
 
 
 def parse_size(text: str) -> int:

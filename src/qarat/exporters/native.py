@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from qarat.attention import PRODUCTS
@@ -214,7 +214,8 @@ def _read_linear(
 
 
 def _write(path: Path, tensors: dict[str, Tensor], where: dict[str, str]) -> None:
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    # Through Python's own write: its errors name their cause (no space, read-only), those of safetensors' writer do not.
+    path.write_bytes(save({name: value.contiguous().cpu() for name, value in tensors.items()}, {"format": "pt"}))
     where |= dict.fromkeys(tensors, path.name)
 
 

@@ -1,0 +1,76 @@
+"""What a plan cost, as tables: evaluations, alone and against float's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from qarat.errors import UserError
+from qarat.records import Evaluation, paired_difference
+from qarat.report.layout import cells, count, decimals, fixed, label, number, perplexity_change, table, title, words
+
+__all__ = ["compare", "show_evaluation"]
+
+
+def show_evaluation(record: Evaluation) -> RenderableType:
+    """One evaluation on its own."""
+    return Group(
+        title(
+            record.label,
+            record.provenance.model,
+            f"perplexity {fixed(record.perplexity, 2)}",
+            f"loss {fixed(record.loss, 4)} nats per token",
+        ),
+        words(_tokens(record), "dim"),
+    )
+
+
+def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
+    """Evaluations of the same tokens against the first of them, which is float's.
+
+    Raises:
+        UserError: If they were measured on other models or tokens, or there are none.
+    """
+    if not evaluations:
+        raise UserError("there are no evaluations to compare")
+    first, *others = evaluations
+    differences = [paired_difference(e, first) for e in others]
+    digits = decimals([bound for d in differences for bound in (d.nats, *d.interval)])
+    out = table(
+        label(""),
+        number("perplexity"),
+        number("Δ loss\n(nats)"),
+        number("± SE\n(nats)"),
+        number("95 % interval\n(nats)"),
+        number("Δ perplexity\n(%)"),
+    )
+    cells(out, first.label, fixed(first.perplexity, 2), "", "", "", "")
+    for evaluation, difference in zip(others, differences, strict=True):
+        low, high = (fixed(bound, digits, sign=True) for bound in difference.interval)
+        cells(
+            out,
+            evaluation.label,
+            fixed(evaluation.perplexity, 2),
+            fixed(difference.nats, digits, sign=True),
+            fixed(difference.standard_error, digits),
+            "n/a" if math.isnan(difference.standard_error) else f"{low} to {high}",
+            perplexity_change(difference.nats),
+        )
+    lines = [_tokens(first)]
+    if others:
+        clusters = differences[0].clusters
+        lines.append(
+            f"Δ: nats per token over {first.label}, paired by window; errors over {count(clusters, 'cluster')}"
+        )
+    if others and differences[0].clusters == 1:
+        lines.append("one source alone gives no standard error")
+    return Group(out, Text(), *(words(line, "dim") for line in lines))
+
+
+def _tokens(evaluation: Evaluation) -> str:
+    sources = count(len(set(evaluation.sources)), "source")
+    windows = count(len(evaluation.nats), "window")
+    return f"{windows} of {sources}, {sum(evaluation.predicted):,} predicted tokens, {evaluation.provenance.convention}"

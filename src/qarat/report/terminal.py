@@ -1,0 +1,73 @@
+"""Records as tables for the terminal, up to 100 columns wide; they also read well without colour.
+
+`render` takes any record; keyword arguments give it other records to set beside it. `compare` and `continuations` show
+what a plan cost: in perplexity, and in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from qarat.checkpoints import ReferenceModel
+from qarat.plans import Plan
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
+from qarat.report.activations import show_stats
+from qarat.report.choices import show_menu, show_plan, show_sweep
+from qarat.report.continuations import continuations
+from qarat.report.layout import words
+from qarat.report.listings import show_estimate, show_models
+from qarat.report.outcomes import compare, show_evaluation
+from qarat.workspace import Estimate
+
+__all__ = ["compare", "continuations", "ending", "render", "render_all"]
+
+
+@singledispatch
+def render(record: object, **context: Any) -> RenderableType:
+    """A record as something rich can print.
+
+    Args:
+        record: Activation stats, a menu, a plan, a sweep or an evaluation.
+        **context: Of stats ``low`` (the low scheme's input, or None); of a menu ``plan``, ``sites`` and ``sweep``; of a
+            plan ``sweep``.
+
+    Raises:
+        UserError: If the context belongs to another model.
+    """
+    raise TypeError(f"no report of a {type(record).__name__}")
+
+
+render.register(ActivationStats, show_stats)
+render.register(Menu, show_menu)
+render.register(Plan, show_plan)
+render.register(Sweep, show_sweep)
+render.register(Evaluation, show_evaluation)
+
+
+@render.register
+def _(record: Continuations) -> RenderableType:
+    return continuations(record.prompt, record.texts)
+
+
+render.register(Estimate, show_estimate)
+
+
+def render_all(records: Sequence[object], **context: Any) -> RenderableType:
+    """Several records as one thing: evaluations are compared with the first, models listed, the rest shown in a row."""
+    if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
+        return compare([r for r in records if isinstance(r, Evaluation)])
+    if records and all(isinstance(r, ReferenceModel) for r in records):
+        return show_models([r for r in records if isinstance(r, ReferenceModel)])
+    return Group(*(render(r, **context) for r in records))
+
+
+def ending(lines: Sequence[str]) -> RenderableType:
+    """The last lines of a command: what was written, and what to do next.
+
+    A path or a command in them must survive being copied: print it with ``soft_wrap=True``.
+    """
+    return words("\n".join(lines))
