@@ -14,6 +14,7 @@ The same steps as the command line, as functions of values::
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -25,9 +26,9 @@ _HOMES = {
     "TokenSet": "data",
     "UserError": "errors",
     "assign": "plans",
-    "decode_record": "records",
+    "decode_record": "recordfiles",
     "diagnose": "spikes",
-    "encode_record": "records",
+    "encode_record": "recordfiles",
     "find_plan": "planning",
     "find_spikes": "spikes",
     "load_token_sets": "data",
@@ -43,10 +44,10 @@ _HOMES = {
     "write_native": "exporters.native",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 (every key is a string)
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll] (one list of names is enough)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"qarat.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'qarat' has no attribute {name!r}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from qarat import __version__, commands
 from qarat.errors import UserError
 from qarat.formats import nearest_names
-from qarat.records import describe_record
+from qarat.recordfiles import describe_record
 from qarat.report.progress import StageProgress
 from qarat.report.terminal import render_all
 

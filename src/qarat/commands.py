@@ -25,7 +25,8 @@ from qarat.observation import observe
 from qarat.pipeline import Pipeline, Shower, show_run
 from qarat.planning import LOW, Request, find_plan
 from qarat.plans import Plan
-from qarat.records import ActivationStats, Evaluation, Menu, content_hash, decode_record, encode_record
+from qarat.recordfiles import content_hash, decode_record, encode_record
+from qarat.records import ActivationStats, Evaluation, Menu
 from qarat.schemes import LinearScheme, parse_scheme
 from qarat.workspace import Progress, Run, Runtime, parse_size, write_whole
 

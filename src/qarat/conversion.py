@@ -18,7 +18,8 @@ from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.plans import Plan
-from qarat.records import ActivationStats, content_hash
+from qarat.recordfiles import content_hash
+from qarat.records import ActivationStats
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
 from qarat.tensors import QuantizedTensor, Scales
 

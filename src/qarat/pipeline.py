@@ -23,16 +23,8 @@ from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import Request, find_plan, naive_plan
 from qarat.plans import Plan, assign
-from qarat.records import (
-    ActivationStats,
-    Continuations,
-    Evaluation,
-    Menu,
-    Sweep,
-    content_hash,
-    decode_record,
-    encode_record,
-)
+from qarat.recordfiles import content_hash, decode_record, encode_record
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
 from qarat.workspace import Estimate, Progress, Run, write_whole
 

@@ -16,7 +16,8 @@ from qarat.evaluation.incremental import Meter
 from qarat.formats import nearest_names
 from qarat.models import Model
 from qarat.plans import Plan, PlanError, assign, match_sites, parse_budget
-from qarat.records import ActivationStats, Menu, Sweep, content_hash
+from qarat.recordfiles import content_hash
+from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
 from qarat.search import Unit, make_units, rank_by_damage, sweep
 from qarat.spikes import RULES, find_spikes, sites_of
@@ -131,7 +132,8 @@ def find_plan(
     """
     naive = naive_plan(model, request, stats)
     protect = parse_scheme(request.protection)
-    open_sites = [a.site for a in naive.assignments if a.site.kind == "projection" and naive.is_low(a)]
+    overridden = {a.site for a in naive.exceptions()}
+    open_sites = [s for s in naive.sites if s not in overridden]
     units = make_units(open_sites, tied=request.runtime in ENGINES_THAT_FUSE)
     ranked, order, exactly = _rank(request, units, naive, stats, menu)
     cache: WeightCache = {}

@@ -92,6 +92,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def is_float(self) -> bool:
+        """Whether nothing of the site is quantized."""
         return self.scheme in (LinearScheme(), MatmulScheme())
 
 
@@ -119,10 +120,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def schemes(self) -> dict[str, Scheme]:
+        """Site to scheme, by full name, in model order."""
         return {a.site.name: a.scheme for a in self.assignments}
 
     @property
     def sites(self) -> tuple[Site, ...]:
+        """Every site, in model order."""
         return tuple(a.site for a in self.assignments)
 
     def block(self, index: int) -> dict[str, Scheme]:
@@ -130,16 +133,17 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {a.site.name: a.scheme for a in self.assignments if a.site.block == index}
 
     def is_low(self, assignment: Assignment) -> bool:
-        """Whether a site counts as low: weight bits at most those of the low scheme."""
+        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme (DESIGN section 2)."""
         low = parse_scheme(self.low)
         if not isinstance(low, LinearScheme) or low.weight is None:
             return False
         bits = assignment.weight_bits
-        return bits is not None and bits <= low.weight.number_format.bits and assignment.scheme == low
+        return bits is not None and bits <= low.weight.number_format.bits
 
-    def protected(self) -> tuple[Assignment, ...]:
-        """The projections kept above the low scheme."""
-        return tuple(a for a in self.assignments if a.site.kind == "projection" and not self.is_low(a))
+    def exceptions(self) -> tuple[Assignment, ...]:
+        """The projections whose scheme is not the low one, protected or overridden."""
+        low = parse_scheme(self.low)
+        return tuple(a for a in self.assignments if a.site.kind == "projection" and a.scheme != low)
 
     def ratio(self) -> float:
         """Q_r by parameters: parameters of the low sites over parameters of all sites."""
@@ -166,20 +170,24 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def with_schemes(self, changes: Mapping[str, Scheme], reason: str | Callable[[str], str]) -> Plan:
         """A plan in which the named sites have other schemes.
 
+        Args:
+            changes: Full site name to scheme.
+            reason: One for all, or a function from site name to reason.
+
         Raises:
             PlanError: For names that are no sites of the plan.
         """
         unknown = changes.keys() - {s.name for s in self.sites}
         if unknown:
             raise PlanError(f"no such sites: {', '.join(sorted(unknown))}")
-        because = reason if callable(reason) else lambda _: reason
-        changed = [
-            msgspec.structs.replace(a, scheme=changes[a.site.name], reason=because(a.site.name))
-            if a.site.name in changes
-            else a
-            for a in self.assignments
-        ]
-        return msgspec.structs.replace(self, assignments=tuple(changed))
+
+        def change(a: Assignment) -> Assignment:
+            name = a.site.name
+            if name not in changes:
+                return a
+            return Assignment(a.site, changes[name], reason(name) if callable(reason) else reason)
+
+        return msgspec.structs.replace(self, assignments=tuple(map(change, self.assignments)))
 
     def check(self, model: str, sites: Sequence[Site]) -> None:
         """Check the whole plan against the whole model, before any long work.
@@ -187,7 +195,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             PlanError: Listing every offender: another model's plan, sites missing or too many, shapes that differ.
         """
-        offences = []
+        offences: list[str] = []
         if self.model != model:
             offences.append(f"it was made for the model {self.model[:12]}…, this is {model[:12]}…")
         mine, theirs = {s.name: s for s in self.sites}, {s.name: s for s in sites}
@@ -229,7 +237,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         head = {"qarat": "plan/1", "model": self.model, "low": self.low, "float_bits": self.float_bits}
         head |= {"stats": self.stats, "note": self.note}
         lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
-        rows = []
+        rows: list[str] = []
         for a in self.assignments:
             row = {"scheme": str(a.scheme), "reason": a.reason, **msgspec.to_builtins(a.site)}
             del row["name"]
@@ -268,7 +276,8 @@ def read_plan(text: str | bytes) -> Plan:
         file = msgspec.json.decode(text, type=_PlanFile)
     except msgspec.DecodeError as error:
         raise PlanError(f"not a plan: {error}") from None
-    assignments, offences = [], []
+    assignments: list[Assignment] = []
+    offences: list[str] = []
     for name, row in file.sites.items():
         try:
             scheme = parse_scheme(row.scheme, matmul=row.kind == "product")

@@ -1,25 +1,17 @@
-"""Records: what stages measured, as frozen values that are saved, read back and compared by content.
+"""Records: what stages measured, as frozen values with their provenance.
 
-A record is a small JSON header; where it has arrays they lie with the header in one safetensors file. Equal content has
-an equal hash, whatever machine or time it was made on; combining records of different models or tokens is an error.
+Combining records of different models or tokens is an error. How they are saved, read back and compared by content is in
+`qarat.recordfiles`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from qarat.errors import UserError
-from qarat.plans import Plan, read_plan
 
 __all__ = [
     "ActivationStats",
@@ -30,14 +22,9 @@ __all__ = [
     "MenuEntry",
     "Peak",
     "Provenance",
-    "Record",
     "StreamStats",
     "Sweep",
     "Trial",
-    "content_hash",
-    "decode_record",
-    "describe_record",
-    "encode_record",
     "paired_difference",
     "same_origin",
 ]
@@ -308,118 +295,3 @@ def same_origin(a: Provenance, b: Provenance, what: str) -> None:
     different = [f"{f}: {getattr(a, f)[:40]} against {getattr(b, f)[:40]}" for f in fields if getattr(a, f) != getattr(b, f)]
     if different:
         raise UserError(f"{what} do not belong together: " + "; ".join(different))
-
-
-Record = ActivationStats | Continuations | Evaluation | Menu | Plan | Sweep
-R = TypeVar("R")
-_TYPES: dict[str, Any] = {
-    "stats": ActivationStats,
-    "continuations": Continuations,
-    "evaluation": Evaluation,
-    "menu": Menu,
-    "sweep": Sweep,
-}
-_NAMES = {kind: name for name, kind in _TYPES.items()}
-
-
-def encode_record(record: Record) -> bytes:
-    """The bytes of a record's file: JSON, or safetensors where the record has arrays. Equal records, equal bytes."""
-    if isinstance(record, Plan):
-        return record.to_json().encode()
-    arrays: dict[str, Tensor] = {}
-    if isinstance(record, ActivationStats):
-        arrays["edges"] = record.edges
-        for name, stream in record.streams.items():
-            arrays |= {f"{name}/{key}": value for key, value in stream.arrays.items()}
-
-    text = msgspec.json.encode(describe_record(record))
-    if not arrays:
-        return msgspec.json.format(text, indent=1) + b"\n"
-    return save({key: value.contiguous() for key, value in arrays.items()}, metadata={"qarat": text.decode()})
-
-
-def describe_record(record: object) -> object:
-    """A record without its arrays as plain JSON values, under its kind; anything else as it is."""
-    if isinstance(record, Plan):
-        return msgspec.json.decode(record.to_json())
-    kind = _NAMES.get(type(record))
-    body = msgspec.to_builtins(record, enc_hook=_leave_out)
-    return {"qarat": f"{kind}/1", "record": body} if kind else body
-
-
-def content_hash(record: Record) -> str:
-    """SHA-256 of a record's bytes."""
-    return hashlib.sha256(encode_record(record)).hexdigest()
-
-
-def decode_record(path: Path, kind: type[R] | None = None) -> R:
-    """Read a record's file.
-
-    Args:
-        path: Of the file.
-        kind: What it must be; None takes any.
-
-    Raises:
-        UserError: No such file, not a record, of another version, or of another kind than asked for.
-    """
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    if path.suffix == ".safetensors":
-        record = _decode_arrays(path)
-    else:
-        record = _decode_json(path)
-    if kind is not None and not isinstance(record, kind):
-        raise UserError(f"{path} holds a {type(record).__name__}, a {kind.__name__} is needed")
-    return record
-
-
-def _decode_json(path: Path) -> Any:
-    data = path.read_bytes()
-    try:
-        header = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path} is not a record: {error}") from None
-    if isinstance(header, dict) and str(header.get("qarat", "")).startswith("plan/"):
-        return read_plan(data)
-    return _convert(path, header, {})
-
-
-def _decode_arrays(path: Path) -> Any:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}; make it again") from None
-    if "qarat" not in metadata:
-        raise UserError(f"{path} is a safetensors file, but no record")
-    return _convert(path, msgspec.json.decode(metadata["qarat"]), arrays)
-
-
-def _convert(path: Path, header: Any, arrays: Mapping[str, Tensor]) -> Any:
-    name, _, version = str(header.get("qarat", "") if isinstance(header, dict) else "").partition("/")
-    if name not in _TYPES:
-        raise UserError(f"{path} is not a record: it has no known `qarat` key")
-    if version != "1":
-        raise UserError(f"{path} is a {name} of version {version}; this qarat reads version 1")
-    body = header["record"]
-    if name == "stats":
-        body["edges"] = arrays["edges"]
-        for stream, fields in body["streams"].items():
-            fields["arrays"] = {k: arrays[f"{stream}/{k}"] for k in fields["arrays"]}
-    try:
-        return msgspec.convert(body, _TYPES[name], dec_hook=_accept_tensor)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path} is not a valid {name}: {error}") from None
-
-
-def _leave_out(value: object) -> None:
-    """An array lies beside the header, under the name of its place."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{type(value).__name__} does not belong in a record")
-
-
-def _accept_tensor(kind: type, value: object) -> object:
-    if kind is torch.Tensor and isinstance(value, Tensor):
-        return value
-    raise TypeError(f"expected a tensor, got {type(value).__name__}")

@@ -92,21 +92,20 @@ def sweep(
             break
     chosen, verdict = _choose(trials, budget, exactly)
     units = list(ranked[:chosen])
-    recoveries = []
-    for unit in list(units):
-        recovery = driver.recovery(unit, units)
-        without = [u for u in units if u is not unit]
-        spared = driver.trial("spared", without).damage.nats <= budget.nats
-        if exactly is None and spared and recovery.damage.nats < NOTHING * trials[0].damage.nats:
-            units = without
-            verdict += f"; {unit.label} released again, its protection buys nothing"
-        else:
-            recoveries.append(recovery)
+    released: list[Unit] = []
+    recoveries = [driver.recovery(unit, units) for unit in units]
+    while exactly is None and (unit := driver.idle(units, recoveries, budget, NOTHING * trials[0].damage.nats)):
+        units.remove(unit)
+        released.append(unit)
+        recoveries = [driver.recovery(u, units) for u in units]
+    if released:
+        loss = driver.trial("released", units).damage.nats
+        names = ", ".join(u.label for u in released)
+        verdict += f"; {names} released again, as protecting them buys nothing: {len(units)} protected lose {loss:.4f}"
     watched = list(dict.fromkeys([*units, *ranked[:ALONE]]))
     alone = tuple(driver.alone(site) for unit in watched for site in unit.sites)
-    because = {
-        site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites
-    }
+    driver.finish()
+    because = {site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites}
     plan = naive.with_schemes(dict.fromkeys(because, protect), because.__getitem__)
     plan = msgspec.structs.replace(plan, note=verdict)
     record = Sweep(
@@ -171,6 +170,19 @@ class _Driver:
         lost = paired_difference(self._protecting(rest, label), self._protecting(everyone, "all"))
         return Trial(label, unit.sites, lost)
 
+    def idle(self, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, nothing: float) -> Unit | None:
+        """The protected unit whose protection buys the least, if that is nothing and the budget holds without it."""
+        if not units:
+            return None
+        unit, recovery = min(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
+        rest = [u for u in units if u is not unit]
+        holds = self.trial("spared", rest).damage.nats <= max(budget.nats, self.trial("all", units).damage.nats)
+        return unit if recovery.damage.nats < nothing and holds else None
+
+    def finish(self) -> None:
+        """Tell the progress callback that no measurement follows."""
+        self._progress("sweep", self._done, self._done)
+
     def alone(self, site: str) -> Trial:
         """Only this site low, everything else in float; loss over float."""
         label = f"only {short_name(site)} low"
@@ -190,6 +202,6 @@ class _Driver:
     def _measured(self, plan: Plan, label: str) -> Evaluation:
         evaluation = self._measure(plan, label)
         self._done += 1
-        self._total = max(self._total, self._done)
+        self._total = max(self._total, self._done + 1)
         self._progress("sweep", self._done, self._total)
         return evaluation

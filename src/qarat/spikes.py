@@ -64,7 +64,8 @@ class Verdict(msgspec.Struct, frozen=True):
         rule: Key of `RULES`.
         flagged: Streams, the most extreme first.
         margin: How many times more extreme the last flagged stream is than the first one not flagged (in dB for `snr`);
-            where nothing is flagged, how far the most extreme stream stays on the safe side of the limit.
+            where nothing is flagged, how far the most extreme stream stays on the safe side of the limit; NaN where
+            there is nothing to compare with.
         statement: The rule in words.
     """
 
@@ -150,12 +151,12 @@ def _above(rule: str, scores: dict[str, float], limit: float, statement: str) ->
     order = sorted(scores, key=lambda name: -scores[name])
     flagged = tuple(name for name in order if scores[name] > limit)
     rest = order[len(flagged) :]
-    if flagged and rest:
-        margin = scores[flagged[-1]] / max(scores[rest[0]], 1e-30)
-    elif order:
-        margin = limit / max(scores[order[0]], 1e-30)
-    else:
+    if not rest:
         margin = math.nan
+    elif flagged:
+        margin = scores[flagged[-1]] / max(scores[rest[0]], 1e-30)
+    else:
+        margin = limit / max(scores[rest[0]], 1e-30)
     return Verdict(rule, flagged, margin, statement)
 
 
@@ -167,7 +168,7 @@ def _by_snr(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
     order = sorted(scores, key=scores.__getitem__)
     flagged = tuple(name for name in order if scores[name] < SNR_LIMIT)
     rest = order[len(flagged) :]
-    margin = scores[rest[0]] - scores[flagged[-1]] if flagged and rest else scores[order[0]] - SNR_LIMIT
+    margin = scores[rest[0]] - (scores[flagged[-1]] if flagged else SNR_LIMIT) if rest else math.nan
     return Verdict("snr", flagged, margin, statement)
 
 
@@ -188,7 +189,8 @@ def _by_massive(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
 
 def _by_super_weight(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
     outputs = {s.block: s.maximum for s in stats.streams.values() if s.kind == "down_out"}
-    scores = {s.name: min(s.maximum, outputs[s.block]) for s in stats.streams.values() if s.kind == "down_in"}
+    inputs = [s for s in stats.streams.values() if s.kind == "down_in" and s.block in outputs]
+    scores = {s.name: min(s.maximum, outputs[s.block]) for s in inputs}
     return _above("super-weight", scores, SUPER_LIMIT, "down_proj input and output > 50 (super weights)")
 
 
@@ -201,10 +203,10 @@ def _by_gap(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
         if a.ratio > GAP_FLOOR
     ]
     if not gaps:
-        return Verdict("gap", (), GAP_FLOOR / ranked[0].ratio, statement)
+        return Verdict("gap", (), GAP_FLOOR / ranked[0].ratio if ranked else math.nan, statement)
     gap, count = max(gaps)
     if gap < GAP_FACTOR:
-        return Verdict("gap", (), gap / GAP_FACTOR, statement)
+        return Verdict("gap", (), GAP_FACTOR / gap, statement)
     return Verdict("gap", tuple(s.name for s in ranked[:count]), gap, statement)
 
 

@@ -27,7 +27,8 @@ from qarat.data import TokenSet
 from qarat.kernels import reference
 from qarat.models import Model
 from qarat.plans import Site
-from qarat.records import ActivationStats, Menu, MenuEntry, content_hash
+from qarat.recordfiles import content_hash
+from qarat.records import ActivationStats, Menu, MenuEntry
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.tensors import Scales, quantize_tensor
 from qarat.workspace import Progress, no_progress

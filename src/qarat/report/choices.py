@@ -103,7 +103,7 @@ def show_plan(record: Plan, *, sweep: Sweep | None = None) -> RenderableType:
     parts += [Text(), _schemes(record)]
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     parts += [Text(), *(words(f"{count(n, 'attention product')} in {scheme}") for scheme, n in products.items())]
-    protected = record.protected()
+    protected = record.exceptions()
     if protected:
         parts += [Text(), _protected(record, protected[:PROTECTED], sweep.recoveries if sweep else ())]
     else:
