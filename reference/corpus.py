@@ -111,7 +111,9 @@ def build() -> dict[str, list[tuple[str, str]]]:
     splits = split(texts)
     differences = check(texts, splits)
     if differences:
-        print(f"corpus: {len(differences)} files differ from {LISTING.name}; results will differ from the shipped models:")
+        print(
+            f"corpus: {len(differences)} files differ from {LISTING.name}; results will differ from the shipped models:"
+        )
         print("\n".join(f"  {line}" for line in differences[:20]))
     return {label: [(name, texts[name]) for name in names] for label, names in splits.items()}
 

@@ -19,7 +19,7 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import corpus
@@ -117,6 +117,14 @@ def build_model(recipe: Recipe) -> torch.nn.Module:
     return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=heads, tie_word_embeddings=True))
 
 
+def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; only matrices decay. The rate is set at every step."""
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+
+
 def train_tokenizer(texts: list[str]) -> Tokenizer:
     """Byte-level BPE; BOS is id 0 and the tokenizer puts it in front of every text."""
     tokenizer = Tokenizer(models.BPE())
@@ -183,7 +191,7 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
-    curve: list[tuple[int, float]] = None  # (step, mean training loss since the last entry)
+    curve: list[tuple[int, float]] = field(default_factory=list)  # (step, mean training loss since the last entry)
 
     def save(self, path: Path, recipe: Recipe) -> None:
         saved = {
@@ -219,13 +227,12 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
     tokenizer, windows = prepare(recipe.packed)
     needed = recipe.steps * recipe.batch
     if len(windows) < needed:
-        raise SystemExit(f"the corpus holds {len(windows)} windows, {needed} are needed: raise TRAIN_BYTES in corpus.py")
+        raise SystemExit(
+            f"the corpus holds {len(windows)} windows, {needed} are needed: raise TRAIN_BYTES in corpus.py"
+        )
     set_seed(recipe.seed)
     model = build_model(recipe)
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    state = State(model, torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True), curve=[])
+    state = State(model, build_optimizer(model, recipe))
     checkpoint = WORK / recipe.name / "state.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
@@ -261,13 +268,7 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
         if state.step % 50 == 0 or state.step == recipe.steps:
             state.curve.append((state.step, sum(running) / len(running)))
             running = []
-            per_step = (time.perf_counter() - begun) / (state.step - first)
-            print(
-                f"{recipe.name} step {state.step}/{recipe.steps}  loss {state.curve[-1][1]:.4f}  "
-                f"{recipe.batch * WINDOW / per_step:,.0f} tokens/s  "
-                f"{(recipe.steps - state.step) * per_step / 60:.1f} min left",
-                flush=True,
-            )
+            print_progress(recipe, state, (time.perf_counter() - begun) / (state.step - first))
         # Only where the curve has just been extended: a resumed run then repeats no entry and loses none.
         if (state.step % 250 == 0 or leaving) and state.step % 50 == 0:
             state.seconds += time.perf_counter() - begun
@@ -279,6 +280,15 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
     folder = export(recipe, state, tokenizer, threads, recipe.name)
     shutil.rmtree(checkpoint.parent)
     return folder
+
+
+def print_progress(recipe: Recipe, state: State, per_step: float) -> None:
+    print(
+        f"{recipe.name} step {state.step}/{recipe.steps}  loss {state.curve[-1][1]:.4f}  "
+        f"{recipe.batch * WINDOW / per_step:,.0f} tokens/s  "
+        f"{(recipe.steps - state.step) * per_step / 60:.1f} min left",
+        flush=True,
+    )
 
 
 def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, name: str) -> Path:
@@ -300,7 +310,11 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
         "hours": round(state.seconds / 3600, 3),
         "threads": threads,
         "machine": machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "corpus_sha256": hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest(),
         "weights_sha256": hashlib.sha256((partial / "model.safetensors").read_bytes()).hexdigest(),
         "command": f"python reference/train.py {recipe.name} --threads {threads}",

@@ -1,7 +1,10 @@
 """Fixtures that several files share; what tests need beyond them is in `qarat.testing`."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would download fails instead
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from qarat.cli import main
 from qarat.models import Model, open_model
-from qarat.testing import tiny_checkpoint
+from qarat.testing import tiny_checkpoint, tiny_documents
 
 torch.set_num_threads(1)  # at these sizes threads only wait for one another
 logging.disable_progress_bar()
@@ -45,3 +49,46 @@ def stories() -> Path:
     if not path.is_file():
         pytest.skip(f"needs the text at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text for the tiny models: enough documents to be split into the three token sets."""
+    path = tmp_path_factory.mktemp("text") / "tiny.jsonl"
+    documents = tiny_documents(24, characters=200)
+    path.write_text("".join(json.dumps({"source": d.source, "text": d.text}) + "\n" for d in documents))
+    return path
+
+
+class Answer(NamedTuple):
+    """What a command line came to.
+
+    Attributes:
+        code: Exit code.
+        out: What it wrote to stdout.
+        err: What it wrote to stderr.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def qarat(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """The command line, inside this process."""
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return Answer(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def small(tiny_text: Path) -> list[str]:
+    """Options that keep a command on a tiny model to a fraction of a second."""
+    sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
+    return ["--calibration", str(tiny_text), *sizes]

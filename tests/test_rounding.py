@@ -79,7 +79,9 @@ def test_rounding_is_encoding_and_decoding_bit_for_bit(fmt: NumberFormat) -> Non
 def test_values_are_fixed_points_and_infinities_saturate(fmt: NumberFormat) -> None:
     values = table_of(fmt)
     assert same_bits(round_to_format(values, fmt), values)
-    assert torch.equal(encode(values, fmt), torch.arange(len(values), dtype=torch.uint8))
+    indices = torch.arange(len(values), dtype=torch.uint8)
+    assert torch.equal(encode(values, fmt), indices)
+    assert same_bits(decode(indices, fmt), values)
     ends = round_to_format(torch.tensor([-torch.inf, torch.inf]), fmt)
     assert ends.tolist() == [values[0], values[-1]]
 

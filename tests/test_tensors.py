@@ -196,9 +196,7 @@ def delicate(scales: Scales, scheme: TensorScheme, rows: int, cols: int) -> Tens
     return (chosen - zero) * factor
 
 
-@pytest.mark.parametrize(
-    ("words", "arguments"), [*INTEGERS, *FLOATS, *MX_SCHEMES], ids=lambda p: p if isinstance(p, str) else ""
-)
+@pytest.mark.parametrize(("words", "arguments"), KNOWN, ids=[words for words, _ in KNOWN])
 def test_weights_equal_compressed_tensors(words: str, arguments: dict[str, object]) -> None:
     scheme, args = w(words), QuantizationArgs(**arguments)  # pyright: ignore[reportArgumentType]
     shape = (21, 50) if scheme.granularity.rows == 8 else (24, 96)  # their blocks may be short, their groups may not

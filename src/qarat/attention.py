@@ -3,6 +3,9 @@
 transformers calls one registered function for attention. Ours is its own scaled-dot-product attention, to the last bit,
 unless the attention module has a child called ``products``: then Q·Kᵀ and probabilities·V are computed one after the
 other, with that child's `scores` and `mix`. Being a child module, it shows when the model is printed.
+
+A child called ``watcher`` is shown the operands before, and changes nothing: to look at attention must not mean to
+compute it by another, slower way.
 """
 
 from __future__ import annotations
@@ -15,21 +18,41 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["ATTENTION", "PRODUCTS", "Products"]
+__all__ = ["ATTENTION", "PRODUCTS", "WATCHER", "Products", "Watcher", "probabilities"]
 
 ATTENTION = "qarat"
 PRODUCTS = "products"
+WATCHER = "watcher"
 
 
 class Products(Protocol):
-    """What stands behind ``products``: the two attention products, operands (windows, heads, rows, channels)."""
+    """What stands behind ``products``: the two attention products.
+
+    q, k and v are (windows, heads, tokens, channels), p is (windows, heads, tokens, keys).
+    """
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Q·Kᵀ, not yet scaled."""
+        """Q·Kᵀ, not yet scaled: (windows, heads, tokens, keys)."""
         ...
 
     def mix(self, p: Tensor, v: Tensor) -> Tensor:
-        """Probabilities·V."""
+        """Probabilities·V: (windows, heads, tokens, channels)."""
+        ...
+
+
+class Watcher(Protocol):
+    """What stands behind ``watcher``."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """See the operands.
+
+        Args:
+            q: (windows, heads, tokens, channels).
+            k: (windows, heads, keys, channels); like ``v`` repeated for every head that shares it.
+            v: (windows, heads, keys, channels).
+            mask: As `probabilities`.
+            scaling: As `probabilities`.
+        """
         ...
 
 
@@ -43,25 +66,43 @@ def _attention(
     **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
     products: Products | None = getattr(module, PRODUCTS, None)
+    watcher: Watcher | None = getattr(module, WATCHER, None)
+    groups: int = getattr(module, "num_key_value_groups", 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if watcher is not None:
+        watcher(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, scale)
     if products is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    groups: int = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scores = products.scores(query, key) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    mixed = products.mix(probabilities(products.scores(query, key), attention_mask, scale), value)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def probabilities(scores: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """What attention makes of Q·Kᵀ: scaled, masked, softmax in float32.
+
+    Args:
+        scores: (…, tokens, keys).
+        mask: True, or 0, where a token may see a key, broadcast over ``scores``; None is plain causality.
+        scaling: Factor of the scores.
+
+    Returns:
+        Shape and dtype of ``scores``.
+    """
+    scores = scores * scaling
     # The least number, not -inf: a padding token that may see nothing at all must not become NaN and spread.
     least = torch.finfo(scores.dtype).min
-    if attention_mask is None:
+    if mask is None:
         # The mask function leaves plain causality to the kernel; here it has to be said. The last query sees every key.
         rows, columns = scores.shape[-2:]
         allowed = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
         scores = scores.masked_fill(~allowed, least)
-    elif attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, least)
+    elif mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, least)
     else:
-        scores = scores + attention_mask
-    mixed = products.mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), value)
-    return mixed.transpose(1, 2).contiguous(), None
+        scores = scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 
-AttentionInterface.register(ATTENTION, _attention)  # type: ignore[arg-type]
+AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

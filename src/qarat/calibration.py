@@ -1,6 +1,8 @@
-"""Static scales: from what the calibration pass saw of a stream to the scales of an input that is quantized with them."""
+"""Static scales: from what the calibration pass saw of a stream to the scales of an input quantized with them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 
@@ -10,13 +12,52 @@ from qarat.scales import static_scales
 from qarat.schemes import LinearScheme, Scheme, TensorScheme
 from qarat.tensors import Scales
 
-__all__ = ["static_operands", "static_scales_of"]
+__all__ = ["check_static", "static_operands", "static_scales_of"]
 
 
 def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:
-    """The streams of a site whose scales are static, each with the scheme it is under."""
+    """The streams of a site whose scales are static, each with the scheme it is under.
+
+    Args:
+        streams: Of the site, in the order of its operands.
+        scheme: Of the site; the number of its operands must be that of the streams.
+    """
     operands = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
     return [(name, s) for name, s in zip(streams, operands, strict=True) if s is not None and s.static]
+
+
+def check_static(needed: Iterable[tuple[str, TensorScheme]], stats: ActivationStats | None, model: str) -> None:
+    """Check that the stats can give every static scale, before any long work.
+
+    Args:
+        needed: Streams, each with the static scheme it is under.
+        stats: Of the float model on the calibration tokens; None if there are none.
+        model: Fingerprint of the float model.
+
+    Raises:
+        UserError: No stats or those of another model; or listing every stream that is missing or cannot serve.
+    """
+    pairs = list(dict.fromkeys(needed))
+    if stats is not None and stats.provenance.model != model:
+        raise UserError(f"these stats are of another model ({stats.provenance.model[:12]}…, this is {model[:12]}…)")
+    if not pairs:
+        return
+    if stats is None:
+        streams = len({name for name, _ in pairs})
+        raise UserError(f"static scales need stats, here of {streams} streams; run `qarat profile`")
+    if missing := sorted({name for name, _ in pairs} - stats.streams.keys()):
+        listed = "\n  ".join(missing)
+        raise UserError(
+            f"the stats lack streams with static scales; profile again (attention: --attention):\n  {listed}"
+        )
+    offences: list[str] = []
+    for name, scheme in pairs:
+        try:
+            static_scales_of(stats, name, scheme)
+        except UserError as error:
+            offences.append(f"{name}: {error}")
+    if offences:
+        raise UserError("static scales that these stats cannot give:\n  " + "\n  ".join(offences))
 
 
 def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
@@ -33,6 +74,9 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
     if stats is None:
         raise UserError(f"{stream}: static scales need stats; run `qarat profile`")
     seen = stats.stream(stream)
+    if seen.kind in ("p", "v") and scheme.granularity.cols is not None:
+        # Of this product the groups run along the tokens that are summed over; channels say nothing of them.
+        raise UserError("static groups would run along tokens, which are not known beforehand; use tensor/static")
     if "channel_min" in seen.arrays:
         low, high = seen.arrays["channel_min"], seen.arrays["channel_max"]
     else:

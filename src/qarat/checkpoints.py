@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -22,9 +23,14 @@ from qarat.families import family_of
 from qarat.formats import nearest_names
 from qarat.workspace import Runtime
 
-__all__ = ["BUNDLED", "Checkpoint", "find_checkpoint", "reference_models"]
+__all__ = [
+    "Checkpoint",
+    "ReferenceModel",
+    "describe_reference_models",
+    "find_checkpoint",
+    "reference_models",
+]
 
-BUNDLED = "py-64"
 _PACKAGE = Path(__file__).parent / "bundled"
 _CHECKOUT = Path(__file__).parents[2] / "reference" / "models"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -42,6 +48,7 @@ class _Entry(NamedTuple):
 
     @property
     def bytes(self) -> int:
+        """Size of the tensor in the file."""
         return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
 
 
@@ -51,7 +58,7 @@ def reference_models() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-class ReferenceModel(NamedTuple):
+class ReferenceModel(msgspec.Struct, frozen=True):
     """What the list of reference models says of one.
 
     Attributes:
@@ -71,7 +78,7 @@ class ReferenceModel(NamedTuple):
 
 def describe_reference_models() -> list[ReferenceModel]:
     """Every reference model with what its ``training.json`` says."""
-    found = []
+    found: list[ReferenceModel] = []
     for name, folder in reference_models().items():
         card = json.loads((folder / "training.json").read_text())
         loss = card["curve"][-1][1]
@@ -84,7 +91,11 @@ def _is_model(folder: Path) -> bool:
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
-    """The folder of a model: a local path, a reference model's name, or a hub id (downloaded into the hub's cache).
+    """The folder of a model.
+
+    Args:
+        name: A local path, a reference model's name, or a hub id (downloaded into the hub's cache).
+        revision: Of the hub id.
 
     Raises:
         UserError: Nothing by that name; says what was tried.
@@ -133,6 +144,11 @@ class Checkpoint:
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
         self.dtype = min((_FLOATS[k] for k in kinds), key=lambda d: torch.finfo(d).bits, default=torch.float32)
 
+    @property
+    def headers(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name of every tensor to its kind, as safetensors spells it, and its shape."""
+        return {name: (entry.dtype, entry.shape) for name, entry in self._where.items()}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of config and the weight files in use."""
@@ -166,6 +182,10 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of that name."""
         return name in self._where
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that a float tensor is kept in (float32 for the wider float64)."""
+        return _FLOATS.get(self._where[name].dtype, torch.float32)
 
     def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
         """Check from the headers alone that config and weights agree.
@@ -231,7 +251,12 @@ class Checkpoint:
         return found
 
     def read_raw(self, prefix: str, device: str) -> dict[str, Tensor]:
-        """Every tensor whose name begins with a prefix, as it is stored; names without the prefix."""
+        """Every tensor whose name begins with a prefix, in the dtype it is stored in.
+
+        Args:
+            prefix: As the checkpoint spells it; the names returned are without it.
+            device: Where the tensors go.
+        """
         found: dict[str, Tensor] = {}
         for path in sorted({entry.path for name, entry in self._where.items() if name.startswith(prefix)}):
             with safe_open(path, "pt") as file:

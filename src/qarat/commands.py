@@ -1,312 +1,341 @@
-"""Commands: one value per verb, paths in, paths out; each puts stages together and holds no logic of its own.
+"""Commands: one function per verb, paths in, paths out; each puts stages together and holds no logic of its own.
 
-A verb is a frozen dataclass: its fields are the options (the command line and its help are made from them), and calling
-it runs it. ``qarat run`` is the other verbs in a row, in a folder that survives a kill.
+A command takes the options of its verb and a screen, and returns the last lines to be said: what was written, and what
+to try next.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Protocol
 
 import torch
-from tyro.conf import Positional, UseAppendAction, arg
 
-from qarat.checkpoints import BUNDLED, describe_reference_models
-from qarat.conversion import quantize
+from qarat import conversion, options, pipeline
+from qarat.checkpoints import describe_reference_models, reference_models
 from qarat.damage import fisher
 from qarat.data import TokenSet, load_token_sets
-from qarat.errors import UserError
+from qarat.errors import ArgumentError, UserError
+from qarat.estimates import ROUNDING, SWEEP_FORWARDS, estimate, price_forwards, quantized_bytes, stats_bytes
 from qarat.evaluation.perplexity import measure_perplexity
-from qarat.exporters.native import is_native, read_native, write_native
+from qarat.exporters.native import check_place, is_native, read_native, write_native
 from qarat.models import Model, open_model
 from qarat.observation import observe
-from qarat.pipeline import Pipeline, Shower, show_run
-from qarat.planning import LOW, Request, find_plan
+from qarat.planning import Request, describe_matches, find_plan, naive_plan, rank_units
 from qarat.plans import Plan
-from qarat.recordfiles import content_hash, decode_record, encode_record
+from qarat.recordfiles import Record, content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu
-from qarat.schemes import LinearScheme, parse_scheme
-from qarat.workspace import Progress, Run, Runtime, parse_size, write_whole
+from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
+from qarat.workspace import Run, Runtime, check_file, parse_size, read_command, write_whole
 
-__all__ = ["Common", "Damage", "Evaluate", "Models", "PlanSites", "Profile", "Quantize", "RunAll", "Show"]
+__all__ = ["Screen", "damage", "evaluate", "models", "plan", "profile", "quantize", "run", "show"]
+
+Lines = Sequence[str]
+INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what spikes cost is plain to see
 
 
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options that every verb takes."""
+class Screen(Protocol):
+    """Where a command is answered.
 
-    revision: str | None = None
-    """Revision of a hub model."""
-    calibration: str | None = None
-    """Text from which scales come: FILE (.jsonl, .txt) or hub:DATASET. Given alone, it is split into all three sets by
-    documents; with none of the three, the text that ships with qarat (Python source) is used."""
-    selection: str | None = None
-    """Text on which choices are made."""
-    report_text: str | None = None
-    """Text on which every printed number is measured."""
-    samples: int = 64
-    """Windows for calibration, and for selection."""
-    report_samples: int = 256
-    """Windows for the report."""
-    length: int | None = None
-    """Tokens of a window; default the model's own length, at most 512."""
-    bos: Literal["auto", "each", "once", "never"] = "auto"
-    """Whether windows begin with BOS: each of them, only where a document begins, never, or as the tokenizer does."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the walk. Published numbers are float32."""
-    threads: int = 0
-    """CPU threads; 0 leaves torch's choice. Results are equal to the byte for equal threads."""
-    memory: str = "0"
-    """Bound on weights kept in memory, e.g. 8GB; 0 is half of what is free. It changes time, never results."""
-    seed: int = 0
-    """Of every random choice."""
-    json: bool = False
-    """Print the record as JSON on stdout, and nothing else there."""
-    dry_run: bool = False
-    """Check everything, print the steps with estimated time, memory and disk, and stop."""
-    config: str | None = None
-    """A YAML file with these options by name; what is given on the command line wins."""
+    Attributes:
+        command: As it was typed.
+    """
 
-    def machine(self) -> Runtime:
-        """Where the work runs."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = auto if self.device == "auto" else self.device
-        return Runtime(device, self.dtype, self.threads, parse_size(self.memory))
+    command: str
 
-    def open(self, name: str) -> Model:
-        """Open a float model."""
-        return open_model(name, self.machine(), revision=self.revision)
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """A stage has done so many of so many units."""
+        ...
 
-    def tokens(self, model: Model) -> tuple[TokenSet, TokenSet, TokenSet]:
-        """Calibration, selection and report sets."""
-        return load_token_sets(
-            model,
-            calibration=self.calibration,
-            selection=self.selection,
-            report=self.report_text,
-            length=self.length,
-            bos=self.bos,
-            samples=self.samples,
-            report_samples=self.report_samples,
-            seed=self.seed,
+    def show(self, *records: object, title: str = "", **context: Any) -> None:
+        """Show records; the context says what to set beside them."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say what a person should know and a program need not."""
+        ...
+
+
+def profile(asked: options.Profile, screen: Screen) -> Lines:
+    """Measure every stream of a model in one pass."""
+    low = _scheme("--low", asked.low)
+    check_file(asked.out)
+    model = _open(asked)
+    calibration, _, _ = _tokens(asked, model, screen)
+    if asked.general.dry_run:
+        return _estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
+    stats = observe(model, calibration, attention=asked.attention, progress=screen.progress)
+    write_whole(asked.out, encode_record(stats))
+    screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
+    return _ending(asked.out, _command("damage", asked, "--stats", asked.out))
+
+
+def damage(asked: options.Damage, screen: Screen) -> Lines:
+    """Price every scheme at every site."""
+    schemes = [_scheme("--schemes", text) for text in asked.schemes]
+    check_file(asked.out)
+    model = _open(asked)
+    stats = _stats(asked.stats, model, any(_is_static(s) for s in schemes))
+    _, selection, _ = _tokens(asked, model, screen)
+    if asked.general.dry_run:
+        tokens = selection.windows.numel()
+        work = {"damage": price_forwards(len(schemes)) * tokens}
+        return _estimate(screen, model, work, states=tokens * (model.blocks + 1))
+    seed = asked.general.seed
+    menu = fisher.price(model, selection, schemes, stats, seed=seed, progress=screen.progress)
+    write_whole(asked.out, encode_record(menu))
+    screen.show(menu)
+    return _ending(asked.out, _command("plan", asked, "--stats", asked.stats, "--menu", asked.out))
+
+
+def plan(asked: options.Plan, screen: Screen) -> Lines:
+    """Decide which sites to protect, by measurement."""
+    request = _request(asked.planning)
+    check_file(asked.out)
+    model = _open(asked)
+    stats, menu = decode_record(asked.stats, ActivationStats), decode_record(asked.menu, Menu)
+    rank_units(request, naive_plan(model, request, stats), stats, menu)
+    _, selection, _ = _tokens(asked, model, screen)
+    _note_matches(request, model, screen)
+    if asked.general.dry_run:
+        tokens = selection.windows.numel()
+        return _estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
+    chosen, sweep = find_plan(model, request, stats, menu, selection, progress=screen.progress)
+    measured = asked.out.with_suffix(".sweep.json")
+    write_whole(measured, encode_record(sweep))
+    write_whole(asked.out, encode_record(chosen))
+    screen.show(chosen, sweep=sweep)
+    next_command = _command("quantize", asked, "--plan", asked.out, "--stats", asked.stats)
+    return _ending(asked.out, next_command, also=f" and its measurements: {measured}")
+
+
+def quantize(asked: options.Quantize, screen: Screen) -> Lines:
+    """Quantize a model by a plan and write it as a native folder."""
+    check_place(asked.out, overwrite=asked.overwrite)
+    chosen = decode_record(asked.plan, Plan)
+    model = _open(asked)
+    stats = _stats(asked.stats, model, any(_is_static(a.scheme) for a in chosen.assignments))
+    quantized = conversion.quantize(model, chosen, stats)
+    if asked.general.dry_run:
+        return _estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
+    write_native(quantized, chosen, asked.out, progress=screen.progress)
+    screen.show(chosen)
+    return _ending(asked.out, f"qarat evaluate {_quoted(asked.out)}")
+
+
+def evaluate(asked: options.Evaluate, screen: Screen) -> Lines:
+    """Measure perplexity on the report tokens."""
+    if asked.out is not None:
+        check_file(asked.out)
+    model, label, plan_hash = _open_either(asked)
+    _, _, report = _tokens(asked, model, screen)
+    if asked.general.dry_run:
+        return _estimate(screen, model, {f"evaluate {label}": report.windows.numel()}, states=report.windows.numel())
+    evaluation = measure_perplexity(model, report, label=label, plan=plan_hash, progress=screen.progress)
+    screen.show(evaluation)
+    if asked.out is None:
+        return ()
+    write_whole(asked.out, encode_record(evaluation))
+    return _ending(asked.out, f"qarat show {_quoted(asked.out)} ANOTHER.json", why="to compare with another evaluation")
+
+
+def show(asked: options.Show, screen: Screen) -> Lines:
+    """Print records, or a run's folder."""
+    if not asked.paths:
+        raise ArgumentError("give `qarat show` files, or the folder of a run")
+    low = _scheme("--low", asked.low)
+    context: dict[str, Any] = {"low": low.input if isinstance(low, LinearScheme) else None}
+    records: list[Record] = []
+    for path in asked.paths:
+        folder = path if path.exists() else path.with_name(path.name + ".partial")
+        if folder.is_dir() and not is_native(folder):
+            _show_run(folder, screen)
+        else:
+            records.append(decode_record(path / pipeline.PLAN if path.is_dir() else path))
+    if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
+        screen.show(*records)
+        return ()
+    for record in records:
+        screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
+    return ()
+
+
+def models(asked: options.Models, screen: Screen) -> Lines:
+    """List the reference models."""
+    screen.show(*describe_reference_models())
+    return ()
+
+
+def run(asked: options.Run, screen: Screen) -> Lines:
+    """Do everything, in a folder that survives a kill."""
+    request = _request(asked.planning)
+    out = asked.out or Path(f"{Path(asked.model).resolve().name}-qarat")
+    folder = Run(out, overwrite=asked.overwrite)
+    model = _open(asked)
+    tokens = _tokens(asked, model, screen)
+    job = pipeline.Pipeline(
+        model,
+        tokens,
+        request,
+        seed=asked.general.seed,
+        prompt=asked.prompt,
+        progress=screen.progress,
+        show=screen.show,
+    )
+    _note_matches(request, model, screen)
+    if asked.general.dry_run:
+        _check_weights(model)
+        screen.show(job.estimate())
+        return ()
+    folder.begin(command=screen.command)
+    job.execute(folder)
+    harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
+    name = out.name + ("-int6" if request.low != INT6 else "-int8")
+    return (
+        f"written: {_quoted(out)} (the quantized model in {_quoted(out / pipeline.MODEL)}, and every record behind it)",
+        "try next:",
+        f"  qarat show {_quoted(out)}",
+        f"  qarat evaluate {_quoted(out)}",
+        f"  {_command('run', asked, *harder, '-o', out.with_name(name))}",
+        *(["  qarat run YOUR_MODEL --calibration YOUR_TEXT.jsonl"] if _is_reference(model) else []),
+    )
+
+
+def _request(asked: options.Planning) -> Request:
+    """The planning options as a request, checked as far as that needs no model."""
+    request = Request(
+        asked.low, asked.protect, asked.budget, asked.by, asked.sites, rules=asked.set, runtime=asked.runtime
+    )
+    request.check()
+    return request
+
+
+def _scheme(option: str, text: str) -> Scheme:
+    try:
+        return parse_scheme(text)
+    except SchemeError as error:
+        raise SchemeError(f"{option}: {error}") from None
+
+
+def _is_static(scheme: Scheme) -> bool:
+    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return any(part is not None and part.static for part in parts)
+
+
+def _machine(asked: options.Machine) -> Runtime:
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
+    if asked.threads is not None and asked.threads < 1:
+        raise ArgumentError(f"--threads {asked.threads}: give at least 1")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = auto if asked.device == "auto" else asked.device
+    memory = parse_size(asked.memory) if asked.memory else 0
+    return Runtime(device, asked.dtype, asked.threads or 0, memory)
+
+
+def _open(asked: options.Computing) -> Model:
+    return open_model(asked.model, _machine(asked.machine), revision=asked.general.revision)
+
+
+def _open_either(asked: options.Evaluate) -> tuple[Model, str, str]:
+    """A float model, or the quantized one of a native folder or a run; its label and its plan's hash."""
+    given = Path(asked.model)
+    for folder in (given / pipeline.MODEL, given):
+        if is_native(folder):
+            model, chosen = read_native(folder, _machine(asked.machine))
+            return model, "plan", content_hash(chosen)
+    if (given / Run.MANIFEST).is_file():
+        raise UserError(f"{given} is a run that has not come to its quantized model; run its command again first")
+    return _open(asked), "float", ""
+
+
+def _tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets."""
+    text: options.Text = asked.text
+    if (text.calibration, text.selection, text.report_text) == (None, None, None) and not _is_reference(model):
+        screen.note(
+            "no text was given, so Python source is used, which suits the reference models. "
+            "For what your model is used for, give --calibration YOUR_TEXT"
         )
+    return load_token_sets(
+        model,
+        calibration=text.calibration,
+        selection=text.selection,
+        report=text.report_text,
+        length=text.length,
+        bos=text.bos,
+        samples=text.samples,
+        report_samples=text.report_samples,
+        seed=asked.general.seed,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planning:
-    """Options that say what a plan should be."""
-
-    low: str = LOW
-    """Scheme of every projection that is not protected."""
-    protect: str = "float"
-    """What protected sites get: float, fp8, fp8-e5m2, or a scheme."""
-    budget: str = "ppl+1%"
-    """What may be lost over float: ppl+1% or nats+0.05."""
-    by: str = "damage"
-    """What chooses the sites: damage (ranked, then confirmed by measurement), or one spike rule alone: snr, ratio,
-    massive, super-weight, gap."""
-    sites: tuple[str, ...] = ()
-    """Protect just these (patterns: '1.down' '*.30.*.down_proj') instead of choosing."""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """Ordered overrides 'PATTERN: SCHEME', last match wins; may be given several times."""
-    runtime: str = "any"
-    """Engine whose fused projections must share a scheme: any, vllm."""
-
-    def request(self) -> Request:
-        """The options as a request, checked as far as that needs no model."""
-        request = Request(self.low, self.protect, self.budget, self.by, self.sites, self.set, self.runtime)
-        request.check()
-        return request
+def _is_reference(model: Model) -> bool:
+    """Whether a model was trained by this project: those share a tokenizer, and so do their quantized folders."""
+    mine = model.folder / "tokenizer.json"
+    theirs = [folder / mine.name for folder in reference_models().values()]
+    return mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
 
 
-Model_ = Annotated[str, arg(metavar="MODEL")]
+def _stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:
+    """Stats of this model; None where no scheme is static and there are none."""
+    if not needed and not path.is_file():
+        return None
+    stats = decode_record(path, ActivationStats)
+    if stats.provenance.model != model.fingerprint:
+        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
+        raise UserError(f"{path} is of the model {theirs}…, this is {ours}…; run `qarat profile` on it")
+    return stats
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile(Common):
-    """Measure every stream of a model in one pass, and say where its spikes are."""
-
-    model: Positional[Model_] = BUNDLED
-    """A Hugging Face folder, a reference model's name, or a hub id."""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("stats.safetensors")
-    """Where the stats go."""
-    low: str = LOW
-    """Scheme under which the signal-to-noise ratio is shown."""
-    attention: bool = True
-    """Whether to observe the operands of the attention products too."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        low = parse_scheme(self.low)
-        model = self.open(self.model)
-        stats = observe(model, self.tokens(model)[0], attention=self.attention, progress=progress)
-        write_whole(self.out, encode_record(stats))
-        show(stats, low=low.input if isinstance(low, LinearScheme) else None)
+def _note_matches(request: Request, model: Model, screen: Screen) -> None:
+    for line in describe_matches(request, model.sites()):
+        screen.note(line)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Damage(Common):
-    """Price every scheme at every site, in nats per token, from one forward and one backward pass."""
-
-    model: Positional[Model_] = BUNDLED
-    """As for profile."""
-    stats: Path = Path("stats.safetensors")
-    """From `qarat profile`."""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("menu.json")
-    """Where the menu of prices goes."""
-    schemes: tuple[str, ...] = (LOW,)
-    """Schemes to price: w=… a=… at projections, l=… r=… at attention products."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        schemes = [parse_scheme(text) for text in self.schemes]
-        model = self.open(self.model)
-        stats = decode_record(self.stats, ActivationStats)
-        menu = fisher.price(model, self.tokens(model)[1], schemes, stats, seed=self.seed, progress=progress)
-        write_whole(self.out, encode_record(menu))
-        show(menu)
+def _check_weights(model: Model) -> None:
+    """Read every block once, so that a weight that cannot be used is found now."""
+    for _ in model.walk():
+        pass
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanSites(Planning, Common):
-    """Decide which sites to protect, by measurement, and write the plan."""
-
-    model: Positional[Model_] = BUNDLED
-    """As for profile."""
-    stats: Path = Path("stats.safetensors")
-    """From `qarat profile`."""
-    menu: Path = Path("menu.json")
-    """From `qarat damage`, with the low scheme among its schemes."""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("plan.json")
-    """Where the plan goes; its measurements go beside it, to NAME.sweep.json."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        request = self.request()
-        model = self.open(self.model)
-        stats, menu = decode_record(self.stats, ActivationStats), decode_record(self.menu, Menu)
-        plan, sweep = find_plan(model, request, stats, menu, self.tokens(model)[1], progress=progress)
-        write_whole(self.out, encode_record(plan))
-        write_whole(self.out.with_suffix(".sweep.json"), encode_record(sweep))
-        show(plan, sweep=sweep)
+def _estimate(screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0) -> Lines:
+    """Show what a command would take, after all checks."""
+    _check_weights(model)
+    screen.show(estimate(model, work, states=states, disk=disk))
+    return ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantize(Common):
-    """Quantize a model by a plan and save it as a native folder."""
-
-    model: Positional[Model_] = BUNDLED
-    """As for profile."""
-    plan: Path = Path("plan.json")
-    """From `qarat plan`, or edited by hand."""
-    stats: Path = Path("stats.safetensors")
-    """From `qarat profile`; the source of static scales."""
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("quantized")
-    """Folder to write."""
-    overwrite: bool = False
-    """Replace the folder if it exists."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        if self.out.exists() and not self.overwrite:
-            raise UserError(f"{self.out} exists already; give another -o, or --overwrite to replace it")
-        plan, stats = decode_record(self.plan, Plan), decode_record(self.stats, ActivationStats)
-        write_native(quantize(self.open(self.model), plan, stats), plan, self.out, progress=progress)
-        show(plan)
+def _show_run(folder: Path, screen: Screen) -> None:
+    missing = pipeline.show_run(folder, screen.show)
+    if missing:
+        there = [step for step in pipeline.STEPS if step not in missing]
+        done = f"done: {', '.join(there) or 'nothing'}"
+        screen.note(f"{folder} is not finished; {done}; missing: {', '.join(missing)}")
+    elif folder.name.endswith(".partial"):
+        screen.note(f"{folder} has every step, but was not put into place")
+    else:
+        return
+    screen.note(f"it continues with the same command: {read_command(folder) or 'qarat run'}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate(Common):
-    """Measure perplexity on the report tokens, of a float model or of a quantized folder."""
-
-    model: Positional[Model_] = BUNDLED
-    """As for profile; or a folder that `qarat quantize` or `qarat run` wrote."""
-    out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Where the evaluation goes; default nowhere."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        model, label, plan = self._open()
-        tokens = self.tokens(model)[2]
-        evaluation = measure_perplexity(model, tokens, label=label, plan=plan, progress=progress)
-        if self.out is not None:
-            write_whole(self.out, encode_record(evaluation))
-        show(evaluation)
-
-    def _open(self) -> tuple[Model, str, str]:
-        folder = next((f for f in (Path(self.model) / "model", Path(self.model)) if is_native(f)), None)
-        if folder is None:
-            return self.open(self.model), "float", ""
-        model, plan = read_native(folder, self.machine())
-        return model, "plan", content_hash(plan)
+def _ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
+    return f"written: {_quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Show:
-    """Print any record: stats, menu, plan, sweep, evaluation; or a whole run's folder."""
-
-    paths: Positional[tuple[Path, ...]]
-    """Files; several evaluations are compared with the first."""
-    low: str = LOW
-    """Scheme under which stats are shown."""
-    json: bool = False
-    """Print JSON on stdout, and nothing else there."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        low = parse_scheme(self.low)
-        context = {"low": low.input if isinstance(low, LinearScheme) else None}
-        if len(self.paths) == 1 and self.paths[0].is_dir():
-            show_run(self.paths[0], show)
-            return
-        records = [decode_record(path) for path in self.paths]
-        if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
-            show(*records)
-            return
-        for record in records:
-            show(record, **(context if isinstance(record, ActivationStats) else {}))
+def _command(verb: str, asked: options.Computing, *words: object) -> str:
+    """A command line on the same model, with the same text, machine and seed."""
+    carried: list[str] = []
+    for group in (getattr(asked, "text", options.Text()), asked.machine, asked.general):
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if field.name not in ("json", "config", "dry_run") and value != field.default:
+                carried += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """List the reference models; a name from the list is accepted wherever a MODEL is."""
-
-    json: bool = False
-    """Print JSON on stdout, and nothing else there."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        show(*describe_reference_models())
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunAll(Planning, Common):
-    """Do everything: profile, price, plan by measurement, quantize, evaluate float, naive and plan."""
-
-    model: Positional[Model_] = BUNDLED
-    """A Hugging Face folder, a reference model's name, or a hub id; default the model that ships with qarat."""
-    out: Annotated[Path, arg(aliases=["-o"])]
-    """Folder to write. Work goes on in OUT.partial; after a kill the same command continues it."""
-    overwrite: bool = False
-    """Replace OUT if it exists."""
-    prompt: str | None = None
-    """Text that float, naive and plan continue; default the beginning of the report text."""
-
-    def __call__(self, progress: Progress, show: Shower) -> None:
-        """Run the verb."""
-        request = self.request()
-        run = None if self.dry_run else Run(self.out, overwrite=self.overwrite)
-        model = self.open(self.model)
-        pipeline = Pipeline(
-            model, self.tokens(model), request, seed=self.seed, prompt=self.prompt, progress=progress, show=show
-        )
-        if run is None:
-            show(pipeline.estimate())
-            return
-        pipeline.execute(run)
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

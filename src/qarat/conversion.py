@@ -8,12 +8,13 @@ hands on whatever a block returns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
 from qarat.algorithms.rtn import quantize_weight
 from qarat.attention import PRODUCTS
-from qarat.calibration import static_operands, static_scales_of
+from qarat.calibration import check_static, static_operands, static_scales_of
 from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
@@ -49,20 +50,17 @@ def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> 
 def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
     """Check that every static scale of a plan has its stats, before any long work.
 
+    Args:
+        plan: Any; one without static scales needs no stats.
+        stats: Of the plan's model, and those it was made with if it names some.
+
     Raises:
         UserError: Listing every stream that is missing, or what does not belong together.
     """
-    needed = sorted({name for a in plan.assignments for name, scheme in static_operands(a.site.streams, a.scheme)})
-    if not needed:
-        return
-    if stats is None:
-        raise UserError(f"the plan has static scales, stats are needed for {len(needed)} streams; run `qarat profile`")
-    if stats.provenance.model != plan.model:
-        raise UserError("these stats were measured on another model than the plan was made for")
-    if plan.stats and plan.stats != content_hash(stats):
+    needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
+    check_static(needed, stats, plan.model)
+    if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
         raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
-    if missing := [name for name in needed if name not in stats.streams]:
-        raise UserError("the stats lack streams with static scales:\n  " + "\n  ".join(missing))
 
 
 def build_block(
@@ -95,7 +93,7 @@ def build_block(
                 scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
         elif scheme != LinearScheme():
             inner = name.removeprefix(prefix)
-            linear: nn.Linear = source.get_submodule(inner)  # type: ignore[assignment]
+            linear = cast(nn.Linear, source.get_submodule(inner))
             parent, _, leaf = inner.rpartition(".")
             replacement = _quant_linear(linear, name, scheme, streams[name], stats, cache)
             setattr(block.get_submodule(parent), leaf, replacement)

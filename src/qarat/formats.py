@@ -84,6 +84,9 @@ def floating(exponent: int, mantissa: int, *, largest: float) -> NumberFormat:
         exponent: Exponent bits.
         mantissa: Mantissa bits.
         largest: The largest finite value; codes above it (infinities, NaN) are not in the table.
+
+    Raises:
+        ValueError: If the format has no such value.
     """
     bias = (1 << (exponent - 1)) - 1
     steps = 1 << mantissa

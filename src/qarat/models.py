@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -75,6 +75,7 @@ class Model:
         self.folder = checkpoint.folder
         self._skeleton = _build_skeleton(checkpoint, self.family, runtime)
         self._load_block = load_block or self.load_float_block
+        self._sites = self._list_sites()
         self._kept: dict[int, nn.Module] = {}
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
@@ -119,18 +120,23 @@ class Model:
         return Model(self.checkpoint, self.runtime, load_block)
 
     def sites(self) -> tuple[Site, ...]:
-        """Every site of the model, in the order of the forward pass; shapes come from the skeleton."""
+        """Every site of the model, in the order of the forward pass."""
+        return self._sites
+
+    def _list_sites(self) -> tuple[Site, ...]:
+        """The sites, with shapes from the skeleton."""
         sites: list[Site] = []
-        for i, layer in enumerate(self._skeleton.get_submodule(self.family.blocks)):  # type: ignore[arg-type]
+        layers = cast(nn.ModuleList, self._skeleton.get_submodule(self.family.blocks))
+        for i, layer in enumerate(layers):
             prefix = f"{self.family.blocks}.{i}"
             for stream in self.family.streams:
                 for reader in stream.readers:
-                    weight: Tensor = layer.get_submodule(reader).weight
-                    bias = getattr(layer.get_submodule(reader), "bias", None) is not None
+                    linear = cast(nn.Linear, layer.get_submodule(reader))
                     tie = stream.name if stream.fused else ""
                     name = f"{prefix}.{reader}"
                     streams = (f"{prefix}.{stream.name}",)
-                    sites.append(Site(name, i, "projection", streams, tuple(weight.shape), tie, bias))
+                    shape, has_bias = tuple(linear.weight.shape), linear.bias is not None
+                    sites.append(Site(name, i, "projection", streams, shape, tie, has_bias))
                 if stream.name == "attn_in":
                     home = f"{prefix}.{self.family.attention}"
                     sites.append(Site(f"{home}.qk", i, "product", (f"{prefix}.q", f"{prefix}.k")))
@@ -170,7 +176,8 @@ class Model:
     def block_bytes(self) -> int:
         """Memory of one block in the runtime's dtype."""
         size = torch.finfo(self.runtime.torch_dtype).bits // 8
-        return sum(p.numel() for p in self.empty_block(0).parameters()) * size
+        block = self._skeleton.get_submodule(f"{self.family.blocks}.0")
+        return sum(p.numel() for p in block.parameters()) * size
 
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
@@ -182,14 +189,14 @@ class Model:
         Returns:
             (windows, length, hidden) in the runtime's dtype.
         """
-        recorders = nn.ModuleList(_Recorder() for _ in range(self.blocks))
+        recorders = [_Recorder() for _ in range(self.blocks)]
         shell = self._skeleton.get_submodule(self.family.blocks.rpartition(".")[0])
         name = self.family.blocks.rpartition(".")[2]
         layers = getattr(shell, name)
         entrance: list[Tensor] = []
         handle = recorders[0].register_forward_pre_hook(lambda _, args, kw: entrance.append(args[0]), with_kwargs=True)
         try:
-            setattr(shell, name, recorders)
+            setattr(shell, name, nn.ModuleList(recorders))
             shell(input_ids=tokens.to(self.runtime.device), use_cache=False)
         finally:
             setattr(shell, name, layers)
@@ -198,7 +205,7 @@ class Model:
         # Two shapes are enough for a walk: full batches and a last, shorter one.
         if shape not in self._arguments and len(self._arguments) == 2:
             del self._arguments[next(iter(self._arguments))]
-        self._arguments[shape] = [r.arguments for r in recorders]  # type: ignore[union-attr]
+        self._arguments[shape] = [r.arguments for r in recorders]
         return entrance[0]
 
     def run_block(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
@@ -208,6 +215,9 @@ class Model:
             index: Of the block.
             block: From `block`, or any module that stands for it.
             hidden: (windows, length, hidden); of a shape that `embed` has seen or can be asked about.
+
+        Returns:
+            Shape and dtype of ``hidden``.
         """
         shape = (hidden.shape[0], hidden.shape[1])
         if shape not in self._arguments:
@@ -265,7 +275,7 @@ def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) ->
         rotary = type(skeleton.get_submodule(family.rotary))(config=config)
         setattr(skeleton.get_submodule(parent), name, rotary.to(runtime.device))
     head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
-    tied = {head} if config.tie_word_embeddings else set()
+    tied: set[str] = {head} if config.tie_word_embeddings else set()
     wanted: Mapping[str, Tensor] = {k: v for k, v in skeleton.state_dict().items() if k not in tied}
     checkpoint.check(wanted, optional=tied)
     outside = {key: value for key, value in wanted.items() if not key.startswith(f"{family.blocks}.")}

@@ -68,12 +68,12 @@ class QuantProducts(nn.Module):
         self.qk, self.av, self.scales = qk, av, dict(scales)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Q·Kᵀ; groups of both operands run along the head's channels."""
+        """Q·Kᵀ, shapes as in the protocol; groups of both operands run along the head's channels."""
         scales = self.scales.get("q"), self.scales.get("k")
         return reference.matmul(q, k.transpose(-1, -2), self.qk, *scales).to(q.dtype)
 
     def mix(self, p: Tensor, v: Tensor) -> Tensor:
-        """Probabilities·V; groups of both operands run along the tokens that are summed over."""
+        """Probabilities·V, shapes as in the protocol; groups of both operands run along the tokens summed over."""
         return reference.matmul(p, v, self.av, self.scales.get("p"), self.scales.get("v")).to(v.dtype)
 
     def extra_repr(self) -> str:

@@ -1,20 +1,26 @@
 """Observing: one pass that measures every stream of a model (DESIGN section 6).
 
-Everything is streaming: memory grows with channels, not with tokens. Hooks and attention taps live inside a context
-manager, so that no block keeps one whatever happens.
+Everything is streaming: memory grows with channels, not with tokens. Hooks and attention watchers live inside a
+context manager, so that no block keeps one whatever happens.
+
+A stream is taken one window at a time, and the attention probabilities, which the fused kernel never shows, are
+computed for a few heads at a time: what is looked at stays in the processor's cache, and the batch size cannot show in
+a sum. `benchmarks/observing.py` measures what observing costs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from qarat.attention import PRODUCTS
+from qarat.attention import WATCHER, probabilities
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.models import Model
@@ -25,8 +31,14 @@ __all__ = ["EDGES", "observe"]
 
 PEAKS = 8
 SAMPLED_WINDOWS = 16
-# Eight bins an octave from 2^-24 to 2^16, and one for everything smaller: a bin is 9 % wide, finer than any 8-bit step.
-EDGES = torch.cat([torch.zeros(1), torch.exp2(torch.arange(-24 * 8, 16 * 8 + 1, dtype=torch.float64) / 8).float()])
+# A histogram's bin is what the leading bits of a float32 say, its exponent and the first four of its mantissa: 16 bins
+# an octave, 3 to 6 % wide, finer than any 8-bit step. Finding it is a shift, exact and a quarter of a logarithm's time.
+_SHIFT, _CODES = 19, 1 << 12
+_LOWEST, _BEYOND = (127 - 24) << 4, (127 + 16) << 4  # 2^-24 and 2^16; one bin for everything smaller
+EDGES = torch.cat(
+    [torch.zeros(1), (torch.arange(_LOWEST, _BEYOND + 1, dtype=torch.int32) << _SHIFT).view(torch.float32)]
+)
+PIECE = 1 << 20  # probabilities computed together: 4 MB; those of a whole window are 33 MB (32 heads, 512 tokens)
 
 
 def observe(
@@ -41,8 +53,8 @@ def observe(
     Args:
         model: In float.
         tokens: The calibration set.
-        attention: Whether to observe the operands of the attention products too; this computes attention in two
-            products instead of one fused kernel.
+        attention: Whether to observe the operands of the attention products too; the probabilities are then computed
+            once more, beside the fused kernel.
         progress: Called after every block.
 
     Raises:
@@ -54,20 +66,13 @@ def observe(
     streams: dict[str, StreamStats] = {}
     progress("observe", 0, model.blocks)
     for index, block in model.walk():
-        collectors: dict[str, _Collector] = {}
-        window = 0
-        for j, states in enumerate(hidden):
-            # Bound now, not when called: the loop moves on.
-            def see(kind: str, x: Tensor, first: int = window) -> None:
-                if kind not in collectors:
-                    collectors[kind] = _Collector(f"{model.family.blocks}.{index}.{kind}", index, kind, x)
-                collectors[kind].update(x, first, sampled)
-
-            with _watched(block, model, see, attention), torch.no_grad():
+        seen = _BlockCollectors(f"{model.family.blocks}.{index}", index, sampled)
+        with _watched(block, model, seen, attention), torch.no_grad():
+            for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
-                see("block_out", hidden[j])
-            window += states.shape[0]
-        for collector in collectors.values():
+                seen.see("block_out", hidden[j])
+                seen.first_window += states.shape[0]
+        for collector in seen.collectors.values():
             streams[collector.name] = collector.finish(tokens, model)
         progress("observe", index + 1, model.blocks)
     windows, length = tokens.windows.shape
@@ -75,43 +80,54 @@ def observe(
     return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams)
 
 
-class _ObservingProducts(nn.Module):
-    """The attention products in float, each operand shown before it is used."""
+class _AttentionWatcher(nn.Module):
+    """Shows the operands of the attention products (protocol `qarat.attention.Watcher`)."""
 
-    def __init__(self, see: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, seen: _BlockCollectors) -> None:
         super().__init__()
-        self._see = see
+        self._seen = seen
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        self._see("q", q.transpose(1, 2))
-        self._see("k", k.transpose(1, 2))
-        return q @ k.transpose(-1, -2)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> None:
+        self._seen.see("q", q)
+        self._seen.see("k", k)
+        masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1)
+        self._seen.see_pieces("p", (_probabilities(*operands, scaling) for operands in zip(q, k, masks, strict=True)))
+        self._seen.see("v", v)
 
-    def mix(self, p: Tensor, v: Tensor) -> Tensor:
-        self._see("p", p.transpose(1, 2))
-        self._see("v", v.transpose(1, 2))
-        return p @ v
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scaling: float) -> Iterator[Tensor]:
+    """Attention probabilities of one window, (some heads, tokens, keys) at a time."""
+    heads = max(1, PIECE // (q.shape[1] * k.shape[1]))
+    for some_q, some_k in zip(q.split(heads), k.split(heads), strict=True):
+        yield probabilities(some_q @ some_k.transpose(-1, -2), mask, scaling)
 
 
 @contextmanager
-def _watched(block: nn.Module, model: Model, see: Callable[[str, Tensor], None], attention: bool) -> Iterator[None]:
-    """Show every stream of a block to ``see(kind, tensor)`` while the context lasts."""
-    handles = []
+def _watched(block: nn.Module, model: Model, seen: _BlockCollectors, attention: bool) -> Iterator[None]:
+    """Show every stream of a block to its collectors while the context lasts."""
+
+    def see_input(kind: str, _: nn.Module, operands: tuple[Tensor, ...]) -> None:
+        seen.see(kind, operands[0])
+
+    def see_output(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.see("down_out", output)
+
+    handles: list[RemovableHandle] = []
     for stream in model.family.streams:
         first = block.get_submodule(stream.readers[0])
-        handles.append(first.register_forward_pre_hook(lambda _, args, kind=stream.name: see(kind, args[0])))
+        handles.append(first.register_forward_pre_hook(partial(see_input, stream.name)))
     last = block.get_submodule(model.family.projections[-1])
-    handles.append(last.register_forward_hook(lambda _, __, output: see("down_out", output)))
+    handles.append(last.register_forward_hook(see_output))
     home = block.get_submodule(model.family.attention)
     if attention:
-        home.add_module(PRODUCTS, _ObservingProducts(see))
+        home.add_module(WATCHER, _AttentionWatcher(seen))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
         if attention:
-            delattr(home, PRODUCTS)
+            delattr(home, WATCHER)
 
 
 class _Place(NamedTuple):
@@ -123,84 +139,129 @@ class _Place(NamedTuple):
     channel: int
 
 
-class _Collector:
-    """Streaming statistics of one stream; tensors are (windows, tokens, channels) or (windows, tokens, heads, channels)."""
+class _BlockCollectors:
+    """The collectors of one block's streams, made as the streams are first seen.
 
-    def __init__(self, name: str, block: int, kind: str, like: Tensor) -> None:
+    Attributes:
+        first_window: Index of the first window of the batch that goes through the block now.
+        collectors: By kind of stream.
+    """
+
+    def __init__(self, prefix: str, block: int, sampled: int) -> None:
+        self._prefix, self._block, self._sampled = prefix, block, sampled
+        self.first_window = 0
+        self.collectors: dict[str, _Collector] = {}
+
+    def see(self, kind: str, x: Tensor) -> None:
+        """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
+        self.see_pieces(kind, ([window] for window in (x if x.dim() == 4 else x.unsqueeze(1))))
+
+    def see_pieces(self, kind: str, windows: Iterable[Iterable[Tensor]]) -> None:
+        """Take a batch of windows, each in pieces (heads, tokens, channels) of which every one has other heads."""
+        if kind not in self.collectors:
+            self.collectors[kind] = _Collector(f"{self._prefix}.{kind}", self._block, kind)
+        for window, pieces in enumerate(windows, self.first_window):
+            self.collectors[kind].take(window, pieces, sampled=window < self._sampled)
+
+
+class _Collector:
+    """Streaming statistics of one stream."""
+
+    def __init__(self, name: str, block: int, kind: str) -> None:
         self.name, self.block, self.kind = name, block, kind
-        self.width = like.shape[-1]
         # Channels of attention probabilities are key positions: their statistics would say nothing.
         self.by_channel = kind != "p"
-        device = like.device
-        self.channel_min = torch.full((self.width,), math.inf, device=device)
-        self.channel_max = torch.full((self.width,), -math.inf, device=device)
-        self.square_sum = torch.zeros(self.width, dtype=torch.float64, device=device)
+        self.width = 0
+        # Without axes they go with any width and any device.
+        self.channel_min, self.channel_max = torch.tensor(math.inf), torch.tensor(-math.inf)
+        self.square_sum = torch.tensor(0.0, dtype=torch.float64)
         self.rows = 0
         self.tokens = 0
-        bins = len(EDGES) - 1
-        self.histogram = torch.zeros(bins, dtype=torch.int64)
-        self.token_maxima = torch.zeros(bins, dtype=torch.int64)
-        self.token_energies = torch.zeros(bins, dtype=torch.int64)
+        self.histogram = torch.zeros(_CODES, dtype=torch.int64)
+        self.token_maxima = torch.zeros(_CODES, dtype=torch.int64)
+        self.token_energies = torch.zeros(_CODES, dtype=torch.int64)
         self.ratios: list[Tensor] = []
         self.median_maxima: list[Tensor] = []
         self.median_energies: list[Tensor] = []
         self.peaks: list[_Place] = []
 
-    def update(self, x: Tensor, first_window: int, sampled: int) -> None:
-        """Take one batch of windows, of which the first has index ``first_window``."""
-        x = x.detach().float()
-        windows, tokens = x.shape[:2]
-        flat = x.reshape(windows, tokens, -1)
-        low, high = flat.aminmax(dim=-1)
-        maxima = torch.maximum(high, -low)  # (windows, tokens)
-        self._check_finite(maxima, first_window)
-        if self.by_channel:
-            rows = x.reshape(-1, self.width)
-            low, high = rows.aminmax(dim=0)
-            torch.minimum(self.channel_min, low, out=self.channel_min)
-            torch.maximum(self.channel_max, high, out=self.channel_max)
-            squares = rows.square()
-            self.square_sum += squares.sum(0).double()
-            self.rows += rows.shape[0]
-            energies = squares.view(windows, tokens, -1).mean(-1)
-        else:
-            energies = flat.square().mean(-1)
-        self.tokens += windows * tokens
-        medians = maxima.median(1).values
+    def take(self, window: int, pieces: Iterable[Tensor], *, sampled: bool) -> None:
+        """Take one window.
+
+        Args:
+            window: Its index in the token set.
+            pieces: (heads, tokens, channels), each of other heads.
+            sampled: Whether its elements go into the histogram of magnitudes.
+        """
+        maxima: list[Tensor] = []
+        energies: list[Tensor] = []
+        heads = 0
+        for piece in pieces:
+            x = piece.detach().float()
+            self.width = x.shape[-1]
+            # Not aminmax: along an axis it takes twenty times as long as both (torch 2.13, CPU).
+            maxima.append(torch.maximum(x.amax(-1), -x.amin(-1)).amax(0))
+            squares = x.square()
+            energies.append(squares.sum(-1).sum(0))
+            if self.by_channel:
+                self._take_channels(x, squares)
+            if sampled:
+                self.histogram += _count(x)
+            self._keep_peaks(x, maxima[-1], window, heads)
+            heads += x.shape[0]
+        self._take_tokens(window, torch.stack(maxima).amax(0), torch.stack(energies).sum(0) / (heads * self.width))
+
+    def _take_channels(self, x: Tensor, squares: Tensor) -> None:
+        self.channel_min = torch.minimum(self.channel_min, x.amin((0, 1)))
+        self.channel_max = torch.maximum(self.channel_max, x.amax((0, 1)))
+        self.square_sum = self.square_sum + squares.sum((0, 1)).double()
+        self.rows += x.shape[0] * x.shape[1]
+
+    def _take_tokens(self, window: int, maxima: Tensor, energies: Tensor) -> None:
+        """Take the absolute maximum and the mean square of each token of a window, both (tokens,)."""
+        self._check_finite(window, maxima)
+        median = maxima.median()
         # An all-zero stream has no spike: 0 over 0 counts as 1.
-        self.ratios.append(torch.where(medians > 0, maxima.amax(1) / medians, 1.0).cpu())
-        self.median_maxima.append(medians.cpu())
-        self.median_energies.append(energies.median(1).values.cpu())
+        self.ratios.append(torch.where(median > 0, maxima.amax() / median, 1.0))
+        self.median_maxima.append(median)
+        self.median_energies.append(energies.median())
         self.token_maxima += _count(maxima)
         self.token_energies += _count(energies)
-        if first_window < sampled:
-            self.histogram += _count(flat[: sampled - first_window].abs())
-        self._keep_peaks(flat, maxima, first_window)
+        self.tokens += len(maxima)
 
-    def _check_finite(self, maxima: Tensor, first_window: int) -> None:
+    def _check_finite(self, window: int, maxima: Tensor) -> None:
         bad = (~maxima.isfinite()).nonzero()
         if len(bad):
-            window, position = bad[0].tolist()
             raise UserError(
-                f"NaN or Inf in the stream {self.name}, window {first_window + window}, token {position} "
-                f"({len(bad)} tokens in this batch); the model overflows here: try --dtype float32, or check its weights"
+                f"NaN or Inf in the stream {self.name}, window {window}, token {int(bad[0])} "
+                f"({len(bad)} tokens in this window); the model overflows here: try --dtype float32, or check its "
+                "weights"
             )
 
-    def _keep_peaks(self, flat: Tensor, maxima: Tensor, first_window: int) -> None:
-        values, places = maxima.flatten().topk(min(PEAKS, maxima.numel()))
-        floor = abs(self.peaks[-1].value) if len(self.peaks) == PEAKS else -1.0
-        for magnitude, place in zip(values.tolist(), places.tolist(), strict=True):
-            if magnitude > floor:
-                window, position = divmod(place, maxima.shape[1])
-                token = flat[window, position]
+    def _keep_peaks(self, x: Tensor, maxima: Tensor, window: int, first_head: int) -> None:
+        # Not topk: among equals (the same token in many places) it takes any, a stable sort the first.
+        values, places = (found[:PEAKS] for found in maxima.sort(descending=True, stable=True))
+        floor = abs(self.peaks[-1].value) if len(self.peaks) == PEAKS else 0.0
+        for magnitude, position in zip(values.tolist(), places.tolist(), strict=True):
+            if magnitude >= floor:
+                token = x[:, position].flatten()
                 channel = int(token.abs().argmax())
-                self.peaks.append(_Place(float(token[channel]), first_window + window, position, channel))
+                place = _Place(float(token[channel]), window, position, first_head * self.width + channel)
+                self.peaks.append(place)
         # Ties are broken by place, so that the batch size cannot show.
-        self.peaks = sorted(self.peaks, key=lambda p: (-abs(p.value), p.window, p.position))[:PEAKS]
+        best: dict[tuple[int, int], _Place] = {}
+        for place in sorted(self.peaks, key=lambda p: (-abs(p.value), *p[1:])):
+            best.setdefault((place.window, place.position), place)
+        self.peaks = list(best.values())[:PEAKS]
 
     def finish(self, tokens: TokenSet, model: Model) -> StreamStats:
         """The collected statistics as a value."""
-        arrays = {"histogram": self.histogram, "token_maxima": self.token_maxima, "token_energies": self.token_energies}
+        histogram = _into_bins(self.histogram)
+        arrays = {
+            "histogram": histogram,
+            "token_maxima": _into_bins(self.token_maxima),
+            "token_energies": _into_bins(self.token_energies),
+        }
         if self.by_channel:
             arrays["channel_min"] = self.channel_min.cpu()
             arrays["channel_max"] = self.channel_max.cpu()
@@ -212,11 +273,11 @@ class _Collector:
             kind=self.kind,
             width=self.width,
             tokens=self.tokens,
-            ratio=float(torch.cat(self.ratios).double().mean()),
+            ratio=float(torch.stack(self.ratios).double().mean()),
             maximum=abs(peaks[0].value),
-            typical_maximum=float(torch.cat(self.median_maxima).double().mean()),
-            median_energy=float(torch.cat(self.median_energies).double().mean()),
-            element_median=_histogram_median(self.histogram),
+            typical_maximum=float(torch.stack(self.median_maxima).double().mean()),
+            median_energy=float(torch.stack(self.median_energies).double().mean()),
+            element_median=_histogram_median(histogram),
             peaks=peaks,
             arrays=arrays,
         )
@@ -224,15 +285,22 @@ class _Collector:
 
 def _name_token(place: _Place, tokens: TokenSet, model: Model) -> Peak:
     token = int(tokens.windows[place.window, place.position])
-    text = model.tokenizer.decode([token])
+    text = cast(str, model.tokenizer.decode([token]))  # a list only for a list of sequences
     return Peak(place.value, place.window, place.position, token, text, place.channel)
 
 
 def _count(values: Tensor) -> Tensor:
-    """Counts of non-negative values per bin of `EDGES`, int64 on the CPU; beyond the last edge counts as the last bin."""
-    # Bins are exact powers of 2^(1/8), so the logarithm finds them without a search over the edges.
-    bins = (values.clamp_min(1e-30).log2() * 8).floor_().add_(24 * 8 + 1).clamp_(0, len(EDGES) - 2)
-    return torch.bincount(bins.flatten().long(), minlength=len(EDGES) - 1).cpu()
+    """How many values have which leading bits, the sign apart; (4096,) int64 on the CPU."""
+    codes = values.view(torch.int32).bitwise_and(0x7FFFFFFF).bitwise_right_shift_(_SHIFT)
+    return torch.bincount(codes.flatten(), minlength=_CODES).cpu()
+
+
+def _into_bins(counts: Tensor) -> Tensor:
+    """Counts of `_count` per bin of `EDGES`; the last bin takes what lies beyond it."""
+    bins = counts[_LOWEST - 1 : _BEYOND].clone()
+    bins[0] = counts[:_LOWEST].sum()
+    bins[-1] += counts[_BEYOND:].sum()
+    return bins
 
 
 def _histogram_median(counts: Tensor) -> float:

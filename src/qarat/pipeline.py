@@ -6,9 +6,9 @@ the same story from the files alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -17,32 +17,49 @@ from qarat.conversion import quantize
 from qarat.damage import fisher
 from qarat.data import TokenSet
 from qarat.errors import UserError
+from qarat.estimates import ROUNDING, SWEEP_FORWARDS, estimate, price_forwards, quantized_bytes, stats_bytes
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.exporters.native import write_native
 from qarat.models import Model
 from qarat.observation import observe
-from qarat.planning import Request, find_plan, naive_plan
-from qarat.plans import Plan, assign
+from qarat.planning import Request, draft_plan, find_plan, naive_plan
+from qarat.plans import Plan
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
-from qarat.workspace import Estimate, Progress, Run, write_whole
+from qarat.workspace import Estimate, Progress, Run, read_manifest, write_whole
 
-__all__ = ["LABELS", "Pipeline", "Shower", "show_run"]
+__all__ = ["LABELS", "MODEL", "STEPS", "Pipeline", "Shower", "show_run"]
 
 Shower = Callable[..., None]
 """Called with records, and keywords that say how to show them."""
 
-STATS, MENU, PLAN, SWEEP, MODEL, TEXTS = (
-    "stats.safetensors",
-    "menu.json",
-    "plan.json",
-    "sweep.json",
-    "model",
-    "continuations.json",
-)
 LABELS = ("float", "naive", "plan")
+STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
+MODEL, TEXTS = "model", "continuations.json"
+TITLES = {
+    STATS: "Where the spikes are",
+    MENU: "What each site would cost, predicted and measured",
+    SWEEP: "Protecting the dearest sites, measured",
+    PLAN: "The plan",
+    TEXTS: "The same prompt, continued greedily",
+}
 PROMPT_TOKENS, NEW_TOKENS = 40, 40
+
+
+def _evaluation(label: str) -> str:
+    return f"evaluation-{label}.json"
+
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "profile": (STATS,),
+    "damage": (MENU,),
+    "plan": (PLAN, SWEEP),
+    "quantize": (MODEL,),
+    **{f"evaluate {label}": (_evaluation(label),) for label in LABELS},
+    "continue": (TEXTS,),
+}
+"""What each step writes, in the order they are done."""
 
 
 class Pipeline:
@@ -67,58 +84,53 @@ class Pipeline:
         self.model, self.request, self.seed = model, request, seed
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show = progress, show
-        self._sites = model.sites()
-        assign(model.fingerprint, model.source_bits, self._sites, request.low, request.overrides())
+        self.draft = draft_plan(model, request)
+        self.new_tokens = min(NEW_TOKENS, model.length // 2)
         self.prompt = self._prompt_ids(prompt)
 
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
-        origin = {"model": self.model.fingerprint, **self.model.provenance("", "").versions}
-        key = {"origin": origin, "dtype": self.model.runtime.dtype, "calibration": self.calibration.fingerprint}
-        low = parse_scheme(self.request.low)
-        low_input = low.input if isinstance(low, LinearScheme) else None
+        key = {
+            "model": self.model.fingerprint,
+            "versions": self.model.provenance("", "").versions,
+            "dtype": self.model.runtime.dtype,
+            "calibration": self.calibration.fingerprint,
+        }
+        run.step("profile", key, STEPS["profile"], lambda: self._profile(run))
+        _show_stats(run.folder, self.show, self.draft.low)
 
-        run.step("profile", key, [STATS], lambda: self._profile(run))
-        self.show(decode_record(run.path(STATS), ActivationStats), low=low_input, title="Where the spikes are")
-
-        key |= {"selection": self.selection.fingerprint, "low": str(low), "seed": self.seed}
-        run.step("price", key, [MENU], lambda: self._price(run))
+        key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
+        run.step("damage", key, STEPS["damage"], lambda: self._price(run), after=["profile"])
         key |= {"request": msgspec.to_builtins(self.request)}
-        run.step("plan", key, [PLAN, SWEEP], lambda: self._plan(run))
-        plan, sweep = decode_record(run.path(PLAN), Plan), decode_record(run.path(SWEEP), Sweep)
-        menu = decode_record(run.path(MENU), Menu)
-        self.show(menu, sweep=sweep, plan=plan, title="What each site would cost, predicted and measured")
-        self.show(sweep, title="Protecting the dearest sites, measured")
-        self.show(plan, sweep=sweep, title="The plan")
+        run.step("plan", key, STEPS["plan"], lambda: self._plan(run), after=["profile", "damage"])
+        _show_choices(run.folder, self.show)
 
-        run.step("quantize", key, [MODEL], lambda: self._quantize(run))
+        before = ["profile", "plan"]
+        run.step("quantize", key, STEPS["quantize"], lambda: self._quantize(run), after=before)
         key |= {"report": self.report.fingerprint}
-        files = [f"evaluation-{label}.json" for label in LABELS]
-        for label, file in zip(LABELS, files, strict=True):
-            run.step(f"evaluate {label}", key, [file], lambda label=label, file=file: self._evaluate(run, label, file))
-        self.show(*(decode_record(run.path(f), Evaluation) for f in files), title="What it cost, on the report tokens")
-        run.step("continue", key | {"prompt": self.prompt}, [TEXTS], lambda: self._continue(run))
-        self.show(decode_record(run.path(TEXTS), Continuations), title="The same prompt, continued greedily")
+        for label in LABELS:
+            step = f"evaluate {label}"
+            run.step(step, key, STEPS[step], lambda label=label: self._evaluate(run, label), after=before)
+        _show_outcome(run.folder, self.show)
+        key |= {"prompt": self.prompt}
+        run.step("continue", key, STEPS["continue"], lambda: self._continue(run), after=before)
+        _show_continuations(run.folder, self.show)
         run.finish()
 
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
-        rate = _matrix_rate()
-        weights = sum(s.parameters for s in self._sites)
-        head = self.model.outside()[f"{self.model.family.head}.weight"].numel()
         calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
-        per_token = 2 * (weights + head) / rate
-        # Units: forwards of the whole model. The sweep measures about ten plans, half of each from a kept prefix.
-        work = [("profile", calibration), ("price", 6 * selection), ("plan", 5 * selection)]
-        steps = [(name, units * per_token) for name, units in work]
-        steps += [(f"evaluate {label}", report * per_token) for label in LABELS]
-        hidden = self.model.config.hidden_size * 4
-        kept = self.model.block_bytes() * self.model.blocks
-        blocks = kept if kept <= self.model.runtime.memory_bytes() else self.model.block_bytes()
-        states = max(report, selection * (self.model.blocks + 1)) * hidden
-        plan = assign(self.model.fingerprint, self.model.source_bits, self._sites, self.request.low)
-        outside = sum(t.numel() for t in self.model.outside().values()) * self.model.source_bits // 8
-        return Estimate(tuple(steps), blocks + states, plan.weight_bits() // 8 + outside, rate)
+        work: dict[str, float] = {
+            "profile": calibration,
+            "damage": price_forwards(1) * selection,
+            "plan": SWEEP_FORWARDS * selection,
+            "quantize": ROUNDING,
+            **{f"evaluate {label}": report for label in LABELS},
+            "continue": len(LABELS) * self.new_tokens,
+        }
+        states = max(calibration, selection * (self.model.blocks + 1), report)
+        disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
+        return estimate(self.model, work, states=states, disk=disk)
 
     def _profile(self, run: Run) -> None:
         stats = observe(self.model, self.calibration, progress=self.progress)
@@ -140,19 +152,19 @@ class Pipeline:
         plan = decode_record(run.path(PLAN), Plan)
         write_native(self._model(run, "plan"), plan, run.path(MODEL), progress=self.progress)
 
-    def _evaluate(self, run: Run, label: str, file: str) -> None:
+    def _evaluate(self, run: Run, label: str) -> None:
         plan = "" if label == "float" else content_hash(self._plan_of(run, label))
         model = self._model(run, label)
         evaluation = measure_perplexity(model, self.report, label=label, plan=plan, progress=self.progress)
-        write_whole(run.path(file), encode_record(evaluation))
+        write_whole(run.path(_evaluation(label)), encode_record(evaluation))
 
     def _continue(self, run: Run) -> None:
-        texts = {}
+        texts: dict[str, str] = {}
         for done, label in enumerate(LABELS):
             self.progress("continue", done, len(LABELS))
-            texts[label] = continue_greedily(self._model(run, label), self.prompt, NEW_TOKENS)
+            texts[label] = continue_greedily(self._model(run, label), self.prompt, self.new_tokens)
         self.progress("continue", len(LABELS), len(LABELS))
-        prompt = self.model.tokenizer.decode(self.prompt, skip_special_tokens=True)
+        prompt = _as_text(self.model, self.prompt)
         record = Continuations(self.model.provenance(self.report.fingerprint, self.report.convention), prompt, texts)
         write_whole(run.path(TEXTS), encode_record(record))
 
@@ -168,14 +180,15 @@ class Pipeline:
     def _prompt_ids(self, prompt: str | None) -> list[int]:
         first = self.report.windows[0].tolist()
         if prompt is None:
-            return first[:PROMPT_TOKENS]
+            return first[: min(PROMPT_TOKENS, self.model.length - self.new_tokens)]
         ids = self.model.tokenizer(prompt, add_special_tokens=False).input_ids
         # As the windows begin, so does the prompt.
         bos = self.model.tokenizer.bos_token_id
         ids = [bos, *ids] if first[0] == bos else ids
-        if not ids or len(ids) + NEW_TOKENS > self.model.length:
-            most = self.model.length - NEW_TOKENS
-            raise UserError(f"--prompt has {len(ids)} tokens; 1 to {most} fit the model, with {NEW_TOKENS} to follow")
+        most = self.model.length - self.new_tokens
+        if not 1 <= len(ids) <= most:
+            follow = f"with {self.new_tokens} to follow"
+            raise UserError(f"--prompt has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
         return ids
 
 
@@ -188,38 +201,61 @@ def continue_greedily(model: Model, prompt: list[int], count: int) -> str:
         count: Tokens to add.
     """
     ids = torch.tensor([prompt], device=model.runtime.device)
-    module = model.module()
+    module: Any = model.module()
     with torch.no_grad():
-        whole = module.generate(  # type: ignore[operator]
+        whole = module.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
         )
-    return model.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
+    return _as_text(model, whole[0, len(prompt) :].tolist())
 
 
-def show_run(folder: Path, show: Shower) -> None:
-    """Tell the story of a finished run from its files.
+def show_run(folder: Path, show: Shower) -> tuple[str, ...]:
+    """Tell the story of a run from its files, as far as it has come.
+
+    Returns:
+        The steps that are missing; none if the run is finished.
 
     Raises:
-        UserError: If the folder holds no run, or the run is not finished.
+        UserError: If the folder holds no run.
     """
-    if not (folder / "manifest.json").is_file():
-        raise UserError(f"{folder} holds no run of qarat (no manifest.json)")
+    done = read_manifest(folder)
+    missing = tuple(step for step in STEPS if step not in done)
+    if "profile" in done:
+        low = decode_record(folder / PLAN, Plan).low if "plan" in done else None
+        _show_stats(folder, show, low)
+    if {"damage", "plan"} <= done.keys():
+        _show_choices(folder, show)
+    elif "damage" in done:
+        show(decode_record(folder / MENU, Menu), title=TITLES[MENU])
+    if not any(step.startswith("evaluate") for step in missing):
+        _show_outcome(folder, show)
+    if "continue" in done:
+        _show_continuations(folder, show)
+    return missing
+
+
+def _show_stats(folder: Path, show: Shower, low: str | None) -> None:
+    scheme = parse_scheme(low) if low else None
+    context = {"low": scheme.input} if isinstance(scheme, LinearScheme) else {}
+    show(decode_record(folder / STATS, ActivationStats), title=TITLES[STATS], **context)
+
+
+def _show_choices(folder: Path, show: Shower) -> None:
     plan, sweep = decode_record(folder / PLAN, Plan), decode_record(folder / SWEEP, Sweep)
-    low = parse_scheme(plan.low)
-    show(decode_record(folder / STATS, ActivationStats), low=low.input if isinstance(low, LinearScheme) else None)
-    show(decode_record(folder / MENU, Menu), sweep=sweep, plan=plan)
-    show(sweep)
-    show(plan, sweep=sweep)
-    show(*(decode_record(folder / f"evaluation-{label}.json", Evaluation) for label in LABELS))
-    show(decode_record(folder / TEXTS, Continuations))
+    show(decode_record(folder / MENU, Menu), sweep=sweep, plan=plan, title=TITLES[MENU])
+    show(sweep, title=TITLES[SWEEP])
+    show(plan, sweep=sweep, title=TITLES[PLAN])
 
 
-def _matrix_rate() -> float:
-    """Floating-point operations a second of a float32 matrix product, measured for a moment."""
-    a = torch.randn(768, 768)
-    a @ a
-    begun, done = time.perf_counter(), 0
-    while time.perf_counter() - begun < 0.2:
-        a @ a
-        done += 1
-    return 2 * 768**3 * done / (time.perf_counter() - begun)
+def _show_outcome(folder: Path, show: Shower) -> None:
+    evaluations = [decode_record(folder / _evaluation(label), Evaluation) for label in LABELS]
+    show(*evaluations, title="What it cost, on the report tokens")
+
+
+def _show_continuations(folder: Path, show: Shower) -> None:
+    show(decode_record(folder / TEXTS, Continuations), title=TITLES[TEXTS])
+
+
+def _as_text(model: Model, ids: list[int]) -> str:
+    text = model.tokenizer.decode(ids, skip_special_tokens=True)
+    return cast(str, text)  # a list only for a list of sequences

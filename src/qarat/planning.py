@@ -1,11 +1,13 @@
 """Planning: stats and prices become a plan, by measurement. Where the stages of a plan are put together.
 
-This is the one recipe behind `qarat plan`, `qarat run` and the Python API; the stages themselves do not know each other.
+This is the one recipe behind `qarat plan`, `qarat run` and the Python API; the stages themselves do not know each
+other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,23 +17,24 @@ from qarat.errors import UserError
 from qarat.evaluation.incremental import Meter
 from qarat.formats import nearest_names
 from qarat.models import Model
-from qarat.plans import Plan, PlanError, assign, match_sites, parse_budget
+from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
-from qarat.schemes import LinearScheme, parse_scheme
+from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
 from qarat.search import Unit, make_units, rank_by_damage, sweep
 from qarat.spikes import RULES, find_spikes, sites_of
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["LOW", "PROTECTIONS", "Request", "find_plan", "naive_plan"]
+__all__ = ["LOW", "PROTECTIONS", "Request", "describe_matches", "draft_plan", "find_plan", "naive_plan", "rank_units"]
 
-LOW = "w=int8/channel a=int8/tensor/static"
 PROTECTIONS = {
     "float": "float",
     "fp8": "w=e4m3/tensor a=e4m3/tensor/static",
     "fp8-e5m2": "w=e5m2/tensor a=e5m2/tensor/static",
 }
 ENGINES_THAT_FUSE = ("vllm",)
+NAMED = 12  # sites that a line about a pattern names
+RULE = "*.down_proj: w=int8/channel a=int8/token"  # an example, for messages
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +44,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low: Scheme of every projection that is not protected.
         protect: ``float``, ``fp8``, ``fp8-e5m2`` or the spelling of a scheme.
         budget: ``ppl+1%`` or ``nats+0.05``.
-        by: ``damage`` (ranked by damage per parameter, confirmed by the measured sweep) or a spike rule (its sites alone).
+        by: ``damage`` (ranked by damage per parameter, confirmed by the measured sweep) or a spike rule (its sites
+            alone).
         sites: Patterns of the sites to protect, instead of choosing them.
         rules: Ordered ``pattern: scheme`` overrides, last match wins; they are part of every plan that is tried.
         runtime: ``any``, or an engine that fuses q/k/v and gate/up, so that they must share a scheme: ``vllm``.
@@ -61,9 +65,11 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: Malformed or unknown words.
         """
-        parse_scheme(self.low)
-        parse_scheme(self.protection)
+        _check_scheme("--low", self.low)
+        _check_scheme("--protect", self.protection)
         parse_budget(self.budget)
+        if self.sites and self.by != "damage":
+            raise UserError("--sites and --by both say what to protect; give one of them")
         if self.by != "damage" and self.by not in RULES:
             raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *RULES])}")
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):
@@ -81,29 +87,79 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             PlanError: A rule without a colon.
         """
-        pairs = []
+        pairs: list[tuple[str, str]] = []
         for rule in self.rules:
             pattern, colon, spelling = rule.partition(":")
             if not colon:
-                raise PlanError(f"{rule!r} is no rule; write PATTERN: SCHEME, e.g. '*.down_proj: w=int8/channel a=int8/token'")
-            parse_scheme(spelling.strip())
+                raise PlanError(f"{rule!r} is no rule; write PATTERN: SCHEME, e.g. {RULE!r}")
+            try:
+                parse_scheme(spelling.strip())
+            except SchemeError as error:
+                raise SchemeError(f"--set {rule!r}: {error}") from None
             pairs.append((pattern.strip(), spelling.strip()))
         return tuple(pairs)
 
 
+def _check_scheme(option: str, spelling: str) -> None:
+    try:
+        scheme = parse_scheme(spelling)
+    except SchemeError as error:
+        raise SchemeError(f"{option}: {error}") from None
+    if not isinstance(scheme, LinearScheme):
+        raise SchemeError(
+            f"{option} {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products"
+        )
+
+
+def draft_plan(model: Model, request: Request, stats: str = "") -> Plan:
+    """Everything low, with the request's overrides, before anything is measured.
+
+    Args:
+        model: In float.
+        request: Checked against the model's sites as a whole.
+        stats: Content hash of the stats behind static scales.
+
+    Raises:
+        PlanError: A pattern that matches nothing, a scheme that does not fit, ties broken.
+    """
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats)
+    for pattern in request.sites:
+        match_sites(pattern, plan.sites)
+    if request.runtime in ENGINES_THAT_FUSE:
+        plan.check_ties()
+    return plan
+
+
+def describe_matches(request: Request, sites: Sequence[Site]) -> tuple[str, ...]:
+    """A line for every pattern of the request: which sites it names.
+
+    Raises:
+        PlanError: A pattern that matches nothing.
+    """
+    asked = [(f"--set {pattern!r}", pattern) for pattern, _ in request.overrides()]
+    asked += [(f"--sites {pattern!r}", pattern) for pattern in request.sites]
+    lines: list[str] = []
+    for words, pattern in asked:
+        names = [short_name(s.name) for s in match_sites(pattern, sites)]
+        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        lines.append(f"{words} matches {len(names)} site{'s' if len(names) > 1 else ''}: {shown}")
+    return tuple(lines)
+
+
 def naive_plan(model: Model, request: Request, stats: ActivationStats) -> Plan:
     """Everything low, with the request's overrides: what a plan is compared with.
+
+    Args:
+        model: In float.
+        request: Of which the low scheme, the overrides and the runtime count here.
+        stats: Behind static scales.
 
     Raises:
         PlanError: A pattern that matches nothing, a scheme that does not fit, ties broken.
         UserError: Stats of another model, or streams missing.
     """
     _check_origin(model, stats)
-    plan = assign(
-        model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), content_hash(stats)
-    )
-    if request.runtime in ENGINES_THAT_FUSE:
-        plan.check_ties()
+    plan = draft_plan(model, request, content_hash(stats))
     check_stats(plan, stats)
     return plan
 
@@ -127,43 +183,78 @@ def find_plan(
         selection: The selection set, on which choices are measured.
         progress: Called after every measurement.
 
+    Returns:
+        The plan, and the measurements behind it.
+
     Raises:
         PlanError: As `naive_plan`; or a menu without prices of the low scheme.
     """
     naive = naive_plan(model, request, stats)
     protect = parse_scheme(request.protection)
-    overridden = {a.site for a in naive.exceptions()}
-    open_sites = [s for s in naive.sites if s not in overridden]
-    units = make_units(open_sites, tied=request.runtime in ENGINES_THAT_FUSE)
-    ranked, order, exactly = _rank(request, units, naive, stats, menu)
+    ranked, order, exactly = rank_units(request, naive, stats, menu)
     cache: WeightCache = {}
     meter = Meter(model, selection, lambda index, schemes: build_block(model, index, schemes, stats, cache))
-    plan, record = sweep(
-        naive, ranked, protect, parse_budget(request.budget), meter.measure, order=order, exactly=exactly, progress=progress
-    )
+    budget = parse_budget(request.budget)
+    plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
     check_stats(plan, stats)
     return plan, record
 
 
-def _rank(
-    request: Request, units: Sequence[Unit], naive: Plan, stats: ActivationStats, menu: Menu
-) -> tuple[tuple[Unit, ...], str, int | None]:
-    """Candidates, what ranked them, and how many to take (None: as many as the budget needs)."""
+class Ranking(NamedTuple):
+    """Candidates for protection.
+
+    Attributes:
+        units: The first to be protected first.
+        order: What ranked them, in words.
+        exactly: How many to protect; None leaves it to the budget.
+    """
+
+    units: tuple[Unit, ...]
+    order: str
+    exactly: int | None
+
+
+def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
+    """Rank what may be protected; nothing is measured.
+
+    Args:
+        request: What the plan should be.
+        naive: From `naive_plan`.
+        stats: Of the calibration set.
+        menu: Prices of the low scheme.
+
+    Raises:
+        UserError: A menu of another model.
+        PlanError: A menu without prices of the low scheme; a pattern whose sites all have a scheme of their own.
+    """
+    if menu.provenance.model != naive.model:
+        theirs, ours = menu.provenance.model[:12], naive.model[:12]
+        raise UserError(f"these prices are of the model {theirs}…, this is {ours}…; run `qarat damage` on it")
+    overridden = {a.site for a in naive.exceptions()}
+    open_sites = [s for s in naive.sites if s not in overridden]
+    units = make_units(open_sites, tied=request.runtime in ENGINES_THAT_FUSE)
     damages = menu.damages(naive.low)
     missing = [site for unit in units for site in unit.sites if site not in damages]
     if missing:
-        raise PlanError(f"the menu has no price of {naive.low} at {missing[0]} and {len(missing) - 1} more sites; price again")
+        more = f" and {len(missing) - 1} more sites" if len(missing) > 1 else ""
+        raise PlanError(f"the menu has no price of {naive.low} at {missing[0]}{more}; run `qarat damage` with it")
     by_damage = rank_by_damage(units, damages)
     if request.sites:
-        named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
-        return _first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named)
+        named: set[str] = set()
+        for pattern in request.sites:
+            found = {s.name for s in match_sites(pattern, naive.sites)}
+            if not _count(by_damage, found):
+                raise PlanError(f"--sites {pattern!r} names only sites that --set decides, or attention products")
+            named |= found
+        return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
-        return by_damage, "Fisher damage per parameter", None
+        return Ranking(by_damage, "Fisher damage per parameter", None)
     low = parse_scheme(naive.low)
     assert isinstance(low, LinearScheme)
     verdict = find_spikes(stats, request.by, low.input)
     flagged = {s.name for s in sites_of(verdict, naive.sites)}
-    return _first(by_damage, flagged), f"the spike rule {request.by}: {verdict.statement}", _count(by_damage, flagged)
+    order = f"the spike rule {request.by}: {verdict.statement}"
+    return Ranking(_first(by_damage, flagged), order, _count(by_damage, flagged))
 
 
 def _first(units: Sequence[Unit], named: set[str]) -> tuple[Unit, ...]:
@@ -177,6 +268,5 @@ def _count(units: Sequence[Unit], named: set[str]) -> int:
 
 def _check_origin(model: Model, stats: ActivationStats) -> None:
     if stats.provenance.model != model.fingerprint:
-        raise UserError(
-            f"these stats are of the model {stats.provenance.model[:12]}…, this is {model.fingerprint[:12]}…; profile it anew"
-        )
+        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
+        raise UserError(f"these stats are of the model {theirs}…, this is {ours}…; profile it anew")

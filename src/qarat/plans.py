@@ -12,6 +12,7 @@ import fnmatch
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -192,8 +193,12 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check(self, model: str, sites: Sequence[Site]) -> None:
         """Check the whole plan against the whole model, before any long work.
 
+        Args:
+            model: Fingerprint of the float model.
+            sites: Every site of it.
+
         Raises:
-            PlanError: Listing every offender: another model's plan, sites missing or too many, shapes that differ.
+            PlanError: Listing every offender: another model's plan, sites missing or too many, sites that differ.
         """
         offences: list[str] = []
         if self.model != model:
@@ -202,9 +207,10 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         offences += [f"{name}: not in the model" for name in mine.keys() - theirs.keys()]
         offences += [f"{name}: missing from the plan" for name in theirs.keys() - mine.keys()]
         offences += [
-            f"{name}: shape {mine[name].shape} in the plan, {theirs[name].shape} in the model"
+            f"{name}: {field} {getattr(mine[name], field)!r} in the plan, {getattr(theirs[name], field)!r} in the model"
             for name in mine.keys() & theirs.keys()
-            if mine[name].shape != theirs[name].shape
+            for field in Site.__struct_fields__
+            if getattr(mine[name], field) != getattr(theirs[name], field)
         ]
         offences += [
             f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
@@ -270,14 +276,18 @@ def read_plan(text: str | bytes) -> Plan:
     """Read a plan's JSON.
 
     Raises:
-        PlanError: Malformed JSON, unknown or missing keys, or malformed schemes (all of them, with their sites).
+        PlanError: Malformed JSON, unknown or missing keys; malformed schemes and keys given twice (all of them).
     """
     try:
         file = msgspec.json.decode(text, type=_PlanFile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"not a plan: {error}") from None
+    offences = [f"{key}: given twice" for key in _keys_given_twice(text)]
+    try:
+        parse_scheme(file.low)
+    except SchemeError as error:
+        offences.append(f"low: {error}")
     assignments: list[Assignment] = []
-    offences: list[str] = []
     for name, row in file.sites.items():
         try:
             scheme = parse_scheme(row.scheme, matmul=row.kind == "product")
@@ -289,6 +299,17 @@ def read_plan(text: str | bytes) -> Plan:
     if offences:
         raise PlanError("\n".join(offences))
     return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note)
+
+
+def _keys_given_twice(text: str | bytes) -> list[str]:
+    """Keys that stand more than once in one object, as after copying a line by hand; decoders take the last."""
+    twice: list[str] = []
+
+    def check(pairs: list[tuple[str, object]]) -> None:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    json.loads(text, object_pairs_hook=check)
+    return twice
 
 
 class Budget(msgspec.Struct, frozen=True):

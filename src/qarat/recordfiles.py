@@ -7,9 +7,10 @@ an equal hash, whatever machine or time it was made on.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 import torch
@@ -65,7 +66,11 @@ def content_hash(record: Record) -> str:
     return hashlib.sha256(encode_record(record)).hexdigest()
 
 
-def decode_record(path: Path, kind: type[R] | None = None) -> R:
+@overload
+def decode_record(path: Path, kind: None = None) -> Record: ...
+@overload
+def decode_record(path: Path, kind: type[R]) -> R: ...
+def decode_record(path: Path, kind: type[Any] | None = None) -> Any:
     """Read a record's file.
 
     Args:
@@ -89,8 +94,8 @@ def decode_record(path: Path, kind: type[R] | None = None) -> R:
 def _decode_json(path: Path) -> Any:
     data = path.read_bytes()
     try:
-        header = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+        header = msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a record: {error}") from None
     if _tag(header).startswith("plan/"):
         return read_plan(data)
@@ -99,36 +104,51 @@ def _decode_json(path: Path) -> Any:
 
 def _decode_arrays(path: Path) -> Any:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        with cast(Any, safe_open(path, "pt")) as file:  # safetensors has no types
+            metadata: dict[str, str] = file.metadata() or {}
+            arrays: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if "qarat" not in metadata:
+            raise UserError(f"{path} is a safetensors file, but no record")
+        header = msgspec.json.decode(metadata["qarat"], type=dict[str, Any])
+    except (SafetensorError, OSError, msgspec.DecodeError) as error:
         raise UserError(f"{path} is damaged: {error}; make it again") from None
-    if "qarat" not in metadata:
-        raise UserError(f"{path} is a safetensors file, but no record")
-    return _convert(path, msgspec.json.decode(metadata["qarat"]), arrays)
+    return _convert(path, header, arrays)
 
 
-def _convert(path: Path, header: Any, arrays: Mapping[str, Tensor]) -> Any:
+def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, Tensor]) -> Any:
     name, _, version = _tag(header).partition("/")
     if name not in _TYPES:
         raise UserError(f"{path} is not a record: it has no known `qarat` key")
     if version != "1":
         raise UserError(f"{path} is a {name} of version {version}; this qarat reads version 1")
-    body = header["record"]
-    if name == "stats":
-        body["edges"] = arrays["edges"]
-        for stream, fields in body["streams"].items():
-            fields["arrays"] = {k: arrays[f"{stream}/{k}"] for k in fields["arrays"]}
     try:
+        body = _with_nan(header["record"])
+        if name == "stats":
+            body["edges"] = arrays["edges"]
+            for stream, fields in body["streams"].items():
+                fields["arrays"] = {k: arrays[f"{stream}/{k}"] for k in fields["arrays"]}
+            if len(arrays) > 1 + sum(len(fields["arrays"]) for fields in body["streams"].values()):
+                raise TypeError("it has arrays that its header does not name")
         return msgspec.convert(body, _TYPES[name], dec_hook=_accept_tensor)
-    except msgspec.ValidationError as error:
+    except KeyError as error:
+        raise UserError(f"{path} is not a valid {name}: {error} is missing") from None
+    except (AttributeError, TypeError, msgspec.ValidationError) as error:
         raise UserError(f"{path} is not a valid {name}: {error}") from None
 
 
-def _tag(header: Any) -> str:
+def _tag(header: Mapping[str, object]) -> str:
     """What a file says it is, e.g. ``stats/1``; empty if it says nothing."""
-    return str(header.get("qarat", "")) if isinstance(header, dict) else ""
+    return str(header.get("qarat", ""))
+
+
+def _with_nan(value: Any) -> Any:
+    """NaN in the place of every null: JSON has no NaN, and no field of a record is ever null otherwise."""
+    if isinstance(value, dict):
+        items = cast(dict[str, Any], value).items()
+        return {key: _with_nan(inner) for key, inner in items}
+    if isinstance(value, list):
+        return [_with_nan(inner) for inner in cast(list[Any], value)]
+    return math.nan if value is None else value
 
 
 def _leave_out(value: object) -> None:

@@ -85,9 +85,9 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         median_energy: Mean square of the median token, averaged over windows.
         element_median: Median of all sampled magnitudes, from the histogram.
         peaks: The largest values, one a token at the most, descending.
-        arrays: ``channel_min``, ``channel_max``, ``channel_square`` (means of squares), each (width,) float32, absent for
-            attention probabilities; ``histogram`` of magnitudes, ``token_maxima`` and ``token_energies``, counts per bin of
-            `ActivationStats.edges`, int64.
+        arrays: ``channel_min``, ``channel_max``, ``channel_square`` (means of squares), each (width,) float32, absent
+            for attention probabilities; ``histogram`` of magnitudes, ``token_maxima`` and ``token_energies``, counts
+            per bin of `ActivationStats.edges`, int64.
     """
 
     name: str
@@ -160,6 +160,7 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def perplexity(self) -> float:
+        """Exponential of the loss; infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
@@ -179,13 +180,17 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def paired_difference(a: Evaluation, b: Evaluation) -> Difference:
     """How much more ``a`` loses than ``b``, in nats per token, on the same windows.
 
-    The standard error is that of a ratio estimator with sources as clusters (Cochran, Sampling Techniques, 3rd ed., 11.6):
-    windows of one file resemble each other and are not independent.
+    The standard error is that of a ratio estimator with sources as clusters (Cochran, Sampling Techniques, 3rd ed.,
+    11.6): windows of one file resemble each other and are not independent. With a single source it is NaN.
 
     Raises:
-        UserError: If the two were measured on other models or tokens.
+        UserError: If the two were measured on other models or tokens, or name other sources.
     """
     same_origin(a.provenance, b.provenance, f"{a.label} and {b.label}")
+    if (a.predicted, a.sources) != (b.predicted, b.sources):
+        raise UserError(
+            f"{a.label} and {b.label} do not have the same windows or sources; measure both on one token set"
+        )
     total = sum(a.predicted)
     mean = (math.fsum(a.nats) - math.fsum(b.nats)) / total
     residuals: dict[str, list[float]] = {}
@@ -248,7 +253,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The measurements behind a plan: protect the first k candidates, k = 0, 1, 2, …
+    """The measurements behind a plan: protect the first k candidates, k = 0, 1, 2 and so on.
 
     Attributes:
         provenance: Model and selection tokens.
@@ -288,10 +293,16 @@ class Continuations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def same_origin(a: Provenance, b: Provenance, what: str) -> None:
     """Refuse to combine strangers.
 
+    Args:
+        a: Of one record.
+        b: Of the other.
+        what: The two in words, for the message.
+
     Raises:
         UserError: Naming the fields that differ.
     """
     fields = ("model", "tokens", "convention", "dtype")
-    different = [f"{f}: {getattr(a, f)[:40]} against {getattr(b, f)[:40]}" for f in fields if getattr(a, f) != getattr(b, f)]
+    values = [(f, getattr(a, f), getattr(b, f)) for f in fields]
+    different = [f"{field}: {x[:40]} against {y[:40]}" for field, x, y in values if x != y]
     if different:
         raise UserError(f"{what} do not belong together: " + "; ".join(different))

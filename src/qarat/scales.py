@@ -150,17 +150,8 @@ def _drop_batch(scales: Scales) -> Scales:
 
 
 def _require_consistent(scheme: TensorScheme) -> None:
-    fmt, offenders = scheme.number_format, list[str]()
-    if not scheme.symmetric and not fmt.is_integer:
-        offenders.append(
-            f"asymmetric needs an integer format, and {fmt.name} has no uniform step to count a zero point in"
-        )
-    if scheme.choice.startswith("mx-") and not scheme.symmetric:
-        offenders.append(f"{scheme.choice} knows no zero point")
-    if scheme.choice.startswith("mx-") and scheme.scale == "e4m3":
-        offenders.append(f"{scheme.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
-    if offenders:
-        raise UserError(f"{scheme.spell('a')}: {'; '.join(offenders)}")
+    if offences := scheme.contradictions():
+        raise UserError(f"{scheme.spell('a')}: {'; '.join(offences)}")
 
 
 def _extremes(tiles: Tensor, scheme: TensorScheme) -> _Extremes:

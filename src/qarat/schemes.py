@@ -20,6 +20,7 @@ from qarat.formats import FORMATS, NumberFormat, nearest_names
 
 __all__ = [
     "FLOAT",
+    "LOW",
     "PRESETS",
     "SCALE_BITS",
     "Granularity",
@@ -54,7 +55,7 @@ class Granularity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cols: int | None = None
 
     def scale_shape(self, rows: int, cols: int) -> tuple[int, int]:
-        """How many scales a matrix of that shape has, along each axis; a last tile may be shorter."""
+        """How many scales a (rows, cols) matrix has along each axis; a last tile may be shorter."""
         tall = 1 if self.rows is None else -(-rows // self.rows)
         wide = 1 if self.cols is None else -(-cols // self.cols)
         return tall, wide
@@ -99,8 +100,21 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The format itself."""
         return FORMATS[self.format]
 
+    def contradictions(self) -> tuple[str, ...]:
+        """What in the scheme cannot go together, in words; empty if nothing is."""
+        fmt, found = self.number_format, list[str]()
+        if not self.symmetric and not fmt.is_integer:
+            found.append(f"asymmetric needs an integer format: {fmt.name} has no uniform step to count a zero point in")
+        if self.choice.startswith("mx-") and not self.symmetric:
+            found.append(f"{self.choice} knows no zero point")
+        if self.choice.startswith("mx-") and self.scale == "e4m3":
+            found.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
+        if self.static and self.granularity.cols is not None and self.choice in ("mse", "percentile"):
+            found.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
+        return tuple(found)
+
     def bits(self, rows: int, cols: int) -> int:
-        """Storage of a matrix of that shape in bits: elements, scales and zero points."""
+        """Storage of a (rows, cols) matrix in bits: elements, scales and zero points."""
         tall, wide = self.granularity.scale_shape(rows, cols)
         scales = tall * wide
         total = rows * cols * self.number_format.bits + scales * SCALE_BITS[self.scale]
@@ -167,6 +181,8 @@ class MatmulScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Scheme = LinearScheme | MatmulScheme
 FLOAT = "float"
+LOW = "w=int8/channel a=int8/tensor/static"
+"""The low scheme where none is named: what every int8 engine computes fastest, and what spikes hurt most."""
 _KEYS = {"w": "weight of a projection", "a": "input of a projection", "l": "left operand", "r": "right operand"}
 _ROW_WORDS = {"channel": "w", "token": "alr"}
 
@@ -229,7 +245,10 @@ def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
     scheme = TensorScheme(**fields)
     if name not in PRESETS and "granularity" not in given:
         _fail(text, start + len(body), "the granularity is missing: tensor, channel, token, gN or RxC")
-    return _apply_timing(text, start, scheme, timing, role)
+    scheme = _apply_timing(text, start, scheme, timing, role)
+    if offences := scheme.contradictions():
+        _fail(text, start, "; ".join(offences))
+    return scheme
 
 
 def _apply_timing(text: str, start: int, scheme: TensorScheme, timing: str | None, role: str) -> TensorScheme:

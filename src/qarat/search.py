@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from qarat.plans import Budget, Plan, Site, short_name
-from qarat.records import Difference, Evaluation, Sweep, Trial, paired_difference
+from qarat.records import Evaluation, Sweep, Trial, paired_difference
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
 
@@ -40,7 +40,12 @@ class Unit(msgspec.Struct, frozen=True):
 
 
 def make_units(sites: Sequence[Site], *, tied: bool) -> tuple[Unit, ...]:
-    """The projections as units, tied ones together if asked."""
+    """The projections as units, in the order of the sites.
+
+    Args:
+        sites: Of a plan; attention products are left out.
+        tied: Whether sites of one tie make one unit.
+    """
     groups: dict[tuple[int, str], list[Site]] = {}
     for site in sites:
         if site.kind == "projection":
@@ -49,7 +54,12 @@ def make_units(sites: Sequence[Site], *, tied: bool) -> tuple[Unit, ...]:
 
 
 def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple[Unit, ...]:
-    """Units by damage per parameter, the dearest first."""
+    """Units by damage per parameter, the dearest first.
+
+    Args:
+        units: To be ranked.
+        damages: Nats per token by site, for every site of the units.
+    """
     return tuple(sorted(units, key=lambda u: -sum(damages[s] for s in u.sites) / u.parameters))
 
 
@@ -80,16 +90,7 @@ def sweep(
         The plan, and the measurements behind it.
     """
     driver = _Driver(naive, protect, measure, progress, total=_guess_total(ranked, exactly))
-    trials: list[Trial] = []
-    idle = 0
-    most = min(len(ranked), MOST) if exactly is None else exactly
-    for k in range(most + 1):
-        trials.append(driver.trial(f"k={k}", ranked[:k]))
-        loss = trials[-1].damage.nats
-        gain = trials[-2].damage.nats - loss if k else float("inf")
-        idle = idle + 1 if gain < NOTHING * trials[0].damage.nats else 0
-        if exactly is None and (loss <= budget.nats or idle == PATIENCE):
-            break
+    trials = _protect_ever_more(driver, ranked, budget, exactly)
     chosen, verdict = _choose(trials, budget, exactly)
     units = list(ranked[:chosen])
     released: list[Unit] = []
@@ -119,6 +120,21 @@ def sweep(
         verdict,
     )
     return plan, record
+
+
+def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, exactly: int | None) -> list[Trial]:
+    """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
+    trials: list[Trial] = []
+    idle = 0
+    most = min(len(ranked), MOST) if exactly is None else exactly
+    for k in range(most + 1):
+        trials.append(driver.trial(f"k={k}", ranked[:k]))
+        loss = trials[-1].damage.nats
+        gain = trials[-2].damage.nats - loss if k else float("inf")
+        idle = idle + 1 if gain < NOTHING * trials[0].damage.nats else 0
+        if exactly is None and (loss <= budget.nats or idle == PATIENCE):
+            break
+    return trials
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
@@ -151,7 +167,7 @@ class _Driver:
     def __init__(self, naive: Plan, protect: Scheme, measure: Measure, progress: Progress, total: int) -> None:
         self._naive, self._protect, self._measure = naive, protect, measure
         self._progress, self._total, self._done = progress, total, 0
-        self._known: dict[frozenset[str], Evaluation] = {}
+        self._known: dict[tuple[Scheme, ...], Evaluation] = {}
         all_float = {a.site.name: type(a.scheme)() for a in naive.assignments}
         self._float_plan = naive.with_schemes(all_float, "float")
         progress("sweep", 0, total)
@@ -187,21 +203,16 @@ class _Driver:
         """Only this site low, everything else in float; loss over float."""
         label = f"only {short_name(site)} low"
         plan = self._float_plan.with_schemes({site: self._naive[site]}, label)
-        return Trial(label, (site,), self._difference(plan, label))
-
-    def _difference(self, plan: Plan, label: str) -> Difference:
-        return paired_difference(self._measured(plan, label), self.float_loss)
+        return Trial(label, (site,), paired_difference(self._measured(plan, label), self.float_loss))
 
     def _protecting(self, sites: tuple[str, ...], label: str) -> Evaluation:
-        key = frozenset(sites)
-        if key not in self._known:
-            plan = self._naive.with_schemes(dict.fromkeys(sites, self._protect), label)
-            self._known[key] = self._measured(plan, label)
-        return self._known[key]
+        return self._measured(self._naive.with_schemes(dict.fromkeys(sites, self._protect), label), label)
 
     def _measured(self, plan: Plan, label: str) -> Evaluation:
-        evaluation = self._measure(plan, label)
-        self._done += 1
-        self._total = max(self._total, self._done + 1)
-        self._progress("sweep", self._done, self._total)
-        return evaluation
+        key = tuple(a.scheme for a in plan.assignments)
+        if key not in self._known:
+            self._known[key] = self._measure(plan, label)
+            self._done += 1
+            self._total = max(self._total, self._done + 1)
+            self._progress("sweep", self._done, self._total)
+        return self._known[key]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import msgspec
 import torch
@@ -80,7 +81,8 @@ def snr(stream: StreamStats, scheme: TensorScheme) -> float:
 
     The signal is the median token's mean square; the noise a twelfth of the squared step, averaged over a normal
     distribution of that energy. The step follows from the maximum of whatever shares the scale: the whole stream under
-    one scale per tensor, the median token otherwise (groups inside a token are not told apart).
+    one scale per tensor, the median token otherwise (groups inside a token are not told apart). Infinite where the
+    stream is all zeros.
     """
     if stream.median_energy == 0 or stream.maximum == 0:
         return math.inf
@@ -197,11 +199,7 @@ def _by_super_weight(stats: ActivationStats, low: TensorScheme | None) -> Verdic
 def _by_gap(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
     ranked = sorted(_inputs(stats), key=lambda s: -s.ratio)
     statement = f"above the largest gap in log r, if it is over {GAP_FACTOR:g} times and r > {GAP_FLOOR:g}"
-    gaps = [
-        (a.ratio / max(b.ratio, 1e-30), i + 1)
-        for i, (a, b) in enumerate(zip(ranked, ranked[1:], strict=False))
-        if a.ratio > GAP_FLOOR
-    ]
+    gaps = [(a.ratio / max(b.ratio, 1e-30), i + 1) for i, (a, b) in enumerate(pairwise(ranked)) if a.ratio > GAP_FLOOR]
     if not gaps:
         return Verdict("gap", (), GAP_FLOOR / ranked[0].ratio if ranked else math.nan, statement)
     gap, count = max(gaps)

@@ -3,6 +3,9 @@
 A run works in ``OUT.partial``. Each step has a key, the hash of everything that decides its bytes; a step whose key and
 files are there already is not run again, so the same command after a kill goes on from the last finished step and ends
 with the same bytes. Times and machine names go to ``log.jsonl``, which no hash covers.
+
+A folder is replaced by two renames, with what was there kept as ``OUT.replaced`` in between; so at any moment both the
+old and the new are whole somewhere. Nothing is ever replaced or deleted that lacks the mark of what qarat writes.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,7 +25,23 @@ import torch
 
 from qarat.errors import UserError
 
-__all__ = ["Estimate", "Progress", "Run", "Runtime", "explained", "hash_json", "no_progress", "parse_size", "write_whole"]
+__all__ = [
+    "Estimate",
+    "Progress",
+    "Run",
+    "Runtime",
+    "check_file",
+    "check_folder",
+    "explained",
+    "hash_json",
+    "new_folder",
+    "no_progress",
+    "parse_size",
+    "put_into_place",
+    "read_command",
+    "read_manifest",
+    "write_whole",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the units done and the units in all."""
@@ -51,9 +70,11 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
     def memory_bytes(self) -> int:
+        """The memory bound in bytes; half of what is free at the moment, where none was given."""
         if self.memory:
             return self.memory
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -64,13 +85,13 @@ class Estimate(msgspec.Struct, frozen=True):
     """What a run would take.
 
     Attributes:
-        steps: Name and seconds.
+        steps: Name to seconds.
         memory_bytes: Weights and hidden states at their peak.
-        disk_bytes: Of the quantized folder.
+        disk_bytes: Of what would be written.
         rate: Matrix rate measured on this machine, floating-point operations a second.
     """
 
-    steps: tuple[tuple[str, float], ...]
+    steps: dict[str, float]
     memory_bytes: int
     disk_bytes: int
     rate: float
@@ -80,15 +101,18 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``8GB`` or ``512MiB``.
 
     Raises:
-        UserError: Malformed.
+        UserError: Malformed, negative or infinite.
     """
     units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
     unit = text[len(number) :].strip().lower()
     try:
-        return int(float(number) * units[unit])
-    except (ValueError, KeyError):
-        raise UserError(f"{text!r} is no size; write for example 8GB, 512MiB or a number of bytes") from None
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = -1
+    if size < 0:
+        raise UserError(f"{text!r} is no size; write for example 8GB, 512MiB or a number of bytes")
+    return size
 
 
 def hash_json(value: object) -> str:
@@ -117,16 +141,117 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an operating-system error on the way to ``path`` into one that says what to do."""
+    """Turn an operating-system error on the way to ``path`` into one that says what to do.
+
+    Raises:
+        UserError: Instead of any `OSError` inside the context.
+    """
     try:
         yield
     except OSError as error:
         remedy = {
-            errno.ENOSPC: "no space left; free some and run the same command again, it continues",
+            errno.ENOSPC: "no space left; free some and run the same command again",
+            errno.EDQUOT: "the quota is used up; free some space and run the same command again",
             errno.EACCES: "no permission to write there",
             errno.EROFS: "the file system is read-only",
         }.get(error.errno or 0, str(error))
         raise UserError(f"cannot write {path}: {remedy}") from error
+
+
+def check_file(path: Path) -> None:
+    """Check, before any work, that a file can be written.
+
+    Raises:
+        UserError: If a folder is in its place, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give -o a file's name")
+    _check_parent(path)
+
+
+def check_folder(out: Path, mark: str, *, overwrite: bool) -> None:
+    """Check, before any work, that a folder can be put at ``out``.
+
+    Args:
+        out: Where to.
+        mark: A file that every folder of this kind holds.
+        overwrite: Whether one of this kind may be replaced; of another kind, none may.
+
+    Raises:
+        UserError: If there is something that may not be replaced, or no permission.
+    """
+    if out.exists():
+        if not overwrite:
+            raise UserError(f"{out} exists already; give another -o, or --overwrite to replace it")
+        if not _is_ours(out, mark):
+            raise UserError(f"{out} is not from this command (no {mark}), so --overwrite leaves it; give another -o")
+    for spare in (_partial(out), _replaced(out)):
+        if spare.exists() and not _is_ours(spare, mark):
+            raise UserError(f"{spare} is in the way, and holds no {mark}; move it, or give another -o")
+    _check_parent(out)
+
+
+@contextmanager
+def new_folder(out: Path, mark: str) -> Iterator[Path]:
+    """An empty ``OUT.partial`` to be filled; put into place at the end, deleted after an error.
+
+    Raises:
+        UserError: As `check_folder` with ``overwrite``; or it cannot be written.
+    """
+    check_folder(out, mark, overwrite=True)
+    partial = _partial(out)
+    with explained(out):
+        _delete(partial, mark)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        put_into_place(out, mark)
+
+
+def put_into_place(out: Path, mark: str) -> None:
+    """Rename the finished ``OUT.partial`` to ``out``; what was there is deleted only then."""
+    retired = _replaced(out)
+    with explained(out):
+        if out.exists():
+            _delete(retired, mark)
+            os.replace(out, retired)
+        os.replace(_partial(out), out)
+        _delete(retired, mark)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(out.name + ".replaced")
+
+
+def _is_ours(path: Path, mark: str) -> bool:
+    """Whether a folder was written by qarat, or is empty."""
+    return path.is_dir() and ((path / mark).is_file() or all(p.match(".*.partial") for p in path.iterdir()))
+
+
+def _delete(folder: Path, mark: str) -> None:
+    """Delete a folder, the mark last: cut short, it is still known as ours."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != mark:
+                path.unlink()
+        shutil.rmtree(folder)
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"cannot write {path}: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {parent}")
 
 
 class Run:
@@ -135,32 +260,46 @@ class Run:
     Attributes:
         out: Where the finished run will lie.
         folder: ``OUT.partial``, where it is made.
+        steps: Name of each finished step to its key and the hashes of its files.
     """
 
+    MANIFEST, LOG = "manifest.json", "log.jsonl"
+
     def __init__(self, out: Path, *, overwrite: bool = False) -> None:
-        """Begin, or go on with, the run that will lie at ``out``.
+        """Check that a run may be put at ``out``; nothing is written yet.
 
         Raises:
-            UserError: If ``out`` exists already and may not be overwritten.
+            UserError: If ``out`` exists already and may not be overwritten, or cannot be written.
         """
-        if out.exists() and not overwrite:
-            raise UserError(f"{out} exists already; give another -o, or --overwrite to replace it")
+        check_folder(out, self.MANIFEST, overwrite=overwrite)
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = _partial(out)
+        self.steps: dict[str, dict[str, str]] = {}
+
+    def begin(self, **facts: object) -> None:
+        """Make the folder, or go on with the one that an earlier call left; the facts go to the log.
+
+        Raises:
+            UserError: If it cannot be written, or its manifest is damaged.
+        """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._manifest_file = self.folder / "manifest.json"
-        self.steps: dict[str, dict[str, str]] = {}
-        if self._manifest_file.exists():
-            try:
-                self.steps = msgspec.json.decode(self._manifest_file.read_bytes(), type=dict[str, dict[str, str]])
-            except msgspec.DecodeError:
-                raise UserError(f"{self._manifest_file} is damaged; delete {self.folder} to begin anew") from None
+            for stray in self.folder.glob(".*.partial"):  # a file that a kill cut short
+                stray.unlink()
+        manifest = self.path(self.MANIFEST)
+        if manifest.exists():
+            self.steps = read_manifest(self.folder)
+        else:
+            self._write_manifest()
+        self.log(**facts)
 
     def path(self, name: str) -> Path:
+        """Where the file or folder of that name lies while the run is being made."""
         return self.folder / name
 
-    def step(self, name: str, key: object, outputs: list[str], work: Callable[[], None]) -> bool:
+    def step(
+        self, name: str, key: object, outputs: Sequence[str], work: Callable[[], None], after: Sequence[str] = ()
+    ) -> bool:
         """Run a step unless its outputs are there from an earlier call with the same key.
 
         Args:
@@ -168,13 +307,14 @@ class Run:
             key: Everything that decides the outputs' bytes.
             outputs: File names in the folder, each checked by hash before it is trusted.
             work: Writes the outputs.
+            after: Steps whose outputs this one reads; if they changed, it is done again.
 
         Returns:
             Whether the work was done now.
         """
-        wanted = hash_json(key)
+        wanted = hash_json([key, *(self.steps[step] for step in after)])
         known = self.steps.get(name, {})
-        if known.get("key") == wanted and all(known.get(o) == _file_hash(self.path(o)) for o in outputs):
+        if known.get("key") == wanted and all(_file_hash(self.path(o)) == known.get(o, "") for o in outputs):
             self.log(step=name, reused=True)
             return False
         begun = time.perf_counter()
@@ -186,26 +326,46 @@ class Run:
                 raise RuntimeError(f"step {name} did not write {output}")
             hashes[output] = digest
         self.steps[name] = {"key": wanted, **hashes}
-        write_whole(self._manifest_file, json.dumps(self.steps, indent=1, sort_keys=True) + "\n")
+        self._write_manifest()
         self.log(step=name, seconds=round(time.perf_counter() - begun, 3))
         return True
 
     def log(self, **fields: object) -> None:
         """Append a line to the log that no hash covers."""
-        with explained(self.folder), self.path("log.jsonl").open("a") as file:
+        with explained(self.folder), self.path(self.LOG).open("a") as file:
             file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
 
     def finish(self) -> None:
         """Put the finished folder into place, replacing an older run only now."""
-        with explained(self.out):
-            if self.out.exists():
-                retired = self.out.with_name(self.out.name + ".replaced")
-                shutil.rmtree(retired, ignore_errors=True)
-                os.replace(self.out, retired)
-                os.replace(self.folder, self.out)
-                shutil.rmtree(retired)
-            else:
-                os.replace(self.folder, self.out)
+        put_into_place(self.out, self.MANIFEST)
+
+    def _write_manifest(self) -> None:
+        write_whole(self.path(self.MANIFEST), json.dumps(self.steps, indent=1, sort_keys=True) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """The finished steps of a run's folder, with their keys and the hashes of their files.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = folder / Run.MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run of qarat (no {Run.MANIFEST})")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, str]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged; delete {folder} and run the command again") from None
+
+
+def read_command(folder: Path) -> str:
+    """The command that last worked on a run's folder, as its log has it; empty if it has none."""
+    found = ""
+    path = folder / Run.LOG
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a line that a kill cut short
+            found = json.loads(line).get("command", found)
+    return found
 
 
 def _file_hash(path: Path) -> str | None:

@@ -21,9 +21,7 @@ def quantized(words: str, *shape: int) -> QuantizedTensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 96), (70, 96), (2, 35, 96), (3, 2, 5, 96), (4, 1, 1001)])
-@pytest.mark.parametrize(
-    "weight_words", ["int8/channel", "int8/tensor", "int8/channel/scale-e8m0", "int8/channel/scale-e4m3"]
-)
+@pytest.mark.parametrize("weight_words", WEIGHTS)
 @pytest.mark.parametrize("input_words", ["int8/tensor/static", "int8/tensor/dynamic", "int8/token"])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_it_equals_the_reference(shape: tuple[int, ...], weight_words: str, input_words: str, with_bias: bool) -> None:

@@ -17,12 +17,14 @@ costs one more product per site, not another pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from qarat.attention import PRODUCTS
-from qarat.calibration import static_operands, static_scales_of
+from qarat.calibration import check_static, static_operands, static_scales_of
 from qarat.data import TokenSet
 from qarat.kernels import reference
 from qarat.models import Model
@@ -58,8 +60,11 @@ def price(
         progress: Called after every block, forward and backward.
 
     Raises:
-        UserError: Static scales without stats.
+        UserError: Static scales without stats, or with stats of another model or without a stream that is needed.
     """
+    fitting = [(s, scheme) for s in model.sites() for scheme in schemes if _fits(s, scheme)]
+    needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
+    check_static(needed, stats, model.fingerprint)
     batches = tokens.batches(model.runtime.batch_tokens)
     entrances = _forward(model, batches, progress)
     gradients = [
@@ -76,16 +81,20 @@ def price(
             for key, per_window in prices.of(block, captured).items():
                 sums.setdefault(key, []).append(per_window)
         progress("damage", 2 * model.blocks - index, 2 * model.blocks)
-    entries = []
-    for site in model.sites():
-        for scheme in schemes:
-            key = (site.name, str(scheme))
-            if key in sums:
-                windows = torch.cat(sums[key])
-                error = float(windows.std() / len(windows) ** 0.5) if len(windows) > 1 else float("nan")
-                entries.append(MenuEntry(*key, float(windows.mean()), error))
+    keys = [(site.name, str(scheme)) for site in model.sites() for scheme in schemes]
+    entries = [_entry(key, torch.cat(sums[key])) for key in keys if key in sums]
     provenance = model.provenance(tokens.fingerprint, tokens.convention, seed)
     return Menu(provenance, METRIC, content_hash(stats) if stats else "", tuple(entries))
+
+
+def _entry(key: tuple[str, str], windows: Tensor) -> MenuEntry:
+    """Mean and standard error of the damage of each window, (windows,) float64."""
+    error = float(windows.std() / len(windows) ** 0.5) if len(windows) > 1 else float("nan")
+    return MenuEntry(*key, float(windows.mean()), error)
+
+
+def _fits(site: Site, scheme: Scheme) -> bool:
+    return isinstance(scheme, MatmulScheme) == (site.kind == "product")
 
 
 class _Captured:
@@ -132,17 +141,20 @@ def _draw_and_differentiate(model: Model, hidden: Tensor, seed: int, first: int)
     """Gradient of the drawn labels' log-probability with respect to the hidden states behind the last block.
 
     Args:
+        model: For norm and head.
         hidden: (windows, length, hidden).
         seed: Of the draw.
         first: Index of the batch's first window: each window has a generator of its own, so that the labels do not
             depend on how windows are batched.
     """
-    gradients = []
+    gradients: list[Tensor] = []
     for j, window in enumerate(hidden):
         window = window.detach().requires_grad_(True)
         with torch.enable_grad():
             log_probabilities = model.logits(window).log_softmax(-1)
-        generator = torch.Generator().manual_seed((seed << 32) + first + j)
+        # torch's generator takes the lower 32 bits of its seed. Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) keeps the
+        # windows of one seed away from those of the next.
+        generator = torch.Generator().manual_seed((seed * 2654435769 + first + j) % 2**32)
         uniform = torch.rand(log_probabilities.shape, generator=generator).to(hidden.device)
         # The Gumbel trick: the largest of log p plus Gumbel noise is a draw from p.
         gumbel = -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
@@ -158,6 +170,9 @@ def _backward(
     """Recompute a block with gradients.
 
     Args:
+        model: For the arguments that blocks take.
+        index: Of the block.
+        block: With its weights.
         hidden: (windows, length, hidden) at the block's entrance.
         gradient: Of the log-probability, with respect to the block's output; same shape.
         products: Whether the attention products are wanted too.
@@ -166,15 +181,12 @@ def _backward(
         The gradient with respect to ``hidden``, and what was captured on the way.
     """
     captured = _Captured()
-    handles = []
 
-    def keep(name: str, operand: Tensor, output: Tensor) -> None:
-        captured.operands[name] = (operand.detach(),)
+    def keep(name: str, _: nn.Module, operands: tuple[Tensor, ...], output: Tensor) -> None:
+        captured.operands[name] = (operands[0].detach(),)
         captured.outputs[name] = output
 
-    for name in model.family.projections:
-        module = block.get_submodule(name)
-        handles.append(module.register_forward_hook(lambda _, args, output, name=name: keep(name, args[0], output)))
+    handles = [block.get_submodule(n).register_forward_hook(partial(keep, n)) for n in model.family.projections]
     home = block.get_submodule(model.family.attention)
     if products:
         home.add_module(PRODUCTS, _CapturingProducts(captured))
@@ -207,11 +219,12 @@ class _BlockPrices:
 
     @property
     def has_products(self) -> bool:
+        """Whether any scheme is one of attention products."""
         return bool(self._matmul)
 
     def of(self, block: nn.Module, captured: _Captured) -> dict[tuple[str, str], Tensor]:
         """(site, scheme) to damage of each window of a batch, (windows,) float64, nats per token."""
-        prices = {}
+        prices: dict[tuple[str, str], Tensor] = {}
         for site in self._sites:
             key = site.leaf if site.kind == "product" else site.name.removeprefix(self._prefix)
             if key not in captured.outputs:
@@ -225,22 +238,23 @@ class _BlockPrices:
                 prices[site.name, str(scheme)] = along.double().square().mean(-1).cpu() / 2
         return prices
 
-    def _output(
-        self, block: nn.Module, site: Site, key: str, scheme: Scheme, operands: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _output(self, block: nn.Module, site: Site, key: str, scheme: Scheme, operands: tuple[Tensor, ...]) -> Tensor:
         """The site's output if it alone used the scheme."""
         scales: dict[str, Scales] = {
             stream: static_scales_of(self._stats, stream, s) for stream, s in static_operands(site.streams, scheme)
         }
         if isinstance(scheme, MatmulScheme):
-            left, right = site.streams
-            return reference.matmul(*operands, scheme, scales.get(left), scales.get(right))
-        linear: nn.Linear = block.get_submodule(key)  # type: ignore[assignment]
+            (left, right), (left_stream, right_stream) = operands, site.streams
+            return reference.matmul(left, right, scheme, scales.get(left_stream), scales.get(right_stream))
+        linear = cast(nn.Linear, block.get_submodule(key))
         cached = (site.name, str(scheme.weight))
         if cached not in self._weights:
             weight = linear.weight.detach()
-            self._weights[cached] = quantize_tensor(weight.float(), scheme.weight).dequantize() if scheme.weight else weight
-        return reference.linear(operands[0], self._weights[cached], linear.bias, scheme.input, scales.get(site.streams[0]))
+            if scheme.weight is not None:
+                weight = quantize_tensor(weight.float(), scheme.weight).dequantize()
+            self._weights[cached] = weight
+        input_scales = scales.get(site.streams[0])
+        return reference.linear(operands[0], self._weights[cached], linear.bias, scheme.input, input_scales)
 
 
 def _offsets(batches: Sequence[Tensor]) -> list[int]:

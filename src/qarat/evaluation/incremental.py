@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qarat.data import TokenSet
-from qarat.evaluation.perplexity import window_nats
+from qarat.evaluation.perplexity import evaluation_of, window_nats
 from qarat.models import Model
 from qarat.plans import Plan
 from qarat.records import Evaluation
@@ -59,7 +59,15 @@ class Meter:
 
     @torch.no_grad()
     def measure(self, plan: Plan, label: str) -> Evaluation:
-        """Negative log-likelihood of the token set under a plan, whatever was measured before."""
+        """Negative log-likelihood of the token set under a plan, whatever was measured before.
+
+        Args:
+            plan: For this model; not checked here.
+            label: Of the evaluation.
+
+        Raises:
+            UserError: If a window's loss is NaN or Inf.
+        """
         keys = [_block_key(plan.block(index)) for index in range(self._model.blocks)]
         first = max((k for k in range(len(keys)) if tuple(keys[:k]) in self._kept), default=-1)
         if first < 0:
@@ -76,9 +84,7 @@ class Meter:
                 self._keep(tuple(keys[: index + 1]), hidden)
         pairs = zip(hidden, self._batches, strict=True)
         nats = torch.cat([window_nats(self._model, states, batch) for states, batch in pairs])
-        predicted = (self._tokens.windows.shape[1] - 1,) * len(nats)
-        provenance = self._model.provenance(self._tokens.fingerprint, self._tokens.convention)
-        return Evaluation(label, provenance, "", tuple(nats.tolist()), predicted, self._tokens.sources)
+        return evaluation_of(self._model, self._tokens, nats, label=label)
 
     def _keep(self, key: Prefix, hidden: list[Tensor]) -> None:
         self._kept[key] = hidden

@@ -15,7 +15,7 @@ from qarat.models import Model
 from qarat.records import Evaluation
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["measure_perplexity", "window_nats"]
+__all__ = ["evaluation_of", "measure_perplexity", "window_nats"]
 
 
 def measure_perplexity(
@@ -49,6 +49,22 @@ def measure_perplexity(
             progress(stage, index + 1, model.blocks + 1)
         nats = torch.cat([window_nats(model, h, b) for h, b in zip(hidden, batches, strict=True)])
     progress(stage, model.blocks + 1, model.blocks + 1)
+    return evaluation_of(model, tokens, nats, label=label, plan=plan)
+
+
+def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, plan: str = "") -> Evaluation:
+    """The record of a token set's losses.
+
+    Args:
+        model: In float or quantized.
+        tokens: The token set.
+        nats: (windows,) float64, as `window_nats` gives them.
+        label: What was evaluated.
+        plan: Content hash of the plan behind a quantized model.
+
+    Raises:
+        UserError: If a window's loss is NaN or Inf (names the window and its source).
+    """
     if not nats.isfinite().all():
         window = int((~nats.isfinite()).nonzero()[0])
         raise UserError(f"{label}: the loss of window {window} ({tokens.sources[window]}) is {float(nats[window])}")

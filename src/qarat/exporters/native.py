@@ -1,40 +1,47 @@
 """The native folder: everything a plan can say, as plain safetensors beside the source's config and tokenizer.
 
-A float tensor keeps its name and the source's dtype. A quantized projection becomes ``NAME.codes`` (packed, little-endian
-in bits), ``NAME.scale``, and where the scheme has them ``NAME.zero_point``, ``NAME.tensor_scale``, ``NAME.input_scale``
-and ``NAME.input_zero_point``. ``plan.json`` says what they mean. One file a block, so that writing and reading need the
-memory of one. No engine loads this format; it is what `qarat` itself measures, and what exports are compared with.
+A float tensor keeps its name and the source's dtype. A quantized projection becomes ``NAME.codes`` (packed,
+little-endian in bits), ``NAME.scale``, and where the scheme has them ``NAME.zero_point``, ``NAME.tensor_scale``,
+``NAME.input_scale`` and ``NAME.input_zero_point``. ``plan.json`` says what they mean; the index keeps its hash, so that
+neither changes alone. One file a block, so that writing and reading need the memory of one. No engine loads this
+format; it is what `qarat` itself measures, and what exports are compared with.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from qarat.attention import PRODUCTS
+from qarat.calibration import static_operands
 from qarat.checkpoints import Checkpoint
 from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
 from qarat.plans import Plan, read_plan
+from qarat.recordfiles import content_hash
 from qarat.scales import SCALE_DTYPES
 from qarat.schemes import LinearScheme, MatmulScheme, TensorScheme
 from qarat.tensors import QuantizedTensor, Scales
-from qarat.workspace import Progress, Runtime, explained, no_progress
+from qarat.workspace import Progress, Runtime, check_folder, new_folder, no_progress
 
-__all__ = ["is_native", "read_native", "site_bytes", "write_native"]
+__all__ = ["check_place", "is_native", "read_native", "site_bytes", "write_native"]
 
 PLAN = "plan.json"
 INDEX = "model.safetensors.index.json"
+FORMAT = "qarat-native/1"
 OPERANDS = ("q", "k", "p", "v")
+BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
 
 
 def is_native(folder: Path) -> bool:
@@ -42,11 +49,26 @@ def is_native(folder: Path) -> bool:
     return (folder / PLAN).is_file() and (folder / "config.json").is_file()
 
 
+def check_place(folder: Path, *, overwrite: bool) -> None:
+    """Check, before any work, that a native folder can be written.
+
+    Raises:
+        UserError: If something is in its place that may not be replaced, or no permission.
+    """
+    check_folder(folder, PLAN, overwrite=overwrite)
+    if folder.exists() and any(folder.iterdir()) and not is_native(folder):  # a run's folder holds a plan as well
+        raise UserError(f"{folder} is no quantized folder, so --overwrite leaves it; give another -o")
+
+
 def site_bytes(scheme: TensorScheme, rows: int, cols: int) -> int:
-    """Bytes of one weight's tensors in this layout: packed rows of whole bytes, scales, zero points of a byte."""
-    tall, wide = scheme.granularity.scale_shape(rows, cols)
-    size = rows * packed_bytes(cols, scheme.number_format) + tall * wide * SCALE_DTYPES[scheme.scale].itemsize
-    return size + (4 if scheme.scale == "e4m3" else 0) + (0 if scheme.symmetric else tall * wide)
+    """Bytes of one weight's tensors in this layout: packed rows of whole bytes, scales, zero points of a byte.
+
+    Args:
+        scheme: Of the weight.
+        rows: Output channels.
+        cols: Input channels.
+    """
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in _weight_layout("", scheme, rows, cols).values())
 
 
 def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_progress) -> None:
@@ -55,44 +77,61 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
     Args:
         model: From `qarat.conversion.quantize`.
         plan: That it was quantized with.
-        folder: To be made; replaced if it is there.
+        folder: To be made; one that was written by this function before is replaced.
         progress: Called after every block.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If it cannot be written, or something else is in its place.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    with explained(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    check_place(folder, overwrite=True)
+    with new_folder(folder, PLAN) as partial:
+        (partial / PLAN).write_text(plan.to_json())  # first, as the mark of what is ours
         where: dict[str, str] = {}
-        dtype = model.checkpoint.dtype
-        _write(partial / "outside.safetensors", _outside(model, dtype), where)
+        _write(partial / "outside.safetensors", _outside(model), where)
         progress("write", 0, model.blocks)
         for index, block in model.walk():
-            prefix = f"{model.family.blocks}.{index}."
-            tensors = {prefix + name: value for name, value in _block_tensors(block, dtype).items()}
+            tensors = _block_tensors(block, f"{model.family.blocks}.{index}.", model.checkpoint)
             _write(partial / f"block-{index:03d}.safetensors", tensors, where)
             progress("write", index + 1, model.blocks)
-        _copy_beside(model.folder, partial)
-        (partial / PLAN).write_text(plan.to_json())
-        index_file = {"metadata": {"format": "qarat-native/1"}, "weight_map": dict(sorted(where.items()))}
+        metadata = {"format": FORMAT, "plan": content_hash(plan)}
+        index_file = {"metadata": metadata, "weight_map": dict(sorted(where.items()))}
         (partial / INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        _copy_beside(model.folder, partial)
 
 
 def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Plan]:
     """Open a native folder; its model is walked, evaluated and generates like any other.
 
+    Args:
+        folder: As `write_native` wrote it.
+        runtime: Device, dtype and limits; default CPU, float32.
+
     Raises:
         UserError: Damaged or contradictory files.
     """
+    if not is_native(folder):
+        raise UserError(f"{folder} is no quantized folder of qarat: {PLAN} or config.json is missing; quantize again")
     plan = read_plan((folder / PLAN).read_bytes())
+    _check_index(folder, plan)
     runtime = runtime or Runtime()
     model = Model(_NativeCheckpoint(folder, plan), runtime)
     plan.check(plan.model, model.sites())
     return model.with_blocks(lambda index: _read_block(model, plan, index)), plan
+
+
+def _check_index(folder: Path, plan: Plan) -> None:
+    """Check that the tensors were written in this format and under this plan."""
+    try:
+        metadata: dict[str, str] = json.loads((folder / INDEX).read_text())["metadata"]
+        found, written_under = metadata["format"], metadata["plan"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / INDEX} is missing or damaged ({error!r}); quantize again") from error
+    if found != FORMAT:
+        raise UserError(f"{folder} is written as {found}, this qarat reads {FORMAT}; quantize again")
+    if written_under != content_hash(plan):
+        raise UserError(
+            f"{folder / PLAN} is not the plan that these tensors were written under; quantize again with it"
+        )
 
 
 class _NativeCheckpoint(Checkpoint):
@@ -107,62 +146,128 @@ class _NativeCheckpoint(Checkpoint):
         return self.plan.model
 
     def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
-        """Nothing here: each block is checked against the plan when it is read."""
+        """Check from the headers alone that the tensors are those of the plan.
+
+        Args:
+            wanted: Name to a tensor (on any device) of the shape that the config asks for.
+            optional: Names that may be there as well.
+
+        Raises:
+            UserError: Listing every tensor that is missing, surplus, or of another shape or kind.
+        """
+        layout, found = _layout(self.plan, wanted, self.config), self.headers
+        offences = [f"{name}: missing" for name in layout.keys() - found.keys()]
+        offences += [f"{name}: not in the plan" for name in found.keys() - layout.keys() - set(optional)]
+        for name in layout.keys() & found.keys():
+            dtype, shape = layout[name]
+            kinds = _FLOAT_KINDS if name in wanted else (_KINDS[dtype],)
+            if found[name][0] not in kinds or found[name][1] != shape:
+                offences.append(f"{name}: {found[name]} in the file, {(kinds[0], shape)} by the plan")
+        if offences:
+            listed = "\n  ".join(sorted(offences))
+            raise UserError(f"{self.folder}: plan and tensors disagree:\n  {listed}\nquantize again")
 
 
-def _outside(model: Model, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Everything that lies outside the blocks, in the source's dtype; a tied head is not repeated."""
+_FLOAT_KINDS = ("F32", "F16", "BF16")
+_KINDS = {  # as safetensors spells them
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+_Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def _layout(plan: Plan, wanted: Mapping[str, Tensor], config: PreTrainedConfig) -> _Layout:
+    """Name to dtype and shape of every tensor in the folder; the dtype of a float tensor may be another float's."""
+    layout: _Layout = {name: (torch.float32, tuple(value.shape)) for name, value in wanted.items()}
+    head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    for a in plan.assignments:
+        name, scheme = a.site.name, a.scheme
+        if isinstance(scheme, LinearScheme) and scheme.weight is not None:
+            layout.pop(f"{name}.weight", None)
+            layout |= _weight_layout(f"{name}.", scheme.weight, *a.site.shape)
+        for stream, static in static_operands(a.site.streams, scheme):
+            if isinstance(scheme, LinearScheme):
+                layout |= _scales_layout(f"{name}.input_", static, a.site.shape[1])
+            else:
+                home, operand = name.rpartition(".")[0], stream.rpartition(".")[2]
+                layout |= _scales_layout(f"{home}.{PRODUCTS}.{operand}_", static, head)
+    return layout
+
+
+def _weight_layout(prefix: str, scheme: TensorScheme, rows: int, cols: int) -> _Layout:
+    codes = torch.uint8, (rows, packed_bytes(cols, scheme.number_format.bits))
+    return {f"{prefix}codes": codes, **_scales_layout(prefix, scheme, cols, rows)}
+
+
+def _scales_layout(prefix: str, scheme: TensorScheme, cols: int, rows: int = 1) -> _Layout:
+    shape = scheme.granularity.scale_shape(rows, cols)
+    layout: _Layout = {f"{prefix}scale": (SCALE_DTYPES[scheme.scale], shape)}
+    if not scheme.symmetric:
+        layout[f"{prefix}zero_point"] = torch.int8, shape
+    if scheme.scale == "e4m3":
+        layout[f"{prefix}tensor_scale"] = torch.float32, (1, 1)
+    return layout
+
+
+def _outside(model: Model) -> dict[str, Tensor]:
+    """Everything that lies outside the blocks, in the source's dtypes; a tied head is not repeated."""
     state = model.outside()
     if model.config.tie_word_embeddings:
         state.pop(f"{model.family.head}.weight", None)
-    return {name: value.to(dtype) for name, value in state.items()}
+    return {name: value.to(model.checkpoint.dtype_of(name)) for name, value in state.items()}
 
 
-def _block_tensors(block: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensor names inside a block to what is written."""
+def _block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[str, Tensor]:
+    """Name to tensor of everything that is written of a block."""
     found: dict[str, Tensor] = {}
-    for name, module in block.named_modules():
+    floats: dict[str, Tensor] = {}
+    for inner, module in block.named_modules(prefix=prefix.removesuffix(".")):
         if isinstance(module, QuantLinear):
             if module.quantized is None:
-                found[f"{name}.weight"] = module.value.to(dtype)
+                floats[f"{inner}.weight"] = module.value
             else:
                 fmt = module.quantized.scheme.number_format
-                found[f"{name}.codes"] = pack(module.quantized.codes, fmt)
-                found |= _pack_scales(name, module.quantized.scales, module.quantized.scheme)
+                found[f"{inner}.codes"] = pack(module.quantized.codes, fmt)
+                found |= _pack_scales(f"{inner}.", module.quantized.scales, module.quantized.scheme)
             if module.bias is not None:
-                found[f"{name}.bias"] = module.bias.to(dtype)
+                floats[f"{inner}.bias"] = module.bias
             if module.input_scales is not None and module.scheme.input is not None:
-                found |= _pack_scales(f"{name}.input", module.input_scales, module.scheme.input, "_")
+                found |= _pack_scales(f"{inner}.input_", module.input_scales, module.scheme.input)
         elif isinstance(module, QuantProducts):
-            operands = dict(zip(OPERANDS, (module.qk.left, module.qk.right, module.av.left, module.av.right), strict=True))
-            for operand, scales in module.scales.items():
-                scheme = operands[operand]
-                if scheme is not None:
-                    found |= _pack_scales(f"{name}.{operand}", scales, scheme, "_")
+            schemes = (module.qk.left, module.qk.right, module.av.left, module.av.right)
+            for operand, scheme in zip(OPERANDS, schemes, strict=True):
+                scales = module.scales.get(operand)
+                if scales is not None and scheme is not None:
+                    found |= _pack_scales(f"{inner}.{operand}_", scales, scheme)
         else:
-            found |= {f"{name}.{leaf}": value.to(dtype) for leaf, value in module.named_parameters(recurse=False)}
-    return found
+            floats |= {f"{inner}.{leaf}": value for leaf, value in module.named_parameters(recurse=False)}
+    return found | {name: value.to(source.dtype_of(name)) for name, value in floats.items()}
 
 
-def _pack_scales(name: str, scales: Scales, scheme: TensorScheme, separator: str = ".") -> dict[str, Tensor]:
-    found = {f"{name}{separator}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
+def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str, Tensor]:
+    found = {f"{prefix}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
     if scales.zero_point is not None:
-        found[f"{name}{separator}zero_point"] = scales.zero_point.to(torch.int8)
+        found[f"{prefix}zero_point"] = scales.zero_point.to(torch.int8)
     if scales.tensor_scale is not None:
-        found[f"{name}{separator}tensor_scale"] = scales.tensor_scale
+        found[f"{prefix}tensor_scale"] = scales.tensor_scale
     return found
 
 
-def _unpack_scales(tensors: dict[str, Tensor], name: str, separator: str = ".") -> Scales | None:
-    scale = tensors.pop(f"{name}{separator}scale", None)
+def _unpack_scales(tensors: dict[str, Tensor], prefix: str) -> Scales | None:
+    scale = tensors.pop(f"{prefix}scale", None)
     if scale is None:
         return None
-    zero_point = tensors.pop(f"{name}{separator}zero_point", None)
-    tensor_scale = tensors.pop(f"{name}{separator}tensor_scale", None)
+    zero_point = tensors.pop(f"{prefix}zero_point", None)
+    tensor_scale = tensors.pop(f"{prefix}tensor_scale", None)
     return Scales(scale.float(), None if zero_point is None else zero_point.float(), tensor_scale)
 
 
 def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
+    """One block; that every tensor is there and of its shape was checked when the folder was opened."""
     prefix = f"{model.family.blocks}.{index}."
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
     block = model.empty_block(index)
@@ -173,48 +278,42 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
             products[name.rpartition(".")[2]] = scheme
         elif scheme != LinearScheme():
             parent, _, leaf = inner.rpartition(".")
-            setattr(block.get_submodule(parent), leaf, _read_linear(tensors, inner, scheme, plan, name, model.runtime))
+            cols = cast(nn.Linear, block.get_submodule(inner)).in_features
+            try:
+                linear = _read_linear(tensors, f"{inner}.", scheme, cols, model.runtime)
+            except ValueError as error:
+                raise UserError(f"{model.folder}: {name} is damaged: {error}; quantize again") from error
+            setattr(block.get_submodule(parent), leaf, linear)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = f"{model.family.attention}.{PRODUCTS}"
-        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}", "_") for operand in OPERANDS}
+        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
         known = {operand: s for operand, s in scales.items() if s is not None}
         block.get_submodule(model.family.attention).add_module(
             PRODUCTS, QuantProducts(products["qk"], products["av"], known)
         )
     rest = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
-    wanted = {n for n, _ in block.named_parameters()}
-    if rest.keys() != wanted:
-        offences = [f"{prefix}{n}: missing" for n in sorted(wanted - rest.keys())]
-        offences += [f"{prefix}{n}: not in the plan" for n in sorted(rest.keys() - wanted)]
-        raise UserError(f"{model.folder}: plan and tensors disagree:\n  " + "\n  ".join(offences))
     block.load_state_dict(rest, assign=True, strict=False)
     return block.eval().requires_grad_(False)
 
 
 def _read_linear(
-    tensors: dict[str, Tensor], inner: str, scheme: LinearScheme, plan: Plan, name: str, runtime: Runtime
+    tensors: dict[str, Tensor], prefix: str, scheme: LinearScheme, cols: int, runtime: Runtime
 ) -> QuantLinear:
-    rows, cols = next(s.shape for s in plan.sites if s.name == name)
-    try:
-        if scheme.weight is None:
-            weight: QuantizedTensor | Tensor = tensors.pop(f"{inner}.weight").to(runtime.torch_dtype)
-        else:
-            codes = unpack(tensors.pop(f"{inner}.codes"), scheme.weight.number_format, cols)
-            scales = _unpack_scales(tensors, inner)
-            if scales is None or codes.shape != (rows, cols):
-                raise ValueError(f"codes of shape {tuple(codes.shape)} or scales do not fit the plan's {rows} × {cols}")
-            weight = QuantizedTensor(codes, scales, scheme.weight)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{name}: the folder does not hold what its plan says: {error}") from error
-    bias = tensors.pop(f"{inner}.bias", None)
-    input_scales = _unpack_scales(tensors, f"{inner}.input", "_")
-    if scheme.input is not None and scheme.input.static and input_scales is None:
-        raise UserError(f"{name}: the plan says static input scales, the folder holds none")
+    weight: QuantizedTensor | Tensor
+    if scheme.weight is None:
+        weight = tensors.pop(f"{prefix}weight").to(runtime.torch_dtype)
+    else:
+        codes = unpack(tensors.pop(f"{prefix}codes"), scheme.weight.number_format, cols)
+        scales = _unpack_scales(tensors, prefix)
+        assert scales is not None  # the layout says so
+        weight = QuantizedTensor(codes, scales, scheme.weight)
+    bias = tensors.pop(f"{prefix}bias", None)
+    input_scales = _unpack_scales(tensors, f"{prefix}input_")
     return QuantLinear(weight, None if bias is None else bias.to(runtime.torch_dtype), scheme, input_scales)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], where: dict[str, str]) -> None:
-    # Through Python's own write: its errors name their cause (no space, read-only), those of safetensors' writer do not.
+    # Python's own write: its errors name their cause (no space, read-only), those of safetensors' writer do not.
     path.write_bytes(save({name: value.contiguous().cpu() for name, value in tensors.items()}, {"format": "pt"}))
     where |= dict.fromkeys(tensors, path.name)
 
@@ -222,5 +321,6 @@ def _write(path: Path, tensors: dict[str, Tensor], where: dict[str, str]) -> Non
 def _copy_beside(source: Path, target: Path) -> None:
     """Config, tokenizer and generation config, as they lie in the source."""
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (INDEX, PLAN, "training.json"):
+        wanted = path.suffix in BESIDE and path.name not in (INDEX, PLAN, "training.json")
+        if wanted and path.is_file():
             shutil.copyfile(path, target / path.name)

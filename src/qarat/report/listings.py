@@ -31,13 +31,13 @@ def show_models(models: Sequence[ReferenceModel]) -> RenderableType:
 def show_estimate(record: Estimate) -> RenderableType:
     """What a run would take."""
     out = table(label("step"), number("estimated time"))
-    for name, seconds in record.steps:
+    for name, seconds in record.steps.items():
         cells(out, name, duration(seconds))
-    total = duration(sum(seconds for _, seconds in record.steps))
+    total = duration(sum(record.steps.values()))
     lines = (
-        f"in all {total} at the matrix rate measured now ({record.rate / 1e9:.0f} GFLOP/s); real passes reach a part of it",
+        f"in all {total} at the matrix rate measured now ({record.rate / 1e9:.0f} GFLOP/s); passes reach a part of it",
         f"memory {record.memory_bytes / 1e6:,.0f} MB for weights and hidden states",
-        f"disk {record.disk_bytes / 1e6:,.1f} MB for the quantized folder",
-        "nothing was computed or written",
+        f"disk {record.disk_bytes / 1e6:,.1f} MB",
+        "everything was checked; nothing was computed or written",
     )
     return Group(out, *(words(line) for line in lines))

@@ -1,0 +1,218 @@
+"""Commands: every verb on a tiny model, from files to files."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat import data
+from qarat.cli import main
+from qarat.plans import Plan, short_name
+from qarat.recordfiles import decode_record
+from qarat.records import ActivationStats, Evaluation, Menu, Sweep
+from qarat.testing import tiny_checkpoint, tiny_documents
+
+Qarat = Callable[..., Any]
+LOW = "w=int8/channel a=int8/tensor/static"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default names of files lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same shapes."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def well(answer: Any) -> Any:
+    assert answer.code == 0, answer.err
+    return answer
+
+
+# ---------------------------------------------------------------- one verb after the other
+
+
+def test_each_verb_takes_what_the_one_before_it_wrote(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    answer = well(qarat("profile", tiny_llama, *small))
+    assert "down_in" in answer.out
+    assert f"qarat damage {tiny_llama} --stats stats.safetensors --calibration" in answer.out
+    assert "observe" in answer.err
+    well(qarat("damage", tiny_llama, *small))
+    answer = well(qarat("plan", tiny_llama, *small, "--budget", "nats+9"))
+    assert "plan.json and its measurements: plan.sweep.json" in answer.out
+    well(qarat("quantize", tiny_llama))
+    answer = well(qarat("evaluate", "quantized", *small, "-o", "plan-loss.json"))
+    assert "qarat show plan-loss.json" in answer.out
+    well(qarat("evaluate", tiny_llama, *small, "-o", "float-loss.json"))
+    assert sorted(os.listdir()) == [
+        "float-loss.json",
+        "menu.json",
+        "plan-loss.json",
+        "plan.json",
+        "plan.sweep.json",
+        "quantized",
+        "stats.safetensors",
+    ]
+    kinds = {"stats.safetensors": ActivationStats, "menu.json": Menu, "plan.json": Plan, "plan.sweep.json": Sweep}
+    for name, kind in kinds.items():
+        decode_record(Path(name), kind)
+        assert well(qarat("show", name)).out
+    assert decode_record(Path("plan-loss.json"), Evaluation).label == "plan"
+    compared = well(qarat("show", "float-loss.json", "plan-loss.json")).out
+    assert "Δ loss" in compared
+    assert "plan  model" in well(qarat("show", "quantized")).out
+    assert "plan  model" in well(qarat("show", "plan.json", "menu.json")).out
+
+
+@pytest.fixture(scope="module")
+def made_once(tiny_llama: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
+    with contextlib.chdir(folder):
+        for verb in ("profile", "damage", "plan"):
+            assert main([verb, str(tiny_llama), "--calibration", str(tiny_text), *sizes]) == 0
+        assert main(["quantize", str(tiny_llama)]) == 0
+    return folder
+
+
+@pytest.fixture
+def made(made_once: Path) -> Path:
+    """The current folder, with stats, a menu, a plan and a quantized folder in it."""
+    return Path(shutil.copytree(made_once, Path.cwd(), dirs_exist_ok=True))
+
+
+@pytest.mark.parametrize("verb", ["profile", "damage", "plan", "quantize", "evaluate", "run"])
+def test_a_dry_run_writes_nothing(verb: str, qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]) -> None:
+    before = tree(made)
+    words = [] if verb == "quantize" else small
+    out = ["--overwrite"] if verb == "quantize" else []
+    answer = well(qarat(verb, tiny_llama, *words, *out, "--dry-run"))
+    assert "nothing was computed or written" in answer.out
+    assert tree(made) == before
+    document = json.loads(well(qarat(verb, tiny_llama, *words, *out, "--dry-run", "--json")).out)
+    assert document.keys() == {"steps", "memory_bytes", "disk_bytes", "rate"}
+    assert all(seconds >= 0 for seconds in document["steps"].values())
+    assert tree(made) == before
+
+
+@pytest.mark.parametrize("verb", ["profile", "damage", "plan", "quantize", "evaluate"])
+def test_json_is_one_record_and_nothing_else(
+    verb: str, qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
+) -> None:
+    words = ["--overwrite"] if verb == "quantize" else small
+    answer = well(qarat(verb, tiny_llama, *words, "--json"))
+    kinds = {"profile": "stats", "damage": "menu", "quantize": "plan", "evaluate": "evaluation"}
+    assert json.loads(answer.out)["qarat"] == f"{kinds.get(verb, verb)}/1"
+    assert answer.err  # progress
+
+
+def test_a_plan_edited_by_hand_is_taken(qarat: Qarat, made: Path, tiny_llama: Path) -> None:
+    text = Path("plan.json").read_text()
+    file = json.loads(text)
+    site = "model.layers.0.mlp.up_proj"
+    file["sites"][site] |= {"scheme": "w=int4/g32 a=int8/token", "reason": "by hand"}
+    Path("mine.json").write_text(json.dumps(file))
+    answer = well(qarat("quantize", tiny_llama, "--plan", "mine.json", "-o", "mine"))
+    assert "w=int4/g32 a=int8/token" in answer.out
+    assert str(decode_record(Path("mine/plan.json"), Plan)[site]) == "w=int4/g32 a=int8/token"
+
+
+def test_a_plan_with_no_static_scale_needs_no_stats(qarat: Qarat, made: Path, tiny_llama: Path) -> None:
+    text = Path("plan.json").read_text().replace(LOW, "w=int8/channel a=int8/token")
+    Path("dynamic.json").write_text(text)
+    Path("stats.safetensors").unlink()
+    well(qarat("quantize", tiny_llama, "--plan", "dynamic.json", "-o", "dynamic"))
+    answer = qarat("quantize", tiny_llama, "-o", "static")
+    assert answer.code == 1
+    assert "stats.safetensors" in answer.err
+    assert not Path("static").exists()
+
+
+# ---------------------------------------------------------------- patterns
+
+
+def test_planning_says_what_each_pattern_matched(qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]) -> None:
+    rules = ["--set", "*.down_proj: w=int8/channel a=int8/token", "--set", "0.qk: l=int8/token r=int8/token"]
+    answer = well(qarat("plan", tiny_llama, *small, *rules, "--sites", "1.q", "1.[kv]", "-o", "set.json"))
+    assert "--set '*.down_proj' matches 2 sites: 0.down, 1.down" in answer.err
+    assert "--set '0.qk' matches 1 site: 0.qk" in answer.err
+    assert "--sites '1.[kv]' matches 2 sites: 1.k, 1.v" in answer.err
+    plan = decode_record(Path("set.json"), Plan)
+    changed = {short_name(a.site.name) for a in plan.exceptions()}
+    assert changed == {"0.down", "1.down", "1.q", "1.k", "1.v"}
+
+
+# ---------------------------------------------------------------- what is said beside the tables
+
+
+def test_python_source_is_noted_for_a_model_that_was_not_trained_on_it(
+    qarat: Qarat, tiny_llama: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = {"calibration": 1, "selection": 2, "report": 3}
+    monkeypatch.setattr(data, "bundled_documents", lambda name: tiny_documents(4, seeds[name], characters=1000))
+    note = "no text was given, so Python source is used"
+    few = ["--samples", "2", "--report-samples", "2", "--dry-run"]
+    assert note in well(qarat("profile", tiny_llama, *few, "--length", "32")).err
+    assert note not in well(qarat("profile", tiny_llama, *small, "--dry-run")).err
+    assert note not in well(qarat("profile", *few)).err  # the bundled model
+
+
+def test_next_commands_carry_the_options_on(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    out = well(qarat("profile", tiny_llama, *small, "--seed", "3", "-o", "my stats.safetensors", "--no-attention")).out
+    assert "written: 'my stats.safetensors'" in out
+    line = next(line for line in out.splitlines() if line.startswith("try next"))
+    assert "--stats 'my stats.safetensors'" in line
+    assert all(word in line for word in ("--samples 4", "--report-samples 6", "--length 32", "--threads 1", "--seed 3"))
+
+
+def test_the_reference_models_are_listed(qarat: Qarat) -> None:
+    listed = json.loads(well(qarat("models", "--json")).out)
+    assert "py-64" in {model["name"] for model in listed}
+    assert "py-64" in well(qarat("models")).out
+
+
+# ---------------------------------------------------------------- strangers
+
+
+def test_records_of_another_model_are_refused(
+    qarat: Qarat, made: Path, other: Path, tiny_llama: Path, small: list[str]
+) -> None:
+    before = tree(made)
+    for words in (
+        ["damage", other, *small],
+        ["plan", other, *small],
+        ["quantize", other, "-o", "new"],
+        ["quantize", other, "--overwrite"],
+    ):
+        answer = qarat(*words)
+        assert answer.code == 1
+        mine = decode_record(Path("plan.json"), Plan).model[:12]
+        assert mine in answer.err, answer.err
+        assert tree(made) == before
+    well(qarat("profile", other, *small, "-o", "other.safetensors"))
+    answer = qarat("quantize", tiny_llama, "--stats", "other.safetensors", "-o", "new")
+    assert answer.code == 1
+    assert "run `qarat profile`" in answer.err
+
+
+def test_stats_other_than_the_plan_was_made_with_are_refused(
+    qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
+) -> None:
+    well(qarat("profile", tiny_llama, *small, "--seed", "7"))
+    answer = qarat("quantize", tiny_llama, "-o", "new")
+    assert answer.code == 1
+    assert "plan again" in answer.err
+    assert not Path("new").exists()

@@ -1,0 +1,418 @@
+"""The whole run: the same bytes however often it is stopped, and nothing old or new is ever lost."""
+
+import errno
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat import cli, pipeline, workspace
+from qarat.cli import main
+from qarat.plans import Plan
+from qarat.recordfiles import decode_record
+from qarat.records import Continuations, Evaluation
+from qarat.report.progress import StageProgress
+from qarat.workspace import read_manifest
+
+Qarat = Callable[..., Any]
+LOG = "log.jsonl"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file but the log, which has times in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != LOG}
+
+
+def steps(folder: Path) -> list[tuple[str, bool]]:
+    """The steps of the log, and whether each was taken from an earlier call."""
+    lines = map(json.loads, (folder / LOG).read_text().splitlines())
+    return [(line["step"], "reused" in line) for line in lines if "step" in line]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_llama: Path, tiny_text: Path) -> list[str]:
+    """A run on the tiny model, without its -o; the budget is met only with some sites protected."""
+    sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
+    low = ["--low", "w=int4/channel a=int4/tensor/static", "--budget", "nats+0.2"]
+    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, *low]
+
+
+@pytest.fixture(scope="module")
+def unbroken(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    assert main([*words, "-o", str(out)]) == 0
+    return out
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, words: list[str]) -> None:
+    files = {name for outputs in pipeline.STEPS.values() for name in outputs}
+    assert {p.name for p in unbroken.iterdir()} == files | {"manifest.json", LOG}
+    assert not unbroken.with_name("out.partial").exists()
+    assert [step for step, _ in steps(unbroken)] == list(pipeline.STEPS) == list(read_manifest_in_order(unbroken))
+    plan = decode_record(unbroken / "plan.json", Plan)
+    assert plan.exceptions()
+    assert (unbroken / "model" / "plan.json").read_bytes() == (unbroken / "plan.json").read_bytes()
+    losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
+    assert losses["float"].loss < losses["plan"].loss < losses["naive"].loss
+    assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
+    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
+    assert answer.code == 0, answer.err
+    measured = json.loads(answer.out)["record"]
+    assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)
+    assert measured["plan"] == losses["plan"].plan
+
+
+def read_manifest_in_order(folder: Path) -> list[str]:
+    done = read_manifest(folder)
+    return [step for step in pipeline.STEPS if step in done]
+
+
+def test_a_run_ends_by_saying_what_to_try_next(qarat: Qarat, words: list[str], tmp_path: Path) -> None:
+    answer = qarat(*words, "-o", tmp_path / "my out")
+    assert answer.code == 0, answer.err
+    ending = answer.out[answer.out.index("written:") :].splitlines()
+    assert f"'{tmp_path}/my out'" in ending[0]
+    assert ending[2].split("  qarat ")[1] == f"show '{tmp_path}/my out'"
+    assert any(line.startswith("  qarat evaluate ") for line in ending)
+    assert any("--low 'w=int6/channel a=int6/tensor/static'" in line for line in ending)
+    for title in pipeline.TITLES.values():
+        assert title in answer.out
+
+
+def test_a_run_as_json_is_one_list(qarat: Qarat, words: list[str], tmp_path: Path, unbroken: Path) -> None:
+    answer = qarat(*words, "-o", tmp_path / "out", "--json")
+    assert answer.code == 0, answer.err
+    records = json.loads(answer.out)
+    kinds = ["stats", "menu", "sweep", "plan", *["evaluation"] * 3, "continuations"]
+    assert [record["qarat"] for record in records] == [f"{kind}/1" for kind in kinds]
+    assert json.loads(qarat("show", tmp_path / "out", "--json").out) == records
+    assert tree(tmp_path / "out") == tree(unbroken)  # the same command, the same bytes
+
+
+def test_showing_a_run_tells_the_same_story(qarat: Qarat, unbroken: Path) -> None:
+    answer = qarat("show", unbroken)
+    assert (answer.code, answer.err) == (0, "")
+    for title in pipeline.TITLES.values():
+        assert title in answer.out
+
+
+# ---------------------------------------------------------------- stopped and taken up again
+
+
+class Stopper:
+    """Raises at the n-th report of progress that it sees."""
+
+    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.left, self.error = at, error
+        self.stage = ""
+
+    def __call__(self, bars: StageProgress, stage: str, done: int, total: int) -> None:
+        self.stage = stage
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+
+def attempts(command: list[str], monkeypatch: pytest.MonkeyPatch, strides: Iterator[int]) -> list[str]:
+    """Repeat a command, stopped later each time, until it comes through; the stages it was stopped in."""
+    stages: list[str] = []
+    for at in strides:
+        stopper = Stopper(at)
+        monkeypatch.setattr(cli, "StageProgress", type("Bars", (StageProgress,), {"__call__": stopper_call(stopper)}))
+        code = main(command)
+        if code == 0:
+            return stages
+        assert code == cli.INTERRUPTED
+        stages.append(stopper.stage)
+    raise AssertionError
+
+
+def stopper_call(stopper: Stopper) -> Callable[..., None]:
+    return lambda bars, stage, done, total: stopper(bars, stage, done, total)
+
+
+def test_ctrl_c_at_every_report_of_progress(
+    words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Each attempt comes one report further within its step, or on to the next step."""
+    out = tmp_path / "out"
+    # Counted anew in each step: steps that are done report nothing.
+    stages = attempts([*words, "-o", str(out)], monkeypatch, itertools.chain(*[range(8)] * 99))
+    assert set(stages) == {
+        "observe",
+        "damage",
+        "sweep",
+        "write",
+        "continue",
+        *(f"evaluate {x}" for x in pipeline.LABELS),
+    }
+    assert tree(out) == tree(unbroken)
+    assert "continues with the same command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ctrl_c_at_random_moments(
+    seed: int, words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = random.Random(seed)
+    moments = (generator.randrange(40) for _ in itertools.count())
+    attempts([*words, "-o", str(tmp_path / "out")], monkeypatch, moments)
+    assert tree(tmp_path / "out") == tree(unbroken)
+
+
+def wait_for(process: subprocess.Popen[str], met: Callable[[], bool]) -> None:
+    while process.poll() is None and not met():
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("step", ["profile", "plan", "evaluate float"])
+def test_a_killed_run_continues(step: str, words: list[str], unbroken: Path, tmp_path: Path, qarat: Qarat) -> None:
+    out = tmp_path / "out"
+    partial = tmp_path / "out.partial"
+    process = subprocess.Popen([sys.executable, "-m", "qarat.cli", *words, "-o", str(out)], text=True)
+    wait_for(process, lambda: (partial / LOG).is_file() and f'"step": "{step}"' in (partial / LOG).read_text())
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    answer = qarat("show", out)  # what there is of it
+    assert answer.code == 0, answer.err
+    assert "is not finished" in answer.err
+    assert shown_command(answer.err).startswith(f"qarat run {words[1]}")
+    assert main([*words, "-o", str(out)]) == 0
+    assert tree(out) == tree(unbroken)
+    reused = [name for name, again in steps(out) if again]
+    assert step in reused
+
+
+def shown_command(text: str) -> str:
+    return text.split("the same command: ")[1]
+
+
+def test_ctrl_c_from_a_terminal(words: list[str], unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "qarat.cli", *words, "-o", str(out), "--json"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe) as process:
+        wait_for(process, (tmp_path / "out.partial" / "menu.json").is_file)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate()
+    assert process.returncode == cli.INTERRUPTED, said
+    assert printed == ""
+    assert "Traceback" not in said
+    assert "qarat: interrupted" in said
+    assert not out.exists()
+    assert main([*words, "-o", str(out)]) == 0
+    assert tree(out) == tree(unbroken)
+
+
+# ---------------------------------------------------------------- overwriting
+
+
+def test_a_finished_run_is_not_touched(qarat: Qarat, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree(unbroken)
+    monkeypatch.delattr("qarat.commands.open_model")  # refused before any work
+    answer = qarat("run", "any-model", "-o", unbroken)
+    assert answer.code == 1
+    assert "exists already" in answer.err
+    assert "--overwrite" in answer.err
+    assert tree(unbroken) == before
+
+
+def test_only_a_run_is_overwritten(qarat: Qarat, words: list[str], tmp_path: Path, unbroken: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    for verb in (words, ["quantize", words[1]]):
+        answer = qarat(*verb, "-o", precious, "--overwrite")
+        assert answer.code == 1
+        assert "give another -o" in answer.err
+    precious.rename(tmp_path / "out.partial")
+    answer = qarat(*words, "-o", tmp_path / "out")
+    assert answer.code == 1
+    assert "in the way" in answer.err
+    assert (tmp_path / "out.partial" / "thesis.tex").read_text() == "years of work"
+    run = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    for folder in (run, words[1]):  # neither a run nor a model is a quantized folder
+        plan = ["--plan", str(unbroken / "plan.json"), "--stats", str(unbroken / "stats.safetensors")]
+        answer = qarat("quantize", words[1], *plan, "-o", folder, "--overwrite")
+        assert answer.code == 1, folder
+    assert tree(run) == tree(unbroken)
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_overwriting_loses_neither_old_nor_new(
+    call: int, words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before or after each of the two renames that put the new run into place."""
+    out = tmp_path / "out"
+    assert main([*words, "-o", str(out), "--budget", "nats+9"]) == 0
+    old, new = tree(out), tree(unbroken)
+    assert old != new
+    real, calls = os.replace, itertools.count()
+
+    def replace(source: Path, target: Path) -> None:
+        number = next(calls) if Path(source).is_dir() and Path(source).parent == tmp_path else -1
+        if number == call // 2 and call % 2 == 0:
+            raise KeyboardInterrupt
+        real(source, target)
+        if number == call // 2 and call % 2 == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workspace.os, "replace", replace)
+    assert main([*words, "-o", str(out), "--overwrite"]) == cli.INTERRUPTED
+    monkeypatch.setattr(workspace.os, "replace", real)
+    kept = [tree(folder) for folder in tmp_path.iterdir()]
+    assert old in kept
+    assert new in kept
+    assert main([*words, "-o", str(out), "--overwrite"]) == 0
+    assert tree(out) == new
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwriting_keeps_the_old_until_the_new_is_done(
+    words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    command = [*words, "-o", str(out), "--overwrite", "--seed", "1"]
+    for at in (0, 5, 30):
+        stopper = Stopper(at)
+        monkeypatch.setattr(cli, "StageProgress", type("Bars", (StageProgress,), {"__call__": stopper_call(stopper)}))
+        assert main(command) == cli.INTERRUPTED
+        assert tree(out) == tree(unbroken)
+    monkeypatch.setattr(cli, "StageProgress", StageProgress)
+    assert main(command) == 0
+    assert tree(out).keys() == tree(unbroken).keys()
+    assert tree(out) != tree(unbroken)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+class FullDisk:
+    """Lets so many writes through, then has no space."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        for owner, name in ((workspace.os, "fsync"), (Path, "write_bytes"), (Path, "write_text"), (Path, "mkdir")):
+            monkeypatch.setattr(owner, name, self._guard(getattr(owner, name)))
+
+    def _guard(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments, **options)
+
+        return write
+
+
+def test_a_full_disk_at_any_write(
+    words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        disk = FullDisk(patch)
+        for space in itertools.chain(*[range(14)] * 9):
+            disk.left = space
+            code = main([*words, "-o", str(out)])
+            said = capsys.readouterr().err
+            if code == 0:
+                break
+            assert code == 1
+            assert "no space left; free some and run the same command again" in said
+            assert not out.exists()
+            assert not [p for p in tmp_path.rglob("*.partial") if p.name != "out.partial"]
+    assert tree(out) == tree(unbroken)
+
+
+def test_a_full_disk_while_quantizing_leaves_nothing(
+    qarat: Qarat, words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = ["--plan", str(unbroken / "plan.json"), "--stats", str(unbroken / "stats.safetensors")]
+    command = ["quantize", words[1], *records, "-o", str(tmp_path / "small")]
+    with monkeypatch.context() as patch:
+        disk = FullDisk(patch)
+        for space in range(5):
+            disk.left = space
+            answer = qarat(*command)
+            assert answer.code == 1
+            assert "no space left" in answer.err
+            assert str(tmp_path / "small") in answer.err
+            assert list(tmp_path.iterdir()) == []
+    assert qarat(*command).code == 0
+    assert tree(tmp_path / "small") == tree(unbroken / "model")
+
+
+# ---------------------------------------------------------------- what an earlier call left
+
+
+def test_other_options_do_not_reuse_what_they_change(
+    words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, tmp_path / "out.partial")
+    assert main([*words, "-o", str(out), "--budget", "nats+9"]) == 0
+    redone = [name for name, reused in steps(out)[len(pipeline.STEPS) :] if not reused]
+    assert redone == list(pipeline.STEPS)[2:]
+
+
+def test_damaged_leftovers_are_made_again(words: list[str], unbroken: Path, tmp_path: Path) -> None:
+    partial = Path(shutil.copytree(unbroken, tmp_path / "out.partial"))
+    (partial / "menu.json").write_text("{}")
+    block = next((partial / "model").glob("block-*"))
+    block.write_bytes(block.read_bytes()[:-1])
+    (partial / ".stats.safetensors.partial").write_bytes(b"half")
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert tree(tmp_path / "out") == tree(unbroken)
+
+
+def test_a_damaged_manifest_is_named(qarat: Qarat, words: list[str], tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text("{")
+    answer = qarat(*words, "-o", tmp_path / "out")
+    assert answer.code == 1
+    assert "manifest.json is damaged" in answer.err
+    assert f"delete {partial}" in answer.err
+
+
+def test_an_unfinished_run_has_no_model_to_evaluate(qarat: Qarat, words: list[str], tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text("{}")
+    answer = qarat("evaluate", partial)
+    assert answer.code == 1
+    assert "run its command again" in answer.err
+    answer = qarat("show", tmp_path / "out")
+    assert answer.code == 0
+    assert "done: nothing" in answer.err
+
+
+# ---------------------------------------------------------------- the prompt
+
+
+def test_a_prompt_is_continued(qarat: Qarat, words: list[str], tmp_path: Path) -> None:
+    answer = qarat(*words, "-o", tmp_path / "out", "--prompt", "hello there")
+    assert answer.code == 0, answer.err
+    assert decode_record(tmp_path / "out" / "continuations.json", Continuations).prompt == "hello there"
+    for prompt in ("", "x" * 99):
+        answer = qarat(*words, "-o", tmp_path / "other", "--prompt", prompt)
+        assert answer.code == 1
+        assert "--prompt has" in answer.err
+        assert not (tmp_path / "other.partial").exists()
