@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ def steps(folder: Path) -> list[tuple[str, bool]]:
 
 @pytest.fixture(scope="module")
 def words(tiny_llama: Path, tiny_text: Path) -> list[str]:
-    """A run on the tiny model, without its -o; the budget is met only with some sites protected."""
+    """A run on the tiny model, without its -o."""
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
-    low = ["--low", "w=int4/channel a=int4/tensor/static", "--budget", "nats+0.2"]
-    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, *low]
+    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o"]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,9 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
     assert plan.exceptions()
     assert (unbroken / "model" / "plan.json").read_bytes() == (unbroken / "plan.json").read_bytes()
     losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
-    assert losses["float"].loss < losses["plan"].loss < losses["naive"].loss
+    assert len({e.loss for e in losses.values()}) == 3
     assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
-    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
+    answer = qarat("evaluate", unbroken, *words[2:-3], "--json")
     assert answer.code == 0, answer.err
     measured = json.loads(answer.out)["record"]
     assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)
@@ -113,64 +112,46 @@ def test_showing_a_run_tells_the_same_story(qarat: Qarat, unbroken: Path) -> Non
 # ---------------------------------------------------------------- stopped and taken up again
 
 
-class Stopper:
-    """Raises at the n-th report of progress that it sees."""
+def stopped_by(monkeypatch: pytest.MonkeyPatch, stop: Callable[[str, int], bool]) -> None:
+    """Let the bars raise what Ctrl-C raises, where ``stop(stage, done)`` says so."""
 
-    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.left, self.error = at, error
-        self.stage = ""
+    class Bars(StageProgress):
+        def __call__(self, stage: str, done: int, total: int) -> None:
+            if stop(stage, done):
+                raise KeyboardInterrupt
 
-    def __call__(self, bars: StageProgress, stage: str, done: int, total: int) -> None:
-        self.stage = stage
-        self.left -= 1
-        if self.left < 0:
-            raise self.error
-
-
-def attempts(command: list[str], monkeypatch: pytest.MonkeyPatch, strides: Iterator[int]) -> list[str]:
-    """Repeat a command, stopped later each time, until it comes through; the stages it was stopped in."""
-    stages: list[str] = []
-    for at in strides:
-        stopper = Stopper(at)
-        monkeypatch.setattr(cli, "StageProgress", type("Bars", (StageProgress,), {"__call__": stopper_call(stopper)}))
-        code = main(command)
-        if code == 0:
-            return stages
-        assert code == cli.INTERRUPTED
-        stages.append(stopper.stage)
-    raise AssertionError
-
-
-def stopper_call(stopper: Stopper) -> Callable[..., None]:
-    return lambda bars, stage, done, total: stopper(bars, stage, done, total)
+    monkeypatch.setattr(cli, "StageProgress", Bars)
 
 
 def test_ctrl_c_at_every_report_of_progress(
     words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Each attempt comes one report further within its step, or on to the next step."""
+    """Each attempt comes one report further than the one before it."""
     out = tmp_path / "out"
-    # Counted anew in each step: steps that are done report nothing.
-    stages = attempts([*words, "-o", str(out)], monkeypatch, itertools.chain(*[range(8)] * 99))
-    assert set(stages) == {
-        "observe",
-        "damage",
-        "sweep",
-        "write",
-        "continue",
-        *(f"evaluate {x}" for x in pipeline.LABELS),
-    }
+    seen: set[tuple[str, int]] = set()
+
+    def stop(stage: str, done: int) -> bool:
+        new = (stage, done) not in seen
+        seen.add((stage, done))
+        return new
+
+    stopped_by(monkeypatch, stop)
+    while main([*words, "-o", str(out)]) == cli.INTERRUPTED:
+        assert "continues with the same command" in capsys.readouterr().err
+        assert not out.exists()
+    evaluations = [f"evaluate {label}" for label in pipeline.LABELS]
+    assert {stage for stage, _ in seen} == {"observe", "damage", "sweep", "write", "continue", *evaluations}
     assert tree(out) == tree(unbroken)
-    assert "continues with the same command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_ctrl_c_at_random_moments(
     seed: int, words: list[str], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = random.Random(seed)
-    moments = (generator.randrange(40) for _ in itertools.count())
-    attempts([*words, "-o", str(tmp_path / "out")], monkeypatch, moments)
+    stopped_by(monkeypatch, lambda stage, done: generator.random() < 0.1)
+    while main([*words, "-o", str(tmp_path / "out")]) == cli.INTERRUPTED:
+        pass
     assert tree(tmp_path / "out") == tree(unbroken)
 
 
@@ -259,7 +240,7 @@ def test_overwriting_loses_neither_old_nor_new(
 ) -> None:
     """Stopped before or after each of the two renames that put the new run into place."""
     out = tmp_path / "out"
-    assert main([*words, "-o", str(out), "--budget", "nats+9"]) == 0
+    assert main([*words, "-o", str(out), "--protect", "fp8"]) == 0
     old, new = tree(out), tree(unbroken)
     assert old != new
     real, calls = os.replace, itertools.count()
@@ -289,9 +270,8 @@ def test_overwriting_keeps_the_old_until_the_new_is_done(
     out = tmp_path / "out"
     shutil.copytree(unbroken, out)
     command = [*words, "-o", str(out), "--overwrite", "--seed", "1"]
-    for at in (0, 5, 30):
-        stopper = Stopper(at)
-        monkeypatch.setattr(cli, "StageProgress", type("Bars", (StageProgress,), {"__call__": stopper_call(stopper)}))
+    for stop in ("observe", "write", "continue"):
+        stopped_by(monkeypatch, lambda stage, done, stop=stop: stage == stop)
         assert main(command) == cli.INTERRUPTED
         assert tree(out) == tree(unbroken)
     monkeypatch.setattr(cli, "StageProgress", StageProgress)
@@ -367,7 +347,7 @@ def test_other_options_do_not_reuse_what_they_change(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(unbroken, tmp_path / "out.partial")
-    assert main([*words, "-o", str(out), "--budget", "nats+9"]) == 0
+    assert main([*words, "-o", str(out), "--protect", "fp8"]) == 0
     redone = [name for name, reused in steps(out)[len(pipeline.STEPS) :] if not reused]
     assert redone == list(pipeline.STEPS)[2:]
 
@@ -411,8 +391,7 @@ def test_a_prompt_is_continued(qarat: Qarat, words: list[str], tmp_path: Path) -
     answer = qarat(*words, "-o", tmp_path / "out", "--prompt", "hello there")
     assert answer.code == 0, answer.err
     assert decode_record(tmp_path / "out" / "continuations.json", Continuations).prompt == "hello there"
-    for prompt in ("", "x" * 99):
-        answer = qarat(*words, "-o", tmp_path / "other", "--prompt", prompt)
-        assert answer.code == 1
-        assert "--prompt has" in answer.err
-        assert not (tmp_path / "other.partial").exists()
+    answer = qarat(*words, "-o", tmp_path / "other", "--prompt", "x" * 99)
+    assert answer.code == 1
+    assert "--prompt has 100 tokens; give 1 to 32" in answer.err
+    assert not (tmp_path / "other.partial").exists()

@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-__all__ = ["ATTENTION", "PRODUCTS", "WATCHER", "Products", "Watcher", "probabilities"]
+__all__ = ["ATTENTION", "PRODUCTS", "WATCHER", "Products", "Watcher"]
 
 ATTENTION = "qarat"
 PRODUCTS = "products"
@@ -43,15 +43,15 @@ class Products(Protocol):
 class Watcher(Protocol):
     """What stands behind ``watcher``."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """See the operands.
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
+        """See the operands; the probabilities are softmax(scaling · Q·Kᵀ + mask).
 
         Args:
             q: (windows, heads, tokens, channels).
             k: (windows, heads, keys, channels); like ``v`` repeated for every head that shares it.
             v: (windows, heads, keys, channels).
-            mask: As `probabilities`.
-            scaling: As `probabilities`.
+            mask: (windows, 1, tokens, keys), 0 where a token may see a key, the least number where not.
+            scaling: Factor of the scores.
         """
         ...
 
@@ -67,41 +67,32 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     products: Products | None = getattr(module, PRODUCTS, None)
     watcher: Watcher | None = getattr(module, WATCHER, None)
+    if products is None and watcher is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     groups: int = getattr(module, "num_key_value_groups", 1)
+    keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
+    mask = _additive(attention_mask, query, keys)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if watcher is not None:
-        watcher(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, scale)
+        watcher(query, keys, values, mask, scale)
     if products is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    mixed = products.mix(probabilities(products.scores(query, key), attention_mask, scale), value)
+    scores = products.scores(query, keys) * scale + mask
+    mixed = products.mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), values)
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def probabilities(scores: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """What attention makes of Q·Kᵀ: scaled, masked, softmax in float32.
-
-    Args:
-        scores: (…, tokens, keys).
-        mask: True, or 0, where a token may see a key, broadcast over ``scores``; None is plain causality.
-        scaling: Factor of the scores.
-
-    Returns:
-        Shape and dtype of ``scores``.
-    """
-    scores = scores * scaling
-    # The least number, not -inf: a padding token that may see nothing at all must not become NaN and spread.
-    least = torch.finfo(scores.dtype).min
+def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """What is added to the scores: 0 where a token may see a key, (windows, 1, tokens, keys), dtype of ``query``."""
+    windows, rows, columns = query.shape[0], query.shape[-2], key.shape[-2]
     if mask is None:
         # The mask function leaves plain causality to the kernel; here it has to be said. The last query sees every key.
-        rows, columns = scores.shape[-2:]
-        allowed = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
-        scores = scores.masked_fill(~allowed, least)
-    elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, least)
-    else:
-        scores = scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=query.device).tril(columns - rows)
+    if mask.dtype == torch.bool:
+        # The least number, not -inf: a padding token that may see nothing at all must not become NaN and spread.
+        least = torch.finfo(query.dtype).min
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, least)
+    return mask.expand(windows, 1, rows, columns)
 
 
 AttentionInterface.register(ATTENTION, _attention)

@@ -3,9 +3,9 @@
 Everything is streaming: memory grows with channels, not with tokens. Hooks and attention watchers live inside a
 context manager, so that no block keeps one whatever happens.
 
-A stream is taken one window at a time, and the attention probabilities, which the fused kernel never shows, are
-computed for a few heads at a time: what is looked at stays in the processor's cache, and the batch size cannot show in
-a sum. `benchmarks/observing.py` measures what observing costs.
+A stream is taken window by window, so that the batch size cannot show in a sum, and a window in pieces, so that what
+is looked at ten times over stays in the processor's cache. The attention probabilities, which the fused kernel never
+shows, are computed piece by piece beside it. `benchmarks/observing.py` measures what all this costs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qarat.attention import WATCHER, probabilities
+from qarat.attention import WATCHER
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.models import Model
@@ -38,7 +38,8 @@ _LOWEST, _BEYOND = (127 - 24) << 4, (127 + 16) << 4  # 2^-24 and 2^16; one bin f
 EDGES = torch.cat(
     [torch.zeros(1), (torch.arange(_LOWEST, _BEYOND + 1, dtype=torch.int32) << _SHIFT).view(torch.float32)]
 )
-PIECE = 1 << 20  # probabilities computed together: 4 MB; those of a whole window are 33 MB (32 heads, 512 tokens)
+# Elements of a piece. On a CPU 1 MB, which its second cache holds; on a GPU few large pieces cost less.
+PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def observe(
@@ -87,19 +88,44 @@ class _AttentionWatcher(nn.Module):
         super().__init__()
         self._seen = seen
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
         self._seen.see("q", q)
         self._seen.see("k", k)
-        masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1)
-        self._seen.see_pieces("p", (_probabilities(*operands, scaling) for operands in zip(q, k, masks, strict=True)))
+        self._seen.see_pieces("p", (_probabilities(*operands, scaling) for operands in zip(q, k, mask, strict=True)))
         self._seen.see("v", v)
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scaling: float) -> Iterator[Tensor]:
-    """Attention probabilities of one window, (some heads, tokens, keys) at a time."""
-    heads = max(1, PIECE // (q.shape[1] * k.shape[1]))
-    for some_q, some_k in zip(q.split(heads), k.split(heads), strict=True):
-        yield probabilities(some_q @ some_k.transpose(-1, -2), mask, scaling)
+class _Piece(NamedTuple):
+    """Part of a window of a stream.
+
+    Attributes:
+        x: (heads, tokens, channels); a stream without heads has one.
+        token: Index of its first token in the window.
+        head: Index of its first head.
+    """
+
+    x: Tensor
+    token: int
+    head: int
+
+
+def _pieces(x: Tensor) -> Iterator[_Piece]:
+    """The pieces of one window (heads, tokens, channels)."""
+    tokens = max(1, PIECE[x.device.type] // (x.shape[0] * x.shape[2]))
+    for token in range(0, x.shape[1], tokens):
+        yield _Piece(x[:, token : token + tokens], token, 0)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Iterator[_Piece]:
+    """Attention probabilities of one window in pieces (some heads, some tokens, keys)."""
+    rows = max(1, PIECE[q.device.type] // k.shape[1])
+    heads = max(1, rows // q.shape[1])
+    for token in range(0, q.shape[1], rows):
+        tokens = slice(token, token + rows)
+        for head in range(0, q.shape[0], heads):
+            some = slice(head, head + heads)
+            scores = torch.baddbmm(mask[:, tokens], q[some, tokens], k[some].transpose(-1, -2), alpha=scaling)
+            yield _Piece(scores.softmax(-1, dtype=torch.float32), token, head)
 
 
 @contextmanager
@@ -139,6 +165,11 @@ class _Place(NamedTuple):
     channel: int
 
 
+def _order(place: _Place) -> tuple[float, ...]:
+    """Sort key: the largest first, ties by place, so that the batch size cannot show."""
+    return (-abs(place.value), place.window, place.position, place.channel)
+
+
 class _BlockCollectors:
     """The collectors of one block's streams, made as the streams are first seen.
 
@@ -154,10 +185,10 @@ class _BlockCollectors:
 
     def see(self, kind: str, x: Tensor) -> None:
         """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
-        self.see_pieces(kind, ([window] for window in (x if x.dim() == 4 else x.unsqueeze(1))))
+        self.see_pieces(kind, map(_pieces, x if x.dim() == 4 else x.unsqueeze(1)))
 
-    def see_pieces(self, kind: str, windows: Iterable[Iterable[Tensor]]) -> None:
-        """Take a batch of windows, each in pieces (heads, tokens, channels) of which every one has other heads."""
+    def see_pieces(self, kind: str, windows: Iterable[Iterable[_Piece]]) -> None:
+        """Take a batch of windows, each in pieces."""
         if kind not in self.collectors:
             self.collectors[kind] = _Collector(f"{self._prefix}.{kind}", self._block, kind)
         for window, pieces in enumerate(windows, self.first_window):
@@ -185,31 +216,34 @@ class _Collector:
         self.median_energies: list[Tensor] = []
         self.peaks: list[_Place] = []
 
-    def take(self, window: int, pieces: Iterable[Tensor], *, sampled: bool) -> None:
+    def take(self, window: int, pieces: Iterable[_Piece], *, sampled: bool) -> None:
         """Take one window.
 
         Args:
             window: Its index in the token set.
-            pieces: (heads, tokens, channels), each of other heads.
+            pieces: All of it, tokens in order.
             sampled: Whether its elements go into the histogram of magnitudes.
         """
-        maxima: list[Tensor] = []
-        energies: list[Tensor] = []
+        maxima: dict[int, Tensor] = {}  # by first token, of the heads so far
+        energies: dict[int, Tensor] = {}
         heads = 0
         for piece in pieces:
-            x = piece.detach().float()
+            x = piece.x.detach().float()
             self.width = x.shape[-1]
+            heads = max(heads, piece.head + x.shape[0])
             # Not aminmax: along an axis it takes twenty times as long as both (torch 2.13, CPU).
-            maxima.append(torch.maximum(x.amax(-1), -x.amin(-1)).amax(0))
+            largest = torch.maximum(x.amax(-1), -x.amin(-1)).amax(0)
             squares = x.square()
-            energies.append(squares.sum(-1).sum(0))
+            energy = squares.sum(-1).sum(0)
             if self.by_channel:
                 self._take_channels(x, squares)
             if sampled:
                 self.histogram += _count(x)
-            self._keep_peaks(x, maxima[-1], window, heads)
-            heads += x.shape[0]
-        self._take_tokens(window, torch.stack(maxima).amax(0), torch.stack(energies).sum(0) / (heads * self.width))
+            self._keep_peaks(window, piece, largest)
+            first = piece.head == 0
+            maxima[piece.token] = largest if first else torch.maximum(maxima[piece.token], largest)
+            energies[piece.token] = energy if first else energies[piece.token] + energy
+        self._take_tokens(window, torch.cat([*maxima.values()]), torch.cat([*energies.values()]) / (heads * self.width))
 
     def _take_channels(self, x: Tensor, squares: Tensor) -> None:
         self.channel_min = torch.minimum(self.channel_min, x.amin((0, 1)))
@@ -238,21 +272,22 @@ class _Collector:
                 "weights"
             )
 
-    def _keep_peaks(self, x: Tensor, maxima: Tensor, window: int, first_head: int) -> None:
+    def _keep_peaks(self, window: int, piece: _Piece, maxima: Tensor) -> None:
         # Not topk: among equals (the same token in many places) it takes any, a stable sort the first.
-        values, places = (found[:PEAKS] for found in maxima.sort(descending=True, stable=True))
-        floor = abs(self.peaks[-1].value) if len(self.peaks) == PEAKS else 0.0
-        for magnitude, position in zip(values.tolist(), places.tolist(), strict=True):
-            if magnitude >= floor:
-                token = x[:, position].flatten()
+        values, places = (found[:PEAKS].tolist() for found in maxima.sort(descending=True, stable=True))
+        last = _order(self.peaks[-1]) if len(self.peaks) == PEAKS else (math.inf,)
+        new: list[_Place] = []
+        for magnitude, place in zip(values, places, strict=True):
+            if (-magnitude, window, piece.token + place) < last:
+                token = piece.x[:, place].flatten()
                 channel = int(token.abs().argmax())
-                place = _Place(float(token[channel]), window, position, first_head * self.width + channel)
-                self.peaks.append(place)
-        # Ties are broken by place, so that the batch size cannot show.
-        best: dict[tuple[int, int], _Place] = {}
-        for place in sorted(self.peaks, key=lambda p: (-abs(p.value), *p[1:])):
-            best.setdefault((place.window, place.position), place)
-        self.peaks = list(best.values())[:PEAKS]
+                at = piece.head * self.width + channel
+                new.append(_Place(float(token[channel]), window, piece.token + place, at))
+        if new:
+            best: dict[tuple[int, int], _Place] = {}
+            for peak in sorted(self.peaks + new, key=_order):
+                best.setdefault((peak.window, peak.position), peak)  # one a token
+            self.peaks = list(best.values())[:PEAKS]
 
     def finish(self, tokens: TokenSet, model: Model) -> StreamStats:
         """The collected statistics as a value."""
