@@ -12,6 +12,7 @@ import pytest
 
 from qarat import data
 from qarat.cli import main
+from qarat.options import BUNDLED
 from qarat.plans import Plan, short_name
 from qarat.recordfiles import decode_record
 from qarat.records import ActivationStats, Evaluation, Menu, Sweep
@@ -180,8 +181,8 @@ def test_next_commands_carry_the_options_on(qarat: Qarat, tiny_llama: Path, smal
 
 def test_the_reference_models_are_listed(qarat: Qarat) -> None:
     listed = json.loads(well(qarat("models", "--json")).out)
-    assert "py-64" in {model["name"] for model in listed}
-    assert "py-64" in well(qarat("models")).out
+    assert BUNDLED in {model["name"] for model in listed}
+    assert BUNDLED in well(qarat("models")).out
 
 
 # ---------------------------------------------------------------- strangers

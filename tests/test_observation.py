@@ -236,6 +236,18 @@ def test_the_same_bytes_for_every_batch_size(tiny_llama: Path, attention: bool):
     assert len({encode_record(stats) for stats in records}) == 1
 
 
+def test_probabilities_are_seen_alike_whatever_the_pieces(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+    """Heads go through the collector in pieces; one at a time, and all at once."""
+    whole = observe(open_model(str(tiny_llama)), token_set()).streams
+    monkeypatch.setattr("qarat.observation.PIECE", 1)
+    for name, stream in observe(open_model(str(tiny_llama)), token_set()).streams.items():
+        assert stream.peaks == whole[name].peaks
+        assert (stream.ratio, stream.maximum) == (whole[name].ratio, whole[name].maximum)
+        assert stream.median_energy == pytest.approx(whole[name].median_energy, rel=1e-6)
+        assert torch.equal(stream.arrays["histogram"], whole[name].arrays["histogram"])
+        assert torch.equal(stream.arrays["token_maxima"], whole[name].arrays["token_maxima"])
+
+
 def test_ties_among_peaks_go_to_the_first_place(tiny_llama: Path):
     # The same window over and over: every peak is tied with its copies.
     tokens = token_set(1)

@@ -48,7 +48,7 @@ def check_static(needed: Iterable[tuple[str, TensorScheme]], stats: ActivationSt
     if missing := sorted({name for name, _ in pairs} - stats.streams.keys()):
         listed = "\n  ".join(missing)
         raise UserError(
-            f"the stats lack streams with static scales; profile again (attention: --attention):\n  {listed}"
+            f"the stats lack streams with static scales; profile again (without --no-attention):\n  {listed}"
         )
     offences: list[str] = []
     for name, scheme in pairs:

@@ -152,7 +152,7 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
         if folder.is_dir() and not is_native(folder):
-            _show_run(folder, screen)
+            _show_run(folder, screen, asked.low)
         else:
             records.append(decode_record(path / pipeline.PLAN if path.is_dir() else path))
     if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
@@ -190,8 +190,12 @@ def run(asked: options.Run, screen: Screen) -> Lines:
         _check_weights(model)
         screen.show(job.estimate())
         return ()
-    folder.begin(command=screen.command)
-    job.execute(folder)
+    try:
+        folder.begin(command=screen.command)
+        job.execute(folder)
+    except BaseException:
+        folder.leave()
+        raise
     harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
     name = out.name + ("-int6" if request.low != INT6 else "-int8")
     return (
@@ -237,6 +241,9 @@ def _machine(asked: options.Machine) -> Runtime:
 
 
 def _open(asked: options.Computing) -> Model:
+    given = Path(asked.model)
+    if is_native(given) or (given / Run.MANIFEST).is_file():
+        raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
     return open_model(asked.model, _machine(asked.machine), revision=asked.general.revision)
 
 
@@ -309,8 +316,8 @@ def _estimate(screen: Screen, model: Model, work: Mapping[str, float], *, states
     return ()
 
 
-def _show_run(folder: Path, screen: Screen) -> None:
-    missing = pipeline.show_run(folder, screen.show)
+def _show_run(folder: Path, screen: Screen, low: str) -> None:
+    missing = pipeline.show_run(folder, screen.show, low)
     if missing:
         there = [step for step in pipeline.STEPS if step not in missing]
         done = f"done: {', '.join(there) or 'nothing'}"

@@ -111,7 +111,8 @@ class _Piece(NamedTuple):
 
 def _pieces(x: Tensor) -> Iterator[_Piece]:
     """The pieces of one window (heads, tokens, channels)."""
-    tokens = max(1, PIECE[x.device.type] // (x.shape[0] * x.shape[2]))
+    # With heads, a range of tokens is scattered over memory, which costs more than the cache saves.
+    tokens = max(1, PIECE[x.device.type] // x.shape[2]) if len(x) == 1 else x.shape[1]
     for token in range(0, x.shape[1], tokens):
         yield _Piece(x[:, token : token + tokens], token, 0)
 

@@ -34,7 +34,7 @@ __all__ = [
     "Text",
 ]
 
-BUNDLED = "py-64"
+BUNDLED = "py-128"
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Name = Annotated[str, arg(metavar="MODEL")]

@@ -209,8 +209,13 @@ def continue_greedily(model: Model, prompt: list[int], count: int) -> str:
     return _as_text(model, whole[0, len(prompt) :].tolist())
 
 
-def show_run(folder: Path, show: Shower) -> tuple[str, ...]:
+def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
     """Tell the story of a run from its files, as far as it has come.
+
+    Args:
+        folder: Of the run, finished or not.
+        show: Called with the records.
+        low: Scheme under which stats are shown where there is no plan yet.
 
     Returns:
         The steps that are missing; none if the run is finished.
@@ -221,8 +226,7 @@ def show_run(folder: Path, show: Shower) -> tuple[str, ...]:
     done = read_manifest(folder)
     missing = tuple(step for step in STEPS if step not in done)
     if "profile" in done:
-        low = decode_record(folder / PLAN, Plan).low if "plan" in done else None
-        _show_stats(folder, show, low)
+        _show_stats(folder, show, decode_record(folder / PLAN, Plan).low if "plan" in done else low)
     if {"damage", "plan"} <= done.keys():
         _show_choices(folder, show)
     elif "damage" in done:
@@ -234,10 +238,10 @@ def show_run(folder: Path, show: Shower) -> tuple[str, ...]:
     return missing
 
 
-def _show_stats(folder: Path, show: Shower, low: str | None) -> None:
-    scheme = parse_scheme(low) if low else None
-    context = {"low": scheme.input} if isinstance(scheme, LinearScheme) else {}
-    show(decode_record(folder / STATS, ActivationStats), title=TITLES[STATS], **context)
+def _show_stats(folder: Path, show: Shower, low: str) -> None:
+    scheme = parse_scheme(low)
+    low_input = scheme.input if isinstance(scheme, LinearScheme) else None
+    show(decode_record(folder / STATS, ActivationStats), title=TITLES[STATS], low=low_input)
 
 
 def _show_choices(folder: Path, show: Shower) -> None:

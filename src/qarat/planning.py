@@ -120,11 +120,15 @@ def draft_plan(model: Model, request: Request, stats: str = "") -> Plan:
         stats: Content hash of the stats behind static scales.
 
     Raises:
-        PlanError: A pattern that matches nothing, a scheme that does not fit, ties broken.
+        PlanError: A pattern that matches nothing or nothing that can be protected, a scheme that does not fit, ties
+            broken.
     """
     plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats)
+    overridden = {a.site for a in plan.exceptions()}
     for pattern in request.sites:
-        match_sites(pattern, plan.sites)
+        found = match_sites(pattern, plan.sites)
+        if not any(s.kind == "projection" and s not in overridden for s in found):
+            raise PlanError(f"--sites {pattern!r} names only attention products, or sites that --set decides")
     if request.runtime in ENGINES_THAT_FUSE:
         plan.check_ties()
     return plan
@@ -225,7 +229,7 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
 
     Raises:
         UserError: A menu of another model.
-        PlanError: A menu without prices of the low scheme; a pattern whose sites all have a scheme of their own.
+        PlanError: A menu without prices of the low scheme.
     """
     if menu.provenance.model != naive.model:
         theirs, ours = menu.provenance.model[:12], naive.model[:12]
@@ -240,12 +244,7 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         raise PlanError(f"the menu has no price of {naive.low} at {missing[0]}{more}; run `qarat damage` with it")
     by_damage = rank_by_damage(units, damages)
     if request.sites:
-        named: set[str] = set()
-        for pattern in request.sites:
-            found = {s.name for s in match_sites(pattern, naive.sites)}
-            if not _count(by_damage, found):
-                raise PlanError(f"--sites {pattern!r} names only sites that --set decides, or attention products")
-            named |= found
+        named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
         return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
         return Ranking(by_damage, "Fisher damage per parameter", None)

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qarat.errors import UserError
-from qarat.plans import Plan, read_plan
+from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
@@ -98,7 +98,10 @@ def _decode_json(path: Path) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a record: {error}") from None
     if _tag(header).startswith("plan/"):
-        return read_plan(data)
+        try:
+            return read_plan(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
     return _convert(path, header, {})
 
 

@@ -130,7 +130,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             UserError: If the pass did not observe it.
         """
         if name not in self.streams:
-            raise UserError(f"these stats hold no stream {name}; profile the model again (attention: --attention)")
+            raise UserError(f"these stats hold no stream {name}; profile the model again (without --no-attention)")
         return self.streams[name]
 
 

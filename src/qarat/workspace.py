@@ -335,6 +335,11 @@ class Run:
         with explained(self.folder), self.path(self.LOG).open("a") as file:
             file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
 
+    def leave(self) -> None:
+        """Go away before the end: what was finished stays, and where that is nothing, nothing does."""
+        if not self.steps and _is_ours(self.folder, self.MANIFEST):
+            _delete(self.folder, self.MANIFEST)
+
     def finish(self) -> None:
         """Put the finished folder into place, replacing an older run only now."""
         put_into_place(self.out, self.MANIFEST)

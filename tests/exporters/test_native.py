@@ -412,7 +412,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a truncated block": (truncate("block-001.safetensors"), r"block-001\.safetensors is truncated or damaged"),
     "truncated outside": (truncate("outside.safetensors"), r"outside\.safetensors is truncated or damaged"),
     "a missing block": (lambda f: (f / "block-001.safetensors").unlink(), r"missing: block-001\.safetensors"),
-    "a truncated plan": (truncate("plan.json"), r"not a plan"),
+    "a truncated plan": (truncate("plan.json"), r"not a record"),
     "a missing plan": (lambda f: (f / "plan.json").unlink(), r"plan\.json or config\.json is missing"),
     "a missing index": (lambda f: (f / "model.safetensors.index.json").unlink(), r"index\.json is missing or damaged"),
     "a truncated index": (truncate("model.safetensors.index.json"), r"index\.json is missing or damaged"),

@@ -28,8 +28,8 @@ from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
-from qarat.plans import Plan, read_plan
-from qarat.recordfiles import content_hash
+from qarat.plans import Plan
+from qarat.recordfiles import content_hash, decode_record
 from qarat.scales import SCALE_DTYPES
 from qarat.schemes import LinearScheme, MatmulScheme, TensorScheme
 from qarat.tensors import QuantizedTensor, Scales
@@ -111,7 +111,7 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
     """
     if not is_native(folder):
         raise UserError(f"{folder} is no quantized folder of qarat: {PLAN} or config.json is missing; quantize again")
-    plan = read_plan((folder / PLAN).read_bytes())
+    plan = decode_record(folder / PLAN, Plan)
     _check_index(folder, plan)
     runtime = runtime or Runtime()
     model = Model(_NativeCheckpoint(folder, plan), runtime)
