@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qarat.attention import ATTENTION, PRODUCTS
+from qarat.attention import ATTENTION, PRODUCTS, WATCHER
 from qarat.models import Model, open_model
 from qarat.testing import tiny_checkpoint
 
@@ -107,6 +107,35 @@ def test_products_see_every_query_head(tiny_model: Model):
     whole(some_tokens())
     for block in whole.get_submodule(tiny_model.family.blocks):
         assert block.self_attn.products.seen == [((2, 4, 40, 8), (2, 4, 40, 8))]  # 2 KV heads are repeated
+
+
+class RememberingWatcher(nn.Module):
+    """Remembers the operands, and what they give by the protocol's own words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: list[Tensor] = []
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
+        scores = scaling * (q @ k.transpose(-1, -2)) + mask
+        self.mixed.append((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_watcher_sees_the_operands_and_changes_nothing(variant: str, tmp_path: Path):
+    model = open_model(str(tiny_checkpoint(tmp_path, **VARIANTS[variant])))
+    whole = model.module()
+    inputs: list[Tensor] = []
+    plain = whole(some_tokens()).logits
+    watchers = [RememberingWatcher() for _ in range(model.blocks)]
+    for watcher, (_, block) in zip(watchers, model.walk(), strict=True):
+        home = block.get_submodule(model.family.attention)
+        home.add_module(WATCHER, watcher)
+        home.get_submodule("o_proj").register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    assert torch.equal(whole(some_tokens()).logits, plain)
+    for watcher, x in zip(watchers, inputs, strict=True):
+        torch.testing.assert_close(watcher.mixed[0], x, rtol=1e-5, atol=1e-5)
 
 
 def test_products_show_when_the_model_is_printed(tiny_model: Model):

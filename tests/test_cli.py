@@ -105,7 +105,7 @@ def test_a_request_has_the_defaults_of_the_options() -> None:
 
 def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
     out = " ".join(qarat("plan", "--help").out.replace("│", " ").split())
-    for name in (*spikes.RULES, *planning.PROTECTIONS, *planning.ENGINES_THAT_FUSE):
+    for name in (*spikes.PLANNING_RULES, *planning.PROTECTIONS, *planning.ENGINES_THAT_FUSE):
         assert name in out
 
 

@@ -200,14 +200,7 @@ def test_what_the_record_says_of_the_pass(tiny_model: Model):
     assert stats.provenance.model == tiny_model.fingerprint
     assert (stats.provenance.tokens, stats.provenance.convention) == (tokens.fingerprint, tokens.convention)
     assert observe(tiny_model, token_set(17)).sampled_windows == 16
-
-
-def test_edges_are_sixteen_an_octave_from_zero():
-    assert float(EDGES[0]) == 0.0
-    assert float(EDGES[1]) == 2.0**-24
-    assert float(EDGES[-1]) == 2.0**16
-    octaves = 2.0 ** torch.arange(-24, 16)
-    assert torch.equal(EDGES[1:-1], (octaves[:, None] * (1 + torch.arange(16) / 16)).flatten())
+    assert observe(tiny_model, tokens, sampled_windows=2).sampled_windows == 2
 
 
 def test_a_stream_of_zeros_has_no_spike(tmp_path: Path):
@@ -236,16 +229,21 @@ def test_the_same_bytes_for_every_batch_size(tiny_llama: Path, attention: bool):
     assert len({encode_record(stats) for stats in records}) == 1
 
 
-def test_probabilities_are_seen_alike_whatever_the_pieces(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
-    """Heads go through the collector in pieces; one at a time, and all at once."""
+def test_windows_are_seen_alike_whatever_the_pieces(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+    """A window goes through its collector in pieces: here a token, or a head's token, at a time, and all at once."""
     whole = observe(open_model(str(tiny_llama)), token_set()).streams
-    monkeypatch.setattr("qarat.observation.PIECE", 1)
+    monkeypatch.setattr("qarat.observation.PIECE", {"cpu": 1})
     for name, stream in observe(open_model(str(tiny_llama)), token_set()).streams.items():
-        assert stream.peaks == whole[name].peaks
-        assert (stream.ratio, stream.maximum) == (whole[name].ratio, whole[name].maximum)
-        assert stream.median_energy == pytest.approx(whole[name].median_energy, rel=1e-6)
-        assert torch.equal(stream.arrays["histogram"], whole[name].arrays["histogram"])
-        assert torch.equal(stream.arrays["token_maxima"], whole[name].arrays["token_maxima"])
+        expected = whole[name]
+        assert (stream.width, stream.tokens, stream.peaks) == (expected.width, expected.tokens, expected.peaks)
+        assert stream.median_energy == pytest.approx(expected.median_energy, rel=1e-6)
+        # Probabilities are computed in pieces too, so their last bits may differ.
+        exact = stream.kind != "p"
+        assert stream.ratio == pytest.approx(expected.ratio, rel=0 if exact else 1e-6)
+        for key in ("histogram", "token_maxima"):
+            moved = (stream.arrays[key] - expected.arrays[key]).abs().sum()
+            assert stream.arrays[key].sum() == expected.arrays[key].sum()
+            assert moved <= (0 if exact else 1e-4 * expected.arrays[key].sum())
 
 
 def test_ties_among_peaks_go_to_the_first_place(tiny_llama: Path):
@@ -290,7 +288,7 @@ def test_nothing_stays_behind_after_an_exception(tiny_model: Model, when: str, m
     if when == "in a block":
         monkeypatch.setattr(tiny_model.block(1).get_submodule("mlp.down_proj"), "forward", broken)
     else:
-        monkeypatch.setattr("qarat.observation._count", broken)
+        monkeypatch.setattr("qarat.observation.count_magnitudes", broken)
     with pytest.raises(KeyboardInterrupt):
         observe(tiny_model, token_set(2))
     assert remains(tiny_model) == []

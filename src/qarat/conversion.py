@@ -42,6 +42,7 @@ def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> 
         PlanError: If the plan does not fit the model.
         UserError: If stats are missing, or of another model or plan.
     """
+    model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
     return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats))

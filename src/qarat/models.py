@@ -58,6 +58,8 @@ class Model:
         source_bits: Bits of an element in the checkpoint's own dtype.
         tokenizer: Of the checkpoint.
         folder: Where the checkpoint lies.
+        is_float: Whether its blocks are the checkpoint's own.
+        keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
         length: Tokens the model was trained to take at once.
     """
 
@@ -76,6 +78,9 @@ class Model:
         self._skeleton = _build_skeleton(checkpoint, self.family, runtime)
         self._load_block = load_block or self.load_float_block
         self._sites = self._list_sites()
+        self.is_float = load_block is None
+        # Decided once: what is free changes while a walk goes on.
+        self.keeps_blocks = self.block_bytes() * self.blocks <= runtime.memory_bytes()
         self._kept: dict[int, nn.Module] = {}
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
@@ -114,6 +119,18 @@ class Model:
         """
         versions = {"qarat": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
         return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype)
+
+    def require_float(self, verb: str) -> None:
+        """Refuse a model that is quantized already.
+
+        Args:
+            verb: What was about to be done, for the message.
+
+        Raises:
+            UserError: If it is.
+        """
+        if not self.is_float:
+            raise UserError(f"cannot {verb} {self.folder}: it is quantized already; begin from the float model")
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
@@ -169,7 +186,7 @@ class Model:
         if index in self._kept:
             return self._kept[index]
         block = self._load_block(index)
-        if self.block_bytes() * self.blocks <= self.runtime.memory_bytes():
+        if self.keeps_blocks:
             self._kept[index] = block
         return block
 

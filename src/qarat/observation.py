@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from qarat.attention import WATCHER
 from qarat.data import TokenSet
 from qarat.errors import UserError
+from qarat.histograms import CODES, EDGES, bin_counts, count_magnitudes, median_of
 from qarat.models import Model
 from qarat.records import ActivationStats, Peak, StreamStats
 from qarat.workspace import Progress, no_progress
@@ -31,13 +32,6 @@ __all__ = ["EDGES", "observe"]
 
 PEAKS = 8
 SAMPLED_WINDOWS = 16
-# A histogram's bin is what the leading bits of a float32 say, its exponent and the first four of its mantissa: 16 bins
-# an octave, 3 to 6 % wide, finer than any 8-bit step. Finding it is a shift, exact and a quarter of a logarithm's time.
-_SHIFT, _CODES = 19, 1 << 12
-_LOWEST, _BEYOND = (127 - 24) << 4, (127 + 16) << 4  # 2^-24 and 2^16; one bin for everything smaller
-EDGES = torch.cat(
-    [torch.zeros(1), (torch.arange(_LOWEST, _BEYOND + 1, dtype=torch.int32) << _SHIFT).view(torch.float32)]
-)
 # Elements of a piece. On a CPU 1 MB, which its second cache holds; on a GPU few large pieces cost less.
 PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 
@@ -47,6 +41,7 @@ def observe(
     tokens: TokenSet,
     *,
     attention: bool = True,
+    sampled_windows: int = SAMPLED_WINDOWS,
     progress: Progress = no_progress,
 ) -> ActivationStats:
     """Measure every stream of a float model in one pass.
@@ -56,14 +51,20 @@ def observe(
         tokens: The calibration set.
         attention: Whether to observe the operands of the attention products too; the probabilities are then computed
             once more, beside the fused kernel.
+        sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
+            least 1, and all windows where there are fewer.
         progress: Called after every block.
 
     Raises:
         UserError: NaN or Inf met in a stream (names stream, window and position).
+        ValueError: No window would be sampled.
     """
+    if sampled_windows < 1:
+        raise ValueError(f"histograms need a window to sample, not {sampled_windows}")
+    model.require_float("profile")
     batches = tokens.batches(model.runtime.batch_tokens)
     hidden = [model.embed(batch) for batch in batches]
-    sampled = min(SAMPLED_WINDOWS, tokens.windows.shape[0])
+    sampled = min(sampled_windows, tokens.windows.shape[0])
     streams: dict[str, StreamStats] = {}
     progress("observe", 0, model.blocks)
     for index, block in model.walk():
@@ -209,9 +210,9 @@ class _Collector:
         self.square_sum = torch.tensor(0.0, dtype=torch.float64)
         self.rows = 0
         self.tokens = 0
-        self.histogram = torch.zeros(_CODES, dtype=torch.int64)
-        self.token_maxima = torch.zeros(_CODES, dtype=torch.int64)
-        self.token_energies = torch.zeros(_CODES, dtype=torch.int64)
+        self.histogram = torch.zeros(CODES, dtype=torch.int64)
+        self.token_maxima = torch.zeros(CODES, dtype=torch.int64)
+        self.token_energies = torch.zeros(CODES, dtype=torch.int64)
         self.ratios: list[Tensor] = []
         self.median_maxima: list[Tensor] = []
         self.median_energies: list[Tensor] = []
@@ -239,7 +240,7 @@ class _Collector:
             if self.by_channel:
                 self._take_channels(x, squares)
             if sampled:
-                self.histogram += _count(x)
+                self.histogram += count_magnitudes(x)
             self._keep_peaks(window, piece, largest)
             first = piece.head == 0
             maxima[piece.token] = largest if first else torch.maximum(maxima[piece.token], largest)
@@ -260,8 +261,8 @@ class _Collector:
         self.ratios.append(torch.where(median > 0, maxima.amax() / median, 1.0))
         self.median_maxima.append(median)
         self.median_energies.append(energies.median())
-        self.token_maxima += _count(maxima)
-        self.token_energies += _count(energies)
+        self.token_maxima += count_magnitudes(maxima)
+        self.token_energies += count_magnitudes(energies)
         self.tokens += len(maxima)
 
     def _check_finite(self, window: int, maxima: Tensor) -> None:
@@ -292,11 +293,11 @@ class _Collector:
 
     def finish(self, tokens: TokenSet, model: Model) -> StreamStats:
         """The collected statistics as a value."""
-        histogram = _into_bins(self.histogram)
+        histogram = bin_counts(self.histogram)
         arrays = {
             "histogram": histogram,
-            "token_maxima": _into_bins(self.token_maxima),
-            "token_energies": _into_bins(self.token_energies),
+            "token_maxima": bin_counts(self.token_maxima),
+            "token_energies": bin_counts(self.token_energies),
         }
         if self.by_channel:
             arrays["channel_min"] = self.channel_min.cpu()
@@ -313,7 +314,7 @@ class _Collector:
             maximum=abs(peaks[0].value),
             typical_maximum=float(torch.stack(self.median_maxima).double().mean()),
             median_energy=float(torch.stack(self.median_energies).double().mean()),
-            element_median=_histogram_median(histogram),
+            element_median=median_of(histogram),
             peaks=peaks,
             arrays=arrays,
         )
@@ -323,23 +324,3 @@ def _name_token(place: _Place, tokens: TokenSet, model: Model) -> Peak:
     token = int(tokens.windows[place.window, place.position])
     text = cast(str, model.tokenizer.decode([token]))  # a list only for a list of sequences
     return Peak(place.value, place.window, place.position, token, text, place.channel)
-
-
-def _count(values: Tensor) -> Tensor:
-    """How many values have which leading bits, the sign apart; (4096,) int64 on the CPU."""
-    codes = values.view(torch.int32).bitwise_and(0x7FFFFFFF).bitwise_right_shift_(_SHIFT)
-    return torch.bincount(codes.flatten(), minlength=_CODES).cpu()
-
-
-def _into_bins(counts: Tensor) -> Tensor:
-    """Counts of `_count` per bin of `EDGES`; the last bin takes what lies beyond it."""
-    bins = counts[_LOWEST - 1 : _BEYOND].clone()
-    bins[0] = counts[:_LOWEST].sum()
-    bins[-1] += counts[_BEYOND:].sum()
-    return bins
-
-
-def _histogram_median(counts: Tensor) -> float:
-    """Geometric centre of the bin that holds the median; 0 if that is the first."""
-    place = int((counts.cumsum(0) >= (counts.sum() + 1) // 2).nonzero()[0])
-    return 0.0 if place == 0 else float((EDGES[place] * EDGES[place + 1]).sqrt())

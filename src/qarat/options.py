@@ -90,7 +90,7 @@ class Planning:
     budget: Annotated[str, arg(metavar="LOSS")] = "ppl+1%"
     """What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05)."""
     by: Annotated[str, arg(metavar="RULE")] = "damage"
-    """What chooses: damage, confirmed by measurement; or one rule alone: snr, ratio, massive, super-weight, gap."""
+    """What chooses: damage, confirmed by measurement; or one rule alone: snr, ratio, super-weight, gap."""
     sites: Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="")] = ()
     """Protect just these instead of choosing, such as 1.down or '*.30.*.down_proj'."""
     set: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="'PATTERN: SCHEME'", help_behavior_hint="")]] = ()

@@ -22,7 +22,7 @@ from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
 from qarat.search import Unit, make_units, rank_by_damage, sweep
-from qarat.spikes import RULES, find_spikes, sites_of
+from qarat.spikes import PLANNING_RULES, find_spikes, sites_of
 from qarat.workspace import Progress, no_progress
 
 __all__ = ["LOW", "PROTECTIONS", "Request", "describe_matches", "draft_plan", "find_plan", "naive_plan", "rank_units"]
@@ -70,8 +70,10 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parse_budget(self.budget)
         if self.sites and self.by != "damage":
             raise UserError("--sites and --by both say what to protect; give one of them")
-        if self.by != "damage" and self.by not in RULES:
-            raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *RULES])}")
+        if self.by == "massive":
+            raise UserError("--by massive: that rule flags the residual stream, which no site reads; try --by super-weight")
+        if self.by != "damage" and self.by not in PLANNING_RULES:
+            raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *PLANNING_RULES])}")
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):
             raise UserError(f"--runtime {self.runtime}: known are any, {', '.join(ENGINES_THAT_FUSE)}")
         self.overrides()
@@ -196,7 +198,8 @@ def find_plan(
     naive = naive_plan(model, request, stats)
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
-    cache: WeightCache = {}
+    # Weights rounded once are kept only where the whole model may be.
+    cache: WeightCache | None = {} if model.keeps_blocks else None
     meter = Meter(model, selection, lambda index, schemes: build_block(model, index, schemes, stats, cache))
     budget = parse_budget(request.budget)
     plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
@@ -234,8 +237,9 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
     if menu.provenance.model != naive.model:
         theirs, ours = menu.provenance.model[:12], naive.model[:12]
         raise UserError(f"these prices are of the model {theirs}…, this is {ours}…; run `qarat damage` on it")
-    overridden = {a.site for a in naive.exceptions()}
-    open_sites = [s for s in naive.sites if s not in overridden]
+    # A rule pins what it matches, also where it says the low scheme.
+    pinned = {s for pattern, _ in request.overrides() for s in match_sites(pattern, naive.sites)}
+    open_sites = [s for s in naive.sites if s not in pinned]
     units = make_units(open_sites, tied=request.runtime in ENGINES_THAT_FUSE)
     damages = menu.damages(naive.low)
     missing = [site for unit in units for site in unit.sites if site not in damages]

@@ -112,7 +112,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         windows: Windows seen.
         length: Tokens of a window.
         sampled_windows: Windows whose elements went into the histograms of magnitudes, from the first on.
-        edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; logarithmic above.
+        edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; `qarat.histograms`.
         streams: By name.
     """
 

@@ -20,7 +20,7 @@ from qarat.plans import Site
 from qarat.records import ActivationStats, Peak, StreamStats
 from qarat.schemes import Granularity, TensorScheme
 
-__all__ = ["RULES", "Diagnosis", "Verdict", "diagnose", "find_spikes", "sites_of", "snr"]
+__all__ = ["PLANNING_RULES", "RULES", "Diagnosis", "Verdict", "diagnose", "find_spikes", "sites_of", "snr"]
 
 # PrefixQuant (arXiv 2410.05265) calls a token an outlier when its maximum is 64 times the median.
 RATIO_LIMIT = 64.0
@@ -96,6 +96,10 @@ def snr(stream: StreamStats, scheme: TensorScheme) -> float:
     steps = (table[above] - table[above - 1]) * scale
     noise = float((steps.square() / 12).mean())
     return 10 * math.log10(stream.median_energy / noise)
+
+
+# The rules that flag streams which projections read, so that a plan can follow them; `massive` watches the residual stream.
+PLANNING_RULES = ("snr", "ratio", "super-weight", "gap")
 
 
 def diagnose(stats: ActivationStats, low: TensorScheme | None) -> tuple[Diagnosis, ...]:

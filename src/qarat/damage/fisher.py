@@ -65,6 +65,7 @@ def price(
     fitting = [(s, scheme) for s in model.sites() for scheme in schemes if _fits(s, scheme)]
     needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
     check_static(needed, stats, model.fingerprint)
+    model.require_float("price")
     batches = tokens.batches(model.runtime.batch_tokens)
     entrances = _forward(model, batches, progress)
     gradients = [
