@@ -39,6 +39,23 @@ class Timing:
     cpu: list[float]
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """One step's time by another's.
+
+    The medians are of the rounds' ratios. The least time by the least is what they tend to on an idle machine.
+    """
+
+    wall: float
+    cpu: float
+    least_cpu_by_least: float
+    rounds_cpu: list[float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.wall, self.cpu, self.least_cpu_by_least)
+
+
 def arguments(description: str | None, *, windows: int) -> argparse.Namespace:
     """The command line, and the thread count set as it says."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,7 +126,9 @@ def interleave(steps: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     timings = {name: Timing([], []) for name in steps}
     for round_ in range(repeats + 1):
         names = list(steps)
-        for name in names if round_ % 2 else reversed(names):  # so that no step always follows the same one
+        first = round_ % len(names)  # rotated and turned round, so that no step always follows the same one
+        names = names[first:] + names[:first]
+        for name in names if round_ % 2 else reversed(names):
             wall, cpu = time.perf_counter(), time.process_time()
             steps[name]()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -119,23 +138,18 @@ def interleave(steps: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return timings
 
 
-def ratio(of: Timing, to: Timing) -> dict[str, float]:
-    """Median over the rounds of one step's time by another's in the same round, and the rounds' extremes."""
+def ratio(of: Timing, to: Timing) -> Ratio:
+    """One step's time by another's: the median over the rounds, of either kind of time, and the least by the least."""
     wall = [a / b for a, b in zip(of.wall, to.wall, strict=True)]
     cpu = [a / b for a, b in zip(of.cpu, to.cpu, strict=True)]
-    return {
-        "wall": statistics.median(wall),
-        "cpu": statistics.median(cpu),
-        "least_cpu": min(cpu),
-        "greatest_cpu": max(cpu),
-    }
+    return Ratio(statistics.median(wall), statistics.median(cpu), min(of.cpu) / min(to.cpu), sorted(cpu))
 
 
 def report(
     chosen: argparse.Namespace,
     timings: Mapping[str, Timing],
     flops: Mapping[str, int],
-    ratios: Mapping[str, dict[str, float]],
+    ratios: Mapping[str, Ratio],
     target: float,
     notes: list[str],
 ) -> None:
@@ -162,9 +176,9 @@ def report(
             ),
         }
     result = {
-        "ratios": ratios,
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
         "target": target,
-        "met": next(iter(ratios.values()))["wall"] <= target,
+        "met": next(iter(ratios.values())).worst <= target,
         "gigaflops_per_second": flops["products"] / statistics.median(products.cpu) / 1e9,
         "floors": {name: floors[name] for name in timings if name in floors},
         "notes": notes,

@@ -56,7 +56,7 @@ def main() -> None:
     )
     passes = common.ratio(timings["int8"], timings["float"])
     converting = common.ratio(timings["conversion"], timings["float"])
-    worth = converting["cpu"] * tokens.windows.numel()
+    worth = converting.cpu * tokens.windows.numel()
     flops = common.block_flops(model, tokens) + common.head_flops(tokens)
     common.report(
         chosen,

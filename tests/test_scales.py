@@ -343,8 +343,8 @@ def test_a_static_mse_agrees_with_the_values_it_summarizes() -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("int8/g16/static/mse", "histogram per group"),
-        ("int8/g16/static/p99", "histogram per group"),
+        ("int8/g16/static/mse", "not for its groups"),
+        ("int8/g16/static/p99", "not for its groups"),
         ("int8/tensor/static/mse/asymmetric", "signs"),
         ("int8/token", "between tokens"),
         ("e4m3/tensor/static/asymmetric", "integer format"),

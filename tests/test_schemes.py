@@ -24,6 +24,15 @@ GROUPS = SIZES.map(lambda n: Granularity(1, n))
 TILES = st.builds(Granularity, SIZES, SIZES)
 
 
+CONTRADICTIONS = (
+    "needs an integer format",
+    "knows no zero point",
+    "gives powers of two",
+    "not for its groups",
+    "needs the signs",
+)
+
+
 def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
     """Every scheme that a weight (``w``) or an input can have."""
     whole = st.just(Granularity())
@@ -45,7 +54,7 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
         st.sampled_from(sorted(SCALE_BITS)),
         choices,
         st.booleans(),
-    )
+    ).filter(lambda scheme: not scheme.contradictions())
 
 
 def test_the_readme_spelling() -> None:
@@ -76,8 +85,30 @@ def test_every_combination_of_words_has_one_canonical_spelling(name: str) -> Non
     choices = ["", "/absmax", "/mse", "/p99.99", "/p100", "/mx-floor", "/mx-even"]
     for role in "wa":
         for words in itertools.product(places[role], scales, choices, ["", "/asymmetric"]):
-            scheme = parse_tensor_scheme(f"{name}/{''.join(words)}", role)
+            spelling = f"{name}/{''.join(words)}"
+            try:
+                scheme = parse_tensor_scheme(spelling, role)
+            except SchemeError as error:
+                # Only words that cannot go together are refused, and the mark stands under the scheme they make up.
+                assert any(why in str(error) for why in CONTRADICTIONS), error
+                continue
+            assert not scheme.contradictions()
             assert parse_tensor_scheme(scheme.spell(role), role) == scheme
+
+
+def test_words_that_cannot_go_together_are_refused_when_read() -> None:
+    for spelling, why in zip(
+        (
+            "e4m3/tensor/dynamic/asymmetric",
+            "int4/g32/mx-floor/asymmetric",
+            "sint4/g32/mx-even/scale-e4m3",
+            "int8/g32/static/mse",
+        ),
+        CONTRADICTIONS,
+        strict=True,
+    ):
+        with pytest.raises(SchemeError, match=why):
+            parse_tensor_scheme(spelling, "a")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -71,7 +71,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.sites and self.by != "damage":
             raise UserError("--sites and --by both say what to protect; give one of them")
         if self.by == "massive":
-            raise UserError("--by massive: that rule flags the residual stream, which no site reads; try --by super-weight")
+            raise UserError("--by massive: it flags the residual stream, which no site reads; try --by super-weight")
         if self.by != "damage" and self.by not in PLANNING_RULES:
             raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *PLANNING_RULES])}")
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):

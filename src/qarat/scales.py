@@ -132,7 +132,7 @@ def static_scales(
     tensor_scale = _tensor_scale(extremes, scheme)
     if scheme.choice not in ("mse", "percentile"):
         return _drop_batch(_scales(extremes, scheme, tensor_scale))
-    centres, counts = _centres(histogram, edges, scheme)
+    centres, counts = _centres(histogram, edges)
     if scheme.choice == "mse":
         values = centres.float().view(1, 1, 1, 1, -1)
         return _drop_batch(_least_squares(values, counts, extremes, scheme, tensor_scale, HISTOGRAM_SHRINK_STEPS))
@@ -269,15 +269,8 @@ def _squared_error(tiles: Tensor, weights: Tensor | None, scheme: TensorScheme, 
     return squares.sum((2, 4))
 
 
-def _centres(histogram: Tensor, edges: Tensor, scheme: TensorScheme) -> tuple[Tensor, Tensor]:
+def _centres(histogram: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Magnitudes that stand for the bins, and their counts; both (bins,) float64."""
-    if scheme.granularity.cols is not None:
-        raise UserError(
-            f"{scheme.choice} with static groups needs a histogram per group, and the stats keep one per stream; "
-            "use absmax, or one scale per tensor"
-        )
-    if scheme.choice == "mse" and not scheme.symmetric:
-        raise UserError("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
     if edges.shape != (len(histogram) + 1,) or float(edges[0]) != 0.0 or not bool(histogram.sum() > 0):
         raise ValueError(f"a histogram of {len(histogram)} bins, not all empty, needs one edge more, beginning with 0")
     wide = edges.double()

@@ -111,6 +111,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             found.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
         if self.static and self.granularity.cols is not None and self.choice in ("mse", "percentile"):
             found.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
+        if self.static and self.choice == "mse" and not self.symmetric:
+            found.append("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
         return tuple(found)
 
     def bits(self, rows: int, cols: int) -> int:

@@ -23,7 +23,8 @@ Measure = Callable[[Plan, str], Evaluation]
 PATIENCE = 3  # additions in a row that change nothing before the sweep gives up
 NOTHING = 0.02  # of the naive loss; a smaller gain counts as none
 MOST = 24  # candidates tried at the most
-ALONE = 4  # sites whose own damage is measured beside its prediction
+ALONE = 4  # of the dearest sites: their own damage is measured beside its prediction,
+MOST_ALONE = 8  # and that of protected sites too, but of no more than so many in all
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -93,17 +94,15 @@ def sweep(
     trials = _protect_ever_more(driver, ranked, budget, exactly)
     chosen, verdict = _choose(trials, budget, exactly)
     units = list(ranked[:chosen])
-    released: list[Unit] = []
     recoveries = [driver.recovery(unit, units) for unit in units]
-    while exactly is None and (unit := driver.idle(units, recoveries, budget, NOTHING * trials[0].damage.nats)):
-        units.remove(unit)
-        released.append(unit)
-        recoveries = [driver.recovery(u, units) for u in units]
+    released = [] if exactly is not None else _release(driver, units, recoveries, budget, trials[0].damage.nats)
     if released:
+        units = [u for u in units if u not in released]
+        recoveries = [driver.recovery(unit, units) for unit in units]
         loss = driver.trial("released", units).damage.nats
         names = ", ".join(u.label for u in released)
         verdict += f"; {names} released again, as protecting them buys nothing: {len(units)} protected lose {loss:.4f}"
-    watched = list(dict.fromkeys([*units, *ranked[:ALONE]]))
+    watched = list(dict.fromkeys([*units, *ranked[:ALONE]]))[:MOST_ALONE]
     alone = tuple(driver.alone(site) for unit in watched for site in unit.sites)
     driver.finish()
     because = {site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites}
@@ -135,6 +134,21 @@ def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, 
         if exactly is None and (loss <= budget.nats or idle == PATIENCE):
             break
     return trials
+
+
+def _release(
+    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, naive_loss: float
+) -> list[Unit]:
+    """Units whose protection buys nothing, the idlest first, as far as the budget holds without all of them."""
+    pairs = sorted(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
+    allowed = max(budget.nats, driver.trial("all", units).damage.nats)
+    released: list[Unit] = []
+    for unit, recovery in pairs:
+        rest = [u for u in units if u is not unit and u not in released]
+        if recovery.damage.nats >= NOTHING * naive_loss or driver.trial("spared", rest).damage.nats > allowed:
+            break
+        released.append(unit)
+    return released
 
 
 def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
@@ -185,15 +199,6 @@ class _Driver:
         label = f"without {unit.label}"
         lost = paired_difference(self._protecting(rest, label), self._protecting(everyone, "all"))
         return Trial(label, unit.sites, lost)
-
-    def idle(self, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, nothing: float) -> Unit | None:
-        """The protected unit whose protection buys the least, if that is nothing and the budget holds without it."""
-        if not units:
-            return None
-        unit, recovery = min(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
-        rest = [u for u in units if u is not unit]
-        holds = self.trial("spared", rest).damage.nats <= max(budget.nats, self.trial("all", units).damage.nats)
-        return unit if recovery.damage.nats < nothing and holds else None
 
     def finish(self) -> None:
         """Tell the progress callback that no measurement follows."""

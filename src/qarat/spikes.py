@@ -98,7 +98,7 @@ def snr(stream: StreamStats, scheme: TensorScheme) -> float:
     return 10 * math.log10(stream.median_energy / noise)
 
 
-# The rules that flag streams which projections read, so that a plan can follow them; `massive` watches the residual stream.
+# The rules a plan can follow: they flag streams that projections read, while `massive` watches the residual stream.
 PLANNING_RULES = ("snr", "ratio", "super-weight", "gap")
 
 
