@@ -187,7 +187,12 @@ def test_ctrl_c_from_a_terminal(words: list[str], unbroken: Path, tmp_path: Path
     out = tmp_path / "out"
     command = [sys.executable, "-m", "qarat.cli", *words, "-o", str(out), "--json"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe) as process:
+
+    def listen() -> None:
+        """A test run in the background of a shell ignores Ctrl-C, and its children would too."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, text=True, stdout=pipe, stderr=pipe, preexec_fn=listen) as process:
         wait_for(process, (tmp_path / "out.partial").is_dir)
         process.send_signal(signal.SIGINT)
         printed, said = process.communicate()

@@ -104,6 +104,7 @@ def test_words_that_cannot_go_together_are_refused_when_read() -> None:
             "int4/g32/mx-floor/asymmetric",
             "sint4/g32/mx-even/scale-e4m3",
             "int8/g32/static/mse",
+            "int8/tensor/static/mse/asymmetric",
         ),
         CONTRADICTIONS,
         strict=True,
