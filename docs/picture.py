@@ -9,6 +9,7 @@ from rich.terminal_theme import MONOKAI
 
 from qarat.pipeline import show_run
 from qarat.report.terminal import render_all
+from qarat.schemes import LOW
 
 WIDTH = 100
 
@@ -22,7 +23,7 @@ def draw(folder: Path, out: Path) -> None:
             console.print(f"\n[bold]{title}[/bold]")
         console.print(render_all(records, **context))
 
-    show_run(folder, show)
+    show_run(folder, show, LOW)
     svg = console.export_svg(title=f"qarat run -o {folder.name}", theme=MONOKAI)
     # rich names a web font; the picture must not fetch anything.
     out.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
