@@ -31,6 +31,7 @@ _HOMES = {
     "encode_record": "recordfiles",
     "find_plan": "planning",
     "find_spikes": "spikes",
+    "learn_table": "algorithms.kmeans",
     "load_token_sets": "data",
     "make_token_set": "data",
     "measure_perplexity": "evaluation.perplexity",

@@ -8,6 +8,7 @@ two zeros, infinities or NaN keep only their finite values here; `qarat.packing`
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ __all__ = [
     "NumberFormat",
     "floating",
     "format_named",
+    "literal_table",
     "nearest_names",
     "signed_magnitude",
     "twos_complement",
@@ -114,15 +116,30 @@ FORMATS: dict[str, NumberFormat] = {
 }
 
 
+@functools.lru_cache(maxsize=64)
 def format_named(name: str) -> NumberFormat:
-    """The format of that name.
+    """The format of that name, or the table that a literal such as ``{-1,-0.4,0,0.3,1}`` spells out.
 
     Raises:
-        UserError: Unknown name; names the nearest known ones.
+        UserError: Unknown name (names the nearest known ones), or a literal that is no table.
     """
+    if name.startswith("{"):
+        try:
+            return literal_table(tuple(map(float, name.strip("{}").split(","))))
+        except ValueError as error:
+            raise UserError(f"{name!r} is no table: {error}") from None
     if name not in FORMATS:
         raise UserError(f"unknown number format {name!r}; {nearest_names(name, FORMATS)}")
     return FORMATS[name]
+
+
+def literal_table(values: tuple[float, ...]) -> NumberFormat:
+    """A format of one's own, e.g. learned by k-means; its name spells the values out, so a plan that uses it is whole.
+
+    Args:
+        values: Ascending, with 0.0 among them; at most 256.
+    """
+    return NumberFormat("{" + ",".join(f"{value:g}" for value in values) + "}", values)
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

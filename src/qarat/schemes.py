@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from qarat.errors import UserError
-from qarat.formats import FORMATS, NumberFormat, nearest_names
+from qarat.formats import FORMATS, NumberFormat, format_named, nearest_names
 
 __all__ = [
     "FLOAT",
@@ -98,7 +98,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def number_format(self) -> NumberFormat:
         """The format itself."""
-        return FORMATS[self.format]
+        return format_named(self.format)
 
     def contradictions(self) -> tuple[str, ...]:
         """What in the scheme cannot go together, in words; empty if nothing is."""
@@ -233,7 +233,12 @@ def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
     if not words or "//" in body or body.startswith("/") or body.endswith("/"):
         _fail(text, start, "expected FORMAT/GRANULARITY[/…], for example int8/channel")
     (name, at), *rest = words
-    if name not in FORMATS and name not in PRESETS:
+    if name.startswith("{"):
+        try:
+            name = format_named(name).name
+        except UserError as error:
+            _fail(text, at, str(error))
+    elif name not in FORMATS and name not in PRESETS:
         _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *PRESETS])}")
     fields: dict[str, Any] = msgspec.structs.asdict(PRESETS[name]) if name in PRESETS else {"format": name}
     given: dict[str, int] = {}
