@@ -22,6 +22,7 @@ __all__ = ["Unit", "make_units", "rank_by_damage", "sweep"]
 Measure = Callable[[Plan, str], Evaluation]
 PATIENCE = 3  # additions in a row that change nothing before the sweep gives up
 NOTHING = 0.02  # of the naive loss; a smaller gain counts as none
+REMAINDER = 0.1  # of what a plan still loses beyond the budget; a gain has to be below this, too, to count as none
 MOST = 24  # candidates tried at the most
 ALONE = 4  # of the dearest sites: their own damage is measured beside its prediction,
 MOST_ALONE = 8  # and that of protected sites too, but of no more than so many in all
@@ -130,7 +131,9 @@ def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, 
         trials.append(driver.trial(f"k={k}", ranked[:k]))
         loss = trials[-1].damage.nats
         gain = trials[-2].damage.nats - loss if k else float("inf")
-        idle = idle + 1 if gain < NOTHING * trials[0].damage.nats else 0
+        # Little beside the naive loss may still be much of the way that is left to the budget.
+        little = min(NOTHING * trials[0].damage.nats, REMAINDER * (loss + gain - budget.nats))
+        idle = idle + 1 if gain < little else 0
         if exactly is None and (loss <= budget.nats or idle == PATIENCE):
             break
     return trials
