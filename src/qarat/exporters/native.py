@@ -25,6 +25,7 @@ from qarat.attention import PRODUCTS
 from qarat.calibration import static_operands
 from qarat.checkpoints import Checkpoint
 from qarat.errors import UserError
+from qarat.families.base import ATTENTION_OPERANDS
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
@@ -40,7 +41,6 @@ __all__ = ["check_place", "is_native", "read_native", "site_bytes", "write_nativ
 PLAN = "plan.json"
 INDEX = "model.safetensors.index.json"
 FORMAT = "qarat-native/1"
-OPERANDS = ("q", "k", "p", "v")
 BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
 
 
@@ -239,7 +239,7 @@ def _block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[st
                 found |= _pack_scales(f"{inner}.input_", module.input_scales, module.scheme.input)
         elif isinstance(module, QuantProducts):
             schemes = (module.qk.left, module.qk.right, module.av.left, module.av.right)
-            for operand, scheme in zip(OPERANDS, schemes, strict=True):
+            for operand, scheme in zip(ATTENTION_OPERANDS, schemes, strict=True):
                 scales = module.scales.get(operand)
                 if scales is not None and scheme is not None:
                     found |= _pack_scales(f"{inner}.{operand}_", scales, scheme)
@@ -286,7 +286,7 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
             setattr(block.get_submodule(parent), leaf, linear)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = f"{model.family.attention}.{PRODUCTS}"
-        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
+        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in ATTENTION_OPERANDS}
         known = {operand: s for operand, s in scales.items() if s is not None}
         block.get_submodule(model.family.attention).add_module(
             PRODUCTS, QuantProducts(products["qk"], products["av"], known)
