@@ -4,15 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+ENGINES := .venv-engines
+ENGINES_STAMP := $(ENGINES)/.stamp
+ENGINES_PIP := $(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input
+ENGINES_INSTALL := $(ENGINES_PIP) install --quiet --no-build-isolation --constraint engines-constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-engines lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP) ## create .venv and install qarat with its pinned dependencies (nothing to do when up to date)
 
@@ -34,6 +38,22 @@ demo: setup ## quantize the bundled model and write the report to demo-out/
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
+# Other programs pin what they need, so they live in an environment of their own; tests/engines skips without them.
+# llama-cpp-python is compiled (some 8 minutes on 2 cores). qarat comes without its dependencies: llm-compressor 0.14
+# asks for an older compressed-tensors than qarat does.
+$(ENGINES_STAMP): pyproject.toml engines-constraints.txt
+	@$(ENGINES)/bin/python -m pip --version >/dev/null 2>&1 || { echo "creating $(ENGINES)"; $(PYTHON) -m venv $(ENGINES); }
+	@echo "installing torch and the build tools"
+	@$(ENGINES_INSTALL) torch hatchling editables scikit-build-core cmake ninja setuptools
+	@echo "installing the engines; llama.cpp is compiled"
+	@$(ENGINES_INSTALL) llmcompressor torchao nvidia-modelopt llama-cpp-python gguf onnx onnxruntime onnxscript
+	@$(ENGINES_INSTALL) pytest scipy msgspec tyro
+	@$(ENGINES_INSTALL) --no-deps --editable .
+	@touch $@
+
+test-engines: $(ENGINES_STAMP) ## run the tests against other programs, in an environment of their own
+	$(ENGINES)/bin/python -m pytest tests/engines
+
 # All four run even when one fails, so one call shows every offence.
 lint: setup ## ruff, pyright and the import contracts
 	@status=0; \
@@ -47,6 +67,6 @@ format: setup ## let ruff fix and format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove what the other targets wrote, except .venv
+clean: ## remove what the other targets wrote, except the environments
 	rm -rf demo-out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests reference benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -60,6 +60,21 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def with_merge() -> Callable[[Path], Path]:
+    """Gives the tokenizer of a tiny model's folder one merge, in place: programs refuse a BPE that has none."""
+
+    def add(folder: Path) -> Path:
+        path = folder / "tokenizer.json"
+        data = json.loads(path.read_text())
+        data["model"]["vocab"]["th"] = len(data["model"]["vocab"])
+        data["model"]["merges"] = [["t", "h"]]
+        path.write_text(json.dumps(data))
+        return folder
+
+    return add
+
+
 class Answer(NamedTuple):
     """What a command line came to.
 

@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, qarat: Qarat) -> Callable[..., Any]:
         return ()
 
     for verb in options.VERBS:
-        monkeypatch.setattr(commands, verb, keep)
+        monkeypatch.setattr(commands, verb.replace(" ", "_"), keep)
 
     def parse(*words: object) -> Any:
         answer = qarat(*words)
@@ -61,14 +61,23 @@ def test_help_lists_every_verb_in_a_line(words: list[str], qarat: Qarat) -> None
 
 @pytest.mark.parametrize("verb", options.VERBS)
 def test_the_help_of_a_verb_explains_every_option(verb: str, qarat: Qarat) -> None:
-    code, out, _ = qarat(verb, "--help")
+    words = verb.split()
+    code, out, _ = qarat(*words, "--help")
     assert code == 0
     assert (options.VERBS[verb].__doc__ or "").rstrip(".") in " ".join(out.split())
     for name in cli._field_types(options.VERBS[verb]):
         spelled = name.replace("_", "-")
         assert spelled.upper() in out or f"--{spelled}" in out or f"--no-{spelled}" in out or name == "paths"
     assert "None" not in out
-    assert qarat("help", verb) == qarat(verb, "-h") == (code, out, "")
+    assert qarat("help", *words) == qarat(*words, "-h") == (code, out, "")
+
+
+@pytest.mark.parametrize("words", [["law"], ["law", "--help"], ["help", "law"]])
+def test_the_help_of_a_family_of_verbs_lists_it(words: list[str], qarat: Qarat) -> None:
+    code, out, _ = qarat(*words)
+    assert code == 0
+    listed = [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == ["law data", "law forms", "law fit", "law predict"]
 
 
 def test_every_option_has_words_of_its_own() -> None:
@@ -78,7 +87,7 @@ def test_every_option_has_words_of_its_own() -> None:
         for field, words in itertools.pairwise(node.body):
             if isinstance(field, ast.AnnAssign) and ast.unparse(field.value or field).startswith("field("):
                 continue  # a group, whose own words head its options
-            if isinstance(field, ast.AnnAssign):
+            if isinstance(field, ast.AnnAssign) and "help=" not in ast.unparse(field.annotation):
                 assert isinstance(words, ast.Expr), ast.unparse(field)
                 assert len(ast.literal_eval(words.value)) > 10
 
@@ -116,6 +125,9 @@ def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
     ("words", "says"),
     [
         (["evalute"], "did you mean evaluate?"),
+        (["law", "fti"], "did you mean law fit"),
+        (["law", "fit"], "DATA"),
+        (["law", "--json"], "there is no verb 'law --json'"),
         (["--json", "run"], "qarat VERB --json"),
         (["show"], "give `qarat show` files"),
         (["run", "--sampels", "3"], "--samples"),

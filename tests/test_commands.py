@@ -15,7 +15,7 @@ from qarat.cli import main
 from qarat.options import BUNDLED
 from qarat.plans import Plan, short_name
 from qarat.recordfiles import decode_record
-from qarat.records import ActivationStats, Evaluation, Menu, Sweep
+from qarat.records import ActivationStats, Evaluation, Menu, Sweep, ZeroShot
 from qarat.testing import tiny_checkpoint, tiny_documents
 
 Qarat = Callable[..., Any]
@@ -183,6 +183,18 @@ def test_the_reference_models_are_listed(qarat: Qarat) -> None:
     listed = json.loads(well(qarat("models", "--json")).out)
     assert BUNDLED in {model["name"] for model in listed}
     assert BUNDLED in well(qarat("models")).out
+
+
+def test_tasks_are_measured_instead_of_perplexity(qarat: Qarat, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    tasks = ["--tasks", "code_continuation", "--limit", "8", "--threads", "1"]
+    answer = well(qarat("evaluate", BUNDLED, *tasks, "-o", out))
+    assert "code_continuation" in answer.out
+    (score,) = decode_record(out, ZeroShot).scores
+    assert len(score.items) == 8
+    assert "+0.0000" in well(qarat("show", out, out)).out
+    for wrong in (["--limit", "0"], ["--dry-run"]):
+        assert qarat("evaluate", BUNDLED, *tasks, *wrong).code == 2
 
 
 # ---------------------------------------------------------------- strangers

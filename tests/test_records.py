@@ -26,7 +26,9 @@ from qarat.records import (
     Provenance,
     StreamStats,
     Sweep,
+    TaskScore,
     Trial,
+    ZeroShot,
     paired_difference,
 )
 
@@ -63,7 +65,7 @@ def make_menu() -> Menu:
 
 def make_sweep() -> Sweep:
     trials = tuple(Trial(f"k={k}", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
-    return Sweep(PROVENANCE, "Fisher damage", "ppl+1%", math.log1p(0.01), trials, trials[:1], trials[1:], "2 protected")
+    return Sweep(PROVENANCE, "Fisher damage", "ppl+1%", math.log1p(0.01), trials, trials[1:2], trials[1:], "2 protected")
 
 
 def make_plan() -> Plan:
@@ -75,6 +77,14 @@ def make_continuations() -> Continuations:
     return Continuations(PROVENANCE, "Once", {"float": "upon", "plan": 'upon ☃ "a"\n'})
 
 
+def make_zero_shot() -> ZeroShot:
+    scores = (
+        TaskScore("code_continuation", "1.0", "acc", 0.5, 0.25, (1.0, 0.0)),
+        TaskScore("wikitext", "2", "word_perplexity", 1e300, 0.5, ()),
+    )
+    return ZeroShot("float", PROVENANCE, "", scores)
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "stats": make_stats,
     "evaluation": make_evaluation,
@@ -82,6 +92,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sweep": make_sweep,
     "plan": make_plan,
     "continuations": make_continuations,
+    "zero-shot": make_zero_shot,
 }
 
 

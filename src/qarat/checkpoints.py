@@ -13,10 +13,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from qarat.errors import UserError
 from qarat.families import family_of
@@ -131,14 +136,19 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
 class Checkpoint:
     """A Hugging Face folder whose weights are safetensors."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, quantized: bool = False) -> None:
         """Read config and index, and check that every shard is there and whole.
+
+        Args:
+            folder: Where it lies.
+            quantized: Whether it may be one that another format describes, in the config's ``quantization_config``;
+                what that means is the caller's to know.
 
         Raises:
             UserError: Not a model folder, unsupported architecture, quantized already, shards missing or damaged.
         """
         self.folder = folder
-        self.config = _read_config(folder)
+        self.config = _read_config(folder, quantized=quantized)
         self._where = _locate_tensors(folder)
         kinds = sorted({entry.dtype for entry in self._where.values()} & _FLOATS.keys())
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
@@ -148,6 +158,11 @@ class Checkpoint:
     def headers(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name of every tensor to its kind, as safetensors spells it, and its shape."""
         return {name: (entry.dtype, entry.shape) for name, entry in self._where.items()}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name of every tensor to that of the file it lies in."""
+        return {name: entry.path.name for name, entry in self._where.items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -173,6 +188,27 @@ class Checkpoint:
             raise UserError(
                 f"the tokenizer in {self.folder} cannot be read: {error}; copy tokenizer.json and "
                 "tokenizer_config.json from where the model comes from"
+            ) from error
+
+    def skeleton(self, **options: Any) -> nn.Module:
+        """The model that the config describes, on the meta device.
+
+        Args:
+            **options: Of transformers' ``from_config``.
+
+        Raises:
+            UserError: If the config describes no model, or more blocks than the checkpoint could fill.
+        """
+        path = self.folder / "config.json"
+        if self.config.num_hidden_layers > len(self._where):  # before so many are built
+            blocks = self.config.num_hidden_layers
+            raise UserError(f"{path} describes {blocks} blocks, and there are but {len(self._where)} tensors")
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(self.config, **options)
+        except Exception as error:  # whatever stumbles first over a number that makes no sense
+            raise UserError(
+                f"{path} describes no model: {error!r}; take it from the same model as the weights"
             ) from error
 
     def weight_bytes(self) -> int:
@@ -265,8 +301,8 @@ class Checkpoint:
         return found
 
 
-def _read_config(folder: Path) -> PreTrainedConfig:
-    """The config, if it is of a supported architecture and a float model.
+def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
+    """The config, if it is of a supported architecture and, unless ``quantized``, a float model.
 
     Raises:
         UserError: Unreadable or invalid, unsupported, or quantized already.
@@ -279,14 +315,16 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     if not isinstance(raw, dict):
         raise UserError(f"{path} cannot be read: it holds no JSON object")
     # Before transformers sees it: for a type it does not know it offers to run the folder's own code.
-    family_of([str(name) for name in raw.get("architectures") or []])
-    if raw.get("quantization_config"):
-        method = dict(raw["quantization_config"]).get("quant_method", "unnamed")
+    named = raw.get("architectures")
+    family_of([str(name) for name in named] if isinstance(named, list) else [])
+    described = raw.get("quantization_config")
+    if described and not quantized:
+        method = described.get("quant_method", "unnamed") if isinstance(described, dict) else "unnamed"
         raise UserError(f"{folder} is quantized already ({method}); qarat begins from the float checkpoint")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good
+        raise UserError(f"{path} cannot be read: {error!r}") from error
 
 
 def _locate_tensors(folder: Path) -> dict[str, _Entry]:

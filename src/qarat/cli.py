@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from qarat import __version__
-from qarat.errors import ArgumentError, UserError
+from qarat.errors import ArgumentError, NotPassedError, UserError
 from qarat.formats import nearest_names
 from qarat.options import VERBS, Options
 from qarat.report.progress import StageProgress
@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with _plain_errors() as outcome:
         if words[:1] == ["help"]:
-            words = [*words[1:2], "--help"]
+            words = [*words[1:3], "--help"]
         if not words or words[0] in ("-h", "--help"):
-            print(_overview())
+            print(_overview(VERBS))
+        elif words[0] in _families() and words[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(verb for verb in VERBS if verb.startswith(f"{words[0]} ")))
         elif words[0] in ("-V", "--version"):
             print(f"qarat {__version__}")
         else:
@@ -64,14 +66,29 @@ def _run(words: list[str]) -> None:
     commands = importlib.import_module("qarat.commands")
     with StageProgress() as bars:
         screen = _Json(words, bars) if asked.general.json else _Tables(words, bars)
-        ending = getattr(commands, words[0])(asked, screen)
+        try:
+            ending = getattr(commands, _split_verb(words)[0].replace(" ", "_"))(asked, screen)
+        except NotPassedError:
+            screen.close(())
+            raise
     screen.close(ending)
 
 
-def _overview() -> str:
-    """What `qarat` alone prints."""
+def _split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, which may be two words as `law fit` is, and the words behind it."""
+    length = 2 if words[0] in _families() else 1
+    return " ".join(words[:length]), list(words[length:])
+
+
+def _families() -> set[str]:
+    """First words of verbs that are two words."""
+    return {verb.split()[0] for verb in VERBS if " " in verb}
+
+
+def _overview(verbs: Iterable[str]) -> str:
+    """What `qarat` alone prints, or `qarat law` of its family."""
     lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
-    lines += [f"  {verb:<10}{(options.__doc__ or '').splitlines()[0]}" for verb, options in VERBS.items()]
+    lines += [f"  {verb:<13}{(VERBS[verb].__doc__ or '').splitlines()[0]}" for verb in verbs]
     lines += ["", "qarat VERB --help explains every option of a verb. To begin, with the model that ships: qarat run"]
     return "\n".join(lines)
 
@@ -168,7 +185,7 @@ def _parse(words: Sequence[str]) -> Options:
         ArgumentError: No such verb; or as `_read_config`.
         SystemExit: After tyro has printed help, or what is wrong with an option.
     """
-    verb, *rest = words
+    verb, rest = _split_verb(words)
     if verb not in VERBS:
         if verb.startswith("-"):
             raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")

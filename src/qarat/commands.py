@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,45 +18,44 @@ from qarat import conversion, options, pipeline
 from qarat.checkpoints import describe_reference_models, reference_models
 from qarat.damage import fisher
 from qarat.data import TokenSet, load_token_sets
-from qarat.errors import ArgumentError, UserError
+from qarat.errors import ArgumentError, NotPassedError, UserError
 from qarat.estimates import ROUNDING, SWEEP_FORWARDS, estimate, price_forwards, quantized_bytes, stats_bytes
 from qarat.evaluation.perplexity import measure_perplexity
+from qarat.evaluation.zero_shot import measure_tasks
+from qarat.exporters.base import MARK, check_export, export_model
 from qarat.exporters.native import check_place, is_native, read_native, write_native
+from qarat.law_commands import law_data, law_fit, law_forms, law_predict
 from qarat.models import Model, open_model
 from qarat.observation import observe
 from qarat.planning import Request, describe_matches, find_plan, naive_plan, rank_units
 from qarat.plans import Plan
 from qarat.recordfiles import Record, content_hash, decode_record, encode_record
-from qarat.records import ActivationStats, Evaluation, Menu
+from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
 from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
-from qarat.workspace import Run, Runtime, check_file, parse_size, read_command, write_whole
+from qarat.screens import Lines, Screen
+from qarat.verifications import Verification
+from qarat.verifying import verify_against_float, verify_against_run, verify_alone
+from qarat.workspace import Run, Runtime, check_file, check_folder, parse_size, read_command, write_whole
 
-__all__ = ["Screen", "damage", "evaluate", "models", "plan", "profile", "quantize", "run", "show"]
+__all__ = [
+    "Screen",
+    "damage",
+    "evaluate",
+    "export",
+    "law_data",
+    "law_fit",
+    "law_forms",
+    "law_predict",
+    "models",
+    "plan",
+    "profile",
+    "quantize",
+    "run",
+    "show",
+    "verify",
+]
 
-Lines = Sequence[str]
 INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what spikes cost is plain to see
-
-
-class Screen(Protocol):
-    """Where a command is answered.
-
-    Attributes:
-        command: As it was typed.
-    """
-
-    command: str
-
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """A stage has done so many of so many units."""
-        ...
-
-    def show(self, *records: object, title: str = "", **context: Any) -> None:
-        """Show records; the context says what to set beside them."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Say what a person should know and a program need not."""
-        ...
 
 
 def profile(asked: options.Profile, screen: Screen) -> Lines:
@@ -131,15 +130,83 @@ def evaluate(asked: options.Evaluate, screen: Screen) -> Lines:
     if asked.out is not None:
         check_file(asked.out)
     model, label, plan_hash = _open_either(asked)
+    if asked.tasks:
+        return _evaluate_tasks(asked, screen, model, label, plan_hash)
     _, _, report = _tokens(asked, model, screen)
     if asked.general.dry_run:
         return _estimate(screen, model, {f"evaluate {label}": report.windows.numel()}, states=report.windows.numel())
     evaluation = measure_perplexity(model, report, label=label, plan=plan_hash, progress=screen.progress)
+    return _evaluated(asked, screen, evaluation)
+
+
+def _evaluate_tasks(asked: options.Evaluate, screen: Screen, model: Model, label: str, plan_hash: str) -> Lines:
+    if asked.limit is not None and asked.limit < 1:
+        raise ArgumentError(f"--limit {asked.limit}: give at least 1")
+    if asked.general.dry_run:
+        raise ArgumentError("--dry-run cannot say what --tasks would take: that depends on the tasks; try --limit 10")
+    return _evaluated(
+        asked,
+        screen,
+        measure_tasks(model, asked.tasks, label=label, plan=plan_hash, limit=asked.limit, progress=screen.progress),
+    )
+
+
+def _evaluated(asked: options.Evaluate, screen: Screen, evaluation: Evaluation | ZeroShot) -> Lines:
     screen.show(evaluation)
     if asked.out is None:
         return ()
     write_whole(asked.out, encode_record(evaluation))
     return _ending(asked.out, f"qarat show {_quoted(asked.out)} ANOTHER.json", why="to compare with another evaluation")
+
+
+def export(asked: options.Export, screen: Screen) -> Lines:
+    """Write a quantized model, or its plan, in the format of another program."""
+    check_folder(asked.out, MARK, overwrite=asked.overwrite)
+    folder = _native_folder(asked.run)
+    if folder is None:
+        raise UserError(f"{asked.run} is no quantized model of qarat; make one with `qarat run` or `qarat quantize`")
+    model, chosen = read_native(folder, pipeline.EXPORTING)
+    if asked.source is not None:
+        source = open_model(asked.source, pipeline.EXPORTING)
+        if source.fingerprint != chosen.model:
+            theirs, ours = chosen.model[:12], source.fingerprint[:12]
+            raise UserError(f"{asked.run} was made from the model {theirs}…, --source {asked.source} is {ours}…")
+        model = source.with_blocks(model.block)
+    check_export(model, chosen, asked.format)
+    if asked.dry_run:
+        return _estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))
+    notes = export_model(model, chosen, asked.out, asked.format, overwrite=asked.overwrite, progress=screen.progress)
+    screen.show(chosen)
+    for note in notes:
+        screen.note(note)
+    return (f"written: {_quoted(asked.out)}",)
+
+
+def verify(asked: options.Verify, screen: Screen) -> Lines:
+    """Check a quantized folder, alone or against its run or float model; fails where it has errors."""
+    if asked.out is not None:
+        check_file(asked.out)
+    verification = _verify(asked, screen)
+    screen.show(verification)
+    if asked.out is not None:
+        write_whole(asked.out, encode_record(verification))
+    if not verification.passed:
+        raise NotPassedError(f"{asked.model} does not pass; its errors are listed first among the findings")
+    return () if asked.out is None else (f"written: {_quoted(asked.out)}",)
+
+
+def _verify(asked: options.Verify, screen: Screen) -> Verification:
+    folder, engines, gpu = Path(asked.model), asked.engine, asked.gpu or ""
+    if asked.against is None:
+        return verify_alone(folder, engines, gpu)
+    native = _native_folder(Path(asked.against))
+    if native is not None:
+        run, chosen = read_native(native, _machine(asked.machine))
+        _, _, report = _tokens(asked, run, screen)
+        return verify_against_run(folder, run, chosen, report, engines, gpu, progress=screen.progress)
+    model = _open(dataclasses.replace(asked, model=asked.against))
+    calibration, _, report = _tokens(asked, model, screen)
+    return verify_against_float(folder, model, calibration, report, engines, gpu, progress=screen.progress)
 
 
 def show(asked: options.Show, screen: Screen) -> Lines:
@@ -155,7 +222,7 @@ def show(asked: options.Show, screen: Screen) -> Lines:
             _show_run(folder, screen, asked.low)
         else:
             records.append(decode_record(path / pipeline.PLAN if path.is_dir() else path))
-    if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
+    if len(records) > 1 and any(all(isinstance(r, kind) for r in records) for kind in (Evaluation, ZeroShot)):
         screen.show(*records)
         return ()
     for record in records:
@@ -182,8 +249,10 @@ def run(asked: options.Run, screen: Screen) -> Lines:
         request,
         seed=asked.general.seed,
         prompt=asked.prompt,
+        exports=asked.export,
         progress=screen.progress,
         show=screen.show,
+        note=screen.note,
     )
     _note_matches(request, model, screen)
     if asked.general.dry_run:
@@ -200,6 +269,7 @@ def run(asked: options.Run, screen: Screen) -> Lines:
     name = out.name + ("-int6" if request.low != INT6 else "-int8")
     return (
         f"written: {_quoted(out)} (the quantized model in {_quoted(out / pipeline.MODEL)}, and every record behind it)",
+        *(f"exported: {_quoted(out / format)}" for format in asked.export),
         "try next:",
         f"  qarat show {_quoted(out)}",
         f"  qarat evaluate {_quoted(out)}",
@@ -249,14 +319,21 @@ def _open(asked: options.Computing) -> Model:
 
 def _open_either(asked: options.Evaluate) -> tuple[Model, str, str]:
     """A float model, or the quantized one of a native folder or a run; its label and its plan's hash."""
-    given = Path(asked.model)
+    folder = _native_folder(Path(asked.model))
+    if folder is None:
+        return _open(asked), "float", ""
+    model, chosen = read_native(folder, _machine(asked.machine))
+    return model, "plan", content_hash(chosen)
+
+
+def _native_folder(given: Path) -> Path | None:
+    """The quantized model of a run or a folder; None if it is neither."""
     for folder in (given / pipeline.MODEL, given):
         if is_native(folder):
-            model, chosen = read_native(folder, _machine(asked.machine))
-            return model, "plan", content_hash(chosen)
+            return folder
     if (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is a run that has not come to its quantized model; run its command again first")
-    return _open(asked), "float", ""
+    return None
 
 
 def _tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:

@@ -1,6 +1,6 @@
 """The one kind of error a user is meant to see."""
 
-__all__ = ["ArgumentError", "UserError"]
+__all__ = ["ArgumentError", "NotPassedError", "UserError"]
 
 
 class UserError(ValueError):
@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class ArgumentError(UserError):
     """Words on the command line that make no sense together or at all."""
+
+
+class NotPassedError(UserError):
+    """A verdict, not a mishap: the command did its work, what it found was shown, and it found fault."""

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from qarat import __version__
 from qarat.attention import ATTENTION
@@ -160,6 +161,13 @@ class Model:
                     sites.append(Site(f"{home}.av", i, "product", (f"{prefix}.p", f"{prefix}.v")))
         return tuple(sites)
 
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape of every tensor of the float model, in model order; a tied head is not repeated."""
+        state = self._skeleton.state_dict()
+        if self.config.tie_word_embeddings:
+            state.pop(f"{self.family.head}.weight", None)
+        return {name: tuple(value.shape) for name, value in state.items()}
+
     def outside(self) -> dict[str, Tensor]:
         """The tensors outside the blocks, by name: embedding, norm and head."""
         blocks = f"{self.family.blocks}."
@@ -285,16 +293,13 @@ def open_model(name: str, runtime: Runtime | None = None, *, revision: str | Non
 def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> nn.Module:
     """The model on the meta device, with everything outside the blocks made real."""
     config = checkpoint.config
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, dtype=runtime.torch_dtype)
-    if family.rotary:
-        parent, _, name = family.rotary.rpartition(".")
-        rotary = type(skeleton.get_submodule(family.rotary))(config=config)
-        setattr(skeleton.get_submodule(parent), name, rotary.to(runtime.device))
+    skeleton: Any = checkpoint.skeleton(attn_implementation=ATTENTION, dtype=runtime.torch_dtype)
     head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
     tied: set[str] = {head} if config.tie_word_embeddings else set()
     wanted: Mapping[str, Tensor] = {k: v for k, v in skeleton.state_dict().items() if k not in tied}
     checkpoint.check(wanted, optional=tied)
+    if family.rotary:  # only now: by the shapes of the weights, its size makes sense
+        _make_rotary(skeleton, family.rotary, checkpoint, runtime)
     outside = {key: value for key, value in wanted.items() if not key.startswith(f"{family.blocks}.")}
     state = checkpoint.read("", outside, runtime)
     if tied:
@@ -306,7 +311,7 @@ def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) ->
             )
     skeleton.load_state_dict(state, assign=True, strict=False)
     if (checkpoint.folder / "generation_config.json").is_file():
-        skeleton.generation_config = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        skeleton.generation_config = _read_generation_config(checkpoint.folder)
     ids = len(checkpoint.tokenizer)
     rows = skeleton.get_submodule(family.embedding).weight.shape[0]
     if ids > rows:
@@ -315,3 +320,23 @@ def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) ->
             "together; take both from the same model"
         )
     return skeleton.eval().requires_grad_(False)
+
+
+def _make_rotary(skeleton: nn.Module, path: str, checkpoint: Checkpoint, runtime: Runtime) -> None:
+    """Make the module that computes position embeddings, whose buffers no checkpoint holds."""
+    parent, _, name = path.rpartition(".")
+    try:
+        rotary: nn.Module = type(skeleton.get_submodule(path))(config=checkpoint.config)
+    except Exception as error:  # whatever stumbles first over position embeddings that make no sense
+        raise UserError(f"{checkpoint.folder / 'config.json'} describes no position embeddings: {error!r}") from error
+    setattr(skeleton.get_submodule(parent), name, rotary.to(runtime.device))
+
+
+def _read_generation_config(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds; all mean that the file is no good
+        raise UserError(
+            f"{folder / 'generation_config.json'} cannot be read: {error!r}; take it from where the model comes from, "
+            "or remove it"
+        ) from error

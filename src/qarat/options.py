@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from qarat.exporters import describe
 from qarat.schemes import LOW
 
 __all__ = [
@@ -20,7 +21,12 @@ __all__ = [
     "Computing",
     "Damage",
     "Evaluate",
+    "Export",
     "General",
+    "LawData",
+    "LawFit",
+    "LawForms",
+    "LawPredict",
     "Machine",
     "Models",
     "Options",
@@ -32,6 +38,7 @@ __all__ = [
     "Run",
     "Show",
     "Text",
+    "Verify",
 ]
 
 BUNDLED = "py-128"
@@ -41,6 +48,8 @@ Name = Annotated[str, arg(metavar="MODEL")]
 Scheme = Annotated[str, arg(metavar="SCHEME")]
 StatsFile = Annotated[Path, arg(metavar="FILE")]
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
+Conditions = Annotated[tuple[str, ...], arg(metavar="CONDITION ...", help_behavior_hint="")]
+FORMATS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in describe().items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +202,55 @@ class Quantize:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure perplexity on the report text, of a float model, a quantized folder or a run."""
+    """Measure perplexity on the report text, or zero-shot accuracy, of a float or quantized model or a run."""
 
     model: Positional[Name] = BUNDLED
     """A float model as for the other verbs, or a folder that `qarat quantize` or `qarat run` wrote."""
     out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: nowhere)")] = None
     """Where the evaluation goes."""
+    tasks: Annotated[tuple[str, ...], arg(metavar="TASK ...", help_behavior_hint="")] = ()
+    """Measure these instead of perplexity: code_continuation, or any task of the lm-evaluation-harness."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """At most so many questions of each task."""
+    text: Text = field(default_factory=Text)
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a quantized model, or its plan, in the format of another program."""
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """A folder that `qarat run` or `qarat quantize` wrote."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("exported")
+    """Folder to write."""
+    format: Annotated[str, arg(metavar="FORMAT", help=f"What to write. {FORMATS}.")] = "compressed-tensors"
+    source: Annotated[
+        str | None, arg(metavar="MODEL", help_behavior_hint="(default: RUN's codes are all there is)")
+    ] = None
+    """The float model behind RUN: formats that round weights anew (gguf) then begin from it, and round once."""
+    overwrite: Flag = False
+    """Replace FOLDER if it is there."""
+    dry_run: Flag = False
+    """Check everything, print what it would take in time, memory and disk, and write nothing."""
+    general: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check what each engine will run of a quantized folder, and compare it with its run or float model."""
+
+    model: Positional[Annotated[str, arg(metavar="FOLDER")]]
+    """A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody."""
+    against: Annotated[str | None, arg(metavar="RUN|MODEL", help_behavior_hint="")] = None
+    """What to compare with: the run (or native folder) it was exported from, or the float model it was made from."""
+    engine: Annotated[tuple[str, ...], arg(metavar="ENGINE ...", help_behavior_hint="(default: all)")] = ()
+    """Engines to follow: transformers, vllm, vllm-0.26, sglang, sglang-old."""
+    gpu: Annotated[str | None, arg(metavar="GENERATION", help_behavior_hint="")] = None
+    """Where it must run: turing, ampere, ada, hopper, blackwell, blackwell-rtx or cpu."""
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: nowhere)")] = None
+    """Where the verification goes."""
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -236,14 +288,82 @@ class Run:
     """Replace FOLDER if it is there."""
     prompt: Annotated[str | None, arg(metavar="WORDS", help_behavior_hint="(default: from the report text)")] = None
     """What float, naive and plan continue at the end."""
+    export: Annotated[tuple[str, ...], arg(metavar="FORMAT ...", help_behavior_hint="")] = ()
+    """Write the result in other programs' formats too, each to FOLDER/FORMAT (see `qarat export --help`)."""
     planning: Planning = field(default_factory=Planning)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
 
 
-Computing = Profile | Damage | Plan | Quantize | Evaluate | Run
-Options = Computing | Show | Models
+@dataclass(frozen=True, kw_only=True)
+class LawData:
+    """List the measurements that ship with qarat, with source and known defects, or show one table."""
+
+    table: Positional[Annotated[str, arg(metavar="TABLE", help_behavior_hint="(default: list them all)")]] = ""
+    """A table's name, or a CSV file of your own to be checked and shown."""
+    where: Conditions = ()
+    """Only rows that meet these, such as model=Qwen1.5-7B or 'block<=512'."""
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: nowhere)")] = None
+    """Write the rows as CSV: a pattern for a table of your own."""
+    general: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawForms:
+    """List the forms of laws: equation, source, what each needs, and printed coefficients."""
+
+    general: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawFit:
+    """Fit a law, or every form side by side, to measurements."""
+
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
+    """A CSV file, or a table's name (see `qarat law data`)."""
+    form: Annotated[str, arg(metavar="FORM")] = "all"
+    """A form's name (see `qarat law forms`); all compares them by their error on sizes left out."""
+    where: Conditions = ()
+    """Only rows that meet these, such as model=Qwen1.5-7B or 'block<=512'."""
+    method: Literal["paper", "huber", "ols"] = "paper"
+    """Huber's loss or least squares, both of the logarithm; paper: what the form's authors took."""
+    standard_error: Annotated[float | None, arg(metavar="NATS", help_behavior_hint="(default: none)")] = None
+    """Of rows that have none; points at or below zero cannot count without."""
+    draws: Annotated[int, arg(metavar="N")] = 500
+    """Bootstrap samples behind the intervals; 0 for no intervals."""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """Of starts and bootstrap samples."""
+    out: Out = Path("law.json")
+    """Where the law goes."""
+    general: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawPredict:
+    """Ask a law: give every variable of its form but one, and it answers with that one."""
+
+    law: Positional[Annotated[str, arg(metavar="LAW")]]
+    """A file from `qarat law fit`, or a published law by name (see `qarat law forms`), such as undertraining."""
+    form: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(default: the best one)")] = None
+    """Which form, where the law has several."""
+    budget: Annotated[str | None, arg(metavar="LOSS", help_behavior_hint="")] = None
+    """Loss increase: ppl+5% or nats+0.05. Left out, the law predicts it."""
+    size: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Parameters, such as 70B."""
+    tokens: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Training tokens, such as 2T."""
+    ratio: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
+    """Q_r: the low share of the parameters, 0 to 1."""
+    block: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Q_b: values that share one scale."""
+    bits: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Bits a weight, averaged over all sites."""
+    general: Printing = field(default_factory=Printing)
+
+
+Computing = Profile | Damage | Plan | Quantize | Evaluate | Verify | Run
+Options = Computing | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -251,6 +371,12 @@ VERBS: dict[str, type[Options]] = {
     "plan": Plan,
     "quantize": Quantize,
     "evaluate": Evaluate,
+    "verify": Verify,
+    "export": Export,
     "show": Show,
     "models": Models,
+    "law data": LawData,
+    "law forms": LawForms,
+    "law fit": LawFit,
+    "law predict": LawPredict,
 }

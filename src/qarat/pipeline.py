@@ -6,7 +6,8 @@ the same story from the files alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.estimates import ROUNDING, SWEEP_FORWARDS, estimate, price_forwards, quantized_bytes, stats_bytes
 from qarat.evaluation.perplexity import measure_perplexity
-from qarat.exporters.native import write_native
+from qarat.exporters.base import check_export, export_model
+from qarat.exporters.native import read_native, write_native
 from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import Request, draft_plan, find_plan, naive_plan
@@ -27,9 +29,9 @@ from qarat.plans import Plan
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
-from qarat.workspace import Estimate, Progress, Run, read_manifest, write_whole
+from qarat.workspace import Estimate, Progress, Run, Runtime, read_manifest, write_whole
 
-__all__ = ["LABELS", "MODEL", "STEPS", "Pipeline", "Shower", "show_run"]
+__all__ = ["EXPORTING", "LABELS", "MODEL", "STEPS", "Pipeline", "Shower", "show_run"]
 
 Shower = Callable[..., None]
 """Called with records, and keywords that say how to show them."""
@@ -45,6 +47,8 @@ TITLES = {
     TEXTS: "The same prompt, continued greedily",
 }
 PROMPT_TOKENS, NEW_TOKENS = 40, 40
+EXPORTING = Runtime(memory=1)
+"""How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
 
 
 def _evaluation(label: str) -> str:
@@ -73,18 +77,23 @@ class Pipeline:
         *,
         seed: int,
         prompt: str | None,
+        exports: Sequence[str] = (),
         progress: Progress,
         show: Shower,
+        note: Callable[[str], None],
     ) -> None:
         """Check the request against the model; nothing long is done.
 
         Raises:
-            UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long.
+            UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
+                that an export cannot hold.
         """
         self.model, self.request, self.seed = model, request, seed
         self.calibration, self.selection, self.report = tokens
-        self.progress, self.show = progress, show
+        self.progress, self.show, self.note = progress, show, note
         self.draft = draft_plan(model, request)
+        self.exports = exports
+        self._check_exports()
         self.new_tokens = min(NEW_TOKENS, model.length // 2)
         self.prompt = self._prompt_ids(prompt)
 
@@ -115,6 +124,9 @@ class Pipeline:
         key |= {"prompt": self.prompt}
         run.step("continue", key, STEPS["continue"], lambda: self._continue(run), after=before)
         _show_continuations(run.folder, self.show)
+        for format in self.exports:
+            work = functools.partial(self._export, run, format)
+            run.step(f"export {format}", format, [format], work, after=["quantize"])
         run.finish()
 
     def estimate(self) -> Estimate:
@@ -151,6 +163,24 @@ class Pipeline:
     def _quantize(self, run: Run) -> None:
         plan = decode_record(run.path(PLAN), Plan)
         write_native(self._model(run, "plan"), plan, run.path(MODEL), progress=self.progress)
+
+    def _check_exports(self) -> None:
+        """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
+        protect = parse_scheme(self.request.protection)
+        open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
+        protected = self.draft.with_schemes(dict.fromkeys(open_sites, protect), "protected")
+        for format in self.exports:
+            check_export(self.model, self.draft, format)
+            if protect != LinearScheme():
+                check_export(self.model, protected, format)
+
+    def _export(self, run: Run, format: str) -> None:
+        # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
+        quantized, plan = read_native(run.path(MODEL), EXPORTING)
+        model = self.model.with_blocks(quantized.block)
+        notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
+        for note in notes:
+            self.note(f"{format}: {note}")
 
     def _evaluate(self, run: Run, label: str) -> None:
         plan = "" if label == "float" else content_hash(self._plan_of(run, label))

@@ -294,6 +294,10 @@ def read_plan(text: str | bytes) -> Plan:
         except SchemeError as error:
             offences.append(f"{name}: {error}")
             continue
+        operands, axes = (1, 2) if row.kind == "projection" else (2, 0)
+        if len(row.streams) != operands or len(row.shape) != axes or any(size < 1 for size in row.shape):
+            offences.append(f"{name}: a {row.kind} reads {operands} streams and has a shape of {axes} sizes above 0")
+            continue
         site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias)
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:

@@ -19,19 +19,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qarat.errors import UserError
+from qarat.lawrecords import Law
 from qarat.plans import Plan, PlanError, read_plan
-from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
+from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
-Record = ActivationStats | Continuations | Evaluation | Menu | Plan | Sweep
+Record = ActivationStats | Continuations | Evaluation | Law | Menu | Plan | Sweep | Verification | ZeroShot
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
     "continuations": Continuations,
     "evaluation": Evaluation,
+    "law": Law,
     "menu": Menu,
     "sweep": Sweep,
+    "verification": Verification,
+    "zero-shot": ZeroShot,
 }
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 

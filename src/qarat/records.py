@@ -24,7 +24,9 @@ __all__ = [
     "Provenance",
     "StreamStats",
     "Sweep",
+    "TaskScore",
     "Trial",
+    "ZeroShot",
     "paired_difference",
     "same_origin",
 ]
@@ -275,6 +277,10 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recoveries: tuple[Trial, ...]
     verdict: str
 
+    def __post_init__(self) -> None:
+        if nameless := [t.label for t in (*self.alone, *self.recoveries) if not t.sites]:
+            raise ValueError(f"trials of single sites that name none: {', '.join(nameless)}")
+
 
 class Continuations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The same prompt continued greedily by several models.
@@ -288,6 +294,42 @@ class Continuations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provenance: Provenance
     prompt: str
     texts: dict[str, str]
+
+
+class TaskScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One metric of one zero-shot task.
+
+    Attributes:
+        task: Its name.
+        version: Of the task's definition.
+        metric: ``acc``, ``acc_norm``, …
+        value: As the lm-evaluation-harness gives it.
+        standard_error: Its error over questions; NaN where it gives none.
+        items: Each question's score, in the task's order; empty where the metric has none a question.
+    """
+
+    task: str
+    version: str
+    metric: str
+    value: float
+    standard_error: float
+    items: tuple[float, ...]
+
+
+class ZeroShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model scores on zero-shot tasks.
+
+    Attributes:
+        label: What was evaluated.
+        provenance: Model; the tokens are the questions as they were asked.
+        plan: Content hash of the plan; empty for float.
+        scores: One a task and metric.
+    """
+
+    label: str
+    provenance: Provenance
+    plan: str
+    scores: tuple[TaskScore, ...]
 
 
 def same_origin(a: Provenance, b: Provenance, what: str) -> None:

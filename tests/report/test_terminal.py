@@ -22,11 +22,13 @@ from qarat.records import (
     Provenance,
     StreamStats,
     Sweep,
+    TaskScore,
     Trial,
+    ZeroShot,
     paired_difference,
 )
 from qarat.report.layout import decimals, fixed, megabytes, visible
-from qarat.report.terminal import compare, continuations, ending, render
+from qarat.report.terminal import compare, continuations, ending, render, render_all
 from qarat.schemes import LinearScheme, MatmulScheme, parse_scheme, parse_tensor_scheme
 
 MODEL = "0123456789abcdef" * 4
@@ -320,6 +322,30 @@ def test_compare_refuses_strangers_and_nothing():
         compare([make_evaluation("float"), make_evaluation("naive", tokens="other")])
     with pytest.raises(UserError, match="no evaluations"):
         compare([])
+
+
+def make_zero_shot(label: str, *items: float, tokens: str = "t" * 64) -> ZeroShot:
+    value = sum(items) / len(items)
+    score = TaskScore("code_continuation", "1.0", "acc", value, 0.25, items)
+    return ZeroShot(label, make_provenance(tokens=tokens), "", (score,))
+
+
+def test_scores_alone():
+    row = line_with(show(render(make_zero_shot("float", 1, 0, 1, 1))), "code_continuation", "acc", "float")
+    assert "0.7500" in row
+    assert "0.2500" in row
+
+
+def test_scores_are_compared_question_by_question():
+    first, plan = make_zero_shot("float", 1, 0, 1, 1), make_zero_shot("plan", 1, 0, 0, 0)
+    row = line_with(show(render_all([first, plan])), "plan")
+    assert "-0.5000" in row
+    assert f"{math.sqrt(1 / 3) / 2:.4f}" in row  # of the differences 0, 0, -1, -1
+
+
+def test_scores_of_other_questions_are_not_compared():
+    with pytest.raises(UserError, match="do not belong together"):
+        render_all([make_zero_shot("float", 1, 0), make_zero_shot("plan", 1, 0, tokens="other")])
 
 
 # ---------------------------------------------------------------- continuations

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from qarat.attention import PRODUCTS
 from qarat.calibration import static_operands
 from qarat.checkpoints import Checkpoint
 from qarat.errors import UserError
+from qarat.exporters.base import copy_beside
 from qarat.families.base import ATTENTION_OPERANDS
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
@@ -41,7 +42,7 @@ __all__ = ["check_place", "is_native", "read_native", "site_bytes", "write_nativ
 PLAN = "plan.json"
 INDEX = "model.safetensors.index.json"
 FORMAT = "qarat-native/1"
-BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
+SOURCES = "source_map"  # which tensors lay together in the float checkpoint: an export keeps them together
 
 
 def is_native(folder: Path) -> bool:
@@ -94,9 +95,10 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
             _write(partial / f"block-{index:03d}.safetensors", tensors, where)
             progress("write", index + 1, model.blocks)
         metadata = {"format": FORMAT, "plan": content_hash(plan)}
-        index_file = {"metadata": metadata, "weight_map": dict(sorted(where.items()))}
+        weight_map, source_map = dict(sorted(where.items())), dict(sorted(model.checkpoint.files.items()))
+        index_file = {"metadata": metadata, "weight_map": weight_map, SOURCES: source_map}
         (partial / INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
-        _copy_beside(model.folder, partial)
+        copy_beside(model.folder, partial)
 
 
 def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Plan]:
@@ -144,6 +146,19 @@ class _NativeCheckpoint(Checkpoint):
     @property
     def fingerprint(self) -> str:
         return self.plan.model
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name of every tensor of the *float* checkpoint to that of the file it lay in.
+
+        Raises:
+            UserError: A damaged index.
+        """
+        try:
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            return msgspec.convert(index[SOURCES], dict[str, str])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.folder / INDEX} is missing or damaged ({error!r}); quantize again") from error
 
     def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
         """Check from the headers alone that the tensors are those of the plan.
@@ -316,11 +331,3 @@ def _write(path: Path, tensors: dict[str, Tensor], where: dict[str, str]) -> Non
     # Python's own write: its errors name their cause (no space, read-only), those of safetensors' writer do not.
     path.write_bytes(save({name: value.contiguous().cpu() for name, value in tensors.items()}, {"format": "pt"}))
     where |= dict.fromkeys(tensors, path.name)
-
-
-def _copy_beside(source: Path, target: Path) -> None:
-    """Config, tokenizer and generation config, as they lie in the source."""
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in BESIDE and path.name not in (INDEX, PLAN, "training.json")
-        if wanted and path.is_file():
-            shutil.copyfile(path, target / path.name)

@@ -13,14 +13,21 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from qarat.checkpoints import ReferenceModel
+from qarat.lawrecords import Law, Prediction
+from qarat.laws.forms import Catalog
+from qarat.laws.tables import Table
 from qarat.plans import Plan
-from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
+from qarat.report.accuracy import compare_accuracy, show_accuracy
 from qarat.report.activations import show_stats
 from qarat.report.choices import show_menu, show_plan, show_sweep
 from qarat.report.continuations import continuations
+from qarat.report.laws import show_forms, show_law, show_prediction, show_table, show_tables
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
 from qarat.report.outcomes import compare, show_evaluation
+from qarat.report.verdicts import show_verification
+from qarat.verifications import Verification
 from qarat.workspace import Estimate
 
 __all__ = ["compare", "continuations", "ending", "render", "render_all"]
@@ -31,7 +38,7 @@ def render(record: object, **context: Any) -> RenderableType:
     """A record as something rich can print.
 
     Args:
-        record: Activation stats, a menu, a plan, a sweep or an evaluation.
+        record: Activation stats, a menu, a plan, a sweep, an evaluation or a verification.
         **context: Of stats ``low`` (the low scheme's input, or None); of a menu ``plan``, ``sites`` and ``sweep``; of a
             plan ``sweep``.
 
@@ -46,6 +53,8 @@ render.register(Menu, show_menu)
 render.register(Plan, show_plan)
 render.register(Sweep, show_sweep)
 render.register(Evaluation, show_evaluation)
+render.register(Verification, show_verification)
+render.register(ZeroShot, show_accuracy)
 
 
 @render.register
@@ -54,12 +63,20 @@ def _(record: Continuations) -> RenderableType:
 
 
 render.register(Estimate, show_estimate)
+render.register(Law, show_law)
+render.register(Prediction, show_prediction)
+render.register(Catalog, show_forms)
+render.register(Table, show_table)
 
 
 def render_all(records: Sequence[object], **context: Any) -> RenderableType:
-    """Several records as one thing: evaluations are compared with the first, models listed, the rest shown in a row."""
+    """Several records as one: evaluations and scores compared with the first, models listed, the rest in a row."""
     if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
         return compare([r for r in records if isinstance(r, Evaluation)])
+    if len(records) > 1 and all(isinstance(r, ZeroShot) for r in records):
+        return compare_accuracy([r for r in records if isinstance(r, ZeroShot)])
+    if len(records) > 1 and all(isinstance(r, Table) for r in records):
+        return show_tables([r for r in records if isinstance(r, Table)])
     if records and all(isinstance(r, ReferenceModel) for r in records):
         return show_models([r for r in records if isinstance(r, ReferenceModel)])
     return Group(*(render(r, **context) for r in records))

@@ -1,0 +1,189 @@
+"""Zero-shot accuracy, by the lm-evaluation-harness and nothing else (an optional extra).
+
+The harness scores. A model is handed to it as its own `HFLM` takes one, and what it answers becomes a record; so a
+float model gets the numbers that the harness gives its folder, and a quantized one differs by its blocks alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.metadata
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qarat.documents import bundled_documents
+from qarat.errors import UserError
+from qarat.evaluation.code_continuation import make_items
+from qarat.formats import nearest_names
+from qarat.models import Model
+from qarat.records import TaskScore, ZeroShot
+from qarat.workspace import Progress, hash_json, no_progress
+
+__all__ = ["OWN_TASKS", "measure_tasks"]
+
+OWN_TASKS = ("code_continuation",)
+"""Tasks that this project defines; every other name is the harness's."""
+
+BATCH = 16  # requests run together; not part of the result beyond rounding
+
+
+def measure_tasks(
+    model: Model,
+    tasks: Sequence[str],
+    *,
+    label: str,
+    plan: str = "",
+    limit: int | None = None,
+    progress: Progress = no_progress,
+) -> ZeroShot:
+    """Measure a model on tasks, without examples in the prompt.
+
+    Args:
+        model: In float or quantized; all its blocks are in memory at once.
+        tasks: Names; those of the harness need the network or its cache.
+        label: What is evaluated.
+        plan: Content hash of the plan behind a quantized model.
+        limit: At most so many questions of each task, the first ones.
+        progress: Called as questions are answered.
+
+    Raises:
+        UserError: The harness is not installed; unknown tasks (with the nearest names); questions longer than the
+            model's windows.
+    """
+    harness = _import("lm_eval")
+    with _quiet():
+        # Reading the definitions of all the harness's tasks takes a while; our own need none of them.
+        theirs = any(name not in OWN_TASKS for name in tasks)
+        manager = _import("lm_eval.tasks").TaskManager(include_defaults=theirs)
+        _check_names(tasks, manager.all_tasks)
+        answer: Any = harness.simple_evaluate(
+            model=_wrap(model, f"evaluate {label}", progress),
+            tasks=[_own_task() if name in OWN_TASKS else name for name in tasks],
+            num_fewshot=0,
+            limit=limit,
+            task_manager=manager,
+        )
+    asked = {
+        task: [(s["doc_id"], s["prompt_hash"], s["target_hash"]) for s in samples]
+        for task, samples in answer["samples"].items()
+    }
+    version = importlib.metadata.version("lm_eval")
+    provenance = model.provenance(hash_json(asked), f"lm-eval {version}, no examples")
+    scores = tuple(score for task, row in answer["results"].items() for score in _scores(task, row, answer))
+    return ZeroShot(label, provenance, plan, scores)
+
+
+def _scores(task: str, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[TaskScore]:
+    """The metrics of one row of the harness's results; keys there are ``metric,filter``."""
+    samples = sorted(answer["samples"].get(task, ()), key=lambda s: s["doc_id"])
+    for key, value in row.items():
+        metric, comma, chosen = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = row.get(f"{metric}_stderr,{chosen}")
+        items = [s[metric] for s in samples if s.get("filter", chosen) == chosen and metric in s]
+        whole = len(items) == len(samples) and all(isinstance(x, int | float) for x in items)
+        yield TaskScore(
+            task,
+            str(answer["versions"].get(task, "")),
+            key.removesuffix(",none"),
+            float(value),
+            float(error) if isinstance(error, int | float) else math.nan,
+            tuple(float(x) for x in items) if whole else (),
+        )
+
+
+def _own_task() -> Any:
+    """Code continuation as the harness's task, on the report split that ships with the package."""
+    items = make_items(bundled_documents("report"))
+    rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
+    dataset = _import("datasets").Dataset.from_list(rows)
+    config = {
+        "task": OWN_TASKS[0],
+        "custom_dataset": lambda **_: {"test": dataset},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    return _import("lm_eval.api.task").ConfigurableTask(config=config)
+
+
+def _wrap(model: Model, stage: str, progress: Progress) -> Any:
+    """The model as the harness takes one, telling how far it is."""
+    base: Any = _import("lm_eval.models.huggingface").HFLM
+
+    class Reporting(base):
+        total = done = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            self.total, self.done = len(requests), 0
+            progress(stage, 0, self.total)
+            answers = super().loglikelihood(requests, disable_tqdm=True)
+            progress(stage, self.total, self.total)
+            return answers
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **more: Any) -> Any:
+            longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+            if longest > model.length:
+                raise UserError(
+                    f"a question of these tasks has {longest} tokens, {model.folder.name} was trained for "
+                    f"{model.length}: the harness would cut it silently; leave that task out"
+                )
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
+
+        def _model_call(self, inps: Any, *rest: Any, **more: Any) -> Any:
+            answer = super()._model_call(inps, *rest, **more)
+            self.done = min(self.done + len(inps), self.total)  # where answers are shared, fewer are run than asked
+            progress(stage, self.done, self.total)
+            return answer
+
+    # The harness adds a padding token where there is none; what stands in the padding changes no answer.
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
+    return Reporting(
+        pretrained=model.module(),
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=BATCH,
+        max_length=model.length,
+        device=model.runtime.device,
+    )
+
+
+def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
+    names = [*OWN_TASKS, *known]
+    unknown = [name for name in tasks if name not in names]
+    if unknown:
+        raise UserError("; ".join(f"there is no task {name!r}: {nearest_names(name, names)}" for name in unknown))
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"zero-shot tasks need the lm-evaluation-harness ({error}); install it: pip install 'qarat[zero-shot]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the harness's log at errors and its bars undrawn: what it says of its own steps is not for our users."""
+    log, steps = logging.getLogger("lm_eval"), _import("lm_eval.api.task")
+    level, bar = log.level, steps.tqdm
+    log.setLevel(logging.ERROR)
+    steps.tqdm = lambda rows, **_: rows
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        steps.tqdm = bar

@@ -1,0 +1,127 @@
+"""What every exporter offers, and the one way in which exports reach their place on disk.
+
+An exporter fills a folder that exists already and is empty but for the plan; making it, renaming it into place and
+cleaning up after an error is done here, once, so that a kill or a full disk loses nothing whatever the format.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from qarat.errors import UserError
+from qarat.exporters import named
+from qarat.models import Model
+from qarat.plans import Plan
+from qarat.workspace import Progress, check_folder, new_folder, no_progress
+
+__all__ = ["MARK", "Exporter", "check_export", "copy_beside", "export_model"]
+
+MARK = "qarat-plan.json"
+"""The plan beside every export; it is also how an export is known as ours."""
+
+BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
+NOT_BESIDE = ("model.safetensors.index.json", "plan.json", MARK, "training.json")  # ours, or of the source's weights
+
+
+class Exporter(Protocol):
+    """What a module of this folder offers.
+
+    Attributes:
+        EXTRA: The pip extra that brings what it needs; empty if nothing beyond qarat's own dependencies.
+        NEEDS: The packages, as they are imported, that the extra brings. The module imports them inside functions only.
+    """
+
+    EXTRA: str
+    NEEDS: tuple[str, ...]
+
+    def check(self, model: Model, plan: Plan) -> None:
+        """Refuse what the format cannot hold, from shapes alone, before any work.
+
+        Args:
+            model: Whose plan it is; float, or quantized already.
+            plan: For every site of this model.
+
+        Raises:
+            UserError: Listing every site the format cannot hold, and the alternatives.
+        """
+        ...
+
+    def write(self, model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
+        """Write the files of the format.
+
+        Args:
+            model: Quantized by the plan (`qarat.conversion.quantize`, `qarat.exporters.native.read_native`); walk it.
+            plan: Checked already.
+            folder: Exists, and holds nothing but the plan under `MARK`.
+            progress: Called after every block.
+
+        Returns:
+            What a person should know of the result, a line each; most have nothing to say.
+        """
+        ...
+
+
+def check_export(model: Model, plan: Plan, format: str) -> None:
+    """Check, before any work, that a plan can be exported.
+
+    Args:
+        model: Whose plan it is.
+        plan: Of the model.
+        format: Name of an exporter.
+
+    Raises:
+        UserError: Unknown format, packages missing (with the line that installs them), or a plan it cannot hold.
+    """
+    exporter = named(format)
+    if missing := [package for package in exporter.NEEDS if importlib.util.find_spec(package) is None]:
+        install = f'pip install "qarat[{exporter.EXTRA}]"'
+        raise UserError(f"--format {format} needs {', '.join(missing)}, which is not installed; {install}")
+    exporter.check(model, plan)
+
+
+def export_model(
+    model: Model,
+    plan: Plan,
+    out: Path,
+    format: str,
+    *,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Sequence[str]:
+    """Write a quantized model, or its plan, in another program's format.
+
+    Args:
+        model: Quantized by the plan.
+        plan: Of the model.
+        out: Folder to be made.
+        format: Name of an exporter.
+        overwrite: Whether an earlier export may be replaced; nothing else ever is.
+        progress: Called after every block.
+
+    Returns:
+        What a person should know of the result, a line each.
+
+    Raises:
+        UserError: As `check_export`; something else is in its place; it cannot be written.
+    """
+    check_folder(out, MARK, overwrite=overwrite)
+    check_export(model, plan, format)
+    with new_folder(out, MARK) as partial:
+        (partial / MARK).write_text(plan.to_json())  # first, as the mark of what is ours
+        return named(format).write(model, plan, partial, progress=progress)
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy config, tokenizer, chat template and generation config as they lie in the source.
+
+    Args:
+        source: A model's folder.
+        target: Another, which exists.
+    """
+    for path in sorted(source.iterdir()):
+        if path.suffix in BESIDE and path.name not in NOT_BESIDE and path.is_file():
+            shutil.copyfile(path, target / path.name)

@@ -1,0 +1,139 @@
+"""Laws as frozen values: formulas with their coefficients, where they hold, and how well."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Fit", "FittedPoint", "Law", "Parameter", "Prediction", "Quality"]
+
+
+class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One coefficient.
+
+    Attributes:
+        name: As in the form's equation.
+        value: The estimate.
+        interval: 95 % interval, low and high; empty where there is none, as for published coefficients.
+        draws: Bootstrap estimates, in the same order for every parameter of a fit; empty where there is none.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, ...] = ()
+    draws: tuple[float, ...] = ()
+
+
+class FittedPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A point that was fitted, in the unit of the form's response.
+
+    Attributes:
+        model: Name.
+        variables: What is known of it, by name: ``size``, ``ratio``, ``block``, …
+        measured: The response.
+        standard_error: Of it; 0 where none is known.
+        predicted: By the fit.
+        left_out: By a fit without any model of this size; empty where that was not possible. At most one.
+        by_difference: Whether it counted by difference over its error, being at or near zero, not by ratio.
+    """
+
+    model: str
+    variables: dict[str, float]
+    measured: float
+    standard_error: float
+    predicted: float
+    left_out: tuple[float, ...]
+    by_difference: bool
+
+
+class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How well a form fits, over the points that count by ratio.
+
+    Attributes:
+        r_squared: Of the logarithm of the response.
+        error: Mean relative error of the response.
+        left_out_error: The same for points of sizes that the fit had not seen; at most one.
+        scatter: Robust standard deviation of a point about the law, in the logarithm, beyond its own error.
+    """
+
+    r_squared: float
+    error: float
+    left_out_error: tuple[float, ...]
+    scatter: float
+
+
+class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One form with coefficients.
+
+    Attributes:
+        form: Its name.
+        group: The values that it holds for, where a form is fitted once for each of them, as Law 1 for each budget.
+        parameters: In the form's order.
+        method: ``huber`` or ``ols``, both in the logarithm; ``published``.
+        domain: Variable to least and largest value fitted.
+        resampled: ``models`` or ``points``: what the bootstrap drew; empty for published coefficients.
+        units: How many of those there are.
+        points: What was fitted.
+        quality: At most one; none for published coefficients.
+        correlated: Pairs of parameters that trade off against each other, with their correlation.
+        notes: What a reader must know.
+    """
+
+    form: str
+    group: dict[str, float]
+    parameters: tuple[Parameter, ...]
+    method: str
+    domain: dict[str, tuple[float, float]]
+    resampled: str = ""
+    units: int = 0
+    points: tuple[FittedPoint, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    correlated: tuple[tuple[str, str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What fitting came to: one fit, one for each group, or several forms side by side.
+
+    Attributes:
+        data: Title of the measurements.
+        data_hash: SHA-256 of them, as fitted.
+        shared: What all of them have in common: family, format, planning, evaluation.
+        versions: Of qarat, numpy and scipy.
+        seed: Of starts and resampling.
+        fits: By form and group.
+        refused: Form to the reason why these data cannot fit it.
+        best: The form with the least error on sizes left out; empty where forms were not compared.
+    """
+
+    data: str
+    data_hash: str
+    shared: dict[str, str]
+    versions: dict[str, str]
+    seed: int
+    fits: tuple[Fit, ...]
+    refused: dict[str, str] = {}
+    best: str = ""
+
+
+class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a law answers.
+
+    Attributes:
+        form: Name.
+        asked: The variable asked for.
+        known: The others, by name; ``loss`` in nats per token.
+        value: The answer, within what is possible.
+        interval: 95 % interval of the law itself, from its coefficients; empty where there is none.
+        measured_interval: The same for one measurement, which scatters about the law.
+        outside: What lies outside the fitted domain, and how far; empty if nothing does.
+        notes: What a reader must know.
+    """
+
+    form: str
+    asked: str
+    known: dict[str, float]
+    value: float
+    interval: tuple[float, ...]
+    measured_interval: tuple[float, ...]
+    outside: tuple[str, ...]
+    notes: tuple[str, ...]

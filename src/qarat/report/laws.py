@@ -1,0 +1,229 @@
+"""Laws as tables: the measurements there are, the forms, how well they fit, and what they answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from qarat.lawrecords import Fit, FittedPoint, Law, Prediction
+from qarat.laws.forms import Catalog, form_named
+from qarat.laws.forms.base import RESPONSES, VARIABLES
+from qarat.laws.tables import COLUMNS, Table
+from qarat.measurements import spell_value
+from qarat.report.layout import bare, cells, count, fixed, label, number, table, visible, words
+
+__all__ = ["show_forms", "show_law", "show_prediction", "show_table", "show_tables"]
+
+
+def show_tables(tables: Sequence[Table]) -> RenderableType:
+    """What tables there are, and what is known to be wrong with them."""
+    out = table(label("name", wrap=False), number("rows"), label("what it holds"), label("source"), label("notes"))
+    # Tables share most of what is to be said of them: each thing is said once, below, under a number.
+    notes: dict[str, int] = {}
+    for one in tables:
+        said = [notes.setdefault(words, len(notes) + 1) for words in (one.how, *one.defects) if words]
+        cells(out, one.name, str(len(one.rows)), one.title, one.source, " ".join(map(str, said)))
+    below = bare(number(""), label(""))
+    for text, n in notes.items():
+        cells(below, str(n), text)
+    return Group(out, Text(), below)
+
+
+def show_table(one: Table) -> RenderableType:
+    """One table: what all rows share in words, and the rest in rows."""
+    values = {c: [_cell(getattr(row, c), c) for row in one.rows] for c in COLUMNS}
+    varied = [c for c in COLUMNS if len(set(values[c])) > 1]
+    shared = bare(label(""), label(""))
+    for column in COLUMNS:
+        if column not in varied and values[column][0]:
+            cells(shared, column, values[column][0])
+    out = table(*(label(c) if isinstance(getattr(one.rows[0], c), str) else number(c) for c in varied))
+    for row in zip(*(values[c] for c in varied), strict=True):
+        cells(out, *row)
+    return Group(show_tables([one]), Text(), shared, Text(), out)
+
+
+def show_forms(catalog: Catalog) -> RenderableType:
+    """Every form: equation, source, needs, and the coefficients that its authors print."""
+    parts: list[RenderableType] = []
+    for name, form in catalog.forms.items():
+        needs = [f"{n} values of {v}" for v, n in form.needs.items()]
+        lines = [
+            form.equation,
+            f"gives {RESPONSES[form.response]}; {'; '.join(f'{v}: {VARIABLES[v]}' for v in form.variables)}",
+            f"source: {form.source}",
+            f"needs {form.points} points, {', '.join(needs)}" + ("; whole models in one precision" * form.uniform),
+        ]
+        if form.transfers:
+            lines.append(f"transfer: {form.transfers}")
+        for p in form.published:
+            group = "".join(f"{k} {spell_value(k, v)}, " for k, v in p.group.items())
+            printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
+            lines.append(f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}")
+        indented = Padding(Group(*map(words, lines)), (0, 0, 1, 2))
+        parts += [Text.assemble((name, "bold"), f"  {form.title}"), indented]
+    return Group(*parts)
+
+
+def show_law(law: Law) -> RenderableType:
+    """Fit quality of every form, coefficients with intervals, and predicted against measured."""
+    shared = "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in law.shared.items())
+    parts: list[RenderableType] = [Text.assemble(("law", "bold"), f"  {visible(law.data)}")]
+    if shared:
+        parts.append(words(shared))
+    if any(fit.quality for fit in law.fits):
+        parts += [Text(), _compare(law)]
+    shown = [fit for fit in law.fits if not law.best or fit.form == law.best]
+    for fit in law.fits:
+        parts += [Text(), *_show_fit(fit, points=fit in shown)]
+    if law.refused:
+        parts += [Text(), words("forms that these data cannot fit", "bold")]
+        reasons = bare(label("", wrap=False), label(""))
+        for name, reason in law.refused.items():
+            cells(reasons, name, reason)
+        parts.append(reasons)
+    return Group(*parts)
+
+
+def show_prediction(prediction: Prediction) -> RenderableType:
+    """An answer, its intervals, and whether it lies inside what was fitted."""
+    asked = prediction.asked
+    out = bare(label("", wrap=False), label(""))
+    cells(out, _QUESTIONS[asked], spell_value(asked, prediction.value), style="bold")
+    cells(out, "95 % of the law", _interval(asked, prediction.interval))
+    cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
+    known = ", ".join(f"{k} {spell_value(k, v)}" for k, v in prediction.known.items())
+    form = form_named(prediction.form)
+    where = (
+        [f"outside the fitted domain: {line}" for line in prediction.outside]
+        if prediction.outside
+        else ["inside the fitted domain, as far as that is known"]
+    )
+    lines = [f"at {known}; {prediction.form}: {form.equation}", *where]
+    if not prediction.interval:
+        lines.append("no intervals: the coefficients come without draws to take them from")
+    return Group(out, Text(), *(words(line) for line in lines), *(words(note, "dim") for note in prediction.notes))
+
+
+_QUESTIONS = {
+    "ratio": "largest Q_r",
+    "size": "smallest N",
+    "block": "largest Q_b",
+    "bits": "fewest bits",
+    "tokens": "most tokens",
+    "loss": "loss increase",
+}
+
+
+def _compare(law: Law) -> RenderableType:
+    out = table(
+        label("form", wrap=False),
+        label("fitted for"),
+        number("points"),
+        number("R² of\nlogarithm"),
+        number("mean error\n(%)"),
+        number("on sizes left\nout (%)"),
+        label(""),
+    )
+    for fit in law.fits:
+        quality = fit.quality[0]
+        unseen = quality.left_out_error
+        cells(
+            out,
+            fit.form,
+            _group(fit),
+            str(len(fit.points)),
+            fixed(quality.r_squared, 3),
+            fixed(100 * quality.error, 1),
+            fixed(100 * unseen[0], 1) if unseen else "n/a",
+            "best" if fit.form == law.best else "",
+        )
+    return out
+
+
+def _show_fit(fit: Fit, *, points: bool) -> list[RenderableType]:
+    form = form_named(fit.form)
+    out = table(label("parameter"), number("value"), number("95 % interval"))
+    for parameter in fit.parameters:
+        low_high = [f"{bound:.4g}" for bound in parameter.interval]
+        cells(out, parameter.name, f"{parameter.value:.4g}", " to ".join(low_high))
+    head = Text.assemble((fit.form, "bold"), f"  {form.equation}{f'; {_group(fit)}' if fit.group else ''}")
+    lines = [f"{_method(fit)}; {form.source}"]
+    if fit.quality:
+        scatter = 100 * math.expm1(fit.quality[0].scatter)
+        lines.append(f"scatter about the law: {scatter:.0f} % (one standard deviation)")
+    for a, b, correlation in fit.correlated:
+        lines.append(f"{a} and {b} trade off (correlation {correlation:.3f}): neither is known well alone")
+    lines += fit.notes
+    near_zero = [p for p in fit.points if p.by_difference]
+    for p in near_zero:
+        lines.append(f"at or near zero, counted by difference over its error: {p.model}, {_variables(p.variables)}")
+    parts: list[RenderableType] = [head, out, *(words(line, "dim") for line in lines)]
+    return [*parts, Text(), _points(fit)] if points and fit.points else parts
+
+
+def _points(fit: Fit) -> RenderableType:
+    """Predicted against measured, with the residual in per cent of the measured."""
+    form = form_named(fit.form)
+    varied = [v for v in fit.points[0].variables if v != "size" or form.response != "billions"]
+    unseen = any(p.left_out for p in fit.points)
+    unit = {"loss": "nats", "perplexity-increase": "%", "billions": "N, 10⁹"}[form.response]
+    out = table(
+        label("model"),
+        *(number(v) for v in varied),
+        number(f"measured\n({unit})"),
+        number("predicted"),
+        number("off by\n(%)"),
+        *([number("left out:\noff by (%)")] if unseen else []),
+    )
+    for p in fit.points:
+        cells(
+            out,
+            p.model,
+            *(spell_value(v, p.variables[v]) if v in p.variables else "" for v in varied),
+            f"{p.measured:.4g}" + (f" ± {p.standard_error:.2g}" if p.standard_error else ""),
+            f"{p.predicted:.4g}",
+            "near 0" if p.by_difference else fixed(100 * (p.predicted / p.measured - 1), 1, sign=True),
+            *([_left_out(p)] if unseen else []),
+        )
+    return out
+
+
+def _left_out(p: FittedPoint) -> str:
+    if not p.left_out or p.by_difference:
+        return ""
+    return fixed(100 * (p.left_out[0] / p.measured - 1), 1, sign=True)
+
+
+def _method(fit: Fit) -> str:
+    methods = {
+        "ols": "least squares of the logarithm",
+        "huber": "Huber's loss of the logarithm",
+        "published": "printed",
+    }
+    drawn = f"; intervals from resampling {count(fit.units, fit.resampled[:-1])}" if fit.resampled else ""
+    return methods[fit.method] + drawn
+
+
+def _group(fit: Fit) -> str:
+    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in fit.group.items())
+
+
+def _variables(values: dict[str, float]) -> str:
+    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in values.items())
+
+
+def _interval(asked: str, bounds: Sequence[float]) -> str:
+    return " to ".join(spell_value(asked, bound) for bound in bounds) or "n/a"
+
+
+def _cell(value: object, column: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return spell_value(column, value) if isinstance(value, float) else str(value)

@@ -1,0 +1,87 @@
+"""What the tables of laws say, and that they stay within their width."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from qarat.lawrecords import Law
+from qarat.laws.fitting import fit_law
+from qarat.laws.prediction import predict, published_law
+from qarat.laws.tables import load_table, narrow
+from qarat.report.terminal import render, render_all
+
+
+def show(*records: object) -> str:
+    console = Console(file=StringIO(), width=100, no_color=True)
+    console.print(render_all(records))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= 100 for line in text.splitlines()), text
+    return text
+
+
+def compared() -> Law:
+    return fit_law(load_table("t1"), method="ols", draws=100)
+
+
+def test_forms_are_compared_and_the_best_ones_points_shown() -> None:
+    text = show(compared())
+    best = [line for line in text.splitlines() if line.rstrip().endswith("best")]
+    assert len(best) == 1
+    assert best[0].split() == ["weak", "30", "0.968", "16.1", "19.2", "best"]
+    assert text.count("Qwen1.5-0.5B") == 5  # the points of the best form alone
+    assert "forms that these data cannot fit" in text
+    assert "needs tokens" in text
+
+
+def test_a_point_shows_how_far_it_is_off() -> None:
+    rows = [line.split() for line in show(compared()).splitlines()]
+    (row,) = [row for row in rows if row[:3] == ["Qwen1.5-7B", "0.9", "7B"]]
+    measured, predicted, off, left_out = map(float, row[3:])
+    assert measured == pytest.approx(math.log(12.44 / 10.74), abs=5e-5)
+    assert off == pytest.approx(100 * (predicted / measured - 1), abs=0.1)
+    assert left_out < off < -20  # predicted from the other sizes it is further off
+
+
+def test_points_near_zero_are_listed() -> None:
+    text = show(fit_law(load_table("t2"), "weak", standard_error=0.003, draws=0))
+    assert "at or near zero, counted by difference over its error: Qwen1.5-32B, ratio 0.5, size 32B" in text
+    assert "near 0" in text
+    assert "-0.002442 ± 0.003" in text
+
+
+def test_groups_are_named_by_what_they_hold_for() -> None:
+    text = show(fit_law(load_table("fig6"), "size-share", draws=0))
+    assert "loss 0.09531 nats (ppl+10%)" in text
+    assert "N, 10⁹" in text
+
+
+def test_a_published_law_shows_its_coefficients() -> None:
+    text = show(published_law("post-training"))
+    assert "1/γ_post" in text
+    assert "1.693" in text
+    assert "do not transfer" in text
+
+
+def test_a_prediction_says_where_it_lies() -> None:
+    law = compared()
+    inside = show(predict(law, {"size": 7e9, "ratio": 0.9}))
+    assert "loss increase" in inside
+    assert "inside the fitted domain" in inside
+    outside = show(predict(law, {"size": 7e10, "ratio": 0.9}))
+    assert "outside the fitted domain: size 70B is 2.19 times above the largest fitted, 32B" in outside
+
+
+def test_text_from_a_table_is_never_markup() -> None:
+    table = narrow(load_table("t1"), ["model=Qwen1.5-7B"])
+    hostile = msgspec.structs.replace(table, title="[red]\x1b[31m title", defects=("[bold]x",))
+    text = show(hostile)
+    assert "[red]\\x1b[31m title" in text
+    assert "[bold]x" in text
+    law = fit_law(load_table("t1"), "weak", draws=0)
+    assert "[red]\\x1b" in show(msgspec.structs.replace(law, data="[red]\x1b"))
+    assert render(law) is not None
