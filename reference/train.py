@@ -19,6 +19,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -42,7 +43,8 @@ MODELS = HERE / "models"
 VOCABULARY = 4096
 WINDOW = 256  # positions, the first of which is BOS
 BOS = "<|bos|>"
-HEAD = 32  # channels per attention head; divides every width of the ladder
+NOTE_EVERY, SAVE_EVERY = 50, 250  # steps; a state is saved only where the curve has just been extended
+WATCHED = 4  # windows, never trained on, on which spikes are watched while they grow
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Recipe:
     intermediate: int
     architecture: str = "llama"
     blocks: int = 8
+    heads: int = 2
     packed: bool = False
     keep_at: tuple[float, ...] = ()
     steps: int = 2500
@@ -85,25 +88,24 @@ class Recipe:
 FAMILY = {
     recipe.name: recipe
     for recipe in (
-        Recipe("py-64", 64, 160),
-        Recipe("py-96", 96, 256, keep_at=(0.12, 0.25, 0.5)),
+        Recipe("py-64", 64, 160, keep_at=(0.12, 0.25, 0.5)),
+        Recipe("py-96", 96, 256),
         Recipe("py-128", 128, 352),
         Recipe("py-160", 160, 448),
         Recipe("py-224", 224, 608),
-        Recipe("py-128-qwen2", 128, 352, architecture="qwen2"),
+        Recipe("py-128-qwen2", 128, 352, architecture="qwen2", heads=4),
         Recipe("py-128-packed", 128, 352, packed=True),
     )
 }
 
 
 def build_model(recipe: Recipe) -> torch.nn.Module:
-    heads = recipe.hidden // HEAD
     shape = dict(
         vocab_size=VOCABULARY,
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
         num_hidden_layers=recipe.blocks,
-        num_attention_heads=heads,
+        num_attention_heads=recipe.heads,
         max_position_embeddings=WINDOW,
         bos_token_id=0,
         eos_token_id=None,
@@ -113,8 +115,8 @@ def build_model(recipe: Recipe) -> torch.nn.Module:
     )
     if recipe.architecture == "qwen2":
         # Grouped queries, untied head, biases on q, k and v.
-        return Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=heads // 2, tie_word_embeddings=False))
-    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=heads, tie_word_embeddings=True))
+        return Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=recipe.heads // 2, tie_word_embeddings=False))
+    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=recipe.heads, tie_word_embeddings=True))
 
 
 def build_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -192,6 +194,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)  # (step, mean training loss since the last entry)
+    spikes: list[tuple[int, list[list[float]]]] = field(default_factory=list)  # (step, what `watch` saw)
 
     def save(self, path: Path, recipe: Recipe) -> None:
         saved = {
@@ -201,8 +204,14 @@ class State:
             "step": self.step,
             "seconds": self.seconds,
             "curve": self.curve,
+            "spikes": self.spikes,
         }
-        write_whole(path, lambda partial: torch.save(saved, partial))
+        try:
+            write_whole(path, lambda partial: torch.save(saved, partial))
+        except OSError as error:
+            raise SystemExit(
+                f"{path} cannot be written: {error.strerror}; the last good state is kept there"
+            ) from error
 
     def load(self, path: Path, recipe: Recipe) -> None:
         saved = torch.load(path, weights_only=True)
@@ -213,19 +222,22 @@ class State:
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.curve, self.spikes = saved["curve"], saved["spikes"]
 
 
 def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path | None:
     """Train, or go on training, and return the folder of the finished model.
 
     Args:
-        stop_after: Leave after this many steps of this call, state saved; for tests of resuming.
+        stop_after: Leave after this many steps of this call, state saved; a multiple of `NOTE_EVERY`.
     """
+    if stop_after is not None and (stop_after < 1 or stop_after % NOTE_EVERY):
+        raise SystemExit(f"--stop-after {stop_after}: give a multiple of {NOTE_EVERY}, where the curve is extended")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     tokenizer, windows = prepare(recipe.packed)
-    needed = recipe.steps * recipe.batch
+    needed = recipe.steps * recipe.batch + WATCHED
     if len(windows) < needed:
         raise SystemExit(
             f"the corpus holds {len(windows)} windows, {needed} are needed: raise TRAIN_BYTES in corpus.py"
@@ -245,48 +257,74 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
 
     compiled = torch.compile(loss_of)
     keep = {round(share * recipe.steps): share for share in recipe.keep_at}
-    begun, first, running = time.perf_counter(), state.step, []
-    while state.step < recipe.steps:
+    last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
+    begun, since, running = time.perf_counter(), state.step, []
+    while state.step < last:
         rows = windows[state.step * recipe.batch : (state.step + 1) * recipe.batch]
-        for group in state.optimizer.param_groups:
-            group["lr"] = recipe.rate(state.step)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = compiled(torch.from_numpy(rows.astype(np.int64)))
-        if not math.isfinite(loss.item()):
-            raise SystemExit(
-                f"{recipe.name}: loss is {loss.item()} at step {state.step}; the last good state is {checkpoint}"
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.step += 1
-        running.append(loss.item())
+        running.append(take_step(recipe, state, lambda rows=rows: compiled(as_ids(rows)), checkpoint))
         if state.step in keep:
             export(recipe, state, tokenizer, threads, f"{recipe.name}-{keep[state.step]:.0%}".replace("%", "pct"))
-        leaving = stop_after is not None and state.step - first >= stop_after
-        if state.step % 50 == 0 or state.step == recipe.steps:
+        if state.step % NOTE_EVERY == 0 or state.step == recipe.steps:
             state.curve.append((state.step, sum(running) / len(running)))
+            state.spikes.append((state.step, watch(model, as_ids(windows[-WATCHED:]))))
             running = []
-            print_progress(recipe, state, (time.perf_counter() - begun) / (state.step - first))
-        # Only where the curve has just been extended: a resumed run then repeats no entry and loses none.
-        if (state.step % 250 == 0 or leaving) and state.step % 50 == 0:
+            print_progress(recipe, state, (time.perf_counter() - begun) / (state.step - since))
+        if state.step % SAVE_EVERY == 0 or state.step == last:
             state.seconds += time.perf_counter() - begun
-            begun, first = time.perf_counter(), state.step
+            begun, since = time.perf_counter(), state.step
             state.save(checkpoint, recipe)
-            if leaving:
-                return None
-    state.seconds += time.perf_counter() - begun
+    if state.step < recipe.steps:
+        return None
     folder = export(recipe, state, tokenizer, threads, recipe.name)
     shutil.rmtree(checkpoint.parent)
     return folder
+
+
+def take_step(recipe: Recipe, state: State, loss_of: Callable[[], torch.Tensor], checkpoint: Path) -> float:
+    """One step of the optimizer; the loss before it."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.rate(state.step)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of()
+    if not math.isfinite(loss.item()):
+        raise SystemExit(
+            f"{recipe.name}: loss is {loss.item()} at step {state.step}; the last good state: {checkpoint}"
+        )
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    return loss.item()
+
+
+def as_ids(windows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(windows.astype(np.int64))
+
+
+@torch.no_grad()
+def watch(model: torch.nn.Module, windows: torch.Tensor) -> list[list[float]]:
+    """Of every block's `down_proj` input: the maximum, r (DESIGN section 6) and the position of the largest token."""
+    seen: list[list[float]] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes = inputs[0].abs().amax(-1)  # (windows, tokens)
+        ratio = (sizes.amax(1) / sizes.median(1).values).mean()
+        seen.append([round(sizes.max().item(), 3), round(ratio.item(), 3), int(sizes.mean(0).argmax())])
+
+    hooks = [block.mlp.down_proj.register_forward_pre_hook(note) for block in model.model.layers]
+    model(windows, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def print_progress(recipe: Recipe, state: State, per_step: float) -> None:
     print(
         f"{recipe.name} step {state.step}/{recipe.steps}  loss {state.curve[-1][1]:.4f}  "
         f"{recipe.batch * WINDOW / per_step:,.0f} tokens/s  "
-        f"{(recipe.steps - state.step) * per_step / 60:.1f} min left",
+        f"{(recipe.steps - state.step) * per_step / 60:.1f} min left  "
+        f"largest spike {max(peak for peak, _, _ in state.spikes[-1][1]):.0f}",
         flush=True,
     )
 
@@ -307,6 +345,7 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
         "tokens": state.step * recipe.batch * (WINDOW if recipe.packed else WINDOW - 1),
         "parameters_outside_embedding": count_parameters(twin),
         "curve": state.curve,
+        "spikes": state.spikes,
         "hours": round(state.seconds / 3600, 3),
         "threads": threads,
         "machine": machine(),

@@ -1,0 +1,101 @@
+"""Model cards: `python reference/cards.py` writes `cards/NAME.md` for every model, and prints the family's table.
+
+From what training recorded (`training.json` beside the weights) and what `table.py` measured (`cards/NAME.json`);
+nothing is measured here, so a card can be written anew at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from table import CARDS, LOWS, format_damage, format_table
+
+from qarat.checkpoints import reference_models
+
+CURVE_ROWS = 10
+
+
+def write_card(name: str, folder: Path) -> str:
+    """The card of one model, in Markdown."""
+    record = json.loads((folder / "training.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    measured = json.loads((CARDS / f"{name}.json").read_text())
+    recipe = record["recipe"]
+    kept = f"; this is the copy kept at step {record['steps_done']}" if record["steps_done"] < recipe["steps"] else ""
+    bos = "documents laid end to end, BOS where one begins" if recipe["packed"] else "each begun with BOS"
+    shape = [
+        f"{config['architectures'][0]}, {config['num_hidden_layers']} blocks, hidden {config['hidden_size']}, MLP "
+        f"{config['intermediate_size']}, {config['num_attention_heads']} heads of "
+        f"{config['hidden_size'] // config['num_attention_heads']} ({config['num_key_value_heads']} for keys and "
+        f"values), head {'tied' if config['tie_word_embeddings'] else 'untied'}, vocabulary {config['vocab_size']}",
+        f"{record['parameters_outside_embedding']:,} parameters outside embedding and head",
+    ]
+    training = [
+        f"{record['tokens']:,} tokens: windows of 256, {bos}; batch {recipe['batch']}, {recipe['steps']} steps{kept}",
+        f"AdamW (0.9, 0.95), decay {recipe['weight_decay']} on matrices, peak rate "
+        f"{recipe['peak_rate_at_128'] * 128 / recipe['hidden']:.2e}, {recipe['warmup']} warm-up steps, cosine to a "
+        f"tenth, clip {recipe['clip']}, bf16 autocast, seed {recipe['seed']}",
+        f"`{record['command']}`: {record['hours']} hours on {record['machine']}, {record['threads']} thread(s), "
+        f"torch {record['versions']['torch']}, transformers {record['versions']['transformers']}",
+        f"corpus `corpus.tsv` sha256 {record['corpus_sha256']}",
+        f"weights sha256 {record['weights_sha256']}",
+    ]
+    lines = [f"# {name}", "", *_items(shape), "", "## Training", "", *_items(training), "", *_curve(record)]
+    return "\n".join([*lines, "", "## Measured", "", *_measured(measured), ""])
+
+
+def _curve(record: dict) -> list[str]:
+    """Loss and the largest spike, at some ten of the recorded steps."""
+    spikes = dict(record["spikes"])
+    chosen = record["curve"][:: max(1, len(record["curve"]) // CURVE_ROWS)]
+    chosen += [] if chosen[-1] == record["curve"][-1] else [record["curve"][-1]]
+    rows = ["| step | training loss | largest input of a `down_proj` | its r | block | position |", "|" + " ---: |" * 6]
+    for step, loss in chosen:
+        block, (peak, ratio, position) = max(enumerate(spikes[step]), key=lambda entry: entry[1][0])
+        rows.append(f"| {step} | {loss:.3f} | {peak:.1f} | {ratio:.1f} | {block} | {position} |")
+    return rows
+
+
+def _measured(row: dict) -> list[str]:
+    accuracy = row["code_continuation"]
+    lines = _items(
+        [
+            f"report loss {row['loss']:.4f} nats per token, perplexity {row['perplexity']:.2f} "
+            f"({row['windows']} windows, {row['convention']})",
+            f"code continuation {accuracy['accuracy']:.3f} ± {accuracy['error']:.3f} of {accuracy['questions']} "
+            "questions (chance 0.25)",
+        ]
+    )
+    lines += ["", "| input of | maximum | r | SNR (dB) | token | channel | flagged by |", "|" + " --- |" * 7]
+    for s in row["streams"]:
+        where = f"{s['token']!r} at {s['position']}"
+        flags = ", ".join(s["flagged_by"]) or "no rule"
+        lines.append(
+            f"| {s['stream']} | {s['maximum']} | {s['r']} | {s['snr_db']} | {where} | {s['channel']} | {flags} |"
+        )
+    lines += ["", "| damage, nats | " + " | ".join(LOWS) + " |", "|" + " --- |" * (1 + len(LOWS))]
+    kept = ", ".join(row["protected"])
+    for label, key in (("naive", "naive"), (f"{kept} in float", "protected"), ("all `down_proj` in float", "all_down")):
+        lines.append(f"| {label} | " + " | ".join(format_damage(row[low][key]) for low in LOWS) + " |")
+    for draw in range(len(row["INT8"]["random"])):
+        cells = " | ".join(format_damage(row[low]["random"][draw]) for low in LOWS)
+        lines.append(f"| {len(row['protected'])} random other `down_proj`, draw {draw + 1} | {cells} |")
+    return lines
+
+
+def _items(lines: Iterable[str]) -> list[str]:
+    return [f"- {line}" for line in lines]
+
+
+def main() -> None:
+    rows: Sequence[dict] = []
+    for name, folder in reference_models().items():
+        (CARDS / f"{name}.md").write_text(write_card(name, folder))
+        rows = [*rows, json.loads((CARDS / f"{name}.json").read_text())]
+    print("\n".join(format_table(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The shipped models are what their records say; the trainer keeps its promises (on toys: nothing is trained here)."""
+
+import hashlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+
+from qarat.checkpoints import reference_models
+from qarat.models import open_model
+
+ROOT = Path(__file__).parents[2]
+PACKAGE_LIMIT, FAMILY_LIMIT, FILE_LIMIT = 10_000_000, 45_000_000, 12_000_000  # bytes
+
+
+@pytest.fixture(scope="module")
+def train() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "reference"))
+    try:
+        import train  # pyright: ignore[reportMissingImports]
+    finally:
+        sys.path.pop(0)
+    return train
+
+
+@pytest.fixture
+def toy(train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A recipe of seconds, its work and its result in a folder of the test's own; not compiled."""
+    monkeypatch.setattr(train, "WORK", tmp_path / "work")
+    monkeypatch.setattr(train, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(train, "NOTE_EVERY", 2)
+    monkeypatch.setattr(train, "SAVE_EVERY", 4)
+    windows = np.random.default_rng(0).integers(1, train.VOCABULARY, (40, 16)).astype(np.uint16)
+    tokenizer = Tokenizer(models.BPE(vocab={train.BOS: 0}, merges=[]))
+    monkeypatch.setattr(train, "prepare", lambda packed: (tokenizer, windows))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    return train.Recipe("toy", 32, 64, blocks=1, steps=12, batch=2, warmup=2, keep_at=(0.5,))
+
+
+@pytest.mark.parametrize("name", reference_models())
+def test_weights_are_the_recorded_ones_and_load(name: str):
+    folder = reference_models()[name]
+    record = json.loads((folder / "training.json").read_text())
+    weights = (folder / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == record["weights_sha256"]
+    listing = (ROOT / "reference" / "corpus.tsv").read_bytes()
+    assert hashlib.sha256(listing).hexdigest() == record["corpus_sha256"]
+    assert len(weights) < FILE_LIMIT
+    model = open_model(name)
+    assert model.blocks == record["recipe"]["blocks"]
+
+
+def test_the_family_is_small():
+    sizes = {name: sum(f.stat().st_size for f in folder.iterdir()) for name, folder in reference_models().items()}
+    assert sum(sizes.values()) < FAMILY_LIMIT
+    bundled = ROOT / "src" / "qarat" / "bundled"
+    assert sum(f.stat().st_size for f in bundled.rglob("*") if f.is_file()) < PACKAGE_LIMIT
+
+
+def test_every_model_saw_the_same_tokens_through_the_same_tokenizer():
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in reference_models().values()}) == 1
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_killed_training_ends_with_the_same_bytes(train: ModuleType, toy: Any):
+    whole = weights_of(train.train(toy, threads=1))
+    half = weights_of(train.MODELS / "toy-50pct")
+    assert whole != half
+    assert train.train(toy, threads=1, stop_after=8) is None
+    assert not (train.WORK / "toy" / "state.pt.partial").exists()
+    assert weights_of(train.train(toy, threads=1)) == whole
+    assert weights_of(train.MODELS / "toy-50pct") == half
+    assert not (train.WORK / "toy").exists()
+
+
+def test_a_resumed_training_records_one_curve(train: ModuleType, toy: Any):
+    train.train(toy, threads=1)
+    records = [json.loads((train.MODELS / "toy" / "training.json").read_text())]
+    train.train(toy, threads=1, stop_after=4)
+    train.train(toy, threads=1)
+    records.append(json.loads((train.MODELS / "toy" / "training.json").read_text()))
+    assert records[0]["curve"] == records[1]["curve"]
+    assert records[0]["spikes"] == records[1]["spikes"]
+    assert [step for step, _ in records[0]["curve"]] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_state_of_another_recipe_is_refused(train: ModuleType, toy: Any):
+    train.train(toy, threads=1, stop_after=4)
+    with pytest.raises(SystemExit, match="belongs to another recipe"):
+        train.train(replace(toy, weight_decay=0.0), threads=1)
+    assert (train.WORK / "toy" / "state.pt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
+    train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch
+):
+    calls = iter(range(100))
+    monkeypatch.setattr(torch, "compile", lambda f: lambda batch: f(batch) * (float("nan") if next(calls) == 6 else 1))
+    with pytest.raises(SystemExit, match=r"loss is nan at step 6.*state\.pt"):
+        train.train(toy, threads=1)
+    assert torch.load(train.WORK / "toy" / "state.pt", weights_only=True)["step"] == 4
+    assert not (train.MODELS / "toy").exists()
+
+
+def test_a_full_disk_keeps_the_state_before(train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch):
+    train.train(toy, threads=1, stop_after=4)
+    before = (train.WORK / "toy" / "state.pt").read_bytes()
+
+    def full(value: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit, match=r"No space left on device; the last good state is kept"):
+        train.train(toy, threads=1)
+    assert (train.WORK / "toy" / "state.pt").read_bytes() == before
+
+
+def test_too_few_windows_are_refused(train: ModuleType, toy: Any):
+    with pytest.raises(SystemExit, match="40 windows"):
+        train.train(replace(toy, steps=30), threads=1)
+
+
+def test_a_corpus_of_other_versions_is_told_file_by_file(train: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    corpus = train.corpus
+    label, _, name = corpus.LISTING.read_text().splitlines()[1].split("\t")
+    lines = corpus.check({name: "other text", "stdlib/new.py": "x"}, {label: [name, "stdlib/new.py"]})
+    assert f"changed: {name}" in lines
+    assert "not recorded: stdlib/new.py" in lines
+    assert any(line.startswith("missing: ") for line in lines)
