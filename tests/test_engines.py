@@ -9,6 +9,7 @@ from qarat.engines import (
     CPU,
     DEFAULT_ENGINES,
     ENGINES,
+    FILE_ENGINES,
     GENERATIONS,
     KERNELS,
     engine_named,
@@ -84,6 +85,14 @@ def test_where_kernels_run() -> None:
     assert arm.least == math.inf
     assert not any(arm.on(g) for g in [*GENERATIONS, CPU])
     assert kernel_for(ENGINES["sglang"], "mxfp4") is None
+
+
+def test_engines_with_a_file_of_their_own() -> None:
+    assert FILE_ENGINES.keys() == {"onnxruntime", "llama.cpp"}
+    assert all(engine.sources and engine.notes and engine.versions for engine in FILE_ENGINES.values())
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text()
+    assert "FILE_ENGINES" in page
+    assert "without VNNI" in page
 
 
 def test_each_engine_has_a_current_row() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from qarat.cli import main
 from qarat.conversion import quantize
@@ -68,6 +69,19 @@ def test_a_run_exports_what_the_verb_exports(unbroken: Path, qarat: Qarat, tmp_p
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["format"]
     assert (tmp_path / "out" / MARK).read_bytes() == (unbroken / "plan.json").read_bytes()
     assert qarat("show", unbroken).code == 0
+
+
+def test_a_run_in_bfloat16_writes_the_checkpoint_s_own_numbers(words: list[str], qarat: Qarat, tmp_path: Path):
+    in_float = [word if word != "fp8" else "float" for word in words]
+    answer = qarat(*in_float, "--dtype", "bfloat16", "-o", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    source = load_file(Path(words[1]) / "model.safetensors")
+    found = load_file(tmp_path / "run" / FORMAT / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"):
+        assert not source[name].equal(source[name].bfloat16().float())
+        assert found[name].equal(source[name])
+    assert qarat("export", tmp_path / "run", "-o", tmp_path / "out").code == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "run" / FORMAT)
 
 
 def test_a_quantized_folder_exports_twice_to_the_same_bytes(native: Path, qarat: Qarat, tmp_path: Path):

@@ -65,7 +65,8 @@ def make_menu() -> Menu:
 
 def make_sweep() -> Sweep:
     trials = tuple(Trial(f"k={k}", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
-    return Sweep(PROVENANCE, "Fisher damage", "ppl+1%", math.log1p(0.01), trials, trials[1:2], trials[1:], "2 protected")
+    budget = math.log1p(0.01)
+    return Sweep(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, trials[1:2], trials[1:], "2 protected")
 
 
 def make_plan() -> Plan:

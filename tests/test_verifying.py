@@ -165,6 +165,12 @@ def test_what_cannot_be_verified(qarat: Qarat, exported: tuple[Path, Path], spik
         assert text in answer.err
 
 
+def test_a_dry_run_is_refused(qarat: Qarat, exported: tuple[Path, Path]) -> None:
+    answer = qarat("verify", exported[1], "--dry-run")
+    assert answer.code == 2
+    assert "verify writes nothing but -o" in answer.err
+
+
 def test_seeded_mutations_of_the_config_give_clean_errors(exported: tuple[Path, Path], tmp_path: Path) -> None:
     import random
 

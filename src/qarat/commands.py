@@ -117,7 +117,7 @@ def quantize(asked: options.Quantize, screen: Screen) -> Lines:
     chosen = decode_record(asked.plan, Plan)
     model = _open(asked)
     stats = _stats(asked.stats, model, any(_is_static(a.scheme) for a in chosen.assignments))
-    quantized = conversion.quantize(model, chosen, stats)
+    quantized = conversion.quantize(model.in_float32(), chosen, stats)
     if asked.general.dry_run:
         return _estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
     write_native(quantized, chosen, asked.out, progress=screen.progress)
@@ -184,6 +184,8 @@ def export(asked: options.Export, screen: Screen) -> Lines:
 
 def verify(asked: options.Verify, screen: Screen) -> Lines:
     """Check a quantized folder, alone or against its run or float model; fails where it has errors."""
+    if asked.general.dry_run:
+        raise ArgumentError("--dry-run: verify writes nothing but -o; without --against it does little but read")
     if asked.out is not None:
         check_file(asked.out)
     verification = _verify(asked, screen)

@@ -4,6 +4,9 @@ Every row names its version and where it was read. Three things differ between e
 checkpoint: in which order targets are tried, whether a fused module (q, k and v as one) is looked up under its own name
 or under its parts', and whether a group's format counts or only the one at the top. What could not be read in a source
 says so in ``unverified``.
+
+ONNX Runtime and llama.cpp take a file of their own, in which every tensor says what it is, so that nothing is looked
+up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ __all__ = [
     "CPU",
     "DEFAULT_ENGINES",
     "ENGINES",
+    "FILE_ENGINES",
     "FUSIONS",
     "GENERATIONS",
     "KERNELS",
     "Engine",
+    "FileEngine",
     "Fusion",
     "Kernel",
     "class_name",
@@ -286,6 +291,59 @@ KERNELS = (
     Kernel("sglang", "mxfp8", 10.0, source=f"{_SGLANG_FILES}/schemes/compressed_tensors_w8a8_mxfp8.py at 719a8369"),
 )
 """transformers is not here: it computes what it loads in float and simulates the inputs, on any machine."""
+
+
+class FileEngine(msgspec.Struct, frozen=True):
+    """An engine that takes a file of its own instead of a compressed-tensors folder: how it computes what is in it.
+
+    Attributes:
+        name: Of the engine.
+        versions: Which versions the row is about.
+        holds: What its kernels take, in words.
+        notes: Where its arithmetic differs from the plan's, a line each; exports repeat them.
+        sources: Where this was read.
+        unverified: What of it was not.
+    """
+
+    name: str
+    versions: str
+    holds: str
+    notes: tuple[str, ...]
+    sources: tuple[str, ...]
+    unverified: str = ""
+
+
+FILE_ENGINES: dict[str, FileEngine] = {
+    engine.name: engine
+    for engine in (
+        FileEngine(
+            "onnxruntime",
+            "1.31, CPU",
+            holds="int8 weights per tensor or channel; uint8 inputs under one static scale per tensor",
+            notes=(
+                "on x86 CPUs without VNNI, ONNX Runtime adds uint8 × int8 products by twos in 16 bits, which saturate: "
+                "check logits there, or use a CPU with VNNI or an Arm CPU",
+            ),
+            sources=(
+                "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html (when to try U8U8)",
+                "onnxruntime/core/mlas/lib/platform.cpp: MlasGemmU8S8KernelAvx2, …Avx512Core, …Avx512Vnni by CPU",
+                "tests/engines/test_onnx.py (which inputs are fused, with 1.31.1)",
+            ),
+            unverified="the saturation itself, for want of a CPU without VNNI",
+        ),
+        FileEngine(
+            "llama.cpp",
+            "that of llama-cpp-python 0.3.36, CPU",
+            holds="weights in blocks of 32 along a row, K-quants in superblocks of 256; float32, float16, bfloat16",
+            notes=(
+                "llama.cpp rounds inputs itself: to 8 bits in blocks of 32 (of 256 before K-quants), "
+                "and before float16 and bfloat16 weights to their dtype",
+            ),
+            sources=("ggml/src/ggml-cpu/ggml-cpu.c at 005913fd: vec_dot_type of type_traits_cpu",),
+            unverified="GPUs, whose kernels choose for themselves",
+        ),
+    )
+}
 
 
 def engine_named(name: str) -> Engine:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import torch
 import transformers
 from torch import Tensor, nn
@@ -136,6 +137,13 @@ class Model:
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
         return Model(self.checkpoint, self.runtime, load_block)
+
+    def in_float32(self) -> Model:
+        """This float model computed in float32, so that what is written of it is not rounded to a narrower dtype."""
+        self.require_float("reopen")
+        if self.runtime.dtype == "float32":
+            return self
+        return Model(self.checkpoint, msgspec.structs.replace(self.runtime, dtype="float32"))
 
     def sites(self) -> tuple[Site, ...]:
         """Every site of the model, in the order of the forward pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -19,12 +20,10 @@ class QuantLinear(nn.Module):
     Attributes:
         scheme: Of weight and input.
         quantized: Codes and scales; None where the scheme leaves the weight in float.
-        value: The weight as numbers, (out, in) float32, so that it is not dequantized at every call.
         bias: In float, or None.
         input_scales: Of a static input; None otherwise.
     """
 
-    value: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -38,11 +37,19 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.quantized = weight if isinstance(weight, QuantizedTensor) else None
-        value = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
-        self.out_features, self.in_features = value.shape
-        self.register_buffer("value", value)
+        self._weight = weight
+        matrix = weight.codes if isinstance(weight, QuantizedTensor) else weight
+        self.out_features, self.in_features = matrix.shape
         self.register_buffer("bias", bias)
         self.input_scales = input_scales
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The weight as numbers, (out, in); of a quantized one float32, made at the first call and then kept.
+
+        Who only writes codes to a file never asks, and does without four bytes a weight.
+        """
+        return self._weight.dequantize() if isinstance(self._weight, QuantizedTensor) else self._weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype (DESIGN section 4)."""

@@ -275,6 +275,8 @@ class _Collector:
             )
 
     def _keep_peaks(self, window: int, piece: _Piece, maxima: Tensor) -> None:
+        if len(self.peaks) == PEAKS and bool(maxima.amax() < abs(self.peaks[-1].value)):
+            return
         # Not topk: among equals (the same token in many places) it takes any, a stable sort the first.
         values, places = (found[:PEAKS].tolist() for found in maxima.sort(descending=True, stable=True))
         last = _order(self.peaks[-1]) if len(self.peaks) == PEAKS else (math.inf,)

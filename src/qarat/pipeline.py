@@ -119,10 +119,11 @@ class Pipeline:
         key |= {"report": self.report.fingerprint}
         for label in LABELS:
             step = f"evaluate {label}"
-            run.step(step, key, STEPS[step], lambda label=label: self._evaluate(run, label), after=before)
+            behind = [*before, "quantize"] if label == "plan" else before
+            run.step(step, key, STEPS[step], lambda label=label: self._evaluate(run, label), after=behind)
         _show_outcome(run.folder, self.show)
         key |= {"prompt": self.prompt}
-        run.step("continue", key, STEPS["continue"], lambda: self._continue(run), after=before)
+        run.step("continue", key, STEPS["continue"], lambda: self._continue(run), after=[*before, "quantize"])
         _show_continuations(run.folder, self.show)
         for format in self.exports:
             work = functools.partial(self._export, run, format)
@@ -161,8 +162,8 @@ class Pipeline:
         write_whole(run.path(SWEEP), encode_record(sweep))
 
     def _quantize(self, run: Run) -> None:
-        plan = decode_record(run.path(PLAN), Plan)
-        write_native(self._model(run, "plan"), plan, run.path(MODEL), progress=self.progress)
+        plan, stats = decode_record(run.path(PLAN), Plan), decode_record(run.path(STATS), ActivationStats)
+        write_native(quantize(self.model.in_float32(), plan, stats), plan, run.path(MODEL), progress=self.progress)
 
     def _check_exports(self) -> None:
         """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
@@ -177,7 +178,7 @@ class Pipeline:
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
-        model = self.model.with_blocks(quantized.block)
+        model = Model(self.model.checkpoint, EXPORTING, quantized.block)
         notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
         for note in notes:
             self.note(f"{format}: {note}")
@@ -205,6 +206,8 @@ class Pipeline:
     def _model(self, run: Run, label: str) -> Model:
         if label == "float":
             return self.model
+        if label == "plan":  # what lies on disk, so that what is measured is what was written
+            return read_native(run.path(MODEL), self.model.runtime)[0]
         return quantize(self.model, self._plan_of(run, label), decode_record(run.path(STATS), ActivationStats))
 
     def _prompt_ids(self, prompt: str | None) -> list[int]:

@@ -1,8 +1,9 @@
 """Rounding to a number format: a real number, the nearest value of the table, its index.
 
-`encode` and `decode` are the definition: they look the number up in the table that a format is. Simulation rounds far
-too many numbers for a binary search each (some 60 ns a number here, against 10), so integers and small floats have an
-arithmetic path. The tests prove it equal to the table on every value, every midpoint and a million random numbers.
+A number is looked up in the table that a format is. Weights and simulation have far too many numbers for a binary
+search each (some 40 ns a number here, against 12 or less), so integers and small floats have an arithmetic path, to the
+value as to its index. The tests prove it equal to the table on every value, every midpoint and a million random
+numbers.
 
 For the floats that path is one formula for e2m1 … e5m2 rather than a cast to a torch float8 where torch has one: it
 also covers the formats torch lacks, runs on every device, is no slower on a CPU, and has no infinities to keep out.
@@ -13,6 +14,7 @@ A zero always comes out as +0.0, as in the table; torch's own `round` and casts 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import NamedTuple
 
@@ -74,11 +76,12 @@ def encode(x: Tensor, fmt: NumberFormat) -> Tensor:
         ValueError: ``x`` has a NaN, for which no format has an index.
     """
     x = x.detach().float()
-    if bool(x.isnan().any()):
+    if x.numel() and bool(x.amax().isnan()):  # amax hands a NaN on, in a tenth of the time that asking each takes
         raise ValueError(f"cannot encode NaN: {int(x.isnan().sum())} of {x.numel()} numbers, and {fmt.name} has none")
     if _is_integer(fmt):
         return x.clamp(fmt.values[0], fmt.values[-1]).round_().sub_(fmt.values[0]).to(torch.uint8)
-    return _nearest(x, fmt)
+    layout = _float_layout(fmt)
+    return _nearest(x, fmt) if layout is None else _encode_float(x, fmt, layout)
 
 
 def decode(codes: Tensor, fmt: NumberFormat) -> Tensor:
@@ -115,6 +118,21 @@ def _round_float_(x: Tensor, layout: _FloatLayout, largest: float) -> Tensor:
     power = x.view(torch.int32).bitwise_and(_EXPONENT_BITS).view(torch.float32)  # p: the largest power of two ≤ |x|
     anchor = power.clamp_(min=layout.smallest_normal).mul_(1.5 * 2.0 ** (23 - layout.mantissa))
     return x.add_(anchor).sub_(anchor)
+
+
+def _encode_float(x: Tensor, fmt: NumberFormat, layout: _FloatLayout) -> Tensor:
+    """Table index of the nearest value (uint8), from the bits of what a number is rounded to.
+
+    Steps from zero are, in the format as in float32, exponent and mantissa read as one integer; below the smallest
+    normal number the format counts in equal steps, and float32 does not.
+    """
+    rounded = _round_float_(x.clone(), layout, fmt.largest)
+    magnitude = rounded.abs()
+    exponent = 127 + int(math.log2(layout.smallest_normal))  # of the smallest normal number, as float32 has it
+    steps = (magnitude.view(torch.int32) >> (23 - layout.mantissa)) - ((exponent - 1) << layout.mantissa)
+    even = (magnitude * (2**layout.mantissa / layout.smallest_normal)).int()
+    steps = torch.where(magnitude < layout.smallest_normal, even, steps)
+    return torch.where(rounded < 0, fmt.zero - steps, fmt.zero + steps).to(torch.uint8)
 
 
 @functools.lru_cache(maxsize=64)

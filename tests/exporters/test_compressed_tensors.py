@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
+from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization.lifecycle import forward as library
 from compressed_tensors.utils.match import match_targets
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.exporters import compressed_tensors as exporter
 from qarat.exporters.base import MARK, check_export, export_model
+from qarat.exporters.compressed_tensors.schemes import group_of
 from qarat.exporters.compressed_tensors.shards import ShardWriter
 from qarat.exporters.native import read_native, write_native
 from qarat.models import Model, open_model
@@ -216,6 +218,20 @@ def test_codes_and_scales_are_ours_to_the_last_bit(name: str, made: Callable[[st
     assert "model.layers.1.mlp.down_proj.weight" in kept
     assert all(torch.equal(found[n], floats[n]) for n in kept)
     assert read_plan((folder / MARK).read_bytes()) == plan
+
+
+@pytest.mark.parametrize("name", [c.low for c in CASES.values() if c.format in exporter.WHOLE_BYTES])
+def test_whole_bytes_are_what_the_library_makes(name: str, made: Callable[[str], Exported]):
+    model, _, folder, _ = made(name)
+    stored = tensors(folder)
+    for site, module in projections(model).items():
+        group = group_of(module.scheme)
+        state: dict[str, Tensor | None] = {"weight": module.value, "weight_scale": stored[f"{site}.weight_scale"]}
+        state["weight_zero_point"] = stored.get(f"{site}.weight_zero_point")
+        compressed = BaseCompressor.get_value_from_registry(str(group.format)).compress(state, group)["weight"]
+        assert compressed is not None
+        assert compressed.dtype == stored[f"{site}.weight"].dtype
+        assert torch.equal(compressed.view(torch.uint8), stored[f"{site}.weight"].view(torch.uint8))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qarat.conversion import quantize
@@ -81,6 +81,19 @@ def test_every_tensor(make: Callable[..., Model], dtype: torch.dtype, tmp_path: 
             assert error < 1.15 * reference, name  # the same bits in the same blocks
     assert "w=int4/g32 → Q4_0: 0.down" in notes
     assert f"float → {plain}: 1.down" in notes
+
+
+def test_each_matrix_keeps_its_own_dtype(make: Callable[..., Model], tmp_path: Path) -> None:
+    file = make(dtype=torch.bfloat16).folder / "model.safetensors"
+    wide = ("lm_head.weight", "model.layers.1.mlp.down_proj.weight")
+    state = {name: tensor.float() + 1e-4 if name in wide else tensor for name, tensor in load_file(file).items()}
+    save_file(state, file, {"format": "pt"})
+    read, _ = exported(open_model(str(file.parent)), tmp_path / "out", ("1.down", "float"), ("0.down", "float"))
+    tensors = {t.name: t for t in read.tensors}
+    kinds = {name: tensors[name].tensor_type.name for name in ("output.weight", "blk.1.ffn_down.weight")}
+    assert kinds == dict.fromkeys(kinds, "F32")
+    assert value(tensors["output.weight"]).equal(state["lm_head.weight"])
+    assert tensors["blk.0.ffn_down.weight"].tensor_type.name == "BF16"
 
 
 def test_mxfp4_is_held_exactly(make: Callable[..., Model], tmp_path: Path) -> None:

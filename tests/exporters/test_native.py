@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from qarat.conversion import quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
+from qarat.exporters.base import export_model
 from qarat.exporters.native import is_native, read_native, site_bytes, write_native
 from qarat.models import Model, open_model
 from qarat.observation import observe
@@ -161,6 +162,23 @@ def test_it_reads_in_another_dtype(written: Path):
     wide, _ = read_native(written)
     assert 0 < (logits(model) - logits(wide)).square().mean() < 0.01 * logits(wide).square().mean()
     assert {p.dtype for p in model.block(0).parameters()} == {torch.bfloat16}
+
+
+def test_what_was_rounded_when_it_was_read_is_not_written(tiny_llama: Path, tmp_path: Path):
+    model = open_model(str(tiny_llama), Runtime(dtype="bfloat16"))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int8/channel", [("1.down", "float")])
+    for write in (write_native, lambda *given: export_model(*given, "compressed-tensors")):
+        with pytest.raises(UserError, match="opened in bfloat16, which rounds it"):
+            write(quantize(model, plan), plan, tmp_path / "out")
+    write_native(quantize(model.in_float32(), plan), plan, tmp_path / "out")
+    name = "model.layers.1.mlp.down_proj.weight"
+    source = load_file(tiny_llama / "model.safetensors")[name]
+    assert not source.equal(source.bfloat16().float())
+    assert load_file(tmp_path / "out" / "block-001.safetensors")[name].equal(source)
+    # A checkpoint in bfloat16 loses nothing that way.
+    narrow = open_model(str(tiny_checkpoint(tmp_path / "narrow", dtype=torch.bfloat16)), Runtime(dtype="bfloat16"))
+    plan = assign(narrow.fingerprint, narrow.source_bits, narrow.sites(), "w=int8/channel")
+    write_native(quantize(narrow, plan), plan, tmp_path / "out")
 
 
 def test_generation_goes_on_alike(written: Path, tiny_llama: Path):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qarat.engines import ENGINES
 from qarat.verifications import Finding, Verification
-from qarat.verifying import verify_alone
+from qarat.verifying import verify_against_run, verify_alone
 
 CURRENT = tuple(name for name, engine in ENGINES.items() if engine.current)
 Q, K, V = (f"model.layers.0.self_attn.{p}_proj" for p in "qkv")
@@ -390,3 +390,39 @@ def test_tensors_that_are_not_as_declared(broken: Any, name: str) -> None:
     change, text, severity = DAMAGED[name]
     found = the_one(verify_alone(broken.tensors(change).path, CURRENT), text)
     assert found.severity == severity
+
+
+# ---------------------------------------------------------------- what engines would do besides
+
+BEYOND = {
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True},
+    "sparsity_config": {"format": "sparse-24-bitmask", "sparsity_structure": "2:4"},
+    "transform_config": {"config_groups": {"u": {"type": "hadamard", "apply": []}}},
+}
+
+
+@pytest.mark.parametrize("key", BEYOND)
+def test_parts_of_the_config_that_are_not_followed(made: Any, broken: Any, key: str) -> None:
+    folder = broken.config(lambda config: config.update({key: BEYOND[key]})).path
+    assert the_one(verify_alone(folder, CURRENT), f"{key} is set, which qarat does not follow").severity == "warning"
+    verification = verify_against_run(folder, made.run, made.plan, made.tokens, ["vllm"])
+    if key == "kv_cache_scheme":
+        assert verification.weights[0].equal == 21
+    else:
+        assert the_one(verification, f"not simulated: {key}").severity == "error"
+        assert verification.weights == ()
+
+
+def test_parts_of_the_config_that_do_nothing(broken: Any) -> None:
+    empty = {"kv_cache_scheme": None, "sparsity_config": {"format": "dense"}, "transform_config": {"config_groups": {}}}
+    assert not [f for f in verify_alone(broken.config(lambda c: c.update(empty)).path).findings if "follow" in f.what]
+
+
+def test_weights_alone_still_need_the_gpu(broken: Any) -> None:
+    def change(config: Config) -> None:
+        config["config_groups"]["group_1"]["input_activations"]["type"] = "int"
+
+    folder = broken.config(change).path
+    verification = verify_alone(folder, ["vllm"], "cpu")
+    assert the_one(verification, "its input is left in float").severity == "warning"
+    assert the_one(verification, "fp8 weights does not run on cpu").severity == "error"

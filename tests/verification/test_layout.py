@@ -62,6 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "mxfp8": (floats(**MX), floats(**MX, dynamic=True), "w=mxfp8/mx-even a=mxfp8/mx-even"),
     "mxfp4": (floats(4, **MX), floats(4, **MX, dynamic=True), "w=mxfp4/mx-even a=mxfp4/mx-even"),
     "mxfp4 weights": (floats(4, **MX), None, "w=mxfp4/mx-even"),
+    "mxfp6 weights": (floats(6, **MX), None, "w=mxfp6/mx-even"),
     "nvfp4": (floats(4, **NV), floats(4, **NV, dynamic="local"), "w=nvfp4 a=nvfp4"),
     "nvfp4 weights": (floats(4, **NV), None, "w=nvfp4"),
 }

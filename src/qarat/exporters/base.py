@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from qarat.errors import UserError
 from qarat.exporters import named
 from qarat.models import Model
 from qarat.plans import Plan
 from qarat.workspace import Progress, check_folder, new_folder, no_progress
 
-__all__ = ["MARK", "Exporter", "check_export", "copy_beside", "export_model"]
+__all__ = ["MARK", "Exporter", "check_export", "copy_beside", "export_model", "require_exact"]
 
 MARK = "qarat-plan.json"
 """The plan beside every export; it is also how an export is known as ours."""
@@ -95,7 +97,7 @@ def export_model(
     """Write a quantized model, or its plan, in another program's format.
 
     Args:
-        model: Quantized by the plan.
+        model: Quantized by the plan; computed in float32, or in the dtype of its checkpoint.
         plan: Of the model.
         out: Folder to be made.
         format: Name of an exporter.
@@ -106,13 +108,26 @@ def export_model(
         What a person should know of the result, a line each.
 
     Raises:
-        UserError: As `check_export`; something else is in its place; it cannot be written.
+        UserError: As `check_export` and `require_exact`; something else is in its place; it cannot be written.
     """
+    require_exact(model)
     check_folder(out, MARK, overwrite=overwrite)
     check_export(model, plan, format)
     with new_folder(out, MARK) as partial:
         (partial / MARK).write_text(plan.to_json())  # first, as the mark of what is ours
         return named(format).write(model, plan, partial, progress=progress)
+
+
+def require_exact(model: Model) -> None:
+    """Refuse to write a model whose numbers were rounded when they were read.
+
+    Raises:
+        UserError: If it was opened in a dtype that does not hold what its checkpoint does.
+    """
+    computed = model.runtime.torch_dtype
+    stored = {model.checkpoint.dtype_of(name) for name in model.tensor_shapes() if name in model.checkpoint}
+    if computed != torch.float32 and not stored <= {computed}:
+        raise UserError(f"{model.folder} was opened in {model.runtime.dtype}, which rounds it; open it in float32")
 
 
 def copy_beside(source: Path, target: Path) -> None:

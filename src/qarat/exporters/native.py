@@ -25,7 +25,7 @@ from qarat.attention import PRODUCTS
 from qarat.calibration import static_operands
 from qarat.checkpoints import Checkpoint
 from qarat.errors import UserError
-from qarat.exporters.base import copy_beside
+from qarat.exporters.base import copy_beside, require_exact
 from qarat.families.base import ATTENTION_OPERANDS
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
@@ -76,14 +76,15 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
     """Write a quantized model, beside its place and then renamed.
 
     Args:
-        model: From `qarat.conversion.quantize`.
+        model: From `qarat.conversion.quantize`; computed in float32, or in the dtype of its checkpoint.
         plan: That it was quantized with.
         folder: To be made; one that was written by this function before is replaced.
         progress: Called after every block.
 
     Raises:
-        UserError: If it cannot be written, or something else is in its place.
+        UserError: If it cannot be written, something else is in its place, or the model was rounded when it was read.
     """
+    require_exact(model)
     check_place(folder, overwrite=True)
     with new_folder(folder, PLAN) as partial:
         (partial / PLAN).write_text(plan.to_json())  # first, as the mark of what is ours

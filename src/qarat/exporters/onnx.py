@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qarat.engines import FILE_ENGINES
 from qarat.exporters.base import copy_beside
 from qarat.exporters.recipes import UnsayableError, translate
 from qarat.models import Model
@@ -72,7 +73,8 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequ
     program.save(folder / FILE, external_data=True)
     copy_beside(model.folder, folder)
     progress("trace", 1, 1)
-    return (f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128",)
+    said = f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128"
+    return (said, *FILE_ENGINES["onnxruntime"].notes)
 
 
 def _check_site(assignment: Assignment, scheme: LinearScheme) -> None:

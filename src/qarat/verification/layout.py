@@ -9,9 +9,8 @@ from qarat.verification.stored import Args, Group
 
 __all__ = ["Expected", "expected_tensors", "float_offences", "layout_offences"]
 
-_SCALES = FLOAT_KINDS
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized", "mxfp8-quantized")
-_PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
+_PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
 _READ = ("weight", "weight_", "input_")  # beginnings of the leaves that a quantized projection owns
 
 
@@ -75,7 +74,7 @@ def expected_tensors(shape: tuple[int, int], group: Group, format: str) -> dict[
         found["weight_shape"] = Expected(("I64", "I32"), ((2,),))
         found["weight_g_idx"] = Expected(("I32",), ((cols,),), needed=False)
     else:
-        found["weight_packed"] = Expected(("U8",), ((rows, -(-cols // 2)),))
+        found["weight_packed"] = Expected(("U8",), ((rows, -(-cols * weights.num_bits // 8)),))
     if weights is not None:
         found |= _weight_scales(shape, weights, format)
     if group.inputs is not None:
@@ -85,7 +84,7 @@ def expected_tensors(shape: tuple[int, int], group: Group, format: str) -> dict[
 
 def _weight_scales(shape: tuple[int, int], weights: Args, format: str) -> dict[str, Expected]:
     rows, cols = shape
-    kinds = _SCALES
+    kinds = FLOAT_KINDS
     if format.startswith("mxfp"):
         kinds = ("U8",)
     elif format == "nvfp4-pack-quantized":
@@ -104,11 +103,11 @@ def _weight_scales(shape: tuple[int, int], weights: Args, format: str) -> dict[s
 def _input_scales(cols: int, inputs: Args) -> dict[str, Expected]:
     if inputs.kind == "tensor_group" and inputs.dynamic is not True:
         found = {"input_global_scale": Expected(("F32",), ((1,), ()))}
-        return found if inputs.dynamic else found | {"input_scale": Expected(_SCALES, ((_groups(cols, inputs),),))}
+        return found if inputs.dynamic else found | {"input_scale": Expected(FLOAT_KINDS, ((_groups(cols, inputs),),))}
     if inputs.dynamic:
         return {}
     shapes = ((1,), ()) if inputs.kind == "tensor" else ((_groups(cols, inputs),),)
-    found = {"input_scale": Expected(_SCALES, shapes)}
+    found = {"input_scale": Expected(FLOAT_KINDS, shapes)}
     if not inputs.symmetric:
         found["input_zero_point"] = Expected(("I8", "I32"), shapes)
     return found

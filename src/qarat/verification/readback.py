@@ -158,13 +158,20 @@ def _same(mine: Tensor | None, theirs: Tensor | None) -> bool:
 
 
 def _comparable(scheme: LinearScheme) -> LinearScheme:
-    """A scheme without what a folder does not keep: how scales were chosen, and the width of float scales."""
-    return LinearScheme(*(part and _stripped(part) for part in (scheme.weight, scheme.input)))
+    """A scheme without what a folder does not keep, or keeps as numbers, which are compared themselves.
+
+    That is how scales were chosen; of weights and static inputs also the kind of the scales, and that the lowest code
+    of an integer was left out.
+    """
+    weight, given = scheme.weight, scheme.input
+    if given is not None:
+        given = _stripped(given) if given.static else replace(given, choice="absmax", percentile=99.9)
+    return LinearScheme(weight and _stripped(weight), given)
 
 
 def _stripped(part: TensorScheme) -> TensorScheme:
-    scale = "float32" if part.scale == "float16" else part.scale
-    return replace(part, choice="absmax", percentile=99.9, scale=scale)
+    plain = part.format.removeprefix("s")
+    return replace(part, format=plain, choice="absmax", percentile=99.9, scale="float32")
 
 
 def _float_parameters(block: nn.Module) -> dict[str, Tensor]:

@@ -67,6 +67,8 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         else:
             for target in idle:
                 findings.add("warning", f"target {target!r} of {group.name} matches no module", "correct or remove it")
+    for key in config.beyond:
+        findings.add("warning", f"{key} is set, which qarat does not follow", "check it elsewhere")
     given = [target for group in config.groups for target in group.targets]
     for target in sorted({t for t in given if given.count(t) > 1}):
         last = listed_targets(config)[target].name
@@ -151,13 +153,14 @@ def _check_kernels(
             what = f"no kernel known for {group.spell()} stored as {format}"
             remedy = "choose a scheme it has a kernel for (docs/verifying.md lists them)"
             findings.add(grave if engine.all_kernels else "warning", what, remedy, **where, blocks=False)
-        elif group.inputs is not None and kernel.kind.endswith(" weights"):
-            what = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
-            findings.add("warning", what, "choose an input scheme it has a kernel for", **where)
-        elif generation:
-            _check_generation(kernel, group, generation, grave, where, findings)
         else:
-            findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with --gpu", **where)
+            if group.inputs is not None and kernel.kind.endswith(" weights"):
+                what = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
+                findings.add("warning", what, "choose an input scheme it has a kernel for", **where)
+            if generation:
+                _check_generation(kernel, group, generation, grave, where, findings)
+            else:
+                findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with --gpu", **where)
 
 
 def _check_generation(

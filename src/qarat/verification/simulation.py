@@ -29,7 +29,7 @@ from qarat.tensors import QuantizedTensor, Scales
 from qarat.tiles import as_matrices, to_tiles
 from qarat.verification.folders import StoredFolder
 from qarat.verification.matching import Match
-from qarat.verification.stored import Group
+from qarat.verification.stored import KV_CACHE, Group
 from qarat.workspace import Runtime
 
 __all__ = ["input_scales", "open_stored", "raw_codes", "weight_of"]
@@ -68,11 +68,14 @@ def open_stored(folder: StoredFolder, matches: Mapping[str, Match], runtime: Run
         runtime: Device, dtype and limits.
 
     Raises:
-        UserError: Something outside the blocks is quantized, or a group quantizes outputs.
+        UserError: Something outside the blocks is quantized, a group quantizes outputs, or weights are transformed or
+            sparse.
     """
     beyond = sorted({m.group.name for m in matches.values() if m.group is not None and m.group.outputs})
     if beyond:
         raise UserError(f"{folder.path}: not simulated: {', '.join(beyond)} quantizes outputs")
+    if changed := [key for key in folder.config.beyond if key != KV_CACHE]:
+        raise UserError(f"{folder.path}: not simulated: {', '.join(changed)} changes what weights stand for")
     model = Model(folder.checkpoint, runtime)
     return model.with_blocks(lambda index: _read_block(model, folder, matches, index))
 
@@ -125,14 +128,17 @@ def _ones(scale: Tensor) -> Tensor:
     """Scales of one in the kind that they are stored in; an e8m0 byte of 127 is 2⁰."""
     if scale.dtype == torch.uint8:
         return torch.full_like(scale, 127)
-    return torch.ones(scale.shape, dtype=torch.float32 if scale.dtype == torch.float64 else scale.dtype)
+    return torch.ones_like(scale, dtype=torch.float32 if scale.dtype == torch.float64 else scale.dtype)
 
 
 def _weight_scales(tensors: Mapping[str, Tensor], codes: Tensor, scheme: TensorScheme, format: str) -> Scales:
     rows, cols = codes.shape
     shape = scheme.granularity.scale_shape(rows, cols)
     stored = tensors["weight_scale"]
-    scale = torch.ldexp(torch.ones(stored.shape), stored.int() - 127) if stored.dtype == torch.uint8 else stored.float()
+    if stored.dtype == torch.uint8:
+        scale = torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.int() - 127)
+    else:
+        scale = stored.float()
     zero_point = None
     if not scheme.symmetric:
         zeros = tensors["weight_zero_point"]

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from qarat.errors import UserError
 from qarat.schemes import Granularity, LinearScheme, TensorScheme
 
-__all__ = ["MIXED", "Args", "Group", "StoredConfig", "read_config"]
+__all__ = ["KV_CACHE", "MIXED", "Args", "Group", "StoredConfig", "read_config"]
 
 MIXED = "mixed-precision"
+KV_CACHE = "kv_cache_scheme"
 _FLOATS = {4: "e2m1", 6: "e2m3", 8: "e4m3"}
 
 
@@ -164,12 +165,14 @@ class StoredConfig(NamedTuple):
         status: ``quantization_status``; empty if missing.
         groups: In the order of the file.
         ignore: Names, patterns or classes left alone.
+        beyond: Keys of what engines would do besides, and qarat does not follow.
     """
 
     format: str
     status: str
     groups: tuple[Group, ...]
     ignore: tuple[str, ...]
+    beyond: tuple[str, ...] = ()
 
     def format_of(self, group: Group) -> str:
         """The format of a group's tensors: its own, the one on top, or else what the library would infer."""
@@ -192,6 +195,19 @@ class _ConfigFile(msgspec.Struct):
     format: str | None = None
     quantization_status: str | None = None
     ignore: tuple[str, ...] | None = None
+    kv_cache_scheme: Any = None
+    sparsity_config: Any = None
+    transform_config: Any = None
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """The keys of this class's last three that say something; llm-compressor writes them empty."""
+        said: dict[str, Any] = {
+            KV_CACHE: self.kv_cache_scheme,
+            "sparsity_config": self.sparsity_config,
+            "transform_config": self.transform_config,
+        }
+        return tuple(key for key, value in said.items() if value and not _is_idle(value))
 
 
 def read_config(folder: Path) -> StoredConfig:
@@ -225,7 +241,14 @@ def read_config(folder: Path) -> StoredConfig:
     if offences:
         raise UserError(f"{path}: quantization_config cannot be read:\n  " + "\n  ".join(offences))
     found = tuple(group for group in groups if group is not None)
-    return StoredConfig(file.format or "", file.quantization_status or "", found, file.ignore or ())
+    return StoredConfig(file.format or "", file.quantization_status or "", found, file.ignore or (), file.beyond)
+
+
+def _is_idle(value: Any) -> bool:
+    """Whether a part of the config is there without doing anything: no groups, or dense."""
+    if not isinstance(value, Mapping):
+        return False
+    return value.get("format") == "dense" or not value.get("config_groups", True)
 
 
 def _read_group(name: str, body: Any, offences: list[str]) -> Group | None:

@@ -4,9 +4,10 @@ Every projection is named in full, in just one place: as a target of the one gro
 ``ignore``. Patterns are shorter, but engines try them in different orders and against fused names as well, which is how
 mixed checkpoints break elsewhere; a full name matches first, or as a part of a fused layer, in every one of them.
 
-Weights are compressed by the compressed-tensors library itself, one block at a time, from the numbers our codes stand
-for; dividing those by their own scale gives the codes back exactly. ``docs/exporting.md`` says what is held, what
-engines make of it, and where their arithmetic differs from ours.
+Codes that share bytes are packed by the compressed-tensors library itself, one block at a time, from the numbers they
+stand for; dividing those by their own scale gives the codes back exactly. A code with a byte of its own is written as
+it is: the library would make the same byte of it, at the price of four more a weight and a third of the export's time.
+``docs/exporting.md`` says what is held, what engines make of it, and where their arithmetic differs from ours.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from qarat.exporters.compressed_tensors.schemes import group_of, offences
 from qarat.exporters.compressed_tensors.shards import ShardWriter, shard_names
 from qarat.models import Model
 from qarat.modules import QuantLinear
+from qarat.packing import to_wire
 from qarat.plans import Assignment, Plan, PlanError, Site
 from qarat.schemes import LinearScheme, TensorScheme
-from qarat.tensors import Scales
+from qarat.tensors import QuantizedTensor, Scales
 from qarat.workspace import Progress, no_progress
 
 __all__ = ["EXTRA", "NEEDS", "check", "quantization_config", "tensor_bytes", "write"]
@@ -39,6 +41,7 @@ __all__ = ["EXTRA", "NEEDS", "check", "quantization_config", "tensor_bytes", "wr
 EXTRA = ""
 NEEDS = ()
 MIXED = "mixed-precision"
+WHOLE_BYTES = ("int-quantized", "float-quantized", "naive-quantized")
 
 
 def check(model: Model, plan: Plan) -> None:
@@ -142,7 +145,7 @@ def _quantized(module: QuantLinear, group: QuantizationScheme) -> dict[str, Tens
     shape = scale_shape_of(scheme, *quantized.codes.shape)
     exponents = group.weights is not None and group.weights.scale_dtype is not None  # the compressor stores them itself
     scale = scales.scale if exponents else scales.scale.to(SCALES[scheme.scale])
-    state: dict[str, Tensor | None] = {"weight": module.value, "weight_scale": scale.reshape(shape)}
+    state: dict[str, Tensor | None] = {"weight_scale": scale.reshape(shape)}
     if scales.tensor_scale is not None:
         state["weight_global_scale"] = scales.tensor_scale.reshape(1).reciprocal()  # it divides there
     if scales.zero_point is not None:
@@ -151,8 +154,20 @@ def _quantized(module: QuantLinear, group: QuantizationScheme) -> dict[str, Tens
         state["input_scale"] = module.input_scales.scale.reshape(1)
         if module.input_scales.zero_point is not None:
             state["input_zero_point"] = module.input_scales.zero_point.reshape(1).to(torch.int8)
+    if group.format in WHOLE_BYTES:
+        return {"weight": _bytes(quantized)} | {leaf: value for leaf, value in state.items() if value is not None}
     compressor = BaseCompressor.get_value_from_registry(str(group.format))
+    state["weight"] = module.value
     return {leaf: value for leaf, value in compressor.compress(state, group).items() if value is not None}
+
+
+def _bytes(quantized: QuantizedTensor) -> Tensor:
+    """Codes as int8 or float8, shape of the weight."""
+    fmt = quantized.scheme.number_format
+    if not fmt.is_integer:
+        return to_wire(quantized.codes, fmt).view(torch.float8_e4m3fn)
+    # An integer is its index above the lowest; adding that in bytes wraps round to its two's complement.
+    return quantized.codes.add(int(fmt.values[0]) & 0xFF).view(torch.int8)
 
 
 def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
@@ -163,11 +178,17 @@ def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -
         if isinstance(module, QuantLinear) and module.input_scales is not None:
             key = site.streams, module.scheme.input
             other, scales = first.setdefault(key, (site.name, module.input_scales))
-            if not torch.equal(scales.scale, module.input_scales.scale):
+            if not _equal(scales, module.input_scales):
                 raise UserError(
                     f"{other} and {site.name} read the same input, but its static scales differ: "
                     "the quantized folder is damaged; quantize again"
                 )
+
+
+def _equal(a: Scales, b: Scales) -> bool:
+    """Whether two static inputs are rounded alike."""
+    pairs = (a.scale, b.scale), (a.zero_point, b.zero_point)
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
 
 
 def _notes(plan: Plan) -> list[str]:

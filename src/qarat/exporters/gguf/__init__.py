@@ -142,7 +142,7 @@ def _type(model: Model, name: str, shape: tuple[int, ...], types: dict[str, str]
     """GGUF type of a tensor: vectors are float32, as llama.cpp asks; matrices outside the sites keep their dtype."""
     if len(shape) == 1:
         return "F32"
-    return types.get(name.removesuffix(".weight"), float_type(model))
+    return types.get(name.removesuffix(".weight"), float_type(model, name))
 
 
 def _announce(writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: str) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import torch
 
+from qarat.engines import FILE_ENGINES
 from qarat.errors import UserError
 from qarat.exporters.recipes import UnsayableError, by_entry, translate
 from qarat.models import Model
-from qarat.plans import Plan, short_name
-from qarat.schemes import Granularity, TensorScheme
+from qarat.plans import Assignment, Plan, short_name
+from qarat.schemes import Granularity, LinearScheme, TensorScheme
 
 __all__ = [
     "FLOAT_TYPES",
@@ -69,12 +70,16 @@ def architecture_of(model: Model) -> str:
     raise UserError(f"no GGUF export for {', '.join(asked)}; there is one for {', '.join(_ARCHITECTURES)}")
 
 
-def float_type(model: Model) -> str:
-    """What is left in float is written as: the dtype of the embedding, which is the model's own.
+def float_type(model: Model, name: str = "") -> str:
+    """What a matrix left in float is written as: the dtype that the checkpoint keeps it in.
 
-    Not the checkpoint's narrowest: in a quantized folder that may be a scale's.
+    Args:
+        model: The model.
+        name: Of the matrix; empty for the model as a whole. The embedding's dtype stands for that, and for a site of
+            which there are only codes: the checkpoint's narrowest may be a scale's.
     """
-    return FLOAT_TYPES[model.checkpoint.dtype_of(f"{model.family.embedding}.weight")]
+    known = name if name in model.checkpoint else f"{model.family.embedding}.weight"
+    return FLOAT_TYPES[model.checkpoint.dtype_of(known)]
 
 
 def tensor_name(name: str) -> str:
@@ -130,16 +135,14 @@ def type_of_sites(model: Model, plan: Plan, tool: str, *, superblocks: bool) -> 
     Raises:
         UserError: An architecture that GGUF export does not know, or listing every site that GGUF cannot hold.
     """
-    plain = float_type(model)
-    said = translate(
-        plan,
-        tool,
-        lambda a, scheme: (
-            plain if scheme.weight is None else nearest_type(scheme.weight, a.site.shape[1], superblocks=superblocks)
-        ),
-        _ALTERNATIVES,
-    )
-    return {site.name: said.get(site.name, plain) for site in plan.sites if site.kind == "projection"}
+    plain = {s.name: float_type(model, f"{s.name}.weight") for s in plan.sites if s.kind == "projection"}
+
+    def say(a: Assignment, scheme: LinearScheme) -> str:
+        if scheme.weight is None:
+            return plain[a.site.name]
+        return nearest_type(scheme.weight, a.site.shape[1], superblocks=superblocks)
+
+    return plain | translate(plan, tool, say, _ALTERNATIVES)
 
 
 def describe_types(plan: Plan, types: Mapping[str, str]) -> list[str]:
@@ -156,4 +159,4 @@ def describe_types(plan: Plan, types: Mapping[str, str]) -> list[str]:
     for (scheme, kind), names in groups:
         sites = f"{len(names)} sites" if len(names) == most else ", ".join(map(short_name, names))
         lines.append(f"{scheme} → {kind}: {sites}")
-    return [*lines, "types are the nearest, not the plan's own; llama.cpp rounds inputs itself, in blocks of 32"]
+    return [*lines, "types are the nearest, not the plan's own", *FILE_ENGINES["llama.cpp"].notes]
