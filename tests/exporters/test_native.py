@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_it_reads_in_another_dtype(written: Path):
 def test_what_was_rounded_when_it_was_read_is_not_written(tiny_llama: Path, tmp_path: Path):
     model = open_model(str(tiny_llama), Runtime(dtype="bfloat16"))
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int8/channel", [("1.down", "float")])
-    for write in (write_native, lambda *given: export_model(*given, "compressed-tensors")):
+    for write in (write_native, partial(export_model, format="compressed-tensors")):
         with pytest.raises(UserError, match="opened in bfloat16, which rounds it"):
             write(quantize(model, plan), plan, tmp_path / "out")
     write_native(quantize(model.in_float32(), plan), plan, tmp_path / "out")
