@@ -338,7 +338,8 @@ DAMAGED: dict[str, tuple[Change, str, str]] = {
         "error",
     ),
     "a zero scale": (put(f"{DOWN}.weight_scale", first_set(0)), "weight_scale: 1 of 32 scales are zero", "error"),
-    "a negative scale": (put(f"{DOWN}.weight_scale", first_set(-1)), "1 of 32 scales are negative", "error"),
+    "a negative scale": (put(f"{DOWN}.weight_scale", first_set(-1)), "1 of 32 scales are negative: codes", "note"),
+    "a negative input scale": (put(f"{DOWN}.input_scale", first_set(-1)), "1 of 1 scales are negative", "error"),
     "a NaN scale": (put(f"{DOWN}.input_scale", first_set(torch.nan)), "input_scale: 1 of 1 scales are NaN", "error"),
     "an infinite scale": (put(f"{DOWN}.input_scale", first_set(torch.inf)), "1 of 1 scales are infinite", "error"),
     "NaN codes": (

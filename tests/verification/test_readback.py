@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qarat.conversion import quantize
@@ -167,6 +168,19 @@ def test_a_folder_of_llm_compressor_s() -> None:
     assert runs["model.layers.1.mlp.down_proj"] == {"float"}
     assert runs["model.layers.2.mlp.down_proj"] == {"w=e4m3/channel a=e4m3/token"}
     assert runs["lm_head"] == {"float"}
+
+
+def test_autoround_s_negative_scales_are_no_fault() -> None:
+    """What AutoRound makes: scales of either sign, so that the lowest code is used."""
+    from qarat.verifying import verify_alone
+
+    folder = STRANGER.parent / "autoround-int8"
+    assert (load_file(folder / "model.safetensors")[f"{DOWN}.weight_scale"] < 0).any()
+    verification = verify_alone(folder, ["transformers", "vllm", "sglang"])
+    assert [f.what for f in verification.findings if f.severity != "note"] == []
+    assert any("scales are negative" in f.what for f in verification.findings)
+    runs = {m.name: {run.scheme for run in m.runs} for m in verification.modules}
+    assert runs[DOWN] == {"w=int8/channel a=int8/token"}
 
 
 def test_relative_difference() -> None:

@@ -82,7 +82,11 @@ def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings:
             ("negative", scale < 0),
             ("zero", scale == 0),
         ):
-            if count := int(bad.sum()):
+            if (count := int(bad.sum())) and (what, leaf) == ("negative", "weight_scale"):
+                said = f"{leaf}: {count} of {scale.numel()} scales are negative: codes count downwards there"
+                why = "AutoRound means it so, to use the lowest code; engines multiply by them as by others"
+                findings.add("note", said, why, (module.name,))
+            elif count:
                 findings.add("error", f"{leaf}: {count} of {scale.numel()} scales are {what}", _AGAIN, (module.name,))
 
 
