@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from qarat.laws.forms.base import Form, Vector
 from qarat.laws.points import Points
@@ -122,6 +121,8 @@ def _minimize(form: Form, points: Points, method: str, scatter: float, start: Ve
 
     offsets = [_FARTHEST_OFFSET * np.max(x[t.variable]) for t in form.offsets]
     count = len(start) - len(offsets)
+    from scipy.optimize import least_squares  # here: its import takes long, and every verb would wait for it
+
     solution = least_squares(
         residuals,
         start,

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
 
 from qarat.errors import UserError
 from qarat.laws.estimation import Estimate, estimate
@@ -75,6 +74,8 @@ def resample(form: Form, points: Points, fitted: Estimate, method: str, draws: i
 
 def interval(values: Sequence[float] | Vector, units: int) -> tuple[float, float]:
     """The 95 % interval of bootstrap values from so many units."""
+    from scipy.special import ndtr, stdtrit  # here: its import takes long, and every verb would wait for it
+
     tail = ndtr(-np.sqrt(units / (units - 1)) * stdtrit(units - 1, 0.975))
     low, high = np.quantile(np.asarray(values, float), [tail, 1 - tail])
     return float(low), float(high)
