@@ -210,7 +210,7 @@ def test_ctrl_c_from_a_terminal(words: list[str], unbroken: Path, tmp_path: Path
 
 def test_a_finished_run_is_not_touched(qarat: Qarat, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(unbroken)
-    monkeypatch.delattr("qarat.commands.open_model")  # refused before any work
+    monkeypatch.delattr("qarat.commands.common.open_model")  # refused before any work
     answer = qarat("run", "any-model", "-o", unbroken)
     assert answer.code == 1
     assert "exists already" in answer.err

@@ -21,7 +21,8 @@ from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
-from qarat.search import Unit, make_units, rank_by_damage, sweep
+from qarat.search.space import Unit, make_units
+from qarat.search.sweep import rank_by_damage, sweep
 from qarat.spikes import PLANNING_RULES, find_spikes, sites_of
 from qarat.workspace import Progress, no_progress
 

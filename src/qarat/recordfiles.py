@@ -22,11 +22,14 @@ from qarat.errors import UserError
 from qarat.lawrecords import Law
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
+from qarat.searches import SearchResult
 from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
-Record = ActivationStats | Continuations | Evaluation | Law | Menu | Plan | Sweep | Verification | ZeroShot
+Record = (
+    ActivationStats | Continuations | Evaluation | Law | Menu | Plan | SearchResult | Sweep | Verification | ZeroShot
+)
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
@@ -34,6 +37,7 @@ _TYPES: dict[str, Any] = {
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,
+    "search": SearchResult,
     "sweep": Sweep,
     "verification": Verification,
     "zero-shot": ZeroShot,

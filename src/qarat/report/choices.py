@@ -28,7 +28,7 @@ from qarat.report.layout import (
     title,
     words,
 )
-from qarat.search import Unit
+from qarat.search.space import Unit
 
 __all__ = ["show_menu", "show_plan", "show_sweep"]
 

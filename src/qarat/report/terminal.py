@@ -26,7 +26,9 @@ from qarat.report.laws import show_forms, show_law, show_prediction, show_table,
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
 from qarat.report.outcomes import compare, show_evaluation
+from qarat.report.searches import show_search
 from qarat.report.verdicts import show_verification
+from qarat.searches import SearchResult
 from qarat.verifications import Verification
 from qarat.workspace import Estimate
 
@@ -51,6 +53,7 @@ def render(record: object, **context: Any) -> RenderableType:
 render.register(ActivationStats, show_stats)
 render.register(Menu, show_menu)
 render.register(Plan, show_plan)
+render.register(SearchResult, show_search)
 render.register(Sweep, show_sweep)
 render.register(Evaluation, show_evaluation)
 render.register(Verification, show_verification)

@@ -8,7 +8,8 @@ import pytest
 from qarat.plans import Budget, Plan, Site, assign
 from qarat.records import Evaluation, Provenance, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
-from qarat.search import MOST, NOTHING, PATIENCE, Unit, make_units, rank_by_damage, sweep
+from qarat.search.space import Unit, make_units
+from qarat.search.sweep import MOST, NOTHING, PATIENCE, rank_by_damage, sweep
 
 LOW = "w=int8/channel a=int8/tensor/static"
 PROVENANCE = Provenance("m", "t", "windows-11-bos", {})

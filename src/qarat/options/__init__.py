@@ -1,0 +1,62 @@
+"""Options: what each verb can be asked, as frozen values.
+
+The command line, its help and the names that ``--config`` knows are made from these fields and the words below them.
+Nothing here imports torch, so help and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from qarat.options.folders import Export, Models, Run, Show, Verify
+from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Printing, Text
+from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
+from qarat.options.search import Runners, Search
+from qarat.options.steps import Damage, Evaluate, Plan, Profile, Quantize
+
+__all__ = [
+    "BUNDLED",
+    "LOW",
+    "VERBS",
+    "Computing",
+    "Damage",
+    "Evaluate",
+    "Export",
+    "General",
+    "LawData",
+    "LawFit",
+    "LawForms",
+    "LawPredict",
+    "Machine",
+    "Models",
+    "Options",
+    "Plan",
+    "Planning",
+    "Printing",
+    "Profile",
+    "Quantize",
+    "Run",
+    "Runners",
+    "Search",
+    "Show",
+    "Text",
+    "Verify",
+]
+
+Computing = Profile | Search | Damage | Plan | Quantize | Evaluate | Verify | Run
+Options = Computing | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
+VERBS: dict[str, type[Options]] = {
+    "run": Run,
+    "profile": Profile,
+    "damage": Damage,
+    "plan": Plan,
+    "search": Search,
+    "quantize": Quantize,
+    "evaluate": Evaluate,
+    "verify": Verify,
+    "export": Export,
+    "show": Show,
+    "models": Models,
+    "law data": LawData,
+    "law forms": LawForms,
+    "law fit": LawFit,
+    "law predict": LawPredict,
+}

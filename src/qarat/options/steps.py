@@ -1,0 +1,112 @@
+"""Options of the verbs that do one step each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from qarat.options.groups import (
+    BUNDLED,
+    LOW,
+    Flag,
+    General,
+    Machine,
+    Name,
+    Out,
+    Planning,
+    Scheme,
+    StatsFile,
+    Text,
+)
+
+__all__ = ["Damage", "Evaluate", "Plan", "Profile", "Quantize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Measure every activation stream in one pass, and say where the spikes are."""
+
+    model: Positional[Name] = BUNDLED
+    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
+    out: Out = Path("stats.safetensors")
+    """Where the stats go."""
+    low: Scheme = LOW
+    """Scheme under which the signal-to-noise ratio is shown."""
+    attention: Flag = True
+    """Leave the operands of the attention products out."""
+    text: Text = field(default_factory=Text)
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Predict what each scheme would cost at each site, in nats per token."""
+
+    model: Positional[Name] = BUNDLED
+    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
+    stats: StatsFile = Path("stats.safetensors")
+    """Stats from `qarat profile`."""
+    out: Out = Path("menu.json")
+    """Where the menu of prices goes."""
+    schemes: Annotated[tuple[str, ...], arg(metavar="SCHEME ...")] = (LOW,)
+    """Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products."""
+    text: Text = field(default_factory=Text)
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Choose the sites to protect, by measurement, and write the plan."""
+
+    model: Positional[Name] = BUNDLED
+    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
+    stats: StatsFile = Path("stats.safetensors")
+    """Stats from `qarat profile`."""
+    menu: Annotated[Path, arg(metavar="FILE")] = Path("menu.json")
+    """Prices from `qarat damage`, the low scheme among them."""
+    out: Out = Path("plan.json")
+    """Where the plan goes; its measurements go beside it, to NAME.sweep.json."""
+    planning: Planning = field(default_factory=Planning)
+    text: Text = field(default_factory=Text)
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Quantize a model by a plan, and write it as a folder."""
+
+    model: Positional[Name] = BUNDLED
+    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
+    plan: Annotated[Path, arg(metavar="FILE")] = Path("plan.json")
+    """From `qarat plan`; may be edited by hand."""
+    stats: StatsFile = Path("stats.safetensors")
+    """Stats from `qarat profile`; static scales come from them."""
+    out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("quantized")
+    """Folder to write."""
+    overwrite: Flag = False
+    """Replace FOLDER if it is there."""
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure perplexity on the report text, or zero-shot accuracy, of a float or quantized model or a run."""
+
+    model: Positional[Name] = BUNDLED
+    """A float model as for the other verbs, or a folder that `qarat quantize` or `qarat run` wrote."""
+    out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: nowhere)")] = None
+    """Where the evaluation goes."""
+    tasks: Annotated[tuple[str, ...], arg(metavar="TASK ...", help_behavior_hint="")] = ()
+    """Measure these instead of perplexity: code_continuation, or any task of the lm-evaluation-harness."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """At most so many questions of each task."""
+    text: Text = field(default_factory=Text)
+    machine: Machine = field(default_factory=Machine)
+    general: General = field(default_factory=General)
