@@ -20,13 +20,26 @@ from torch import Tensor
 
 from qarat.errors import UserError
 from qarat.lawrecords import Law
+from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
-Record = ActivationStats | Continuations | Evaluation | Law | Menu | Plan | Sweep | Verification | ZeroShot
+Record = (
+    ActivationStats
+    | Continuations
+    | Evaluation
+    | Law
+    | Menu
+    | MetricCheck
+    | Plan
+    | SiteMeasurements
+    | Sweep
+    | Verification
+    | ZeroShot
+)
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
@@ -34,6 +47,8 @@ _TYPES: dict[str, Any] = {
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,
+    "metric-check": MetricCheck,
+    "site-measurements": SiteMeasurements,
     "sweep": Sweep,
     "verification": Verification,
     "zero-shot": ZeroShot,
