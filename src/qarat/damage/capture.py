@@ -1,10 +1,6 @@
 """What metrics look at inside a block: operands and output of every site, and the gradient of the output.
 
 Forward keeps each block's inputs, backward recomputes one block at a time with gradients: memory is that of the walk.
-
-Around a quantized model gradients must pass roundings, whose derivative is zero almost everywhere. They go straight
-through (Bengio et al. 2013, arXiv 1308.3432): a site is differentiated as the product of its operands as they are
-rounded, and these as if they followed its inputs one to one.
 """
 
 from __future__ import annotations
@@ -19,9 +15,7 @@ from torch import Tensor, nn
 
 from qarat.attention import PRODUCTS
 from qarat.data import TokenSet
-from qarat.kernels import reference
 from qarat.models import Model
-from qarat.modules import QuantLinear, QuantProducts
 from qarat.workspace import Progress
 
 __all__ = [
@@ -95,7 +89,6 @@ def capture_backward(
     progress: Progress,
     *,
     products: bool,
-    around: Model | None = None,
 ) -> Iterator[CapturedBatch]:
     """Blocks from the last to the first, and the batches of each, with gradients.
 
@@ -105,21 +98,19 @@ def capture_backward(
         objective: What is differentiated.
         progress: Called after every block, forward and backward.
         products: Whether the attention products are wanted too.
-        around: The model, quantized, that the windows go through instead.
     """
-    walked = around or model
     batches = tokens.batches(model.runtime.batch_tokens)
-    entrances = forward_states(walked, batches, progress)
+    entrances = forward_states(model, batches, progress)
     gradients = [
-        _differentiate(walked, hidden, objective, first)
+        _differentiate(model, hidden, objective, first)
         for hidden, first in zip(entrances.pop(), _offsets(batches), strict=True)
     ]
     for index in reversed(range(model.blocks)):
-        weights, block = model.block(index), walked.block(index)
+        block = model.block(index)
         inputs = entrances.pop()
         for j in range(len(batches)):
-            gradients[j], captured = _backward(walked, index, block, inputs[j], gradients[j], products)
-            yield CapturedBatch(index, weights, captured)
+            gradients[j], captured = _backward(model, index, block, inputs[j], gradients[j], products)
+            yield CapturedBatch(index, block, captured)
         progress(STAGE, 2 * model.blocks - index, 2 * model.blocks)
 
 
@@ -228,37 +219,30 @@ def _run_capturing(
 ) -> Tensor:
     """Hidden states behind a block; what its sites see and compute goes into ``captured``."""
 
-    def keep(name: str, module: nn.Module, operands: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if isinstance(module, QuantLinear) and torch.is_grad_enabled():
-            output = _straight_through(output, nn.functional.linear(operands[0].float(), module.value.float()))
+    def keep(name: str, _: nn.Module, operands: tuple[Tensor, ...], output: Tensor) -> None:
         captured.operands[name] = (operands[0].detach(),)
         captured.outputs[name] = output
-        return output
 
     home = block.get_submodule(model.family.attention)
-    quantized: QuantProducts | None = getattr(home, PRODUCTS, None)
-    watch = products or quantized is not None  # quantized ones need their gradient sent through in any case
     handles = [block.get_submodule(n).register_forward_hook(partial(keep, n)) for n in model.family.projections]
-    if watch:
-        home.add_module(PRODUCTS, CapturingProducts(captured, quantized))
+    if products:
+        home.add_module(PRODUCTS, CapturingProducts(captured))
     try:
         return model.run_block(index, block, hidden)
     finally:
         for handle in handles:
             handle.remove()
-        if watch:
+        if products:
             delattr(home, PRODUCTS)
-        if quantized is not None:
-            home.add_module(PRODUCTS, quantized)
 
 
 class CapturingProducts(nn.Module):
-    """The attention products, operands and outputs kept."""
+    """The attention products in float, operands and outputs kept."""
 
-    def __init__(self, captured: Captured, quantized: QuantProducts | None) -> None:
-        """Take the place of a block's products: in float, or as the quantized ones compute them."""
+    def __init__(self, captured: Captured) -> None:
+        """Keep them in ``captured``."""
         super().__init__()
-        self._captured, self._quantized = captured, quantized
+        self._captured = captured
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Q·Kᵀ."""
@@ -269,22 +253,10 @@ class CapturingProducts(nn.Module):
         return self._keep("av", p, v)
 
     def _keep(self, name: str, left: Tensor, right: Tensor) -> Tensor:
+        output = left @ right
         self._captured.operands[name] = (left.detach(), right.detach())
-        if self._quantized is None:
-            output = left @ right
-        else:
-            scheme, operands = getattr(self._quantized, name), {"qk": "qk", "av": "pv"}[name]
-            scales = [self._quantized.scales.get(operand) for operand in operands]
-            rounded = reference.matmul_operands(left, right, scheme, *scales)
-            output = _straight_through(rounded[0], left) @ _straight_through(rounded[1], right)
-            output = output.to(left.dtype)
         self._captured.outputs[name] = output
         return output
-
-
-def _straight_through(value: Tensor, source: Tensor) -> Tensor:
-    """The value, with the gradient of ``source``, which has its shape."""
-    return value.detach() + (source - source.detach()).to(value.dtype)
 
 
 def _offsets(batches: Sequence[Tensor]) -> list[int]:

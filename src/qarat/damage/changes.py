@@ -91,7 +91,7 @@ class BlockChanges:
             for site in model.sites()
             if site.block == index
         }
-        self._schemes = schemes
+        self._schemes = tuple(dict.fromkeys(schemes))
         self._weights: dict[tuple[str, str], Tensor] = {}
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
@@ -238,7 +238,7 @@ def make_menu(
         prices: By window.
         **naming: ``metric`` and ``unit`` of the menu.
     """
-    keys = [(site.name, str(scheme)) for site in model.sites() for scheme in schemes]
+    keys = dict.fromkeys((site.name, str(scheme)) for site in model.sites() for scheme in schemes)
     entries = tuple(_entry(key, prices[key]) for key in keys if key in prices)
     provenance = model.provenance(tokens.fingerprint, tokens.convention, seed)
     return Menu(provenance, stats=content_hash(stats) if stats else "", entries=entries, **naming)

@@ -21,7 +21,7 @@ from qarat.data import TokenSet
 from qarat.models import Model
 from qarat.plans import Site
 from qarat.records import NATS, ActivationStats, Menu
-from qarat.schemes import MatmulScheme, Scheme
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.workspace import Progress, no_progress
 
 __all__ = ["METRIC", "price"]
@@ -79,7 +79,10 @@ def _run_changed(
 
 @contextmanager
 def _changed(model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme) -> Iterator[None]:
-    """Let one site of a float block compute under the scheme."""
+    """Let one site of a float block compute under the scheme; one that changes nothing leaves the block as it is."""
+    if scheme in (LinearScheme(), MatmulScheme()):
+        yield
+        return
     if site.kind == "product":
         home = block.get_submodule(model.family.attention)
         home.add_module(PRODUCTS, _ChangedProducts(changes, site, scheme))

@@ -57,7 +57,7 @@ def price(
         for site, scheme in changes.pairs():
             assert isinstance(scheme, LinearScheme)
             error = changes.weight(site, scheme) - changes.linear(site).weight.detach()
-            # Nothing is sampled: every window has the same price, and the standard error is 0.
-            prices[site.name, str(scheme)] = error.double().square().sum().cpu().expand(len(tokens))
+            # Nothing is sampled. Any two windows have the same price: its mean is exact, its standard error 0.
+            prices[site.name, str(scheme)] = error.double().square().sum().cpu().expand(2)
         progress(STAGE, index + 1, model.blocks)
     return make_menu(model, tokens, linear, None, seed, prices, metric=METRIC, unit=UNIT)
