@@ -223,7 +223,7 @@ class Ranking(NamedTuple):
 
 
 def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
-    """Rank what may be protected; nothing is measured.
+    """Rank what may be protected; nothing is measured, and the menu's unit does not matter.
 
     Args:
         request: What the plan should be.
@@ -252,7 +252,7 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
         return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
-        return Ranking(by_damage, "Fisher damage per parameter", None)
+        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter", None)
     low = parse_scheme(naive.low)
     assert isinstance(low, LinearScheme)
     verdict = find_spikes(stats, request.by, low.input)

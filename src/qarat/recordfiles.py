@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qarat.errors import UserError
 from qarat.lawrecords import Law
+from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.searches import SearchResult
@@ -28,7 +29,18 @@ from qarat.verifications import Verification
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
 Record = (
-    ActivationStats | Continuations | Evaluation | Law | Menu | Plan | SearchResult | Sweep | Verification | ZeroShot
+    ActivationStats
+    | Continuations
+    | Evaluation
+    | Law
+    | Menu
+    | MetricCheck
+    | Plan
+    | SearchResult
+    | SiteMeasurements
+    | Sweep
+    | Verification
+    | ZeroShot
 )
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
@@ -37,6 +49,8 @@ _TYPES: dict[str, Any] = {
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,
+    "metric-check": MetricCheck,
+    "site-measurements": SiteMeasurements,
     "search": SearchResult,
     "sweep": Sweep,
     "verification": Verification,

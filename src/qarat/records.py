@@ -14,6 +14,7 @@ from torch import Tensor
 from qarat.errors import UserError
 
 __all__ = [
+    "NATS",
     "ActivationStats",
     "Continuations",
     "Difference",
@@ -204,13 +205,17 @@ def paired_difference(a: Evaluation, b: Evaluation) -> Difference:
     return Difference(mean, error, clusters)
 
 
+NATS = "nats per token"
+"""The unit of damage, unless a menu names another."""
+
+
 class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The predicted price of one scheme at one site.
 
     Attributes:
         site: Full name.
         scheme: Short spelling.
-        damage: Nats per token.
+        damage: In the menu's unit.
         standard_error: Over windows.
     """
 
@@ -228,16 +233,38 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         metric: How it was priced, e.g. ``fisher``.
         stats: Content hash of the stats behind static scales.
         entries: One a site and scheme.
+        unit: Of the prices. Where it is not `NATS` they rank sites, and say nothing of the loss.
     """
 
     provenance: Provenance
     metric: str
     stats: str
     entries: tuple[MenuEntry, ...]
+    unit: str = NATS
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether the prices are losses, which add up and can be held against a budget."""
+        return self.unit == NATS
 
     def damages(self, scheme: str) -> dict[str, float]:
-        """Site to damage under one scheme, in nats per token."""
+        """Site to damage under one scheme, in the menu's unit."""
         return {e.site: e.damage for e in self.entries if e.scheme == scheme}
+
+    def require_nats(self, what: str) -> None:
+        """Refuse a menu that only ranks.
+
+        Args:
+            what: Was about to be done with it, for the message.
+
+        Raises:
+            UserError: If its unit is not nats per token.
+        """
+        if not self.in_nats:
+            raise UserError(
+                f"cannot {what} by {self.metric}: its prices are {self.unit}, which rank sites and are no losses; "
+                f"take one in {NATS}, such as fisher"
+            )
 
 
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

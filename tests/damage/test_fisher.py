@@ -218,6 +218,19 @@ def test_every_scheme_is_priced_at_every_site_it_fits(three_blocks: Path):
     assert all((kinds[site] == "product") == scheme.startswith("l=") for site, scheme in priced)
 
 
+def test_many_schemes_at_once_cost_what_each_costs_alone(three_blocks: Path):
+    """One pass for projections and products together; every price is the same number as with one scheme of each."""
+    model, tokens = open_model(str(three_blocks)), token_set()
+    linear = [INT8, "w=mxint4/g8 a=mxint4/g8", "w=int4/g8", "a=e4m3/token"]
+    products = [PRODUCT, "l=mxint4/g8 r=mxint4/g8", "r=int4/token", "l=e4m3/token"]
+    together = price(model, tokens, schemes(*linear, *products))
+    assert len(together.entries) == 3 * (4 * 7 + 4 * 2)
+    for one, other in zip(linear, products, strict=True):
+        pair = price(model, tokens, schemes(one, other))
+        assert together.damages(one) == pair.damages(one)
+        assert together.damages(other) == pair.damages(other)
+
+
 def test_static_schemes_use_the_stats(three_blocks: Path):
     model, tokens = open_model(str(three_blocks)), token_set()
     stats = observe(model, tokens)
@@ -281,7 +294,7 @@ def test_nothing_stays_behind_after_an_exception(three_blocks: Path, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qarat.damage.fisher._CapturingProducts._keep", broken)
+    monkeypatch.setattr("qarat.damage.capture.CapturingProducts._keep", broken)
     with pytest.raises(KeyboardInterrupt):
         price(model, token_set(), schemes(INT8, PRODUCT))
     for index in range(model.blocks):

@@ -49,26 +49,31 @@ def show_menu(
         title("predicted damage", record.provenance.model, record.metric),
         words(record.provenance.convention, "dim"),
     ]
+    if not record.in_nats:
+        parts.append(words(f"prices are {record.unit}: they rank sites, and say nothing of the loss"))
     for scheme in schemes:
         entries = sorted((e for e in record.entries if e.scheme == scheme), key=lambda e: -e.damage)
         alone = {t.sites[0]: t for t in sweep.alone} if sweep and scheme == swept else {}
-        parts += [Text(), words(scheme, "bold"), *_prices(entries, parameters, alone)]
+        parts += [Text(), words(scheme, "bold"), *_prices(entries, parameters, alone, record.in_nats)]
     return Group(*parts)
 
 
 def _prices(
-    entries: Sequence[MenuEntry], parameters: Mapping[str, int], alone: Mapping[str, Trial]
+    entries: Sequence[MenuEntry], parameters: Mapping[str, int], alone: Mapping[str, Trial], in_nats: bool
 ) -> tuple[RenderableType, ...]:
     """One scheme's prices: the dearest sites, and those whose damage was measured too."""
     total = math.fsum(e.damage for e in entries)
     shown = [e for i, e in enumerate(entries) if i < ROWS or e.site in alone]
     measured = [alone[e.site].damage.nats for e in shown if e.site in alone]
-    digits = decimals([e.damage for e in shown] + measured)
+    # Nats stand beside nats; another unit has a precision of its own.
+    digits = decimals([e.damage for e in shown] + (measured if in_nats else []))
+    measured_digits = digits if in_nats else decimals(measured)
+    unit = "nats" if in_nats else "price"
     per_million = {e.site: e.damage / (parameters[e.site] / 1e6) for e in shown if parameters.get(e.site)}
     density = decimals(per_million.values(), least=3)
-    columns = [label("site", wrap=False), number("damage\n(nats)"), number("± SE\n(nats)"), number("share\n(%)")]
+    columns = [label("site", wrap=False), number(f"damage\n({unit})"), number(f"± SE\n({unit})"), number("share\n(%)")]
     if per_million:
-        columns.append(number("per 10⁶ parameters\n(nats)"))
+        columns.append(number(f"per 10⁶ parameters\n({unit})"))
     if alone:
         columns += [number("measured alone\n(nats)"), number("± SE\n(nats)")]
     out = table(*columns)
@@ -78,12 +83,12 @@ def _prices(
             row.append(fixed(per_million[e.site], density) if e.site in per_million else "")
         if alone:
             difference = alone[e.site].damage if e.site in alone else None
-            row += (
-                [fixed(difference.nats, digits), fixed(difference.standard_error, digits)] if difference else ["", ""]
-            )
+            figures = (difference.nats, difference.standard_error) if difference else ()
+            row += [fixed(f, measured_digits) for f in figures] or ["", ""]
         cells(out, *row)
     seen = share(math.fsum(e.damage for e in shown), total)
-    footer = f"sum predicted {fixed(total, decimals([total]))} nats per token over {len(entries)} sites"
+    what = f"predicted {fixed(total, decimals([total]))} nats per token" if in_nats else fixed(total, decimals([total]))
+    footer = f"sum {what} over {len(entries)} sites"
     if len(shown) < len(entries):
         footer += f"; the {len(shown)} shown make {seen} % of it"
     return out, Text(), words(footer)

@@ -16,6 +16,7 @@ from qarat.checkpoints import ReferenceModel
 from qarat.lawrecords import Law, Prediction
 from qarat.laws.forms import Catalog
 from qarat.laws.tables import Table
+from qarat.metricrecords import MetricCheck
 from qarat.plans import Plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.report.accuracy import compare_accuracy, show_accuracy
@@ -25,6 +26,7 @@ from qarat.report.continuations import continuations
 from qarat.report.laws import show_forms, show_law, show_prediction, show_table, show_tables
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
+from qarat.report.metrics import show_check, show_checks
 from qarat.report.outcomes import compare, show_evaluation
 from qarat.report.searches import show_search
 from qarat.report.verdicts import show_verification
@@ -52,6 +54,7 @@ def render(record: object, **context: Any) -> RenderableType:
 
 render.register(ActivationStats, show_stats)
 render.register(Menu, show_menu)
+render.register(MetricCheck, show_check)
 render.register(Plan, show_plan)
 render.register(SearchResult, show_search)
 render.register(Sweep, show_sweep)
@@ -78,6 +81,8 @@ def render_all(records: Sequence[object], **context: Any) -> RenderableType:
         return compare([r for r in records if isinstance(r, Evaluation)])
     if len(records) > 1 and all(isinstance(r, ZeroShot) for r in records):
         return compare_accuracy([r for r in records if isinstance(r, ZeroShot)])
+    if len(records) > 1 and all(isinstance(r, MetricCheck) for r in records):
+        return show_checks([r for r in records if isinstance(r, MetricCheck)])
     if len(records) > 1 and all(isinstance(r, Table) for r in records):
         return show_tables([r for r in records if isinstance(r, Table)])
     if records and all(isinstance(r, ReferenceModel) for r in records):
