@@ -7,6 +7,7 @@ hands on whatever a block returns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -26,8 +27,43 @@ from qarat.tensors import QuantizedTensor, Scales
 
 __all__ = ["WeightCache", "build_block", "check_stats", "quantize"]
 
-WeightCache = dict[tuple[str, TensorScheme], QuantizedTensor]
-"""Weights quantized once per (site, scheme), for callers that build the same block many times."""
+
+class WeightCache:
+    """Weights quantized once per (site, scheme), for callers that build the same block many times.
+
+    What is over the bound is quantized anew each time. What came first stays: whoever goes through the blocks again and
+    again would find that the least recently used is just what he needs next.
+
+    Attributes:
+        held: Bytes of the weights kept.
+    """
+
+    def __init__(self, bound: int) -> None:
+        """Empty.
+
+        Args:
+            bound: On the bytes of the weights kept.
+        """
+        self.held = 0
+        self._bound = bound
+        self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
+
+    def quantized(self, name: str, weight: Tensor, scheme: TensorScheme) -> QuantizedTensor:
+        """A site's weight under a scheme.
+
+        Args:
+            name: Of the site.
+            weight: (out, in), always the same for a name.
+            scheme: Of the weight.
+        """
+        key = (name, scheme)
+        if key in self._weights:
+            return self._weights[key]
+        quantized = quantize_weight(weight, scheme)
+        if self.held + quantized.nbytes <= self._bound:
+            self._weights[key] = quantized
+            self.held += quantized.nbytes
+        return quantized
 
 
 def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> Model:
@@ -114,10 +150,8 @@ def _quant_linear(
 ) -> QuantLinear:
     weight: QuantizedTensor | Tensor = linear.weight.detach()
     if scheme.weight is not None:
-        key = (name, scheme.weight)
-        weight = cache[key] if cache is not None and key in cache else quantize_weight(linear.weight, scheme.weight)
-        if cache is not None:
-            cache[key] = weight
+        quantized = quantize_weight if cache is None else functools.partial(cache.quantized, name)
+        weight = quantized(linear.weight, scheme.weight)
     scales = None
     for stream, tensor_scheme in static_operands(streams, scheme):
         scales = static_scales_of(stats, stream, tensor_scheme)

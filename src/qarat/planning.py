@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from qarat.conversion import WeightCache, build_block, check_stats
+from qarat.conversion import check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.evaluation.incremental import Meter
 from qarat.formats import nearest_names
+from qarat.measuring import make_meter
 from qarat.models import Model
 from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
 from qarat.recordfiles import content_hash
@@ -199,9 +199,7 @@ def find_plan(
     naive = naive_plan(model, request, stats)
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
-    # Weights rounded once are kept only where the whole model may be.
-    cache: WeightCache | None = {} if model.keeps_blocks else None
-    meter = Meter(model, selection, lambda index, schemes: build_block(model, index, schemes, stats, cache))
+    meter = make_meter(model, selection, stats)
     budget = parse_budget(request.budget)
     plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
     check_stats(plan, stats)

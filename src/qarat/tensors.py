@@ -50,6 +50,12 @@ class QuantizedTensor:
     scales: Scales
     scheme: TensorScheme
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of codes and scales."""
+        s = self.scales
+        return sum(t.nbytes for t in (self.codes, s.scale, s.zero_point, s.tensor_scale) if t is not None)
+
     def dequantize(self) -> Tensor:
         """The numbers the codes stand for, scale × (table[code] − zero point); shape of ``codes``, float32."""
         values = as_matrices(decode(self.codes, self.scheme.number_format))
