@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from qarat.budgets import parse_loss_budget
 from qarat.conversion import check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.formats import nearest_names
 from qarat.measuring import make_meter
 from qarat.models import Model
-from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
+from qarat.plans import Plan, PlanError, Site, assign, match_sites, short_name
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
@@ -68,7 +69,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         _check_scheme("--low", self.low)
         _check_scheme("--protect", self.protection)
-        parse_budget(self.budget)
+        parse_loss_budget(self.budget)
         if self.sites and self.by != "damage":
             raise UserError("--sites and --by both say what to protect; give one of them")
         if self.by == "massive":
@@ -200,7 +201,7 @@ def find_plan(
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
     meter = make_meter(model, selection, stats)
-    budget = parse_budget(request.budget)
+    budget = parse_loss_budget(request.budget)
     plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
     check_stats(plan, stats)
     return plan, record

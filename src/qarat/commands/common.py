@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qarat import options, pipeline
+from qarat.budgets import parse_size
 from qarat.checkpoints import reference_models
 from qarat.data import TokenSet, load_token_sets
 from qarat.errors import ArgumentError, UserError
@@ -22,7 +23,7 @@ from qarat.recordfiles import decode_record
 from qarat.records import ActivationStats
 from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
 from qarat.screens import Lines, Screen
-from qarat.workspace import Run, Runtime, parse_size
+from qarat.workspace import Run, Runtime
 
 __all__ = [
     "check_weights",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qarat import options
+from qarat.budgets import parse_size
 from qarat.commands.common import check_weights, command_line, load_tokens, open_float, quoted, show_estimate
 from qarat.errors import ArgumentError
 from qarat.estimates import SWEEP_FORWARDS, price_forwards
@@ -12,7 +13,7 @@ from qarat.models import Model
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
 from qarat.searching import STATS, SearchJob, SearchRequest, plan_file
-from qarat.workspace import Run, parse_size
+from qarat.workspace import Run
 
 __all__ = ["search"]
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from qarat.plans import Budget, Plan, short_name
+from qarat.budgets import LossBudget
+from qarat.plans import Plan, short_name
 from qarat.records import Evaluation, Sweep, Trial, paired_difference
 from qarat.schemes import Scheme
 from qarat.search.space import Unit
@@ -43,7 +44,7 @@ def sweep(
     naive: Plan,
     ranked: Sequence[Unit],
     protect: Scheme,
-    budget: Budget,
+    budget: LossBudget,
     measure: Measure,
     *,
     order: str,
@@ -96,7 +97,7 @@ def sweep(
     return plan, record
 
 
-def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, exactly: int | None) -> list[Trial]:
+def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None) -> list[Trial]:
     """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
     trials: list[Trial] = []
     idle = 0
@@ -114,7 +115,7 @@ def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, 
 
 
 def _release(
-    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, naive_loss: float
+    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: LossBudget, naive_loss: float
 ) -> list[Unit]:
     """Units whose protection buys nothing, the idlest first, as far as the budget holds without all of them."""
     pairs = sorted(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
@@ -128,7 +129,7 @@ def _release(
     return released
 
 
-def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
+def _choose(trials: Sequence[Trial], budget: LossBudget, exactly: int | None) -> tuple[int, str]:
     """How many to protect, and the reason in words."""
     last = len(trials) - 1
     loss = trials[last].damage.nats
