@@ -73,7 +73,9 @@ render.register(Table, show_table)
 
 
 def render_all(records: Sequence[object], **context: Any) -> RenderableType:
-    """Several records as one: evaluations and scores compared with the first, models listed, the rest in a row."""
+    """Several records as one: evaluations and scores compared with the first, metrics and models listed, others in a
+    row.
+    """
     if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
         return compare([r for r in records if isinstance(r, Evaluation)])
     if len(records) > 1 and all(isinstance(r, ZeroShot) for r in records):
