@@ -16,6 +16,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import common
 import msgspec
@@ -88,7 +89,8 @@ def compare(name: str, chosen: argparse.Namespace) -> dict[str, object]:
         metrics[metric] = figures(check(menu, measured)) | {"correction": msgspec.structs.asdict(fit)}
     for metric, prices in damages.items():
         together = [(price, damages["kl"][site]) for site, price in prices.items()]
-        metrics[metric]["rank_correlation_with_kl"] = float(spearmanr(together).statistic)
+        spearman: Any = spearmanr(together)
+        metrics[metric]["rank_correlation_with_kl"] = float(spearman.statistic)
     return {
         "windows": f"{len(tokens)} of {tokens.length} tokens",
         "metrics": metrics,

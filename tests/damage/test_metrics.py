@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(folder, hidden=16, blocks=2, heads=2, kv_heads=1, intermediate=24, vocabulary=48)
 
 
-def priced(folder: Path, metric: str, *spellings: str, tokens: TokenSet | None = None, **runtime: int) -> Menu:
+def priced(folder: Path, metric: str, *spellings: str, tokens: TokenSet | None = None, **runtime: Any) -> Menu:
     model = open_model(str(folder), Runtime(**runtime))
     return damage.load(metric)(model, tokens or token_set(), [parse_scheme(s) for s in spellings])
 
@@ -83,6 +83,7 @@ def by_autograd(folder: Path, tokens: TokenSet, objective: Callable[[Tensor, int
     found = {}
     for name, (module, x, y) in caught.items():
         weight, x = module.weight.detach(), x.detach()
+        assert y.grad is not None
         dw, dx = int8_error(weight), int8_error(x)
         found[name] = Seen(weight, x, y.grad, dw, dx, (x + dx) @ (weight + dw).T - x @ weight.T)
     return found

@@ -5,8 +5,8 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-from qarat.metricrecords import ComparedSite, MetricCheck
-from qarat.records import NATS, Difference, Provenance
+from qarat.metricrecords import ComparedSite, MetricCheck, SiteMeasurements
+from qarat.records import NATS, Difference, Provenance, Trial
 from qarat.report.terminal import render, render_all
 
 PROVENANCE = Provenance("0123456789abcdef" * 4, "t" * 64, "windows-8-bos", {})
@@ -49,3 +49,11 @@ def test_a_single_check_lists_the_dearest_sites():
     listed = [line.split()[0] for line in shown.splitlines() if ".down" in line]
     assert listed == [f"{i}.down" for i in range(11, 1, -1)]
     assert "and 2 sites that lose less" in shown
+
+
+def test_measured_sites_are_listed_the_dearest_first_and_all_together_last():
+    alone = tuple(Trial(f"only {i}.down low", (f"s{i}",), Difference(0.1 * i, 0.01, 9)) for i in range(12))
+    record = SiteMeasurements(PROVENANCE, "w=int4/channel", alone, Trial("all low", (), Difference(9.0, 0.5, 9)))
+    rows = [line.split() for line in text(render(record)).splitlines() if " low " in line]
+    assert [row[1] for row in rows[:-1]] == [f"{i}.down" for i in range(11, 1, -1)]
+    assert rows[-1] == ["all", "low", "9.0000", "0.5000"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from qarat.errors import UserError
 from qarat.metricrecords import ComparedSite, Correction, MetricCheck, SiteMeasurements
@@ -80,7 +81,8 @@ def check(menu: Menu, measured: SiteMeasurements) -> MetricCheck:
     sites = tuple(_compare(entries[t.sites[0]].damage, entries[t.sites[0]].standard_error, t) for t in measured.alone)
     predicted, losses = [s.predicted for s in sites], [s.measured.nats for s in sites]
     varies = len(set(predicted)) > 1 and len(set(losses)) > 1
-    rank = float(stats.spearmanr(predicted, losses).statistic) if varies else math.nan
+    spearman: Any = stats.spearmanr(predicted, losses) if varies else None
+    rank = float(spearman.statistic) if varies else math.nan
     squares = math.fsum(p * p for p in predicted)
     slope = math.fsum(p * m for p, m in zip(predicted, losses, strict=True)) / squares if squares else math.nan
     return MetricCheck(

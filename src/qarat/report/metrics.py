@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from qarat.metricrecords import MetricCheck
+from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import short_name
 from qarat.records import NATS
 from qarat.report.layout import cells, decimals, fixed, label, number, table, title, words
 
-__all__ = ["show_check", "show_checks"]
+__all__ = ["show_check", "show_checks", "show_measurements"]
 
 ROWS = 10  # sites listed under a single metric
 
@@ -47,6 +47,20 @@ def show_checks(records: Sequence[MetricCheck]) -> RenderableType:
         checks = sorted((r for r in records if r.scheme == scheme), key=_order)
         parts += [words(checks[0].provenance.convention, "dim"), Text(), words(scheme, "bold"), *_scheme(checks)]
     return Group(*parts)
+
+
+def show_measurements(record: SiteMeasurements) -> RenderableType:
+    """What the dearest sites lose alone, and all of them together."""
+    dearest = sorted(record.alone, key=lambda t: -t.damage.nats)[:ROWS]
+    shown = [*dearest, record.joint]
+    digits = decimals([t.damage.nats for t in shown])
+    out = table(
+        label(f"of {len(record.alone)} sites", wrap=False), number("loss over float\n(nats)"), number("± SE\n(nats)")
+    )
+    for t in shown:
+        cells(out, t.label, fixed(t.damage.nats, digits), fixed(t.damage.standard_error, digits))
+    head = title("measured damage of single sites", record.provenance.model)
+    return Group(head, words(record.provenance.convention, "dim"), Text(), words(record.scheme, "bold"), out)
 
 
 def _order(check: MetricCheck) -> float:

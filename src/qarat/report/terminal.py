@@ -16,7 +16,7 @@ from qarat.checkpoints import ReferenceModel
 from qarat.lawrecords import Law, Prediction
 from qarat.laws.forms import Catalog
 from qarat.laws.tables import Table
-from qarat.metricrecords import MetricCheck
+from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.report.accuracy import compare_accuracy, show_accuracy
@@ -26,7 +26,7 @@ from qarat.report.continuations import continuations
 from qarat.report.laws import show_forms, show_law, show_prediction, show_table, show_tables
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
-from qarat.report.metrics import show_check, show_checks
+from qarat.report.metrics import show_check, show_checks, show_measurements
 from qarat.report.outcomes import compare, show_evaluation
 from qarat.report.searches import show_search
 from qarat.report.verdicts import show_verification
@@ -57,6 +57,7 @@ render.register(Menu, show_menu)
 render.register(MetricCheck, show_check)
 render.register(Plan, show_plan)
 render.register(SearchResult, show_search)
+render.register(SiteMeasurements, show_measurements)
 render.register(Sweep, show_sweep)
 render.register(Evaluation, show_evaluation)
 render.register(Verification, show_verification)
@@ -76,7 +77,7 @@ render.register(Table, show_table)
 
 
 def render_all(records: Sequence[object], **context: Any) -> RenderableType:
-    """Several records as one: evaluations and scores compared with the first, models listed, the rest in a row."""
+    """Several records as one: evaluations and scores compared with the first, metrics and models listed, or a row."""
     if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
         return compare([r for r in records if isinstance(r, Evaluation)])
     if len(records) > 1 and all(isinstance(r, ZeroShot) for r in records):
