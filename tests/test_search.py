@@ -5,7 +5,8 @@ from itertools import combinations
 
 import pytest
 
-from qarat.plans import Budget, Plan, Site, assign
+from qarat.budgets import LossBudget
+from qarat.plans import Plan, Site, assign
 from qarat.records import Evaluation, Provenance, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
 from qarat.search import MOST, NOTHING, PATIENCE, Unit, make_units, rank_by_damage, sweep
@@ -54,7 +55,7 @@ class Fake:
         self, budget: float, *, exactly: int | None = None, protect: str = "float", tied: bool = False
     ) -> tuple[Plan, Sweep]:
         units = make_units(self.sites, tied=tied)
-        allowed = Budget(f"nats+{budget}", budget)
+        allowed = LossBudget(f"nats+{budget}", budget)
         return sweep(
             self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly
         )
@@ -262,7 +263,7 @@ def test_progress_ends_at_its_total() -> None:
         fake.naive,
         units,
         LinearScheme(),
-        Budget("nats+0", 0.0),
+        LossBudget("nats+0", 0.0),
         fake.measure,
         order="",
         progress=lambda *call: calls.append(call),

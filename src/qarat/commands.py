@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qarat import conversion, options, pipeline
+from qarat.budgets import parse_size
 from qarat.checkpoints import describe_reference_models, reference_models
 from qarat.damage import fisher
 from qarat.data import TokenSet, load_token_sets
@@ -35,7 +36,7 @@ from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
 from qarat.screens import Lines, Screen
 from qarat.verifications import Verification
 from qarat.verifying import verify_against_float, verify_against_run, verify_alone
-from qarat.workspace import Run, Runtime, check_file, check_folder, parse_size, read_command, write_whole
+from qarat.workspace import Run, Runtime, check_file, check_folder, read_command, write_whole
 
 __all__ = [
     "Screen",

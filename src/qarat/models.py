@@ -155,6 +155,9 @@ class Model:
         layers = cast(nn.ModuleList, self._skeleton.get_submodule(self.family.blocks))
         for i, layer in enumerate(layers):
             prefix = f"{self.family.blocks}.{i}"
+            # What attention's heads put out, side by side, is what the next projection reads.
+            behind = next(s.readers[0] for s in self.family.streams if s.name == "o_in")
+            width = cast(nn.Linear, layer.get_submodule(behind)).in_features
             for stream in self.family.streams:
                 for reader in stream.readers:
                     linear = cast(nn.Linear, layer.get_submodule(reader))
@@ -165,8 +168,9 @@ class Model:
                     sites.append(Site(name, i, "projection", streams, shape, tie, has_bias))
                 if stream.name == "attn_in":
                     home = f"{prefix}.{self.family.attention}"
-                    sites.append(Site(f"{home}.qk", i, "product", (f"{prefix}.q", f"{prefix}.k")))
-                    sites.append(Site(f"{home}.av", i, "product", (f"{prefix}.p", f"{prefix}.v")))
+                    for leaf, operands in (("qk", "qk"), ("av", "pv")):
+                        streams = tuple(f"{prefix}.{operand}" for operand in operands)
+                        sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))
         return tuple(sites)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

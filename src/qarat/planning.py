@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from qarat.budgets import parse_loss_budget
 from qarat.conversion import WeightCache, build_block, check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.evaluation.incremental import Meter
 from qarat.formats import nearest_names
 from qarat.models import Model
-from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
+from qarat.plans import Plan, PlanError, Site, assign, match_sites, short_name
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
@@ -67,7 +68,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         _check_scheme("--low", self.low)
         _check_scheme("--protect", self.protection)
-        parse_budget(self.budget)
+        parse_loss_budget(self.budget)
         if self.sites and self.by != "damage":
             raise UserError("--sites and --by both say what to protect; give one of them")
         if self.by == "massive":
@@ -201,7 +202,7 @@ def find_plan(
     # Weights rounded once are kept only where the whole model may be.
     cache: WeightCache | None = {} if model.keeps_blocks else None
     meter = Meter(model, selection, lambda index, schemes: build_block(model, index, schemes, stats, cache))
-    budget = parse_budget(request.budget)
+    budget = parse_loss_budget(request.budget)
     plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
     check_stats(plan, stats)
     return plan, record

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from qarat.plans import Budget, Plan, Site, short_name
+from qarat.budgets import LossBudget
+from qarat.plans import Plan, Site, short_name
 from qarat.records import Evaluation, Sweep, Trial, paired_difference
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
@@ -69,7 +70,7 @@ def sweep(
     naive: Plan,
     ranked: Sequence[Unit],
     protect: Scheme,
-    budget: Budget,
+    budget: LossBudget,
     measure: Measure,
     *,
     order: str,
@@ -122,7 +123,7 @@ def sweep(
     return plan, record
 
 
-def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, exactly: int | None) -> list[Trial]:
+def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None) -> list[Trial]:
     """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
     trials: list[Trial] = []
     idle = 0
@@ -140,7 +141,7 @@ def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, 
 
 
 def _release(
-    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, naive_loss: float
+    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: LossBudget, naive_loss: float
 ) -> list[Unit]:
     """Units whose protection buys nothing, the idlest first, as far as the budget holds without all of them."""
     pairs = sorted(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
@@ -154,7 +155,7 @@ def _release(
     return released
 
 
-def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
+def _choose(trials: Sequence[Trial], budget: LossBudget, exactly: int | None) -> tuple[int, str]:
     """How many to protect, and the reason in words."""
     last = len(trials) - 1
     loss = trials[last].damage.nats
