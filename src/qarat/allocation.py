@@ -30,7 +30,7 @@ from qarat.errors import UserError
 __all__ = ["Allocation", "Problem", "allocate", "allocate_greedy", "frontier"]
 
 STATES = 1 << 16
-"""Most partial choices that are kept: above what 400 units of six schemes need by a factor of ten, 130 MB at worst."""
+"""Most partial choices kept: ten times what 400 units of six schemes were seen to need, and 210 MB for so many."""
 ROUNDING = 1e-12
 """What sums of a few hundred float64 may be off by, as a share of their terms; no choice is ruled out by less."""
 OFFENDERS = 5  # that a message names
