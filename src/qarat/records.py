@@ -106,7 +106,7 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arrays: dict[str, Tensor]
 
 
-class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one observing pass measured, per stream.
 
     Attributes:
@@ -116,6 +116,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sampled_windows: Windows whose elements went into the histograms of magnitudes, from the first on.
         edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; `qarat.histograms`.
         streams: By name.
+        prefix: Ids of the tokens in front of every window that no statistic counts; a plan computes them in float.
     """
 
     provenance: Provenance
@@ -124,6 +125,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampled_windows: int
     edges: Tensor
     streams: dict[str, StreamStats]
+    prefix: tuple[int, ...] = ()
 
     def stream(self, name: str) -> StreamStats:
         """The named stream's stats.
@@ -220,7 +222,7 @@ class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     standard_error: float
 
 
-class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every scheme would cost at every site.
 
     Attributes:
@@ -228,12 +230,14 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         metric: How it was priced, e.g. ``fisher``.
         stats: Content hash of the stats behind static scales.
         entries: One a site and scheme.
+        prefix: Ids of the tokens in front of every window that are in float whatever a site's scheme.
     """
 
     provenance: Provenance
     metric: str
     stats: str
     entries: tuple[MenuEntry, ...]
+    prefix: tuple[int, ...] = ()
 
     def damages(self, scheme: str) -> dict[str, float]:
         """Site to damage under one scheme, in nats per token."""

@@ -28,7 +28,9 @@ from qarat.calibration import check_static, static_operands, static_scales_of
 from qarat.data import TokenSet
 from qarat.kernels import reference
 from qarat.models import Model
+from qarat.modules import QuantProducts
 from qarat.plans import Site
+from qarat.prefixes import check_prefix
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, MenuEntry
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
@@ -46,6 +48,7 @@ def price(
     schemes: Sequence[Scheme],
     stats: ActivationStats | None = None,
     *,
+    prefix: tuple[int, ...] = (),
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Menu:
@@ -56,15 +59,18 @@ def price(
         tokens: The selection set.
         schemes: Projection schemes are priced at every projection, product schemes at every attention product.
         stats: Behind static scales.
+        prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of the labels drawn from the model.
         progress: Called after every block, forward and backward.
 
     Raises:
-        UserError: Static scales without stats, or with stats of another model or without a stream that is needed.
+        UserError: Static scales without stats, or with stats of another model or prefix or without a stream that is
+            needed; windows that do not begin with the prefix.
     """
+    check_prefix(tokens, prefix)
     fitting = [(s, scheme) for s in model.sites() for scheme in schemes if _fits(s, scheme)]
     needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
-    check_static(needed, stats, model.fingerprint)
+    check_static(needed, stats, model.fingerprint, prefix)
     model.require_float("price")
     batches = tokens.batches(model.runtime.batch_tokens)
     entrances = _forward(model, batches, progress)
@@ -75,7 +81,7 @@ def price(
     sums: dict[tuple[str, str], list[Tensor]] = {}
     for index in reversed(range(model.blocks)):
         block = model.block(index)
-        prices = _BlockPrices(model, index, schemes, stats)
+        prices = _BlockPrices(model, index, schemes, stats, len(prefix))
         inputs = entrances.pop()
         for j in range(len(batches)):
             gradients[j], captured = _backward(model, index, block, inputs[j], gradients[j], prices.has_products)
@@ -85,7 +91,7 @@ def price(
     keys = [(site.name, str(scheme)) for site in model.sites() for scheme in schemes]
     entries = [_entry(key, torch.cat(sums[key])) for key in keys if key in sums]
     provenance = model.provenance(tokens.fingerprint, tokens.convention, seed)
-    return Menu(provenance, METRIC, content_hash(stats) if stats else "", tuple(entries))
+    return Menu(provenance, METRIC, content_hash(stats) if stats else "", tuple(entries), prefix)
 
 
 def _entry(key: tuple[str, str], windows: Tensor) -> MenuEntry:
@@ -210,8 +216,11 @@ def _backward(
 class _BlockPrices:
     """The schemes under which one block's sites are priced, each weight quantized once."""
 
-    def __init__(self, model: Model, index: int, schemes: Sequence[Scheme], stats: ActivationStats | None) -> None:
-        self._prefix = f"{model.family.blocks}.{index}."
+    def __init__(
+        self, model: Model, index: int, schemes: Sequence[Scheme], stats: ActivationStats | None, first_token: int
+    ) -> None:
+        self._home = f"{model.family.blocks}.{index}."
+        self._first = first_token
         self._sites = [s for s in model.sites() if s.block == index]
         self._linear = [s for s in schemes if isinstance(s, LinearScheme)]
         self._matmul = [s for s in schemes if isinstance(s, MatmulScheme)]
@@ -227,26 +236,33 @@ class _BlockPrices:
         """(site, scheme) to damage of each window of a batch, (windows,) float64, nats per token."""
         prices: dict[tuple[str, str], Tensor] = {}
         for site in self._sites:
-            key = site.leaf if site.kind == "product" else site.name.removeprefix(self._prefix)
+            key = site.leaf if site.kind == "product" else site.name.removeprefix(self._home)
             if key not in captured.outputs:
                 continue
             for scheme in self._matmul if site.kind == "product" else self._linear:
                 changed = self._output(block, site, key, scheme, captured.operands[key])
-                delta = changed.to(captured.outputs[key].dtype) - captured.outputs[key]
-                along = (captured.gradients[key] * delta).float().sum(-1)  # over channels, or over keys
+                output, gradient = (x[key][..., self._first :, :] for x in (captured.outputs, captured.gradients))
+                delta = changed.to(output.dtype) - output
+                along = (gradient * delta).float().sum(-1)  # over channels, or over keys
                 if site.kind == "product":
                     along = along.sum(1)  # over heads
-                prices[site.name, str(scheme)] = along.double().square().mean(-1).cpu() / 2
+                # A mean over all tokens: those in front of the first lose nothing.
+                counted = along.shape[-1] / captured.outputs[key].shape[-2]
+                prices[site.name, str(scheme)] = along.double().square().mean(-1).cpu() * counted / 2
         return prices
 
     def _output(self, block: nn.Module, site: Site, key: str, scheme: Scheme, operands: tuple[Tensor, ...]) -> Tensor:
-        """The site's output if it alone used the scheme."""
+        """The site's output if it alone used the scheme, from the first token on that does."""
+        rows = operands[0][..., self._first :, :]
         scales: dict[str, Scales] = {
             stream: static_scales_of(self._stats, stream, s) for stream, s in static_operands(site.streams, scheme)
         }
         if isinstance(scheme, MatmulScheme):
-            (left, right), (left_stream, right_stream) = operands, site.streams
-            return reference.matmul(left, right, scheme, scales.get(left_stream), scales.get(right_stream))
+            by_operand = {stream.rpartition(".")[2]: known for stream, known in scales.items()}
+            products = QuantProducts(scheme, scheme, by_operand, self._first)
+            if site.leaf == "qk":
+                return products.scores(rows, operands[1].transpose(-1, -2))
+            return products.mix(rows, operands[1])
         linear = cast(nn.Linear, block.get_submodule(key))
         cached = (site.name, str(scheme.weight))
         if cached not in self._weights:
@@ -255,7 +271,7 @@ class _BlockPrices:
                 weight = quantize_tensor(weight.float(), scheme.weight).dequantize()
             self._weights[cached] = weight
         input_scales = scales.get(site.streams[0])
-        return reference.linear(operands[0], self._weights[cached], linear.bias, scheme.input, input_scales)
+        return reference.linear(rows, self._weights[cached], linear.bias, scheme.input, input_scales)
 
 
 def _offsets(batches: Sequence[Tensor]) -> list[int]:
