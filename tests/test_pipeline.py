@@ -7,22 +7,29 @@ import os
 import random
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from qarat import cli, pipeline, workspace
 from qarat.cli import main
+from qarat.data import load_token_sets
+from qarat.errors import UserError
+from qarat.exporters.native import read_native
+from qarat.models import open_model
+from qarat.pipeline import Pipeline
+from qarat.planning import Request
 from qarat.plans import Plan
 from qarat.recordfiles import decode_record
-from qarat.records import Continuations, Evaluation
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu
 from qarat.report.progress import StageProgress
-from qarat.workspace import read_manifest
+from qarat.workspace import Run, Runtime, no_progress, read_manifest
 
 Qarat = Callable[..., Any]
 LOG = "log.jsonl"
@@ -401,3 +408,48 @@ def test_a_prompt_is_continued(qarat: Qarat, words: list[str], tmp_path: Path) -
     assert answer.code == 1
     assert "--prompt has 100 tokens; give 1 to 32" in answer.err
     assert not (tmp_path / "other.partial").exists()
+
+
+# ---------------------------------------------------------------- a prefix
+
+
+def job(folder: Path, text: Path, request: Request, **more: Any) -> Pipeline:
+    model = open_model(str(folder), Runtime(threads=1))
+    tokens = load_token_sets(model, calibration=str(text), length=32, samples=4, report_samples=6)
+    quiet: dict[str, Any] = {"progress": no_progress, "show": lambda *_, **__: None, "note": lambda _: None}
+    return Pipeline(model, tokens, request, **({"seed": 0, "prompt": None} | quiet | more))
+
+
+def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "out")
+    run.begin(command="")
+    job(tiny_llama, tiny_text, Request(prefix=1, sites=("0.down",))).execute(run)
+    out = tmp_path / "out"
+    stats, menu = decode_record(out / "stats.safetensors", ActivationStats), decode_record(out / "menu.json", Menu)
+    _, plan = read_native(out / "model")
+    assert stats.prefix == menu.prefix == plan.prefix == (0,)
+    assert (out / "model" / "prefix.safetensors").is_file()
+    assert decode_record(out / "plan.json", Plan) == plan
+
+
+def test_a_prefix_that_cannot_be_is_refused_before_any_work(tiny_llama: Path, tiny_text: Path) -> None:
+    def refused(words: str, prefix: int | Literal["auto"], **more: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            job(tiny_llama, tiny_text, Request(prefix=prefix, low="w=int8/channel a=int8/token"), **more)
+
+    refused("calibration set do not begin with the prefix", 5)
+    refused("leaves nothing of the calibration set", 32)
+    refused("first 1 tokens of a sequence are in float", 1, exports=["compressed-tensors"])
+    refused("--prefix auto: no format", "auto", exports=["compressed-tensors"])
+
+
+def test_a_prompt_begins_with_the_prefix(tiny_llama: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    lines = ["q" + "".join(chance.choices(string.ascii_lowercase, k=30)) for _ in range(72)]  # with BOS, a window each
+    text = tmp_path / "alike.jsonl"
+    documents = ("".join(lines[i : i + 3]) for i in range(0, 72, 3))
+    text.write_text("".join(json.dumps({"source": d[:9], "text": d}) + "\n" for d in documents))
+    assert len(job(tiny_llama, text, Request(prefix=2)).draft.prefix) == 2
+    assert job(tiny_llama, text, Request(prefix=2), prompt="quick").prompt[0] == 0
+    with pytest.raises(UserError, match="--prompt does not begin with the prefix"):
+        job(tiny_llama, text, Request(prefix=2), prompt="slow")

@@ -174,19 +174,32 @@ PRODUCTS = ["float", "l=int8/token r=int8/g8/static", "r=e4m3/tensor/dynamic"]
     st.lists(st.sampled_from(SPELLINGS), min_size=14, max_size=14),
     st.lists(st.sampled_from(PRODUCTS), min_size=4, max_size=4),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.lists(st.integers(0, 2**31), max_size=4),
 )
-def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str) -> None:
+def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str, prefix: list[int]) -> None:
     schemes = {
         s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), matmul=s.kind == "product")
         for s in SITES
     }
     plan = msgspec.structs.replace(plan_of().with_schemes(schemes, words), note=words, stats="ab" * 32)
+    plan = msgspec.structs.replace(plan, prefix=tuple(prefix))
     text = plan.to_json()
     again = read_plan(text)
     assert again == plan
     assert again.to_json() == text
     assert read_plan(text.encode()) == plan
     assert json.loads(text)["note"] == words  # plain JSON, to any reader
+
+
+def test_a_plan_without_a_prefix_is_written_as_before_there_were_any() -> None:
+    assert list(json.loads(plan_of().to_json())) == ["qarat", "model", "low", "float_bits", "stats", "note", "sites"]
+
+
+@pytest.mark.parametrize("prefix", ["[-1]", '["a"]', "[0.5]", "0", "null"])
+def test_a_malformed_prefix_is_refused(prefix: str) -> None:
+    text = plan_of().to_json().replace(' "note"', f' "prefix": {prefix},\n "note"', 1)
+    with pytest.raises(PlanError, match="prefix"):
+        read_plan(text)
 
 
 def test_every_site_has_one_line() -> None:

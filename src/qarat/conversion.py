@@ -20,6 +20,7 @@ from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.plans import Plan
+from qarat.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
@@ -76,12 +77,13 @@ def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> 
 
     Raises:
         PlanError: If the plan does not fit the model.
-        UserError: If stats are missing, or of another model or plan.
+        UserError: If stats are missing, or of another model or plan; a prefix that the model cannot have.
     """
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
-    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats))
+    prefix = prefix_of(model, plan)
+    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix))
 
 
 def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
@@ -95,7 +97,7 @@ def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
         UserError: Listing every stream that is missing, or what does not belong together.
     """
     needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
-    check_static(needed, stats, plan.model)
+    check_static(needed, stats, plan.model, plan.prefix)
     if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
         raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
 
@@ -106,6 +108,7 @@ def build_block(
     schemes: Mapping[str, Scheme],
     stats: ActivationStats | None,
     cache: WeightCache | None = None,
+    prefix: FloatPrefix | None = None,
 ) -> nn.Module:
     """One block under its schemes; tensors that stay in float are shared with the float block.
 
@@ -115,11 +118,12 @@ def build_block(
         schemes: Full site name to scheme, for every site of the block.
         stats: Behind static scales.
         cache: Filled and used if given.
+        prefix: Computed in float in front of every sequence; None for none.
     """
     source = model.block(index)
     block = model.empty_block(index)
     block.load_state_dict(source.state_dict(), assign=True)
-    prefix = f"{model.family.blocks}.{index}."
+    inside = f"{model.family.blocks}.{index}."
     streams = {s.name: s.streams for s in model.sites() if s.block == index}
     products: dict[str, MatmulScheme] = {}
     scales: dict[str, Scales] = {}
@@ -129,15 +133,17 @@ def build_block(
             for stream, tensor_scheme in static_operands(streams[name], scheme):
                 scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
         elif scheme != LinearScheme():
-            inner = name.removeprefix(prefix)
+            inner = name.removeprefix(inside)
             linear = cast(nn.Linear, source.get_submodule(inner))
             parent, _, leaf = inner.rpartition(".")
             replacement = _quant_linear(linear, name, scheme, streams[name], stats, cache)
             setattr(block.get_submodule(parent), leaf, replacement)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = block.get_submodule(model.family.attention)
-        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales))
-    return block.eval().requires_grad_(False)
+        length = 0 if prefix is None else len(prefix.tokens)
+        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
+    block = block.eval().requires_grad_(False)
+    return block if prefix is None else PrefixedBlock(block, index, prefix[index])
 
 
 def _quant_linear(

@@ -7,7 +7,7 @@ worker, plans one way, losses the other.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from qarat.errors import UserError
 from qarat.evaluation.incremental import Failure, Meter
 from qarat.models import Model, open_model
 from qarat.plans import Plan
+from qarat.prefixes import Prefix
 from qarat.records import ActivationStats, Evaluation
 from qarat.workspace import Runtime
 
@@ -79,7 +80,7 @@ class MeterSpec:
     share: int
     opened: Model | None
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> Mapping[str, object]:
         return self.__dict__ | {"opened": None}
 
     def __call__(self) -> Measuring:
@@ -148,7 +149,12 @@ def measure_with(meter: Meter) -> Measuring:
 
 
 def make_meter(
-    model: Model, tokens: TokenSet, stats: ActivationStats | None, *, keep_bytes: int | None = None
+    model: Model,
+    tokens: TokenSet,
+    stats: ActivationStats | None,
+    *,
+    prefix: Prefix | None = None,
+    keep_bytes: int | None = None,
 ) -> Meter:
     """What measures plans of a model.
 
@@ -158,6 +164,7 @@ def make_meter(
         model: In float.
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
+        prefix: Of all the plans that will be measured.
         keep_bytes: Bound on hidden states held, as of `qarat.evaluation.incremental.Meter`.
     """
     kept = model.block_bytes() * (model.blocks if model.keeps_blocks else 1)
@@ -165,6 +172,6 @@ def make_meter(
     return Meter(
         model,
         tokens,
-        lambda index, schemes: build_block(model, index, schemes, stats, cache),
+        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix),
         keep_bytes=keep_bytes,
     )

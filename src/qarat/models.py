@@ -23,7 +23,7 @@ import msgspec
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
 
 from qarat import __version__
 from qarat.attention import ATTENTION
@@ -245,13 +245,14 @@ class Model:
         self._arguments[shape] = [r.arguments for r in recorders]
         return entrance[0]
 
-    def run_block(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+    def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states behind a block.
 
         Args:
             index: Of the block.
             block: From `block`, or any module that stands for it.
             hidden: (windows, length, hidden); of a shape that `embed` has seen or can be asked about.
+            cache: Where the block's keys and values go, if they are wanted; with nothing of this block in it.
 
         Returns:
             Shape and dtype of ``hidden``.
@@ -259,7 +260,7 @@ class Model:
         shape = (hidden.shape[0], hidden.shape[1])
         if shape not in self._arguments:
             self.embed(torch.zeros(shape, dtype=torch.long))
-        output = block(hidden, **self._arguments[shape][index])
+        output = block(hidden, **(self._arguments[shape][index] | {"past_key_values": cache}))
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, hidden: Tensor) -> Tensor:

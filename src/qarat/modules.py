@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from qarat.kernels import reference
@@ -63,25 +64,36 @@ class QuantLinear(nn.Module):
 class QuantProducts(nn.Module):
     """The two attention products of a block under their schemes (protocol `qarat.attention.Products`).
 
+    What is multiplied with keys and values of a prefix (`qarat.prefixes`) stays in float, both operands of it: a
+    prefix in float takes so much of the probability that a scale shared with it would starve the rest.
+
     Attributes:
         qk: Scheme of Q·Kᵀ.
         av: Scheme of probabilities·V.
         scales: Static scales by operand: ``q``, ``k``, ``p``, ``v``.
+        prefix: So many keys in front are those of the prefix.
     """
 
-    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales]) -> None:
+    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales], prefix: int = 0) -> None:
         """Keep schemes and scales."""
         super().__init__()
-        self.qk, self.av, self.scales = qk, av, dict(scales)
+        self.qk, self.av, self.scales, self.prefix = qk, av, dict(scales), prefix
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Q·Kᵀ, shapes as in the protocol; groups of both operands run along the head's channels."""
-        scales = self.scales.get("q"), self.scales.get("k")
-        return reference.matmul(q, k.transpose(-1, -2), self.qk, *scales).to(q.dtype)
+        front, keys = (part.transpose(-1, -2) for part in self._split(k, -2))
+        low = reference.matmul(q, keys, self.qk, self.scales.get("q"), self.scales.get("k"))
+        return (torch.cat([q.float() @ front.float(), low], -1) if self.prefix else low).to(q.dtype)
 
     def mix(self, p: Tensor, v: Tensor) -> Tensor:
         """Probabilities·V, shapes as in the protocol; groups of both operands run along the tokens summed over."""
-        return reference.matmul(p, v, self.av, self.scales.get("p"), self.scales.get("v")).to(v.dtype)
+        (sunk, spread), (front, values) = self._split(p, -1), self._split(v, -2)
+        low = reference.matmul(spread, values, self.av, self.scales.get("p"), self.scales.get("v"))
+        return (sunk.float() @ front.float() + low if self.prefix else low).to(v.dtype)
+
+    def _split(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """What belongs to the prefix, and the rest."""
+        return x.narrow(axis, 0, self.prefix), x.narrow(axis, self.prefix, x.shape[axis] - self.prefix)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""

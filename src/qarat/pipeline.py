@@ -23,9 +23,9 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.exporters.base import check_export, export_model
 from qarat.exporters.native import read_native, write_native
 from qarat.models import Model
-from qarat.observation import observe
-from qarat.planning import Request, draft_plan, find_plan, naive_plan
+from qarat.planning import Request, draft_plan, find_plan, naive_plan, profile
 from qarat.plans import Plan
+from qarat.prefixes import check_prefix, leading_tokens
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
@@ -86,12 +86,12 @@ class Pipeline:
 
         Raises:
             UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
-                that an export cannot hold.
+                or a prefix that an export cannot hold, windows or a prompt that do not begin with the prefix.
         """
         self.model, self.request, self.seed = model, request, seed
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
-        self.draft = draft_plan(model, request)
+        self.draft = draft_plan(model, request, prefix=self._asked_prefix())
         self.exports = exports
         self._check_exports()
         self.new_tokens = min(NEW_TOKENS, model.length // 2)
@@ -104,6 +104,7 @@ class Pipeline:
             "versions": self.model.provenance("", "").versions,
             "dtype": self.model.runtime.dtype,
             "calibration": self.calibration.fingerprint,
+            "prefix": self.request.prefix,
         }
         run.step("profile", key, STEPS["profile"], lambda: self._profile(run))
         _show_stats(run.folder, self.show, self.draft.low)
@@ -146,13 +147,15 @@ class Pipeline:
         return estimate(self.model, work, states=states, disk=disk)
 
     def _profile(self, run: Run) -> None:
-        stats = observe(self.model, self.calibration, progress=self.progress)
+        stats = profile(self.model, self.calibration, self.request.prefix, progress=self.progress)
         write_whole(run.path(STATS), encode_record(stats))
 
     def _price(self, run: Run) -> None:
         stats = decode_record(run.path(STATS), ActivationStats)
         low = parse_scheme(self.request.low)
-        menu = fisher.price(self.model, self.selection, [low], stats, seed=self.seed, progress=self.progress)
+        menu = fisher.price(
+            self.model, self.selection, [low], stats, prefix=stats.prefix, seed=self.seed, progress=self.progress
+        )
         write_whole(run.path(MENU), encode_record(menu))
 
     def _plan(self, run: Run) -> None:
@@ -165,8 +168,19 @@ class Pipeline:
         plan, stats = decode_record(run.path(PLAN), Plan), decode_record(run.path(STATS), ActivationStats)
         write_native(quantize(self.model.in_float32(), plan, stats), plan, run.path(MODEL), progress=self.progress)
 
+    def _asked_prefix(self) -> tuple[int, ...]:
+        """The tokens of a prefix that was asked for by number, the same in all windows."""
+        if self.request.prefix == "auto":
+            return ()
+        prefix = leading_tokens(self.calibration, self.request.prefix)
+        for tokens in (self.selection, self.report):
+            check_prefix(tokens, prefix)
+        return prefix
+
     def _check_exports(self) -> None:
         """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
+        if self.exports and self.request.prefix == "auto":
+            raise UserError("--prefix auto: no format to --export holds a prefix, if one is found; give --prefix 0")
         protect = parse_scheme(self.request.protection)
         open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
         protected = self.draft.with_schemes(dict.fromkeys(open_sites, protect), "protected")
@@ -219,6 +233,11 @@ class Pipeline:
         bos = self.model.tokenizer.bos_token_id
         ids = [bos, *ids] if first[0] == bos else ids
         most = self.model.length - self.new_tokens
+        front = self.draft.prefix
+        if tuple(ids[: len(front)]) != front:
+            raise UserError(
+                f"--prompt does not begin with the prefix {list(front)} that --prefix {len(front)} asks for"
+            )
         if not 1 <= len(ids) <= most:
             follow = f"with {self.new_tokens} to follow"
             raise UserError(f"--prompt has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")

@@ -12,7 +12,7 @@ import fnmatch
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -111,6 +111,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         assignments: One for every site, in model order.
         stats: Content hash of the stats that static scales come from; empty if none are needed.
         note: How the plan came about, one line.
+        prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.prefixes`).
     """
 
     model: str
@@ -119,6 +120,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assignments: tuple[Assignment, ...]
     stats: str = ""
     note: str = ""
+    prefix: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Scheme:
         return self.schemes[name]
@@ -266,7 +268,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> str:
         """Readable JSON, one line a site, that a person may edit and pass back; `read_plan` is its inverse."""
         head = {"qarat": "plan/1", "model": self.model, "low": self.low, "float_bits": self.float_bits}
-        head |= {"stats": self.stats, "note": self.note}
+        head |= {"stats": self.stats, "note": self.note} | ({"prefix": self.prefix} if self.prefix else {})
         lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
         rows: list[str] = []
         for a in self.assignments:
@@ -298,6 +300,7 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     sites: dict[str, _SiteRow]
     stats: str = ""
     note: str = ""
+    prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
 
 def read_plan(text: str | bytes) -> Plan:
@@ -333,7 +336,7 @@ def read_plan(text: str | bytes) -> Plan:
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:
         raise PlanError("\n".join(offences))
-    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note)
+    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note, file.prefix)
 
 
 def _keys_given_twice(text: str | bytes) -> list[str]:
@@ -370,6 +373,7 @@ def assign(
     low: str,
     rules: Sequence[tuple[str, str]] = (),
     stats: str = "",
+    prefix: tuple[int, ...] = (),
 ) -> Plan:
     """A plan from the low scheme and ordered patterns; the last match wins.
 
@@ -380,6 +384,7 @@ def assign(
         low: Spelling of the scheme that every projection gets first; attention products begin in float.
         rules: ``(pattern, spelling)`` pairs.
         stats: Content hash of the stats behind static scales.
+        prefix: Token ids that every sequence begins with, computed in float.
 
     Raises:
         PlanError: A pattern that matches nothing, or a scheme of the wrong kind for a site it matches.
@@ -398,4 +403,4 @@ def assign(
                 raise PlanError(f"{pattern!r} matches {site.name}, a {site.kind}, which {spelling!r} does not fit")
             chosen[site.name] = (wanted, f"matches {pattern}")
     assignments = tuple(Assignment(site, *chosen[site.name]) for site in sites)
-    return Plan(model, str(scheme), float_bits, assignments, stats)
+    return Plan(model, str(scheme), float_bits, assignments, stats, prefix=prefix)

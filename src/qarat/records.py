@@ -107,7 +107,7 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arrays: dict[str, Tensor]
 
 
-class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one observing pass measured, per stream.
 
     Attributes:
@@ -117,6 +117,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sampled_windows: Windows whose elements went into the histograms of magnitudes, from the first on.
         edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; `qarat.histograms`.
         streams: By name.
+        prefix: Ids of the tokens in front of every window that no statistic counts; a plan computes them in float.
     """
 
     provenance: Provenance
@@ -125,6 +126,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampled_windows: int
     edges: Tensor
     streams: dict[str, StreamStats]
+    prefix: tuple[int, ...] = ()
 
     def stream(self, name: str) -> StreamStats:
         """The named stream's stats.
@@ -225,7 +227,7 @@ class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     standard_error: float
 
 
-class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every scheme would cost at every site.
 
     Attributes:
@@ -234,6 +236,7 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stats: Content hash of the stats behind static scales.
         entries: One a site and scheme.
         unit: Of the prices. Where it is not `NATS` they rank sites, and say nothing of the loss.
+        prefix: Ids of the tokens in front of every window that are in float whatever a site's scheme.
     """
 
     provenance: Provenance
@@ -241,6 +244,7 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats: str
     entries: tuple[MenuEntry, ...]
     unit: str = NATS
+    prefix: tuple[int, ...] = ()
 
     @property
     def in_nats(self) -> bool:

@@ -96,6 +96,8 @@ def verify_against_run(
     """
     if run.runtime.dtype != "float32":
         raise UserError("verify compares in float32; leave --dtype at float32")
+    if plan.prefix:
+        raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
     resolved = _resolve(folder, engines, generation)
     weights: tuple[WeightComparison, ...] = ()
     logits: tuple[Comparison, ...] = ()

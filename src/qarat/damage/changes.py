@@ -18,6 +18,7 @@ from qarat.damage.capture import CapturedBatch
 from qarat.data import TokenSet
 from qarat.kernels import reference
 from qarat.models import Model
+from qarat.modules import QuantProducts
 from qarat.plans import Site
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, MenuEntry
@@ -39,22 +40,24 @@ Prices = Mapping[tuple[str, str], Tensor]
 """(site, scheme's spelling) to the price in each window, (windows,) float64."""
 
 
-def check_request(model: Model, schemes: Sequence[Scheme], stats: ActivationStats | None) -> None:
+def check_request(
+    model: Model, schemes: Sequence[Scheme], stats: ActivationStats | None, prefix: tuple[int, ...] = ()
+) -> None:
     """Check that every scheme can be priced wherever it fits, before any long work.
 
     Args:
         model: To be priced.
         schemes: Asked for.
         stats: Behind static scales.
+        prefix: Ids of the tokens in front of every window that stay in float.
 
     Raises:
-        UserError: Static scales without stats, or with stats of another model or without a stream that is needed; a
-            model that is quantized.
+        UserError: Static scales without stats, or with stats of another model or prefix or without a stream that is
+            needed; a model that is quantized.
     """
     fitting = [(site, scheme) for site in model.sites() for scheme in schemes if _fits(site, scheme)]
-    check_static(
-        [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)], stats, model.fingerprint
-    )
+    needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
+    check_static(needed, stats, model.fingerprint, prefix)
     model.require_float("price")
 
 
@@ -71,7 +74,13 @@ class BlockChanges:
     """What schemes change at the sites of one block; each weight is quantized once."""
 
     def __init__(
-        self, model: Model, index: int, block: nn.Module, schemes: Sequence[Scheme], stats: ActivationStats | None
+        self,
+        model: Model,
+        index: int,
+        block: nn.Module,
+        schemes: Sequence[Scheme],
+        stats: ActivationStats | None,
+        first: int = 0,
     ) -> None:
         """Prepare.
 
@@ -81,8 +90,9 @@ class BlockChanges:
             block: With its float weights.
             schemes: All that were asked for.
             stats: Behind static scales.
+            first: Position from which on schemes count; what is in front stays in float.
         """
-        self.index = index
+        self.index, self.first = index, first
         self._block = block
         self._stats = stats
         prefix = f"{model.family.blocks}.{index}."
@@ -113,17 +123,22 @@ class BlockChanges:
         return self._weights[cached]
 
     def output(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> Tensor:
-        """What the site computes under a scheme, float32.
+        """What the site computes under a scheme from the first position on that has it, float32.
 
         Args:
             site: One of this block's.
             scheme: One that fits it.
             operands: Of a projection its input (windows, length, in); of a product left and right.
         """
-        scales = self._scales(site, scheme)
+        scales, rows = self._scales(site, scheme), operands[0][..., self.first :, :]
         if isinstance(scheme, MatmulScheme):
-            return reference.matmul(operands[0], operands[1], scheme, *scales)
-        return reference.linear(operands[0], self.weight(site, scheme), self.linear(site).bias, scheme.input, scales[0])
+            names = [stream.rpartition(".")[2] for stream in site.streams]
+            known = {name: s for name, s in zip(names, scales, strict=True) if s is not None}
+            products = QuantProducts(scheme, scheme, known, self.first)
+            if site.leaf == "qk":
+                return products.scores(rows, operands[1].transpose(-1, -2))
+            return products.mix(rows, operands[1])
+        return reference.linear(rows, self.weight(site, scheme), self.linear(site).bias, scheme.input, scales[0])
 
     def operands(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The operands as the scheme leaves them, float32; a projection's weight is not among them."""
@@ -168,7 +183,10 @@ class SiteChange:
 
     def delta(self) -> Tensor:
         """What the scheme adds to the output; its shape and dtype."""
-        return self.block.output(self.site, self.scheme, self.operands).to(self.output.dtype) - self.output
+        changed = self.block.output(self.site, self.scheme, self.operands).to(self.output.dtype)
+        difference = changed - self.output[..., self.block.first :, :]
+        # Nothing is added in front of the first position that has the scheme.
+        return nn.functional.pad(difference, (0, 0, self.block.first, 0)) if self.block.first else difference
 
     def along_gradient(self) -> Tensor:
         """The output's change times its gradient, element by element, float32."""
@@ -198,6 +216,7 @@ def price_changes(
     stats: ActivationStats | None,
     score: Callable[[SiteChange], Tensor],
     batches: Iterable[CapturedBatch],
+    first: int = 0,
 ) -> Prices:
     """Price every scheme at every site it fits.
 
@@ -207,12 +226,13 @@ def price_changes(
         stats: Behind static scales.
         score: The price in each window, (windows,).
         batches: One block's after another.
+        first: Position from which on schemes count; what is in front stays in float.
     """
     found: dict[tuple[str, str], list[Tensor]] = {}
     changes: BlockChanges | None = None
     for batch in batches:
         if changes is None or changes.index != batch.index:
-            changes = BlockChanges(model, batch.index, batch.block, schemes, stats)
+            changes = BlockChanges(model, batch.index, batch.block, schemes, stats, first)
         for change in changes.of(batch):
             found.setdefault((change.site.name, str(change.scheme)), []).append(score(change).double().cpu())
     return {key: torch.cat(windows) for key, windows in found.items()}
@@ -225,6 +245,8 @@ def make_menu(
     stats: ActivationStats | None,
     seed: int,
     prices: Prices,
+    *,
+    prefix: tuple[int, ...] = (),
     **naming: str,
 ) -> Menu:
     """The menu of these prices, in the order of sites and schemes.
@@ -236,12 +258,13 @@ def make_menu(
         stats: Behind static scales.
         seed: Of what was drawn.
         prices: By window.
+        prefix: Ids of the tokens in front of every window that stay in float.
         **naming: ``metric`` and ``unit`` of the menu.
     """
     keys = dict.fromkeys((site.name, str(scheme)) for site in model.sites() for scheme in schemes)
     entries = tuple(_entry(key, prices[key]) for key in keys if key in prices)
     provenance = model.provenance(tokens.fingerprint, tokens.convention, seed)
-    return Menu(provenance, stats=content_hash(stats) if stats else "", entries=entries, **naming)
+    return Menu(provenance, stats=content_hash(stats) if stats else "", entries=entries, prefix=prefix, **naming)
 
 
 def _entry(key: tuple[str, str], windows: Tensor) -> MenuEntry:

@@ -24,6 +24,7 @@ from qarat.damage.capture import capture_backward, draw_labels
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
+from qarat.prefixes import check_prefix
 from qarat.records import NATS, ActivationStats, Menu
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
@@ -39,6 +40,7 @@ def price(
     schemes: Sequence[Scheme],
     stats: ActivationStats | None = None,
     *,
+    prefix: tuple[int, ...] = (),
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Menu:
@@ -49,16 +51,19 @@ def price(
         tokens: The selection set.
         schemes: Projection schemes are priced at every projection, product schemes at every attention product.
         stats: Behind static scales.
+        prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of the labels drawn from the model.
         progress: Called after every block, forward and backward.
 
     Raises:
-        UserError: Static scales without stats, or with stats of another model or without a stream that is needed.
+        UserError: Static scales without stats, or with stats of another model or prefix or without a stream that is
+            needed; windows that do not begin with the prefix.
     """
-    check_request(model, schemes, stats)
+    check_prefix(tokens, prefix)
+    check_request(model, schemes, stats, prefix)
     batches = capture_backward(model, tokens, draw_labels(seed), progress, products=has_products(schemes))
-    prices = price_changes(model, schemes, stats, _score, batches)
-    return make_menu(model, tokens, schemes, stats, seed, prices, metric=METRIC, unit=NATS)
+    prices = price_changes(model, schemes, stats, _score, batches, len(prefix))
+    return make_menu(model, tokens, schemes, stats, seed, prices, prefix=prefix, metric=METRIC, unit=NATS)
 
 
 def _score(change: SiteChange) -> Tensor:

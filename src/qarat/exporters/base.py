@@ -82,6 +82,12 @@ def check_export(model: Model, plan: Plan, format: str) -> None:
     if missing := [package for package in exporter.NEEDS if importlib.util.find_spec(package) is None]:
         install = f'pip install "qarat[{exporter.EXTRA}]"'
         raise UserError(f"--format {format} needs {', '.join(missing)}, which is not installed; {install}")
+    if plan.prefix:
+        raise UserError(
+            f"--format {format} cannot hold this plan: the first {len(plan.prefix)} tokens of a sequence are in float, "
+            "and engines compute them like all others, under scales that were calibrated without them. The native "
+            "folder holds their keys and values; to export, plan without --prefix"
+        )
     exporter.check(model, plan)
 
 

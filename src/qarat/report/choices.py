@@ -105,6 +105,8 @@ def show_plan(record: Plan, *, sweep: Sweep | None = None) -> RenderableType:
     parts: list[RenderableType] = [title("plan", record.model, *facts)]
     if record.note:
         parts.append(words(record.note, "dim"))
+    if record.prefix:
+        parts.append(words(f"the first {count(len(record.prefix), 'token')} of a sequence in float at every site"))
     parts += [Text(), _schemes(record)]
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     parts += [Text(), *(words(f"{count(n, 'attention product')} in {scheme}") for scheme, n in products.items())]
