@@ -20,7 +20,7 @@ from qarat.errors import UserError
 from qarat.evaluation.incremental import Failure, Meter
 from qarat.models import Model, open_model
 from qarat.plans import Plan
-from qarat.prefixes import Prefix
+from qarat.prefixes import FloatPrefix
 from qarat.records import ActivationStats, Evaluation
 from qarat.workspace import Runtime
 
@@ -153,7 +153,7 @@ def make_meter(
     tokens: TokenSet,
     stats: ActivationStats | None,
     *,
-    prefix: Prefix | None = None,
+    prefix: FloatPrefix | None = None,
     keep_bytes: int | None = None,
 ) -> Meter:
     """What measures plans of a model.
