@@ -22,16 +22,24 @@ import common
 import msgspec
 
 from qarat.data import TokenSet, load_token_sets
+from qarat.measuring import specify
 from qarat.models import Model, open_model
+from qarat.planning import draft_plan
 from qarat.records import Difference, paired_difference
 from qarat.report.progress import StageProgress
 from qarat.runners import open_runner
+from qarat.search.driver import Driver
+from qarat.search.space import Space, make_space
+from qarat.search.strategies.base import Asking, Goal, Proposal
+from qarat.search.trials import TrialLog
 from qarat.searches import Reached, SearchResult
 from qarat.searching import SearchJob, SearchRequest
+from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.workspace import Progress, Run, Runtime
 
 RATIOS = (0.5, 0.75, 0.9, 0.95)
-OPEN = 12
+OPEN = ("q", "v", "o", "gate", "up", "down")  # of two blocks: twelve sites
+STRATEGIES = ("predicted", "greedy", "random")
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
 
 
@@ -52,9 +60,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder, open_runner() as runner:
             run = Run(Path(folder) / "run")
             run.begin()
-            job = SearchJob(
-                self.model, self.tokens, asked, runner, name=self.name, seed=seed, progress=self.progress
-            )
+            job = SearchJob(self.model, self.tokens, asked, runner, name=self.name, seed=seed, progress=self.progress)
             return job.execute(run)
 
     def compare(self, seed: int, metric: str) -> dict[str, Any]:
@@ -74,18 +80,40 @@ class Bench:
         return {"seed": seed, "points": points, "cost": spent, "random_over_predicted": total[0] / total[1]}
 
     def optimum(self) -> dict[str, Any]:
-        """Every subset of twelve sites, and how far what each strategy comes to is from the best."""
+        """Every subset of twelve sites low, and how far what each strategy comes to is from the best, in nats."""
         blocks = (0, self.model.blocks - 1)
         rules = ("*: float", *(f"{block}.{leaf}: {self.low}" for block in blocks for leaf in OPEN))
-        budgets = tuple(f"ratio={1 - 2 * share / 3:.12f}" for share in self._shares(rules))
-        found = {
-            name: self.search(0, strategy=name, budgets=budgets, rules=rules) for name in ("predicted", "greedy", "random")
+        request = SearchRequest(self.low, rules=rules)
+        base = draft_plan(self.model, request.as_plan_request())
+        space = make_space(base, request.options())
+        with open_runner() as runner:
+            measurer = Measurer(runner, specify(self.model, self.name, self.tokens[1], None))
+            every = Driver(space, measurer, TrialLog(None, {}), ProgressWatcher(self.progress, (), space))
+            every.run(_Every(), Goal((), ()))
+        # Shares of the twelve sites' parameters, as ratios of the whole model's.
+        ratios = [share * space.ratio((0,) * len(space.units)) for share in RATIOS]
+        budgets = tuple(f"ratio={ratio:.9f}" for ratio in ratios)
+        found = {name: self.search(0, strategy=name, budgets=budgets, rules=rules) for name in STRATEGIES}
+        best = [min(t.damage.nats for t in every.trials if t.ratio >= ratio) for ratio in ratios]
+        return {
+            "plans": len(every.trials),
+            "shares": RATIOS,
+            "optimum": best,
+            "above_optimum": {
+                name: [r.trials[x.trial].damage.nats - y for x, y in zip(r.reached, best, strict=True)]
+                for name, r in found.items()
+            },
         }
-        every = self.search(0, strategy="every", budgets=budgets, rules=rules)
-        return {name: [_loss(r.on_report(x)) for x in r.reached] for name, r in {**found, "every": every}.items()}
 
-    def _shares(self, rules: tuple[str, ...]) -> list[float]:
-        raise NotImplementedError
+
+class _Every:
+    """Every choice there is."""
+
+    predicts = False
+
+    def propose(self, space: Space, goal: Goal) -> Asking:
+        choices = product(range(len(space.options)), repeat=len(space.units))
+        yield [Proposal(choice, "every") for choice in choices]
 
 
 def _point(ratio: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> dict[str, Any]:
@@ -106,4 +134,32 @@ def _loss(difference: Difference) -> dict[str, float]:
     return {"nats": difference.nats, "standard_error": difference.standard_error}
 
 
-_ = (product, json, common, StageProgress)
+def main() -> None:
+    """Run the searches of every model and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="folders or names of reference models")
+    parser.add_argument("--low", default="w=mxint4 a=mxint4")
+    parser.add_argument("--metric", default="fisher")
+    parser.add_argument("--calibration", help="text, where the models are not the reference models")
+    parser.add_argument("--samples", type=int, default=64, help="selection windows")
+    parser.add_argument("--report-samples", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3, help="of random search")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--optimum", action="store_true", help="all plans of twelve sites instead")
+    parser.add_argument("-o", "--output", type=Path)
+    asked = parser.parse_args()
+    found: dict[str, Any] = {}
+    with StageProgress() as bars:
+        for name in asked.models:
+            bench = Bench(name, asked, bars)
+            runs = [bench.optimum()] if asked.optimum else [bench.compare(s, asked.metric) for s in range(asked.seeds)]
+            found[name] = runs
+    result = {"low": asked.low, "metric": asked.metric, "models": found, "machine": common.machine()}
+    text = json.dumps(result, indent=1)
+    print(text)
+    if asked.output is not None:
+        asked.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
