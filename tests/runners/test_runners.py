@@ -9,15 +9,23 @@ import functools
 import importlib.util
 import itertools
 import multiprocessing
+import os
 import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 
+from qarat.data import TokenSet
 from qarat.errors import UserError
+from qarat.measuring import Question, make_meter, specify
+from qarat.models import Model
+from qarat.plans import assign
+from qarat.records import Evaluation
 from qarat.runners import Runner, open_runner
 from qarat.runners.base import GROUP, Groups
 from qarat.workspace import parse_size
@@ -112,9 +120,40 @@ def test_a_lost_workers_items_are_done_again(runner: Runner, tmp_path: Path):
     assert len(workers_of(runner) & before) == 1
 
 
-def test_items_that_kill_every_worker_are_an_error(runner: Runner):
+def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
+    """And where a worker is killed midway, too."""
+    ids = torch.randint(2, 98, (4, 16), generator=torch.Generator().manual_seed(0))
+    tokens = TokenSet("selection", "windows-16-nobos", ids, tuple("abcd"), ("0" * 64,), ("a",))
+    plans = [
+        assign(tiny_model.fingerprint, 32, tiny_model.sites(), "w=int4/g8", [(s.name, "w=int8/channel a=int8/token")])
+        for s in tiny_model.sites()
+        if s.kind == "projection"
+    ]
+    questions = [Question(plan, str(number)) for number, plan in enumerate(plans)]
+    alone = make_meter(tiny_model, tokens, None).measure_many(*zip(*questions, strict=True))
+
+    victim = min(workers_of(runner)) if runner.share > 1 else None
+    results = runner.map(specify(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), questions)
+    found = dict([next(results)])
+    if victim is not None:
+        os.kill(victim, signal.SIGKILL)
+    found |= dict(results)
+    if victim is not None:
+        assert victim not in workers_of(runner)
+    for number, expected in enumerate(alone):
+        outcome = found[number].outcome
+        assert isinstance(outcome, Evaluation)
+        assert isinstance(expected, Evaluation)
+        assert outcome.nats == pytest.approx(expected.nats, rel=1e-6)
+        assert msgspec.structs.replace(outcome, nats=expected.nats) == expected
+    blocks = sum(measured.forwards for measured in found.values()) / ids.numel()
+    assert len(plans) <= blocks <= len(plans) * tiny_model.blocks
+
+
+def test_items_that_kill_every_worker_are_an_error(runner: Runner, monkeypatch: pytest.MonkeyPatch):
     skip_if_alone(runner)
-    with pytest.raises(UserError, match=r"3 workers were lost over the same 1 items, the last one so: "):
+    monkeypatch.setattr("qarat.runners.pool.LOSSES", 2)
+    with pytest.raises(UserError, match=r"2 workers were lost over the same 1 items, the last one so: "):
         answers(runner, ["__import__('os')._exit(3)"])
     assert answers(runner, ["1 + 1"]) == [2]
 

@@ -43,7 +43,7 @@ def connected(address: str, workers: int) -> Iterator[int]:
         size = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {}
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False, **size)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises many kinds, plain ones too; all mean that there is no cluster
             raise UserError(f"--ray {address}: no cluster to be had there: {_shorten(error)}") from error
     try:
         room = int(ray.cluster_resources().get("CPU", 0))
