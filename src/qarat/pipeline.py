@@ -26,9 +26,11 @@ from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import Request, draft_plan, find_plan, naive_plan
 from qarat.plans import Plan
+from qarat.preparation import apply_again, outline, prepare
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
+from qarat.transforms import parse_transform
 from qarat.workspace import Estimate, Progress, Run, Runtime, read_manifest, write_whole
 
 __all__ = ["EXPORTING", "LABELS", "MODEL", "STEPS", "Pipeline", "Shower", "show_run"]
@@ -39,6 +41,7 @@ Shower = Callable[..., None]
 LABELS = ("float", "naive", "plan")
 STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
 MODEL, TEXTS = "model", "continuations.json"
+TRANSFORMS = "transforms.json"
 TITLES = {
     STATS: "Where the spikes are",
     MENU: "What each site would cost, predicted and measured",
@@ -88,10 +91,12 @@ class Pipeline:
             UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
                 that an export cannot hold.
         """
-        self.model, self.request, self.seed = model, request, seed
+        # The model asked for, which the others are compared with, and the one that is planned and quantized.
+        self.source = self.model = model
+        self.request, self.seed = request, seed
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
-        self.draft = draft_plan(model, request)
+        self.draft = draft_plan(outline(model, request), request)
         self.exports = exports
         self._check_exports()
         self.new_tokens = min(NEW_TOKENS, model.length // 2)
@@ -99,6 +104,7 @@ class Pipeline:
 
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
+        self._transform(run)
         key = {
             "model": self.model.fingerprint,
             "versions": self.model.provenance("", "").versions,
@@ -130,10 +136,37 @@ class Pipeline:
             run.step(f"export {format}", format, [format], work, after=["quantize"])
         run.finish()
 
+    def _transform(self, run: Run) -> None:
+        """Take the transformed model in the place of the one asked for, if any transform is asked for."""
+        steps = [parse_transform(text) for text in self.request.transforms]
+        if not steps:
+            return
+        files = [f"before-{number}.safetensors" if step.needs_stats else "" for number, step in enumerate(steps)]
+        tokens = self.calibration.fingerprint, self.selection.fingerprint
+        key = [self.source.fingerprint, self.source.provenance(*tokens), msgspec.to_builtins(self.request)]
+
+        def work() -> None:
+            request, calibration, selection = self.request, self.calibration, self.selection
+            done = prepare(self.source, request, calibration, selection, progress=self.progress)
+            for file, stats in zip(files, done.stats, strict=True):
+                if stats is not None:
+                    write_whole(run.path(file), encode_record(stats))
+            write_whole(run.path(TRANSFORMS), msgspec.json.encode(done.transforms))
+
+        run.step("transform", msgspec.to_builtins(key), [TRANSFORMS, *filter(None, files)], work)
+        applied = msgspec.json.decode(run.path(TRANSFORMS).read_bytes(), type=tuple[str, ...])
+        stats = [decode_record(run.path(file), ActivationStats) if file else None for file in files]
+        self.model = apply_again(self.source, applied, stats)
+        self.note(f"transformed before planning: {', '.join(applied)}")
+
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
         calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
+        steps = [parse_transform(text) for text in self.request.transforms]
+        tried = sum(len(step.choices) for step in steps)
+        passes = (tried + sum(step.needs_stats for step in steps)) * calibration + tried * selection
         work: dict[str, float] = {
+            **({"transform": passes} if passes else {}),
             "profile": calibration,
             "damage": price_forwards(1) * selection,
             "plan": SWEEP_FORWARDS * selection,
@@ -167,18 +200,19 @@ class Pipeline:
 
     def _check_exports(self) -> None:
         """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
+        model = outline(self.model, self.request)
         protect = parse_scheme(self.request.protection)
         open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
         protected = self.draft.with_schemes(dict.fromkeys(open_sites, protect), "protected")
         for format in self.exports:
-            check_export(self.model, self.draft, format)
+            check_export(model, self.draft, format)
             if protect != LinearScheme():
-                check_export(self.model, protected, format)
+                check_export(model, protected, format)
 
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
-        model = Model(self.model.checkpoint, EXPORTING, quantized.block)
+        model = Model(self.model.checkpoint, EXPORTING, quantized.block, self.model.transforms)
         notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
         for note in notes:
             self.note(f"{format}: {note}")
@@ -205,7 +239,7 @@ class Pipeline:
 
     def _model(self, run: Run, label: str) -> Model:
         if label == "float":
-            return self.model
+            return self.source
         if label == "plan":  # what lies on disk, so that what is measured is what was written
             return read_native(run.path(MODEL), self.model.runtime)[0]
         return quantize(self.model, self._plan_of(run, label), decode_record(run.path(STATS), ActivationStats))

@@ -15,6 +15,7 @@ from qarat.conversion import WeightCache, build_block, check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.evaluation.incremental import Meter
+from qarat.fingerprints import brief
 from qarat.formats import nearest_names
 from qarat.models import Model
 from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
@@ -23,6 +24,7 @@ from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
 from qarat.search import Unit, make_units, rank_by_damage, sweep
 from qarat.spikes import PLANNING_RULES, find_spikes, sites_of
+from qarat.transforms import parse_transform
 from qarat.workspace import Progress, no_progress
 
 __all__ = ["LOW", "PROTECTIONS", "Request", "describe_matches", "draft_plan", "find_plan", "naive_plan", "rank_units"]
@@ -49,6 +51,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sites: Patterns of the sites to protect, instead of choosing them.
         rules: Ordered ``pattern: scheme`` overrides, last match wins; they are part of every plan that is tried.
         runtime: ``any``, or an engine that fuses q/k/v and gate/up, so that they must share a scheme: ``vllm``.
+        transforms: What is done to the float model before it is planned, in order, e.g. ``smooth/auto``, ``hadamard``
+            (`qarat.preparation`).
     """
 
     low: str = LOW
@@ -58,6 +62,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sites: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     runtime: str = "any"
+    transforms: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check everything that can be checked without a model.
@@ -77,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):
             raise UserError(f"--runtime {self.runtime}: known are any, {', '.join(ENGINES_THAT_FUSE)}")
         self.overrides()
+        for text in self.transforms:
+            parse_transform(text)
 
     @property
     def protection(self) -> str:
@@ -235,8 +242,8 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         PlanError: A menu without prices of the low scheme.
     """
     if menu.provenance.model != naive.model:
-        theirs, ours = menu.provenance.model[:12], naive.model[:12]
-        raise UserError(f"these prices are of the model {theirs}…, this is {ours}…; run `qarat damage` on it")
+        theirs, ours = brief(menu.provenance.model), brief(naive.model)
+        raise UserError(f"these prices are of the model {theirs}, this is {ours}; run `qarat damage` on it")
     # A rule pins what it matches, also where it says the low scheme.
     pinned = {s for pattern, _ in request.overrides() for s in match_sites(pattern, naive.sites)}
     open_sites = [s for s in naive.sites if s not in pinned]
@@ -271,5 +278,5 @@ def _count(units: Sequence[Unit], named: set[str]) -> int:
 
 def _check_origin(model: Model, stats: ActivationStats) -> None:
     if stats.provenance.model != model.fingerprint:
-        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
-        raise UserError(f"these stats are of the model {theirs}…, this is {ours}…; profile it anew")
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"these stats are of the model {theirs}, this is {ours}; profile it anew")
