@@ -16,5 +16,5 @@ def test_a_checkpoint_goes_by_its_hash_alone():
 
 
 def test_messages_keep_what_was_done():
-    assert brief(SOURCE) == "abababababab"
-    assert brief(join(SOURCE, ["hadamard"])) == "abababababab+hadamard"
+    assert brief(SOURCE) == "abababababab…"
+    assert brief(join(SOURCE, ["hadamard"])) == "abababababab…+hadamard"

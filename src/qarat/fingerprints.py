@@ -36,5 +36,5 @@ def transforms_of(fingerprint: str) -> tuple[str, ...]:
 
 
 def brief(fingerprint: str) -> str:
-    """A fingerprint for messages: ``9f86d081884c``, ``9f86d081884c+hadamard``."""
-    return join(source_of(fingerprint)[:_SHOWN], transforms_of(fingerprint))
+    """A fingerprint for messages: ``9f86d081884c…``, ``9f86d081884c…+hadamard``."""
+    return join(f"{source_of(fingerprint)[:_SHOWN]}…", transforms_of(fingerprint))

@@ -26,11 +26,10 @@ from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import Request, draft_plan, find_plan, naive_plan
 from qarat.plans import Plan
-from qarat.preparation import apply_again, outline, prepare
+from qarat.preparation import outline, prepare_in, tokens_to_prepare
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
-from qarat.transforms import parse_transform
 from qarat.workspace import Estimate, Progress, Run, Runtime, read_manifest, write_whole
 
 __all__ = ["EXPORTING", "LABELS", "MODEL", "STEPS", "Pipeline", "Shower", "show_run"]
@@ -41,7 +40,6 @@ Shower = Callable[..., None]
 LABELS = ("float", "naive", "plan")
 STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
 MODEL, TEXTS = "model", "continuations.json"
-TRANSFORMS = "transforms.json"
 TITLES = {
     STATS: "Where the spikes are",
     MENU: "What each site would cost, predicted and measured",
@@ -138,35 +136,17 @@ class Pipeline:
 
     def _transform(self, run: Run) -> None:
         """Take the transformed model in the place of the one asked for, if any transform is asked for."""
-        steps = [parse_transform(text) for text in self.request.transforms]
-        if not steps:
-            return
-        files = [f"before-{number}.safetensors" if step.needs_stats else "" for number, step in enumerate(steps)]
-        tokens = self.calibration.fingerprint, self.selection.fingerprint
-        key = [self.source.fingerprint, self.source.provenance(*tokens), msgspec.to_builtins(self.request)]
-
-        def work() -> None:
-            request, calibration, selection = self.request, self.calibration, self.selection
-            done = prepare(self.source, request, calibration, selection, progress=self.progress)
-            for file, stats in zip(files, done.stats, strict=True):
-                if stats is not None:
-                    write_whole(run.path(file), encode_record(stats))
-            write_whole(run.path(TRANSFORMS), msgspec.json.encode(done.transforms))
-
-        run.step("transform", msgspec.to_builtins(key), [TRANSFORMS, *filter(None, files)], work)
-        applied = msgspec.json.decode(run.path(TRANSFORMS).read_bytes(), type=tuple[str, ...])
-        stats = [decode_record(run.path(file), ActivationStats) if file else None for file in files]
-        self.model = apply_again(self.source, applied, stats)
-        self.note(f"transformed before planning: {', '.join(applied)}")
+        if self.request.transforms:
+            tokens = self.calibration, self.selection
+            self.model, words = prepare_in(run, self.source, self.request, *tokens, progress=self.progress)
+            self.note(f"transformed before planning: {', '.join(words)}")
 
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
         calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
-        steps = [parse_transform(text) for text in self.request.transforms]
-        tried = sum(len(step.choices) for step in steps)
-        passes = (tried + sum(step.needs_stats for step in steps)) * calibration + tried * selection
+        prepared = tokens_to_prepare(self.request, calibration, selection)
         work: dict[str, float] = {
-            **({"transform": passes} if passes else {}),
+            **({"transform": prepared} if prepared else {}),
             "profile": calibration,
             "damage": price_forwards(1) * selection,
             "plan": SWEEP_FORWARDS * selection,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from qarat.conversion import quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
@@ -17,11 +19,14 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import Model, Transform
 from qarat.observation import observe
 from qarat.planning import Request, naive_plan
+from qarat.recordfiles import decode_record, encode_record
 from qarat.records import ActivationStats
 from qarat.transforms import choose, parse_transform
-from qarat.workspace import Progress, no_progress
+from qarat.workspace import Progress, Run, no_progress, write_whole
 
-__all__ = ["Prepared", "apply_again", "outline", "prepare"]
+__all__ = ["Prepared", "apply_again", "outline", "prepare", "prepare_in", "tokens_to_prepare"]
+
+APPLIED = "transforms.json"
 
 
 class Prepared(NamedTuple):
@@ -85,6 +90,53 @@ def prepare(
             text = _chosen(done.model, step.choices, request, seen, calibration, selection, progress)
         done = Prepared(_apply(done.model, text, seen), (*done.transforms, text), (*done.stats, seen))
     return done
+
+
+def prepare_in(
+    run: Run, model: Model, request: Request, calibration: TokenSet, selection: TokenSet, *, progress: Progress
+) -> tuple[Model, tuple[str, ...]]:
+    """`prepare` as a step of a run: what was chosen and measured is kept, and not done again.
+
+    Args:
+        run: That the model is prepared for.
+        model: As for `prepare`, as all that follow.
+        request: With at least one transform.
+        calibration: Tokens.
+        selection: Tokens.
+        progress: Called as the work goes on.
+
+    Returns:
+        The transformed model, and its transforms as they were applied.
+    """
+    needed = [parse_transform(text).needs_stats for text in request.transforms]
+    files = [f"before-transform-{number}.safetensors" if needs else "" for number, needs in enumerate(needed)]
+
+    def work() -> None:
+        done = prepare(model, request, calibration, selection, progress=progress)
+        for file, stats in zip(files, done.stats, strict=True):
+            if stats is not None:
+                write_whole(run.path(file), encode_record(stats))
+        write_whole(run.path(APPLIED), msgspec.json.encode(done.transforms) + b"\n")
+
+    origin = model.provenance(calibration.fingerprint, selection.fingerprint)
+    key = msgspec.to_builtins([origin, request])
+    run.step("transform", key, [APPLIED, *filter(None, files)], work)
+    applied = msgspec.json.decode(run.path(APPLIED).read_bytes(), type=tuple[str, ...])
+    stats = [decode_record(run.path(file), ActivationStats) if file else None for file in files]
+    return apply_again(model, applied, stats), applied
+
+
+def tokens_to_prepare(request: Request, calibration: int, selection: int) -> int:
+    """Tokens that preparing sends through the whole model.
+
+    Args:
+        request: Whose transforms they are.
+        calibration: Tokens of the calibration set.
+        selection: Tokens of the selection set.
+    """
+    steps = [parse_transform(text) for text in request.transforms]
+    tried = sum(len(step.choices) for step in steps)
+    return (tried + sum(step.needs_stats for step in steps)) * calibration + tried * selection
 
 
 def apply_again(model: Model, transforms: Sequence[str], stats: Sequence[ActivationStats | None]) -> Model:

@@ -304,7 +304,7 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         return {"choice": "percentile", "percentile": float(match[1])}
     if word == "asymmetric":
         return {"symmetric": False}
-    if match := re.fullmatch(r"outliers-(\d+(?:\.\d+)?)", word):
+    if match := re.fullmatch(r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", word):
         if role != "a":
             _fail(text, at, f"{word!r} belongs to the input of a projection (a=…), whose columns stay in float")
         return {"outliers": float(match[1])}

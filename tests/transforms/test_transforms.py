@@ -108,7 +108,7 @@ def test_generation_goes_through_the_transform(spelling: str, llama: Model, tiny
 def test_stats_and_plans_of_one_are_refused_by_the_other(llama: Model, tiny_text: Path):
     rotated = hadamard.apply(llama)
     low = (rotated.fingerprint, 32, llama.sites(), LOW)
-    with pytest.raises(PlanError, match=rf"made for the model \w{{12}}\+{ROTATION}, this is"):
+    with pytest.raises(PlanError, match=rf"made for the model \w{{12}}…\+{ROTATION}, this is"):
         quantize(llama, assign(*low), seen(llama, tiny_text))
     with pytest.raises(UserError, match="stats are of another model"):
         quantize(rotated, assign(*low), seen(llama, tiny_text))

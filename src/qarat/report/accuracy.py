@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 
-from qarat.fingerprints import brief
 from qarat.records import TaskScore, ZeroShot, same_origin
 from qarat.report.layout import cells, count, fixed, label, number, table, words
 
@@ -42,7 +41,7 @@ def compare_accuracy(records: Sequence[ZeroShot]) -> RenderableType:
             numbers = fixed(score.value, 4), fixed(score.standard_error, 4)
             cells(out, *key, record.label, questions, *numbers, *difference)
     tasks = count(len({task for task, _ in theirs[0]}), "task")
-    return Group(out, words(f"{tasks}, {first.provenance.convention}, model {brief(first.provenance.model)}", "dim"))
+    return Group(out, words(f"{tasks}, {first.provenance.convention}, model {first.provenance.model[:12]}", "dim"))
 
 
 def _difference(score: TaskScore, base: TaskScore) -> tuple[str, str]:
