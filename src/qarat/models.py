@@ -48,7 +48,7 @@ class Transform(NamedTuple):
     Attributes:
         word: What and with which data, as fingerprints spell it.
         fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
-            blocks that are brought in have it folded in already.
+            blocks that are brought in have it folded in already, or no block will be.
     """
 
     word: str
