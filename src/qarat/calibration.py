@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.records import ActivationStats
 from qarat.scales import static_scales
 from qarat.schemes import LinearScheme, Scheme, TensorScheme
@@ -46,7 +47,7 @@ def check_static(
     """
     pairs = list(dict.fromkeys(needed))
     if stats is not None and stats.provenance.model != model:
-        raise UserError(f"these stats are of another model ({stats.provenance.model[:12]}…, this is {model[:12]}…)")
+        raise UserError(f"these stats are of another model ({brief(stats.provenance.model)}, this is {brief(model)})")
     if not pairs:
         return
     if stats is None:

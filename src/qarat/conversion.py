@@ -122,8 +122,8 @@ def build_block(
     """
     source = model.block(index)
     block = model.empty_block(index)
-    block.load_state_dict(source.state_dict(), assign=True)
     inside = f"{model.family.blocks}.{index}."
+    block.load_state_dict(_as_stored(model, inside, source.state_dict()), assign=True)
     streams = {s.name: s.streams for s in model.sites() if s.block == index}
     products: dict[str, MatmulScheme] = {}
     scales: dict[str, Scales] = {}
@@ -134,9 +134,11 @@ def build_block(
                 scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
         elif scheme != LinearScheme():
             inner = name.removeprefix(inside)
-            linear = cast(nn.Linear, source.get_submodule(inner))
+            kept = cast(nn.Linear, block.get_submodule(inner))
+            if scheme.weight is not None:  # rounded once, by its scheme alone
+                kept.weight = cast(nn.Linear, source.get_submodule(inner)).weight
             parent, _, leaf = inner.rpartition(".")
-            replacement = _quant_linear(linear, name, scheme, streams[name], stats, cache)
+            replacement = _quant_linear(kept, name, scheme, streams[name], stats, cache)
             setattr(block.get_submodule(parent), leaf, replacement)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = block.get_submodule(model.family.attention)
@@ -144,6 +146,15 @@ def build_block(
         home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
     block = block.eval().requires_grad_(False)
     return block if prefix is None else PrefixedBlock(block, index, prefix[index])
+
+
+def _as_stored(model: Model, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A float block's tensors as a file will hold them: what a transform folded, in the checkpoint's own dtypes."""
+    if not model.transforms:
+        return state  # it is where they come from
+    return {
+        name: value.to(model.checkpoint.dtype_of(f"{prefix}{name}")).to(value.dtype) for name, value in state.items()
+    }
 
 
 def _quant_linear(

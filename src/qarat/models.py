@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
@@ -30,11 +30,29 @@ from qarat.attention import ATTENTION
 from qarat.checkpoints import Checkpoint, find_checkpoint
 from qarat.errors import UserError
 from qarat.families import Family, family_of
+from qarat.fingerprints import join
+from qarat.modules import RotatedMlp, Rotation
 from qarat.plans import Site
 from qarat.records import Provenance
 from qarat.workspace import Runtime
 
-__all__ = ["Model", "open_model"]
+__all__ = ["ROTATION", "Model", "Transform", "open_model"]
+
+ROTATION = "hadamard"
+"""The transform that is not in the tensors alone: blocks of a model that has it rotate the input of ``down_proj``."""
+
+
+class Transform(NamedTuple):
+    """What was done to a float model that left its function as it is (`qarat.transforms`).
+
+    Attributes:
+        word: What and with which data, as fingerprints spell it.
+        fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
+            blocks that are brought in have it folded in already, or no block will be.
+    """
+
+    word: str
+    fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 class _Recorder(nn.Module):
@@ -56,11 +74,13 @@ class Model:
         config: Of transformers.
         family: The wiring.
         runtime: Device, dtype and limits.
-        fingerprint: SHA-256 over config and weights of the *float* model.
+        fingerprint: SHA-256 over config and weights of the *float* model, and what transforms did to it
+            (`qarat.fingerprints`).
+        transforms: What was done to the checkpoint's blocks, in order; most models have none.
         source_bits: Bits of an element in the checkpoint's own dtype.
         tokenizer: Of the checkpoint.
         folder: Where the checkpoint lies.
-        is_float: Whether its blocks are the checkpoint's own.
+        is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
         keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
         length: Tokens the model was trained to take at once.
     """
@@ -70,6 +90,7 @@ class Model:
         checkpoint: Checkpoint,
         runtime: Runtime,
         load_block: Callable[[int], nn.Module] | None = None,
+        transforms: tuple[Transform, ...] = (),
     ) -> None:
         """Build the skeleton; `open_model` and `qarat.conversion` are the ways in."""
         self.checkpoint = checkpoint
@@ -80,6 +101,10 @@ class Model:
         self._skeleton = _build_skeleton(checkpoint, self.family, runtime)
         self._load_block = load_block or self.load_float_block
         self._sites = self._list_sites()
+        self.transforms = transforms
+        # One for all blocks; the last site is the last projection.
+        turns = ROTATION in (t.word for t in transforms)
+        self._rotation = Rotation.of(self._sites[-1].shape[1], runtime.device) if turns else None
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.keeps_blocks = self.block_bytes() * self.blocks <= runtime.memory_bytes()
@@ -88,8 +113,13 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over config and weights of the float model."""
-        return self.checkpoint.fingerprint
+        """SHA-256 over config and weights of the float model, and what transforms did to it."""
+        return join(self.checkpoint.fingerprint, [t.word for t in self.transforms])
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether its blocks compute more than its config says: a rotation in front of every ``down_proj``."""
+        return self._rotation is not None
 
     @property
     def source_bits(self) -> int:
@@ -136,14 +166,20 @@ class Model:
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
-        return Model(self.checkpoint, self.runtime, load_block)
+        return Model(self.checkpoint, self.runtime, load_block, self.transforms)
+
+    def with_transform(self, transform: Transform) -> Model:
+        """This float model with a transform folded into each block as it is brought in."""
+        self.require_float("transform")
+        return Model(self.checkpoint, self.runtime, transforms=(*self.transforms, transform))
 
     def in_float32(self) -> Model:
         """This float model computed in float32, so that what is written of it is not rounded to a narrower dtype."""
         self.require_float("reopen")
         if self.runtime.dtype == "float32":
             return self
-        return Model(self.checkpoint, msgspec.structs.replace(self.runtime, dtype="float32"))
+        runtime = msgspec.structs.replace(self.runtime, dtype="float32")
+        return Model(self.checkpoint, runtime, transforms=self.transforms)
 
     def sites(self) -> tuple[Site, ...]:
         """Every site of the model, in the order of the forward pass."""
@@ -187,10 +223,14 @@ class Model:
 
     def empty_block(self, index: int) -> nn.Module:
         """A fresh copy of a block on the meta device, weights still to be assigned."""
-        return copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        block = copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        if self._rotation is not None:
+            home = self.family.projections[-1].rpartition(".")[0]
+            setattr(block, home, RotatedMlp(block.get_submodule(home), self._rotation))
+        return block
 
     def load_float_block(self, index: int) -> nn.Module:
-        """Read one block's weights from the checkpoint, cast to the runtime's dtype.
+        """Read one block's weights from the checkpoint, cast to the runtime's dtype, transforms folded in.
 
         Raises:
             UserError: Tensors missing, too many or of other shapes (all of them), or NaN or Inf in a weight.
@@ -198,6 +238,9 @@ class Model:
         block = self.empty_block(index)
         prefix = f"{self.family.blocks}.{index}."
         state = self.checkpoint.read(prefix, block.state_dict(), self.runtime)
+        for transform in self.transforms:
+            if transform.fold is not None:
+                state = transform.fold(index, state)
         block.load_state_dict(state, assign=True)
         return block.eval().requires_grad_(False)
 

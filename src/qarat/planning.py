@@ -15,6 +15,7 @@ from qarat.budgets import parse_loss_budget
 from qarat.conversion import check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.formats import nearest_names
 from qarat.measuring import make_meter
 from qarat.models import Model
@@ -27,6 +28,7 @@ from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
 from qarat.search.space import Unit, make_units
 from qarat.search.sweep import rank_by_damage, sweep
 from qarat.spikes import PLANNING_RULES, find_spikes, sites_of, spiking_front
+from qarat.transforms import parse_transform
 from qarat.workspace import Progress, no_progress
 
 __all__ = [
@@ -64,6 +66,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rules: Ordered ``pattern: scheme`` overrides, last match wins; they are part of every plan that is tried.
         runtime: ``any``, or an engine that fuses q/k/v and gate/up, so that they must share a scheme: ``vllm``.
         prefix: So many tokens in front of every window are computed in float; ``auto``: as many as hold spikes.
+        transforms: What is done to the float model before it is planned, in order, e.g. ``smooth/auto``, ``hadamard``
+            (`qarat.preparation`).
     """
 
     low: str = LOW
@@ -74,6 +78,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[str, ...] = ()
     runtime: str = "any"
     prefix: int | Literal["auto"] = 0
+    transforms: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check everything that can be checked without a model.
@@ -95,6 +100,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.prefix != "auto" and self.prefix < 0:
             raise UserError(f"--prefix {self.prefix}: give the number of leading tokens, or auto")
         self.overrides()
+        for text in self.transforms:
+            parse_transform(text)
 
     @property
     def protection(self) -> str:
@@ -288,8 +295,8 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         PlanError: A menu without prices of the low scheme.
     """
     if menu.provenance.model != naive.model:
-        theirs, ours = menu.provenance.model[:12], naive.model[:12]
-        raise UserError(f"these prices are of the model {theirs}…, this is {ours}…; run `qarat damage` on it")
+        theirs, ours = brief(menu.provenance.model), brief(naive.model)
+        raise UserError(f"these prices are of the model {theirs}, this is {ours}; run `qarat damage` on it")
     if menu.prefix != naive.prefix:
         raise UserError(
             f"these prices are with the prefix {list(menu.prefix)}, the plan has {list(naive.prefix)}; run "
@@ -329,5 +336,5 @@ def _count(units: Sequence[Unit], named: set[str]) -> int:
 
 def _check_origin(model: Model, stats: ActivationStats) -> None:
     if stats.provenance.model != model.fingerprint:
-        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
-        raise UserError(f"these stats are of the model {theirs}…, this is {ours}…; profile it anew")
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"these stats are of the model {theirs}, this is {ours}; profile it anew")

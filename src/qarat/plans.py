@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.formats import nearest_names
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme, SchemeError, parse_scheme
 
@@ -228,7 +229,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         offences: list[str] = []
         if self.model != model:
-            offences.append(f"it was made for the model {self.model[:12]}…, this is {model[:12]}…")
+            offences.append(f"it was made for the model {brief(self.model)}, this is {brief(model)}")
         mine, theirs = {s.name: s for s in self.sites}, {s.name: s for s in sites}
         offences += [f"{name}: not in the model" for name in mine.keys() - theirs.keys()]
         offences += [f"{name}: missing from the plan" for name in theirs.keys() - mine.keys()]

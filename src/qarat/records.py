@@ -12,6 +12,7 @@ import msgspec
 from torch import Tensor
 
 from qarat.errors import UserError
+from qarat.fingerprints import source_of
 
 __all__ = [
     "NATS",
@@ -37,7 +38,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a record comes from; part of its identity.
 
     Attributes:
-        model: Fingerprint of the float model.
+        model: Fingerprint of the float model, with what transforms did to it (`qarat.fingerprints`).
         tokens: Fingerprint of the token set.
         convention: How the tokens were cut, e.g. ``windows-256-bos``.
         versions: Of qarat, torch and transformers.
@@ -366,6 +367,8 @@ class ZeroShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def same_origin(a: Provenance, b: Provenance, what: str) -> None:
     """Refuse to combine strangers.
 
+    A transformed model is none: its function is that of the model it was made from.
+
     Args:
         a: Of one record.
         b: Of the other.
@@ -375,6 +378,7 @@ def same_origin(a: Provenance, b: Provenance, what: str) -> None:
         UserError: Naming the fields that differ.
     """
     fields = ("model", "tokens", "convention", "dtype")
+    a, b = (msgspec.structs.replace(p, model=source_of(p.model)) for p in (a, b))
     values = [(f, getattr(a, f), getattr(b, f)) for f in fields]
     different = [f"{field}: {x[:40]} against {y[:40]}" for field, x, y in values if x != y]
     if different:

@@ -105,7 +105,13 @@ def fake_quantize(x: Tensor, scheme: TensorScheme, scales: Scales | None = None)
 
 
 def _scales_for(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Scales:
-    """The scales given, checked against the shape, or else chosen."""
+    """The scales given, checked against the shape, or else chosen.
+
+    Raises:
+        ValueError: A scheme that says more than how a tensor is rounded.
+    """
+    if scheme.outliers is not None:
+        raise ValueError(f"{scheme.spell('a')}: columns in float are the product's affair (qarat.kernels.reference)")
     if scales is None:
         if scheme.static:
             raise ValueError(f"{scheme.spell('a')} is static: its scales come from calibration, and none were given")

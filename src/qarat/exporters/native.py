@@ -33,7 +33,8 @@ from qarat.errors import UserError
 from qarat.exporters.base import copy_beside, require_exact
 from qarat.families import family_of
 from qarat.families.base import ATTENTION_OPERANDS
-from qarat.models import Model
+from qarat.fingerprints import source_of, transforms_of
+from qarat.models import Model, Transform
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
 from qarat.plans import Plan
@@ -132,7 +133,8 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
     plan = decode_record(folder / PLAN, Plan)
     _check_index(folder, plan)
     runtime = runtime or Runtime()
-    model = Model(_NativeCheckpoint(folder, plan), runtime)
+    transforms = tuple(Transform(word) for word in transforms_of(plan.model))
+    model = Model(_NativeCheckpoint(folder, plan), runtime, transforms=transforms)
     plan.check(plan.model, model.sites())
     return model.with_blocks(lambda index: _read_block(model, plan, index)), plan
 
@@ -161,7 +163,7 @@ class _NativeCheckpoint(Checkpoint):
 
     @property
     def fingerprint(self) -> str:
-        return self.plan.model
+        return source_of(self.plan.model)
 
     @property
     def files(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.plans import Assignment, Plan, Site, short_name
 from qarat.records import Menu, MenuEntry, Sweep, Trial
 from qarat.report.layout import (
@@ -219,6 +220,6 @@ def _recoveries(trials: Sequence[Trial]) -> RenderableType:
 
 
 def _same_model(what: str, model: str, **others: str | None) -> None:
-    strangers = [f"the {name} is of {other[:12]}…" for name, other in others.items() if other and other != model]
+    strangers = [f"the {name} is of {brief(other)}" for name, other in others.items() if other and other != model]
     if strangers:
-        raise UserError(f"the {what} is of the model {model[:12]}…, but " + " and ".join(strangers))
+        raise UserError(f"the {what} is of the model {brief(model)}, but " + " and ".join(strangers))
