@@ -53,6 +53,7 @@ class Meter:
         self._model = model
         self._tokens = tokens
         self._batches = tokens.batches(model.runtime.batch_tokens)
+        self._targets = tokens.target_batches(model.runtime.batch_tokens)
         self._build = build
         self._bound = model.runtime.memory_bytes() // 4 if keep_bytes is None else keep_bytes
         self._kept: OrderedDict[Prefix, list[Tensor]] = OrderedDict()
@@ -82,8 +83,8 @@ class Meter:
             self.forwards += self._tokens.windows.numel()
             if index + 1 < self._model.blocks:
                 self._keep(tuple(keys[: index + 1]), hidden)
-        pairs = zip(hidden, self._batches, strict=True)
-        nats = torch.cat([window_nats(self._model, states, batch) for states, batch in pairs])
+        pairs = zip(hidden, self._targets, strict=True)
+        nats = torch.cat([window_nats(self._model, states, targets) for states, targets in pairs])
         return evaluation_of(self._model, self._tokens, nats, label=label)
 
     def _keep(self, key: Prefix, hidden: list[Tensor]) -> None:

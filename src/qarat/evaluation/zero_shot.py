@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import importlib.metadata
 import logging
 import math
@@ -18,6 +17,7 @@ from typing import Any
 from qarat.documents import bundled_documents
 from qarat.errors import UserError
 from qarat.evaluation.code_continuation import make_items
+from qarat.evaluation.harness import import_harness
 from qarat.formats import nearest_names
 from qarat.models import Model
 from qarat.records import TaskScore, ZeroShot
@@ -54,11 +54,11 @@ def measure_tasks(
         UserError: The harness is not installed; unknown tasks (with the nearest names); questions longer than the
             model's windows.
     """
-    harness = _import("lm_eval")
+    harness = import_harness("lm_eval")
     with _quiet():
         # Reading the definitions of all the harness's tasks takes a while; our own need none of them.
         theirs = any(name not in OWN_TASKS for name in tasks)
-        manager = _import("lm_eval.tasks").TaskManager(include_defaults=theirs)
+        manager = import_harness("lm_eval.tasks").TaskManager(include_defaults=theirs)
         _check_names(tasks, manager.all_tasks)
         answer: Any = harness.simple_evaluate(
             model=_wrap(model, f"evaluate {label}", progress),
@@ -101,7 +101,7 @@ def _own_task() -> Any:
     """Code continuation as the harness's task, on the report split that ships with the package."""
     items = make_items(bundled_documents("report"))
     rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
-    dataset = _import("datasets").Dataset.from_list(rows)
+    dataset = import_harness("datasets").Dataset.from_list(rows)
     config = {
         "task": OWN_TASKS[0],
         "custom_dataset": lambda **_: {"test": dataset},
@@ -114,12 +114,12 @@ def _own_task() -> Any:
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
-    return _import("lm_eval.api.task").ConfigurableTask(config=config)
+    return import_harness("lm_eval.api.task").ConfigurableTask(config=config)
 
 
 def _wrap(model: Model, stage: str, progress: Progress) -> Any:
     """The model as the harness takes one, telling how far it is."""
-    base: Any = _import("lm_eval.models.huggingface").HFLM
+    base: Any = import_harness("lm_eval.models.huggingface").HFLM
 
     class Reporting(base):
         total = done = 0
@@ -166,19 +166,10 @@ def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
         raise UserError("; ".join(f"there is no task {name!r}: {nearest_names(name, names)}" for name in unknown))
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"zero-shot tasks need the lm-evaluation-harness ({error}); install it: pip install 'qarat[zero-shot]'"
-        ) from error
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave the harness's log at errors and its bars undrawn: what it says of its own steps is not for our users."""
-    log, steps = logging.getLogger("lm_eval"), _import("lm_eval.api.task")
+    log, steps = logging.getLogger("lm_eval"), import_harness("lm_eval.api.task")
     level, bar = log.level, steps.tqdm
     log.setLevel(logging.ERROR)
     steps.tqdm = lambda rows, **_: rows
