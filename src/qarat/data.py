@@ -61,8 +61,7 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
         sources: The source of each window.
         documents: SHA-256 of each text that the windows were drawn from, also where a limit left it without a window.
         document_sources: The source of each of ``documents``.
-        targets: (windows, N) int64, what is to be predicted behind each token, `NOTHING` where nothing is; None for the
-            next token, and nothing behind the last.
+        targets: What is to be predicted, as `wanted`; None for the next token, and nothing behind the last.
         words: Words that the windows' losses are shared out to; none where the loss is one per token.
     """
 
@@ -133,16 +132,17 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
         return list(self.windows.split(max(1, batch_tokens // self.length)))
 
     def target_batches(self, batch_tokens: int) -> list[Tensor]:
-        """What is to be predicted behind each token of `batches`, `NOTHING` where nothing is; of the same shapes."""
-        return list(self._wanted.split(max(1, batch_tokens // self.length)))
+        """`wanted` in the chunks of `batches`."""
+        return list(self.wanted.split(max(1, batch_tokens // self.length)))
 
     @property
     def predicted(self) -> tuple[int, ...]:
         """Tokens to be predicted in each window."""
-        return tuple((self._wanted != NOTHING).sum(1).tolist())
+        return tuple((self.wanted != NOTHING).sum(1).tolist())
 
     @property
-    def _wanted(self) -> Tensor:
+    def wanted(self) -> Tensor:
+        """(windows, N) int64, what is to be predicted behind each token, `NOTHING` where nothing is."""
         if self.targets is not None:
             return self.targets
         return torch.cat([self.windows[:, 1:], torch.full((len(self), 1), NOTHING)], dim=1)

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qarat.comparisons import Comparison
+from qarat.divergences import Divergence
 from qarat.errors import UserError
 from qarat.lawrecords import Law
 from qarat.plans import Plan, PlanError, read_plan
@@ -26,11 +28,25 @@ from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
-Record = ActivationStats | Continuations | Evaluation | Law | Menu | Plan | Sweep | Verification | ZeroShot
+Record = (
+    ActivationStats
+    | Comparison
+    | Continuations
+    | Divergence
+    | Evaluation
+    | Law
+    | Menu
+    | Plan
+    | Sweep
+    | Verification
+    | ZeroShot
+)
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
+    "comparison": Comparison,
     "continuations": Continuations,
+    "divergence": Divergence,
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,

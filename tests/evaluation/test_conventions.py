@@ -64,7 +64,7 @@ def test_wikitext2_is_the_mean_over_windows_of_the_joined_rows(tiny_model: Model
 
 
 def test_llama_cpp_scores_second_halves_behind_a_bos(tiny_model: Model, whole: Any, wiki: Path):
-    bos = tiny_model.tokenizer.bos_token_id
+    bos: Any = tiny_model.tokenizer.bos_token_id
     text = wiki.read_text()
     assert text.endswith("\n")
     ids = tiny_model.tokenizer(text[:-1]).input_ids
@@ -163,10 +163,11 @@ def test_articles_of_the_published_test_set():
 
 
 def test_windows_are_those_of_the_three_token_sets(tiny_model: Model, tiny_text: Path):
+    bos: Any = tiny_model.tokenizer.bos_token_id
     tokens = load_by_convention(tiny_model, f"windows-{N}-bos", str(tiny_text), limit=5)
     assert tokens.convention == f"windows-{N}-bos"
     assert len(tokens) == 5
-    assert set(tokens.windows[:, 0].tolist()) == {tiny_model.tokenizer.bos_token_id}
+    assert set(tokens.windows[:, 0].tolist()) == {bos}
 
 
 def test_conventions_are_other_token_sets(tiny_model: Model, tiny_text: Path):

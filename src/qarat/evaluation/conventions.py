@@ -153,7 +153,7 @@ def _words(model: Model, name: str, length: int) -> TokenSet:
     words: list[int] = []
     pages = _pages(name)
     for page in pages:
-        ids: list[int] = tokenizer.encode(repaired({"page": page.text}))
+        ids: list[int] = tokenizer.encode(repaired({"page": page.text}), verbose=False)
         before = len(inputs)
         for read, predicted in utils.get_rolling_token_windows(ids, prefix, length, 1):
             # What fills a short window up stands behind all that is scored; the text's own tokens bring nothing new.
