@@ -23,6 +23,7 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.exporters.base import check_export, export_model
 from qarat.exporters.native import read_native, write_native
 from qarat.models import Model
+from qarat.opening import RUN_MODEL
 from qarat.planning import Request, draft_plan, find_plan, naive_plan, profile
 from qarat.plans import Plan
 from qarat.prefixes import check_prefix, leading_tokens
@@ -39,7 +40,7 @@ Shower = Callable[..., None]
 
 LABELS = ("float", "naive", "plan")
 STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
-MODEL, TEXTS = "model", "continuations.json"
+MODEL, TEXTS = RUN_MODEL, "continuations.json"
 TITLES = {
     STATS: "Where the spikes are",
     MENU: "What each site would cost, predicted and measured",

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qarat.comparisons import Comparison
+from qarat.divergences import Divergence
 from qarat.errors import UserError
 from qarat.lawrecords import Law
 from qarat.metricrecords import MetricCheck, SiteMeasurements
@@ -30,7 +32,9 @@ __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode
 
 Record = (
     ActivationStats
+    | Comparison
     | Continuations
+    | Divergence
     | Evaluation
     | Law
     | Menu
@@ -45,7 +49,9 @@ Record = (
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
+    "comparison": Comparison,
     "continuations": Continuations,
+    "divergence": Divergence,
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,

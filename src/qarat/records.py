@@ -7,6 +7,7 @@ Combining records of different models or tokens is an error. How they are saved,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 from torch import Tensor
@@ -29,6 +30,7 @@ __all__ = [
     "TaskScore",
     "Trial",
     "ZeroShot",
+    "clustered_mean",
     "paired_difference",
     "same_origin",
 ]
@@ -140,7 +142,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
         return self.streams[name]
 
 
-class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Negative log-likelihood of a token set under one model.
 
     Attributes:
@@ -148,8 +150,9 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         provenance: Model and tokens.
         plan: Content hash of the plan; empty for float.
         nats: Sum over each window's predicted tokens.
-        predicted: Tokens predicted in each window.
+        predicted: Tokens predicted in each window; where the unit is a word, the words that its loss is shared out to.
         sources: The file or document each window comes from.
+        unit: What the loss is counted by, ``token`` or ``word``.
     """
 
     label: str
@@ -158,10 +161,11 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nats: tuple[float, ...]
     predicted: tuple[int, ...]
     sources: tuple[str, ...]
+    unit: str = "token"
 
     @property
     def loss(self) -> float:
-        """Mean nats per predicted token."""
+        """Mean nats per unit."""
         return math.fsum(self.nats) / sum(self.predicted)
 
     @property
@@ -183,29 +187,44 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.nats - 1.96 * self.standard_error, self.nats + 1.96 * self.standard_error
 
 
-def paired_difference(a: Evaluation, b: Evaluation) -> Difference:
-    """How much more ``a`` loses than ``b``, in nats per token, on the same windows.
+def clustered_mean(sums: Sequence[float], counts: Sequence[int], sources: Sequence[str]) -> tuple[float, float, int]:
+    """Mean over tokens, its standard error clustered by source, and the number of clusters.
 
     The standard error is that of a ratio estimator with sources as clusters (Cochran, Sampling Techniques, 3rd ed.,
     11.6): windows of one file resemble each other and are not independent. With a single source it is NaN.
 
-    Raises:
-        UserError: If the two were measured on other models or tokens, or name other sources.
+    Args:
+        sums: Of each window.
+        counts: Tokens of each window.
+        sources: Of each window.
     """
-    same_origin(a.provenance, b.provenance, f"{a.label} and {b.label}")
+    total = sum(counts)
+    mean = math.fsum(sums) / total
+    residuals: dict[str, list[float]] = {}
+    for value, count, source in zip(sums, counts, sources, strict=True):
+        residuals.setdefault(source, []).append(value - mean * count)
+    clusters = len(residuals)
+    squares = math.fsum(math.fsum(values) ** 2 for values in residuals.values())
+    return mean, math.sqrt(squares * clusters / (clusters - 1)) / total if clusters > 1 else math.nan, clusters
+
+
+def paired_difference(a: Evaluation, b: Evaluation, *, other_models: bool = False) -> Difference:
+    """How much more ``a`` loses than ``b``, in nats per token, on the same windows, with `clustered_mean`'s error.
+
+    Args:
+        a: One evaluation.
+        b: The other.
+        other_models: Whether they may be of two float models, which is then what is compared.
+
+    Raises:
+        UserError: If the two were measured on other tokens (or models), or name other sources.
+    """
+    same_origin(a.provenance, b.provenance, f"{a.label} and {b.label}", other_models=other_models)
     if (a.predicted, a.sources) != (b.predicted, b.sources):
         raise UserError(
             f"{a.label} and {b.label} do not have the same windows or sources; measure both on one token set"
         )
-    total = sum(a.predicted)
-    mean = (math.fsum(a.nats) - math.fsum(b.nats)) / total
-    residuals: dict[str, list[float]] = {}
-    for x, y, n, source in zip(a.nats, b.nats, a.predicted, a.sources, strict=True):
-        residuals.setdefault(source, []).append(x - y - mean * n)
-    clusters = len(residuals)
-    squares = math.fsum(math.fsum(values) ** 2 for values in residuals.values())
-    error = math.sqrt(squares * clusters / (clusters - 1)) / total if clusters > 1 else math.nan
-    return Difference(mean, error, clusters)
+    return Difference(*clustered_mean([x - y for x, y in zip(a.nats, b.nats, strict=True)], a.predicted, a.sources))
 
 
 NATS = "nats per token"
@@ -364,7 +383,7 @@ class ZeroShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scores: tuple[TaskScore, ...]
 
 
-def same_origin(a: Provenance, b: Provenance, what: str) -> None:
+def same_origin(a: Provenance, b: Provenance, what: str, *, other_models: bool = False) -> None:
     """Refuse to combine strangers.
 
     A transformed model is none: its function is that of the model it was made from.
@@ -373,11 +392,12 @@ def same_origin(a: Provenance, b: Provenance, what: str) -> None:
         a: Of one record.
         b: Of the other.
         what: The two in words, for the message.
+        other_models: Whether they may be of two models.
 
     Raises:
         UserError: Naming the fields that differ.
     """
-    fields = ("model", "tokens", "convention", "dtype")
+    fields = ("tokens", "convention", "dtype") if other_models else ("model", "tokens", "convention", "dtype")
     a, b = (msgspec.structs.replace(p, model=source_of(p.model)) for p in (a, b))
     values = [(f, getattr(a, f), getattr(b, f)) for f in fields]
     different = [f"{field}: {x[:40]} against {y[:40]}" for field, x, y in values if x != y]

@@ -65,7 +65,8 @@ def test_it_is_transformers_own_loss_on_a_real_model(stories260k: Path):
 def test_window_nats_by_hand(tiny_model: Model):
     hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     ids = token_set(2, 5).windows
-    found = window_nats(tiny_model, hidden, ids)
+    (targets,) = token_set(2, 5).target_batches(64)
+    found = window_nats(tiny_model, hidden, targets)
     assert (found.dtype, found.shape) == (torch.float64, (2,))
     for w in range(2):
         logits = tiny_model.logits(hidden[w]).double()

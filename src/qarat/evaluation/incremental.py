@@ -78,6 +78,7 @@ class Meter:
         self._model = model
         self._tokens = tokens
         self._batches = tokens.batches(model.runtime.batch_tokens)
+        self._targets = tokens.target_batches(model.runtime.batch_tokens)
         self._build = build
         bound = model.runtime.memory_bytes() // 4 if keep_bytes is None else keep_bytes
         state = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
@@ -158,8 +159,8 @@ class Meter:
 
     def _finish(self, index: int, block: nn.Module, states: list[Tensor]) -> Tensor:
         """The nats of every window, from the entrance of the last block; what is behind it is not held."""
-        pairs = zip(states, self._batches, strict=True)
-        return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), b) for h, b in pairs])
+        pairs = zip(states, self._targets, strict=True)
+        return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
 
     def _outcome(self, plan: Plan, label: str, nats: Tensor) -> Evaluation | Failure:
         try:

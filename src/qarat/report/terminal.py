@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from qarat.checkpoints import ReferenceModel
+from qarat.comparisons import Comparison
+from qarat.divergences import Divergence
 from qarat.lawrecords import Law, Prediction
 from qarat.laws.forms import Catalog
 from qarat.laws.tables import Table
@@ -22,7 +24,9 @@ from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Swee
 from qarat.report.accuracy import compare_accuracy, show_accuracy
 from qarat.report.activations import show_stats
 from qarat.report.choices import show_menu, show_plan, show_sweep
+from qarat.report.comparisons import show_comparison
 from qarat.report.continuations import continuations
+from qarat.report.divergences import show_divergence
 from qarat.report.laws import show_forms, show_law, show_prediction, show_table, show_tables
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
@@ -60,6 +64,8 @@ render.register(SearchResult, show_search)
 render.register(SiteMeasurements, show_measurements)
 render.register(Sweep, show_sweep)
 render.register(Evaluation, show_evaluation)
+render.register(Comparison, show_comparison)
+render.register(Divergence, show_divergence)
 render.register(Verification, show_verification)
 render.register(ZeroShot, show_accuracy)
 
