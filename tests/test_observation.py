@@ -110,6 +110,8 @@ def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: floa
     assert stream.maximum == pytest.approx(max(map(max, maxima)), rel=tolerance)
     assert stream.typical_maximum == near(mean([lower_median(m) for m in maxima]))
     assert stream.median_energy == near(mean([lower_median(e) for e in energies]))
+    profile = torch.tensor(maxima).double().mean(0).float()
+    torch.testing.assert_close(stream.arrays["position_maxima"], profile, rtol=max(tolerance, 1e-6), atol=0)
 
     scale = float(flat.abs().max())
     check_counts(stream.arrays["token_maxima"], torch.tensor(maxima), near=tolerance * scale)
@@ -121,7 +123,7 @@ def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: floa
     assert stream.element_median == pytest.approx(exact, rel=0.05) if exact > 1e-7 else stream.element_median == 0.0
 
     if stream.kind == "p":
-        assert stream.arrays.keys() == {"histogram", "token_maxima", "token_energies"}
+        assert stream.arrays.keys() == {"histogram", "token_maxima", "token_energies", "position_maxima"}
     else:
         rows = x.reshape(-1, x.shape[-1])
         close: dict[str, Any] = {"rtol": tolerance, "atol": tolerance * scale}

@@ -221,6 +221,7 @@ class _Collector:
         self.histogram = torch.zeros(CODES, dtype=torch.int64)
         self.token_maxima = torch.zeros(CODES, dtype=torch.int64)
         self.token_energies = torch.zeros(CODES, dtype=torch.int64)
+        self.position_sum = torch.tensor(0.0, dtype=torch.float64)
         self.ratios: list[Tensor] = []
         self.median_maxima: list[Tensor] = []
         self.median_energies: list[Tensor] = []
@@ -264,6 +265,7 @@ class _Collector:
     def _take_tokens(self, window: int, maxima: Tensor, energies: Tensor) -> None:
         """Take the absolute maximum and the mean square of each token of a window, both (tokens,)."""
         self._check_finite(window, maxima)
+        self.position_sum = self.position_sum + maxima.double()
         median = maxima.median()
         # An all-zero stream has no spike: 0 over 0 counts as 1.
         self.ratios.append(torch.where(median > 0, maxima.amax() / median, 1.0))
@@ -308,6 +310,7 @@ class _Collector:
             "histogram": histogram,
             "token_maxima": bin_counts(self.token_maxima),
             "token_energies": bin_counts(self.token_energies),
+            "position_maxima": (self.position_sum / len(self.ratios)).float().cpu(),
         }
         if self.by_channel:
             arrays["channel_min"] = self.channel_min.cpu()

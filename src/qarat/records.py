@@ -93,7 +93,8 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peaks: The largest values, one a token at the most, descending.
         arrays: ``channel_min``, ``channel_max``, ``channel_square`` (means of squares), each (width,) float32, absent
             for attention probabilities; ``histogram`` of magnitudes, ``token_maxima`` and ``token_energies``, counts
-            per bin of `ActivationStats.edges`, int64.
+            per bin of `ActivationStats.edges`, int64; ``position_maxima``, the token-wise absolute maximum at each
+            position of a window, averaged over windows, (length,) float32.
     """
 
     name: str
