@@ -80,7 +80,7 @@ class FloatPrefix:
         found: list[BlockPrefix] = []
         for index, block in model.walk():
             hidden = model.run_block(index, block, hidden, cache)
-            layer = cache.layers[index]
+            layer: Any = cache.layers[index]  # of a decoder layer with attention; other kinds have no keys
             keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
             found.append(BlockPrefix(keys, values, hidden, None if index else entrance))
         return tuple(found)

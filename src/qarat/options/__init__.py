@@ -9,13 +9,16 @@ from __future__ import annotations
 from qarat.options.folders import Export, Models, Run, Show, Verify
 from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Printing, Text
 from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
+from qarat.options.measuring import Compare, Evaluate, Measure
+from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
-from qarat.options.steps import Damage, Evaluate, Plan, Profile, Quantize
+from qarat.options.steps import Damage, Plan, Profile, Quantize
 
 __all__ = [
     "BUNDLED",
     "LOW",
     "VERBS",
+    "Compare",
     "Computing",
     "Damage",
     "Evaluate",
@@ -26,6 +29,7 @@ __all__ = [
     "LawForms",
     "LawPredict",
     "Machine",
+    "Measure",
     "Models",
     "Options",
     "Plan",
@@ -33,6 +37,7 @@ __all__ = [
     "Printing",
     "Profile",
     "Quantize",
+    "Report",
     "Run",
     "Runners",
     "Search",
@@ -42,7 +47,7 @@ __all__ = [
 ]
 
 Computing = Profile | Search | Damage | Plan | Quantize | Evaluate | Verify | Run
-Options = Computing | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
+Options = Computing | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -51,9 +56,11 @@ VERBS: dict[str, type[Options]] = {
     "search": Search,
     "quantize": Quantize,
     "evaluate": Evaluate,
+    "compare": Compare,
     "verify": Verify,
     "export": Export,
     "show": Show,
+    "report": Report,
     "models": Models,
     "law data": LawData,
     "law forms": LawForms,

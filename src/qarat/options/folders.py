@@ -17,6 +17,7 @@ from qarat.options.groups import (
     Machine,
     Name,
     Planning,
+    Prefix,
     Printing,
     Scheme,
     Text,
@@ -100,6 +101,10 @@ class Run:
     """What float, naive and plan continue at the end."""
     export: Annotated[tuple[str, ...], arg(metavar="FORMAT ...", help_behavior_hint="")] = ()
     """Write the result in other programs' formats too, each to FOLDER/FORMAT (see `qarat export --help`)."""
+    prefix: Prefix = "0"
+    """Keep so many tokens in front of each window in float, as keys and values; auto: as many as hold spikes."""
+    transform: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see docs/outliers.md)."""
     planning: Planning = field(default_factory=Planning)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
