@@ -9,7 +9,7 @@ from rich.text import Text
 
 from qarat.plans import short_name
 from qarat.report.layout import GAP, bare, cells, count, decimals, fixed, label, number, table, title, words
-from qarat.verifications import LogitsComparison, Finding, ModuleReport, Verification
+from qarat.verifications import Finding, LogitsComparison, ModuleReport, Verification
 
 __all__ = ["show_verification"]
 
