@@ -17,6 +17,7 @@ from qarat.data import TokenSet, load_token_sets
 from qarat.errors import ArgumentError, UserError
 from qarat.estimates import estimate
 from qarat.exporters.native import is_native
+from qarat.fingerprints import brief
 from qarat.models import Model, open_model
 from qarat.planning import Request, describe_matches
 from qarat.recordfiles import decode_record
@@ -147,8 +148,8 @@ def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None
         return None
     stats = decode_record(path, ActivationStats)
     if stats.provenance.model != model.fingerprint:
-        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
-        raise UserError(f"{path} is of the model {theirs}…, this is {ours}…; run `qarat profile` on it")
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; run `qarat profile` on it")
     return stats
 
 

@@ -25,6 +25,7 @@ from qarat.errors import ArgumentError, NotPassedError, UserError
 from qarat.estimates import ROUNDING, quantized_bytes
 from qarat.exporters.base import MARK, check_export, export_model
 from qarat.exporters.native import is_native, read_native
+from qarat.fingerprints import brief
 from qarat.models import open_model
 from qarat.opening import find_native
 from qarat.recordfiles import Record, decode_record, encode_record
@@ -93,8 +94,8 @@ def export(asked: options.Export, screen: Screen) -> Lines:
     if asked.source is not None:
         source = open_model(asked.source, pipeline.EXPORTING)
         if source.fingerprint != chosen.model:
-            theirs, ours = chosen.model[:12], source.fingerprint[:12]
-            raise UserError(f"{asked.run} was made from the model {theirs}…, --source {asked.source} is {ours}…")
+            theirs, ours = brief(chosen.model), brief(source.fingerprint)
+            raise UserError(f"{asked.run} was made from the model {theirs}, --source {asked.source} is {ours}")
         model = source.with_blocks(model.block)
     check_export(model, chosen, asked.format)
     if asked.dry_run:

@@ -104,7 +104,7 @@ class Run:
     prefix: Prefix = "0"
     """Keep so many tokens in front of each window in float, as keys and values; auto: as many as hold spikes."""
     transform: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
-    """Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see docs/outliers.md)."""
+    """Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see docs/formats.md)."""
     planning: Planning = field(default_factory=Planning)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
