@@ -107,7 +107,7 @@ def _check_metrics(
 
 def plan(asked: options.Plan, screen: Screen) -> Lines:
     """Decide which sites to protect, by measurement."""
-    request = request_of(asked.planning)
+    request = request_of(asked.planning, prefix="auto")  # that is: as the stats have it
     check_file(asked.out)
     model = open_float(asked)
     stats, menu = decode_record(asked.stats, ActivationStats), decode_record(asked.menu, Menu)

@@ -6,7 +6,7 @@ measured on the report tokens. The trial log lies beside them, so a killed searc
 
 from __future__ import annotations
 
-from qarat.searching.job import MENU, RESULT, STATS, SearchJob, plan_file
+from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
 from qarat.searching.request import POINTS, SearchRequest
 
-__all__ = ["MENU", "POINTS", "RESULT", "STATS", "SearchJob", "SearchRequest", "plan_file"]
+__all__ = ["MENU", "POINTS", "RESULT", "STATS", "TRIALS", "SearchJob", "SearchRequest", "plan_file"]
