@@ -30,6 +30,7 @@ from qarat.models import open_model
 from qarat.opening import find_native
 from qarat.recordfiles import Record, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, ZeroShot
+from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
 from qarat.verifications import Verification
@@ -71,10 +72,13 @@ def run(asked: options.Run, screen: Screen) -> Lines:
     except BaseException:
         folder.leave()
         raise
+    if asked.page:
+        write_report([out], out, progress=screen.progress)
     harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
     name = out.name + ("-int6" if request.low != INT6 else "-int8")
     return (
         f"written: {quoted(out)} (the quantized model in {quoted(out / pipeline.MODEL)}, and every record behind it)",
+        *([f"the page to look at: {quoted(out / 'report.html')}"] if asked.page else []),
         *(f"exported: {quoted(out / format)}" for format in asked.export),
         "try next:",
         f"  qarat show {quoted(out)}",

@@ -99,6 +99,8 @@ class Run:
     """Replace FOLDER if it is there."""
     prompt: Annotated[str | None, arg(metavar="WORDS", help_behavior_hint="(default: from the report text)")] = None
     """What float, naive and plan continue at the end."""
+    page: Flag = True
+    """Leave the page (FOLDER/report.html) and its figures out."""
     export: Annotated[tuple[str, ...], arg(metavar="FORMAT ...", help_behavior_hint="")] = ()
     """Write the result in other programs' formats too, each to FOLDER/FORMAT (see `qarat export --help`)."""
     prefix: Prefix = "0"
