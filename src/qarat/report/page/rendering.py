@@ -21,6 +21,7 @@ __all__ = ["script", "write_figure"]
 _WIDTH = 720  # pixels of a figure in a file
 _SCALE = 2  # PNG pixels for each of those
 _PADDING = 16
+_COUNTED = re.compile(r"\b(gradient_|clip)(\d+)\b")
 
 
 def write_figure(figure: Figure, folder: Path) -> None:
@@ -34,7 +35,13 @@ def to_svg(figure: Figure) -> str:
     """A figure with its title as SVG."""
     config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT.paper, "padding": _PADDING}
     whole: dict[str, Any] = {**figure.definition(), "width": _WIDTH, "title": figure.title}
-    return vl_convert.vegalite_to_svg(whole, config=config)
+    return _renumbered(vl_convert.vegalite_to_svg(whole, config=config))
+
+
+def _renumbered(svg: str) -> str:
+    """The SVG with its gradients and clips counted from its own first: Vega counts through a whole process."""
+    counts: dict[str, int] = {}
+    return _COUNTED.sub(lambda found: f"{found[1]}{counts.setdefault(found[0], len(counts))}", svg)
 
 
 @functools.cache
