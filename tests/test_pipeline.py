@@ -84,7 +84,7 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
     losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
     assert len({e.loss for e in losses.values()}) == 3
     assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
-    answer = qarat("evaluate", unbroken, *words[2:-3], "--json")
+    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
     assert answer.code == 0, answer.err
     measured = json.loads(answer.out)["record"]
     assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)

@@ -54,7 +54,7 @@ class Figure:
     key: str
     title: str
     caption: str
-    chart: alt.Chart | alt.LayerChart
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart
     table: DataTable
 
     def definition(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _known(group: Group) -> dict[str, float]:
 def _series(
     form: Form, fit: Fit, points: Sequence[FittedPoint], variable: str, groups: Sequence[Group]
 ) -> list[Series]:
-    name = _name((fit, points), variable, groups)
+    name = _name((fit, tuple(points)), variable, groups)
     measured = tuple(
         Dot(p.variables[variable], p.measured, y_range=error_bar(p), label=p.model)
         for p in sorted(points, key=lambda p: p.variables[variable])
