@@ -10,6 +10,7 @@ from qarat.commands.folders import export, models, run, show, verify
 from qarat.commands.laws import law_data, law_fit, law_forms, law_predict
 from qarat.commands.search import search
 from qarat.commands.steps import damage, evaluate, plan, profile, quantize
+from qarat.commands.studies import study_ratio, sweep
 
 __all__ = [
     "damage",
@@ -26,5 +27,7 @@ __all__ = [
     "run",
     "search",
     "show",
+    "study_ratio",
+    "sweep",
     "verify",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "native_folder",
     "note_matches",
     "open_float",
+    "open_named",
     "quoted",
     "request_of",
     "runtime_of",
@@ -84,10 +85,19 @@ def open_float(asked: options.Computing) -> Model:
     Raises:
         UserError: If the folder holds a run or a quantized model, or as `open_model`.
     """
-    given = Path(asked.model)
+    return open_named(asked.model, asked)
+
+
+def open_named(name: str, asked: options.Computing | options.Sweep) -> Model:
+    """Open one of several float models.
+
+    Raises:
+        UserError: As `open_float`.
+    """
+    given = Path(name)
     if is_native(given) or (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
-    return open_model(asked.model, runtime_of(asked.machine), revision=asked.general.revision)
+    return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
 
 
 def native_folder(given: Path) -> Path | None:

@@ -11,6 +11,7 @@ from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Print
 from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
 from qarat.options.search import Runners, Search
 from qarat.options.steps import Damage, Evaluate, Plan, Profile, Quantize
+from qarat.options.studies import StudyRatio, Sweep
 
 __all__ = [
     "BUNDLED",
@@ -37,12 +38,14 @@ __all__ = [
     "Runners",
     "Search",
     "Show",
+    "StudyRatio",
+    "Sweep",
     "Text",
     "Verify",
 ]
 
-Computing = Profile | Search | Damage | Plan | Quantize | Evaluate | Verify | Run
-Options = Computing | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
+Computing = Profile | Search | StudyRatio | Damage | Plan | Quantize | Evaluate | Verify | Run
+Options = Computing | Sweep | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -55,6 +58,8 @@ VERBS: dict[str, type[Options]] = {
     "export": Export,
     "show": Show,
     "models": Models,
+    "study ratio": StudyRatio,
+    "sweep": Sweep,
     "law data": LawData,
     "law forms": LawForms,
     "law fit": LawFit,
