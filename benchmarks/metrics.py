@@ -24,10 +24,9 @@ import torch
 from scipy.stats import spearmanr
 
 from qarat import damage
-from qarat.conversion import WeightCache, build_block
 from qarat.damage.checking import check, fit_correction, measure_sites
 from qarat.data import load_token_sets
-from qarat.evaluation.incremental import Meter
+from qarat.measuring import make_meter
 from qarat.metricrecords import MetricCheck
 from qarat.models import open_model
 from qarat.plans import Plan, assign
@@ -65,8 +64,7 @@ def compare(name: str, chosen: argparse.Namespace) -> dict[str, object]:
     _, tokens, _ = load_token_sets(model, samples=chosen.windows, seed=chosen.seed)
     scheme = parse_scheme(chosen.scheme)
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float")
-    cache: WeightCache = {}
-    meter = Meter(model, tokens, lambda index, schemes: build_block(model, index, schemes, None, cache))
+    meter = make_meter(model, tokens, None)
     seconds: dict[str, float] = {}
     begun = time.process_time()
     measured = measure_sites(plan, scheme, meter.measure)

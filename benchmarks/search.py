@@ -47,7 +47,7 @@ class Bench:
     """One model, on which searches are run."""
 
     def __init__(self, name: str, asked: argparse.Namespace, progress: Progress) -> None:
-        self.name, self.seed_count, self.low, self.progress = name, asked.seeds, asked.low, progress
+        self.name, self.low, self.progress = name, getattr(asked, "low", ""), progress
         self.model: Model = open_model(name, Runtime(threads=asked.threads))
         self.tokens: Tokens = load_token_sets(
             self.model, calibration=asked.calibration, samples=asked.samples, report_samples=asked.report_samples

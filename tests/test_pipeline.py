@@ -50,7 +50,7 @@ def steps(folder: Path) -> list[tuple[str, bool]]:
 def words(tiny_llama: Path, tiny_text: Path) -> list[str]:
     """A run on the tiny model, without its -o."""
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
-    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o"]
+    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o", "--no-page"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,15 @@ def unbroken(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 # ---------------------------------------------------------------- what a run leaves
 
 
+def test_a_run_ends_with_its_page(qarat: Qarat, words: list[str], unbroken: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(unbroken, tmp_path / "out.partial")).with_suffix("")
+    answer = qarat(*(w for w in words if w != "--no-page"), "-o", out)
+    assert answer.code == 0, answer.err
+    assert f"the page to look at: {out / 'report.html'}" in answer.out.replace("\n", "")
+    assert "perplexity" in (out / "report.html").read_text()
+    assert list((out / "figures").glob("*.svg"))
+
+
 def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, words: list[str]) -> None:
     files = {name for outputs in pipeline.STEPS.values() for name in outputs}
     assert {p.name for p in unbroken.iterdir()} == files | {"manifest.json", LOG}
@@ -75,7 +84,7 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
     losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
     assert len({e.loss for e in losses.values()}) == 3
     assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
-    answer = qarat("evaluate", unbroken, *words[2:-3], "--json")
+    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
     assert answer.code == 0, answer.err
     measured = json.loads(answer.out)["record"]
     assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)

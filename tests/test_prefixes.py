@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from qarat.calibration import check_static
 from qarat.checkpoints import reference_models
-from qarat.conversion import WeightCache, build_block, quantize
+from qarat.conversion import build_block, quantize
 from qarat.data import TokenSet, bundled_documents, make_token_set
 from qarat.errors import UserError
-from qarat.evaluation.incremental import Meter
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.exporters.base import check_export
+from qarat.measuring import make_meter
 from qarat.models import Model, open_model
 from qarat.modules import QuantProducts
 from qarat.observation import observe
@@ -177,8 +177,7 @@ def test_a_meter_measures_as_each_plan_does_alone(tmp_path: Path):
     tokens = token_set(name="selection")
     stats = observe(model, token_set(), prefix=SHARED)
     prefix = prefix_of(model, plan_of(model, stats, []))
-    cache: WeightCache = {}
-    meter = Meter(model, tokens, lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix))
+    meter = make_meter(model, tokens, stats, prefix=prefix)
     for rules in (
         [],
         [("2.down", "float")],

@@ -99,7 +99,7 @@ def test_a_study_compares_random_with_predicted_search(
             assert point.more.nats == pytest.approx(point.predicted.report.nats - point.random.report.nats)
         assert arm.random_cost.pricing == 0 < arm.predicted_cost.pricing
         assert [reach.budget for reach in arm.predicted_reach] == ["ppl+20%", "nats+0.000001"]
-    random = decode_record(tmp_path / "s" / "matmul-g16-random" / "search.json", SearchResult)
+    random = decode_record(tmp_path / "s/searches/matmul-g16-random" / "search.json", SearchResult)
     assert len(random.trials) == 2 * 5
     # The ablation draws the same plans as the search at that ratio.
     same = [t.damage.nats for t in random.trials if t.label.endswith("at 0.8")]
@@ -124,13 +124,15 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trials.TrialLog, "add", killed)
-    assert [qarat(*words, "-o", tmp_path / "cut").code for _ in range(3)] == [130, 130, 0]
+    assert qarat(*words, "-o", tmp_path / "cut").code == 130
+    log = tmp_path / "cut.partial/searches/matmul-g16-random.partial/trials.jsonl"
+    assert len(log.read_text().splitlines()) == 1 + 4
+    assert [qarat(*words, "-o", tmp_path / "cut").code for _ in range(2)] == [130, 0]
     cut, whole = (decode_record(tmp_path / out / "study.json", RatioStudy) for out in ("cut", "whole"))
     for after, before in zip(cut.arms, whole.arms, strict=True):
         assert after.random_cost.measuring >= before.random_cost.measuring  # with cold caches after a kill
     assert _without_costs(cut) == _without_costs(whole)
-    log = (tmp_path / "cut" / "log.jsonl").read_text()
-    assert '"step": "matmul-g16-random", "reused": true' in log
+    assert '"step": "matmul-g16-random", "reused": true' in (tmp_path / "cut" / "log.jsonl").read_text()
 
 
 def _without_costs(study: RatioStudy) -> bytes:
@@ -190,8 +192,8 @@ def test_a_sweep_writes_tables_that_laws_read(
     rows = read_table(tmp_path / "s" / "sweep.csv").rows
     assert {row.format for row in rows} == {"mxint4 weights and inputs", "int8 weights and static inputs"}
     assert {row.model: row.tokens for row in rows} == {"tiny-a": None, "tiny-b": 5e6}
-    assert len(rows) == 2 * 3 * 2
-    first = decode_record(tmp_path / "s/points/tiny-a/w-mxint4-g16-a-mxint4-g16/search.json", SearchResult)
+    assert len(rows) == sum(len(set(point.plans)) for point in sweep.points) >= 2 * 3
+    first = decode_record(tmp_path / "s/searches/tiny-a/w-mxint4-g16-a-mxint4-g16/search.json", SearchResult)
     reached = first.on_report(first.reached[0])
     assert (rows[0].value, rows[0].standard_error) == (reached.nats, reached.standard_error)
     assert (rows[0].block, rows[0].ratio) == (16, first.trials[first.reached[0].trial].ratio)
@@ -201,7 +203,7 @@ def test_a_sweep_writes_tables_that_laws_read(
         assert (row.metric, round(row.value, 9)) == ("perplexity-increase", 20)
     table = tmp_path / "s" / "sweep.csv"
     where = ["--where", "format=mxint4 weights and inputs"]
-    fitted = qarat("law", "fit", table, "--form", "bits-only", "--draws", "50", *where, "-o", tmp_path / "law.json")
+    fitted = qarat("law", "fit", table, "--form", "bits-only", "--draws", "0", *where, "-o", tmp_path / "law.json")
     assert fitted.code == 0, fitted.err
     assert f"qarat law fit {table}" in out
 
@@ -224,11 +226,14 @@ def test_a_failed_point_stops_nothing_else_and_is_tried_again(
     assert "tiny-a, w=int8/tensor a=int8/tensor/static: RuntimeError: out of luck" in err
     assert "failed" in out
     partial = tmp_path / "s.partial"
-    assert len(read_table(partial / "sweep.csv").rows) == 5 * 2
+    measured = read_table(partial / "sweep.csv").rows
+    assert len({(row.model, row.format, row.block) for row in measured}) == 5
     assert "Traceback" in (partial / "log.jsonl").read_text()
     monkeypatch.setattr(SearchJob, "execute", execute)
     assert qarat(*words).code == 0
-    assert len(read_table(tmp_path / "s" / "sweep.csv").rows) == 6 * 2
+    after = read_table(tmp_path / "s" / "sweep.csv").rows
+    assert len({(row.model, row.format, row.block) for row in after}) == 6
+    assert set(measured) < set(after)
     assert (tmp_path / "s" / "log.jsonl").read_text().count('"reused": true') == 5
 
 

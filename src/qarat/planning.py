@@ -180,7 +180,7 @@ def draft_plan(model: Model, request: Request, stats: str = "", prefix: tuple[in
             broken.
     """
     plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats, prefix)
-    prefix_of(model, plan)
+    prefix_of(model, plan)  # refuses what the model cannot have
     overridden = {a.site for a in plan.exceptions()}
     for pattern in request.sites:
         found = match_sites(pattern, plan.sites)

@@ -2,8 +2,9 @@
 
 Spikes sit in a few tokens, with BOS in front in the first one. If every sequence begins with the same tokens, what they
 leave in each block, their keys and values, is the same in all of them and is computed once, in float; everything else
-is low, under scales that were calibrated without those tokens (after IntactKV, arXiv 2403.01241, CushionCache, arXiv
-2406.12016, and PrefixQuant, arXiv 2410.05265, which put tokens of their own choice in front; here they are the text's).
+is low, under scales that were calibrated without those tokens. IntactKV (arXiv 2403.01241) does so with BOS;
+CushionCache (arXiv 2406.12016) and PrefixQuant (arXiv 2410.05265) put tokens of their own choice in front, which is not
+done here: the prefix is what the text begins with anyway, so that losses are those of the same tokens.
 Attention is causal, so nothing behind the prefix reaches it: in each block its positions are constants.
 
 A block is wrapped: positions of the prefix get the constants, the others go through the quantized block with the
@@ -79,7 +80,7 @@ class FloatPrefix:
         found: list[BlockPrefix] = []
         for index, block in model.walk():
             hidden = model.run_block(index, block, hidden, cache)
-            layer = cache.layers[index]
+            layer: Any = cache.layers[index]  # of a decoder layer with attention; other kinds have no keys
             keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
             found.append(BlockPrefix(keys, values, hidden, None if index else entrance))
         return tuple(found)

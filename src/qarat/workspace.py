@@ -316,9 +316,17 @@ class Run:
         with explained(self.folder), self.path(self.LOG).open("a") as file:
             file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
 
-    def leave(self) -> None:
-        """Go away before the end: what was finished stays, and where that is nothing, nothing does."""
-        if not self.steps and _is_ours(self.folder, self.MANIFEST):
+    def leave(self, *begun: str) -> None:
+        """Go away before the end: what was finished stays, and where that is nothing, nothing does.
+
+        Args:
+            *begun: Files of a step that goes on where it was; one of them there counts as something.
+        """
+        if (
+            not self.steps
+            and not any(self.path(name).exists() for name in begun)
+            and _is_ours(self.folder, self.MANIFEST)
+        ):
             _delete(self.folder, self.MANIFEST)
 
     def finish(self) -> None:

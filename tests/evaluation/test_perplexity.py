@@ -14,6 +14,7 @@ from qarat.errors import UserError
 from qarat.evaluation.perplexity import measure_perplexity, window_nats
 from qarat.models import Model, open_model
 from qarat.plans import assign
+from qarat.recordfiles import encode_record
 from qarat.records import paired_difference
 from qarat.testing import tiny_checkpoint
 from qarat.workspace import Runtime
@@ -79,6 +80,8 @@ def test_what_the_record_says(tiny_model: Model):
     evaluation = measure_perplexity(tiny_model, tokens, label="naive", plan="abc")
     assert (evaluation.label, evaluation.plan, evaluation.sources) == ("naive", "abc", tokens.sources)
     assert evaluation.provenance == tiny_model.provenance(tokens.fingerprint, tokens.convention)
+    assert evaluation.unit == "token"
+    assert b"unit" not in encode_record(evaluation)  # records from before there were other units keep their hash
 
 
 # ---------------------------------------------------------------- what may not change it

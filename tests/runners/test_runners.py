@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import torch
 
+from qarat.budgets import parse_size
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.measuring import Question, make_meter, specify
@@ -28,7 +29,6 @@ from qarat.plans import assign
 from qarat.records import Evaluation
 from qarat.runners import Runner, open_runner
 from qarat.runners.base import GROUP, Groups
-from qarat.workspace import parse_size
 
 EVALUATE = functools.partial(functools.partial, map, eval)
 KINDS = {"here": (1, None), "processes": (2, None), "ray": (2, "local")}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qarat.budgets import parse_budget
+from qarat.budgets import AccuracyBudget, CostBudget, LossBudget, parse_budget
 from qarat.errors import UserError
 from qarat.records import Difference
 from qarat.search.driver import Driver, Failure, Watcher
@@ -13,6 +13,18 @@ from qarat.search.trials import TrialLog
 from qarat.searches import SearchTrial
 
 GOAL = Goal((0.5, 0.75), ())
+
+
+def budgeted(text) -> LossBudget | CostBudget:
+    budget = parse_budget(text)
+    assert not isinstance(budget, AccuracyBudget)
+    return budget
+
+
+def costing(text) -> CostBudget:
+    budget = parse_budget(text)
+    assert isinstance(budget, CostBudget)
+    return budget
 
 
 def run(made, log, watcher=None):
@@ -80,7 +92,7 @@ def outcome(made, budget, name="predicted", points=(), losses=()):
     space = made.space()
     driver = Driver(space, made.measure, TrialLog(None, {}))
     driver.run(make_strategy(name, trials=10, seed=0), Goal(points, losses, space.predictions(made.prices())))
-    return driver, reach(parse_budget(budget), driver.trials, space, driver.float_loss)
+    return driver, reach(budgeted(budget), driver.trials, space, driver.float_loss)
 
 
 def test_a_loss_budget_takes_the_cheapest_plan_within_it(fake):
@@ -104,8 +116,8 @@ def test_bits_and_bytes_are_the_same_limit(fake):
     made = fake(menu=menu)
     space = made.space()
     weights = sum(s.parameters for s in made.sites)
-    in_bytes = parse_budget(f"bytes={weights}")
-    assert point_of(in_bytes, space) == point_of(parse_budget("bits=8"), space) == -8
+    in_bytes = costing(f"bytes={weights}")
+    assert point_of(in_bytes, space) == point_of(costing("bits=8"), space) == -8
 
 
 def test_what_nothing_meets_says_the_best(fake):
@@ -123,7 +135,7 @@ def test_a_budget_within_the_noise_says_how_many_tokens_would_do(fake):
     float_loss = Driver(space, made.measure, TrialLog(None, {})).float_loss
     lowest = (0,) * len(space.units)
     trial = SearchTrial("x", lowest, 1.0, 4.0, 0.0, Difference(0.005, 0.01, 3))
-    reached = reach(parse_budget("nats+0.0098"), [trial], space, float_loss)
+    reached = reach(budgeted("nats+0.0098"), [trial], space, float_loss)
     # Four times the tokens halve the error: 1.96 · 0.01 is twice the budget.
     assert reached.verdict.endswith("some 200 tokens would do, not 50")
-    assert "tokens" not in reach(parse_budget("nats+0.02"), [trial], space, float_loss).verdict
+    assert "tokens" not in reach(budgeted("nats+0.02"), [trial], space, float_loss).verdict

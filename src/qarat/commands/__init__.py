@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from qarat.commands.folders import export, models, run, show, verify
 from qarat.commands.laws import law_data, law_fit, law_forms, law_predict
+from qarat.commands.measuring import compare, evaluate
+from qarat.commands.reporting import report
 from qarat.commands.search import search
-from qarat.commands.steps import damage, evaluate, plan, profile, quantize
+from qarat.commands.steps import damage, plan, profile, quantize
 from qarat.commands.studies import study_ratio, sweep
 
 __all__ = [
+    "compare",
     "damage",
     "evaluate",
     "export",
@@ -24,6 +27,7 @@ __all__ = [
     "plan",
     "profile",
     "quantize",
+    "report",
     "run",
     "search",
     "show",

@@ -6,17 +6,18 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from qarat import options, pipeline
+from qarat import options
 from qarat.budgets import parse_size
 from qarat.checkpoints import reference_models
 from qarat.data import TokenSet, load_token_sets
 from qarat.errors import ArgumentError, UserError
 from qarat.estimates import estimate
 from qarat.exporters.native import is_native
+from qarat.fingerprints import brief
 from qarat.models import Model, open_model
 from qarat.planning import Request, describe_matches
 from qarat.recordfiles import decode_record
@@ -33,10 +34,10 @@ __all__ = [
     "is_static",
     "load_stats",
     "load_tokens",
-    "native_folder",
     "note_matches",
     "open_float",
-    "open_named",
+    "open_float_named",
+    "prefix_of",
     "quoted",
     "request_of",
     "runtime_of",
@@ -55,6 +56,19 @@ def scheme_of(option: str, text: str) -> Scheme:
         return parse_scheme(text)
     except SchemeError as error:
         raise SchemeError(f"{option}: {error}") from None
+
+
+def prefix_of(text: str) -> int | Literal["auto"]:
+    """A number of tokens, or ``auto``.
+
+    Raises:
+        ArgumentError: Neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdigit():
+        raise ArgumentError(f"--prefix {text}: give the number of leading tokens, or auto")
+    return int(text)
 
 
 def is_static(scheme: Scheme) -> bool:
@@ -85,11 +99,11 @@ def open_float(asked: options.Computing) -> Model:
     Raises:
         UserError: If the folder holds a run or a quantized model, or as `open_model`.
     """
-    return open_named(asked.model, asked)
+    return open_float_named(asked.model, asked)
 
 
-def open_named(name: str, asked: options.Computing | options.Sweep) -> Model:
-    """Open one of several float models.
+def open_float_named(name: str, asked: options.Computing | options.Compare | options.Sweep) -> Model:
+    """Open a float model that is not the verb's first word.
 
     Raises:
         UserError: As `open_float`.
@@ -98,16 +112,6 @@ def open_named(name: str, asked: options.Computing | options.Sweep) -> Model:
     if is_native(given) or (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
     return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
-
-
-def native_folder(given: Path) -> Path | None:
-    """The quantized model of a run or a folder; None if it is neither."""
-    for folder in (given / pipeline.MODEL, given):
-        if is_native(folder):
-            return folder
-    if (given / Run.MANIFEST).is_file():
-        raise UserError(f"{given} is a run that has not come to its quantized model; run its command again first")
-    return None
 
 
 def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
@@ -144,8 +148,8 @@ def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None
         return None
     stats = decode_record(path, ActivationStats)
     if stats.provenance.model != model.fingerprint:
-        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
-        raise UserError(f"{path} is of the model {theirs}…, this is {ours}…; run `qarat profile` on it")
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; run `qarat profile` on it")
     return stats
 
 
@@ -189,10 +193,18 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def request_of(asked: options.Planning) -> Request:
+def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> Request:
     """The planning options as a request, checked as far as that needs no model."""
     request = Request(
-        asked.low, asked.protect, asked.budget, asked.by, asked.sites, rules=asked.set, runtime=asked.runtime
+        asked.low,
+        asked.protect,
+        asked.budget,
+        asked.by,
+        asked.sites,
+        rules=asked.set,
+        runtime=asked.runtime,
+        prefix=prefix_of(prefix),
+        transforms=transforms,
     )
     request.check()
     return request

@@ -13,7 +13,6 @@ from qarat.commands.common import (
     command_line,
     is_reference,
     load_tokens,
-    native_folder,
     note_matches,
     open_float,
     quoted,
@@ -26,9 +25,12 @@ from qarat.errors import ArgumentError, NotPassedError, UserError
 from qarat.estimates import ROUNDING, quantized_bytes
 from qarat.exporters.base import MARK, check_export, export_model
 from qarat.exporters.native import is_native, read_native
+from qarat.fingerprints import brief
 from qarat.models import open_model
+from qarat.opening import find_native
 from qarat.recordfiles import Record, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, ZeroShot
+from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
 from qarat.verifications import Verification
@@ -43,7 +45,7 @@ INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what sp
 
 def run(asked: options.Run, screen: Screen) -> Lines:
     """Do everything, in a folder that survives a kill."""
-    request = request_of(asked.planning)
+    request = request_of(asked.planning, asked.prefix, asked.transform)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-qarat")
     folder = Run(out, overwrite=asked.overwrite)
     model = open_float(asked)
@@ -70,10 +72,13 @@ def run(asked: options.Run, screen: Screen) -> Lines:
     except BaseException:
         folder.leave()
         raise
+    if asked.page:
+        write_report([out], out, progress=screen.progress)
     harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
     name = out.name + ("-int6" if request.low != INT6 else "-int8")
     return (
         f"written: {quoted(out)} (the quantized model in {quoted(out / pipeline.MODEL)}, and every record behind it)",
+        *([f"the page to look at: {quoted(out / 'report.html')}"] if asked.page else []),
         *(f"exported: {quoted(out / format)}" for format in asked.export),
         "try next:",
         f"  qarat show {quoted(out)}",
@@ -86,15 +91,15 @@ def run(asked: options.Run, screen: Screen) -> Lines:
 def export(asked: options.Export, screen: Screen) -> Lines:
     """Write a quantized model, or its plan, in the format of another program."""
     check_folder(asked.out, MARK, overwrite=asked.overwrite)
-    folder = native_folder(asked.run)
+    folder = find_native(asked.run)
     if folder is None:
         raise UserError(f"{asked.run} is no quantized model of qarat; make one with `qarat run` or `qarat quantize`")
     model, chosen = read_native(folder, pipeline.EXPORTING)
     if asked.source is not None:
         source = open_model(asked.source, pipeline.EXPORTING)
         if source.fingerprint != chosen.model:
-            theirs, ours = chosen.model[:12], source.fingerprint[:12]
-            raise UserError(f"{asked.run} was made from the model {theirs}…, --source {asked.source} is {ours}…")
+            theirs, ours = brief(chosen.model), brief(source.fingerprint)
+            raise UserError(f"{asked.run} was made from the model {theirs}, --source {asked.source} is {ours}")
         model = source.with_blocks(model.block)
     check_export(model, chosen, asked.format)
     if asked.dry_run:
@@ -125,7 +130,7 @@ def _verify(asked: options.Verify, screen: Screen) -> Verification:
     folder, engines, gpu = Path(asked.model), asked.engine, asked.gpu or ""
     if asked.against is None:
         return verify_alone(folder, engines, gpu)
-    native = native_folder(Path(asked.against))
+    native = find_native(Path(asked.against))
     if native is not None:
         run, chosen = read_native(native, runtime_of(asked.machine))
         _, _, report = load_tokens(asked, run, screen)

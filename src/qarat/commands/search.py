@@ -12,7 +12,7 @@ from qarat.estimates import SWEEP_FORWARDS, price_forwards
 from qarat.models import Model
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
-from qarat.searching import STATS, SearchJob, SearchRequest, plan_file
+from qarat.searching import STATS, TRIALS, SearchJob, SearchRequest, plan_file
 from qarat.workspace import Run
 
 __all__ = ["search"]
@@ -46,7 +46,7 @@ def search(asked: options.Search, screen: Screen) -> Lines:
             folder.begin(command=screen.command)
             result = job.execute(folder)
         except BaseException:
-            folder.leave()
+            folder.leave(TRIALS)
             raise
     screen.show(result)
     return _ending(asked, out, request, job.static)

@@ -1,42 +1,42 @@
-"""Verbs that do one step each: profile, damage, plan, quantize, evaluate."""
+"""Verbs that do one step each: profile, damage, plan, quantize."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from qarat import conversion, options
+from qarat import conversion, options, planning
+from qarat import damage as metrics
 from qarat.commands.common import (
     command_line,
     ending,
     is_static,
     load_stats,
     load_tokens,
-    native_folder,
     note_matches,
     open_float,
+    prefix_of,
     quoted,
     request_of,
-    runtime_of,
     scheme_of,
     show_estimate,
 )
-from qarat.damage import fisher
+from qarat.damage.checking import check, measure_sites
+from qarat.data import TokenSet
 from qarat.errors import ArgumentError
 from qarat.estimates import ROUNDING, SWEEP_FORWARDS, price_forwards, quantized_bytes, stats_bytes
-from qarat.evaluation.perplexity import measure_perplexity
-from qarat.evaluation.zero_shot import measure_tasks
-from qarat.exporters.native import check_place, read_native, write_native
+from qarat.exporters.native import check_place, write_native
+from qarat.measuring import make_meter
 from qarat.models import Model
-from qarat.observation import observe
 from qarat.planning import find_plan, naive_plan, rank_units
-from qarat.plans import Plan
+from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record, encode_record
-from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
+from qarat.records import ActivationStats, Menu
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
 from qarat.workspace import check_file, write_whole
 
-__all__ = ["damage", "evaluate", "plan", "profile", "quantize"]
+__all__ = ["damage", "plan", "profile", "quantize"]
 
 
 def profile(asked: options.Profile, screen: Screen) -> Lines:
@@ -47,33 +47,67 @@ def profile(asked: options.Profile, screen: Screen) -> Lines:
     calibration, _, _ = load_tokens(asked, model, screen)
     if asked.general.dry_run:
         return show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
-    stats = observe(model, calibration, attention=asked.attention, progress=screen.progress)
+    stats = planning.profile(
+        model, calibration, prefix_of(asked.prefix), attention=asked.attention, progress=screen.progress
+    )
     write_whole(asked.out, encode_record(stats))
     screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
     return ending(asked.out, command_line("damage", asked, "--stats", asked.out))
 
 
 def damage(asked: options.Damage, screen: Screen) -> Lines:
-    """Price every scheme at every site."""
+    """Price every scheme at every site, and say how well the prices predict what is measured."""
     schemes = [scheme_of("--schemes", text) for text in asked.schemes]
+    wanted = metrics.names() if asked.metrics == ("all",) else list(asked.metrics)
+    prices = {name: metrics.load(name) for name in wanted}
     check_file(asked.out)
     model = open_float(asked)
     stats = load_stats(asked.stats, model, any(is_static(s) for s in schemes))
     _, selection, _ = load_tokens(asked, model, screen)
     if asked.general.dry_run:
         tokens = selection.windows.numel()
-        work = {"damage": price_forwards(len(schemes)) * tokens}
+        work = {f"damage {name}": price_forwards(len(schemes)) * tokens for name in wanted}
         return show_estimate(screen, model, work, states=tokens * (model.blocks + 1))
-    seed = asked.general.seed
-    menu = fisher.price(model, selection, schemes, stats, seed=seed, progress=screen.progress)
-    write_whole(asked.out, encode_record(menu))
-    screen.show(menu)
+    prefix = {"prefix": stats.prefix} if stats is not None and stats.prefix else {}
+    if prefix and wanted != ["fisher"]:
+        raise ArgumentError(f"--metrics {' '.join(wanted)}: with a prefix in float, fisher alone prices")
+    menus = {
+        name: price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
+        for name, price in prices.items()
+    }
+    for name, menu in menus.items():
+        write_whole(_menu_file(asked.out, name, wanted), encode_record(menu))
+    screen.show(*menus.values())
+    if asked.check:
+        _check_metrics(asked, screen, model, selection, stats, list(menus.values()))
     return ending(asked.out, command_line("plan", asked, "--stats", asked.stats, "--menu", asked.out))
+
+
+def _menu_file(out: Path, name: str, wanted: Sequence[str]) -> Path:
+    """The first metric's menu is the one asked for; the others lie beside it."""
+    return out if name == wanted[0] else out.with_suffix(f".{name}.json")
+
+
+def _check_metrics(
+    asked: options.Damage,
+    screen: Screen,
+    model: Model,
+    selection: TokenSet,
+    stats: ActivationStats | None,
+    menus: Sequence[Menu],
+) -> None:
+    """Measure every site alone under the first scheme, and set each metric beside it."""
+    stats_hash = content_hash(stats) if stats else ""
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
+    meter = make_meter(model, selection, stats)
+    measured = measure_sites(plan, scheme_of("--schemes", asked.schemes[0]), meter.measure, progress=screen.progress)
+    write_whole(asked.out.with_suffix(".measured.json"), encode_record(measured))
+    screen.show(*(check(menu, measured) for menu in menus))
 
 
 def plan(asked: options.Plan, screen: Screen) -> Lines:
     """Decide which sites to protect, by measurement."""
-    request = request_of(asked.planning)
+    request = request_of(asked.planning, prefix="auto")  # that is: as the stats have it
     check_file(asked.out)
     model = open_float(asked)
     stats, menu = decode_record(asked.stats, ActivationStats), decode_record(asked.menu, Menu)
@@ -104,48 +138,3 @@ def quantize(asked: options.Quantize, screen: Screen) -> Lines:
     write_native(quantized, chosen, asked.out, progress=screen.progress)
     screen.show(chosen)
     return ending(asked.out, f"qarat evaluate {quoted(asked.out)}")
-
-
-def evaluate(asked: options.Evaluate, screen: Screen) -> Lines:
-    """Measure perplexity on the report tokens."""
-    if asked.out is not None:
-        check_file(asked.out)
-    model, label, plan_hash = _open_either(asked)
-    if asked.tasks:
-        return _evaluate_tasks(asked, screen, model, label, plan_hash)
-    _, _, report = load_tokens(asked, model, screen)
-    if asked.general.dry_run:
-        return show_estimate(
-            screen, model, {f"evaluate {label}": report.windows.numel()}, states=report.windows.numel()
-        )
-    evaluation = measure_perplexity(model, report, label=label, plan=plan_hash, progress=screen.progress)
-    return _evaluated(asked, screen, evaluation)
-
-
-def _evaluate_tasks(asked: options.Evaluate, screen: Screen, model: Model, label: str, plan_hash: str) -> Lines:
-    if asked.limit is not None and asked.limit < 1:
-        raise ArgumentError(f"--limit {asked.limit}: give at least 1")
-    if asked.general.dry_run:
-        raise ArgumentError("--dry-run cannot say what --tasks would take: that depends on the tasks; try --limit 10")
-    return _evaluated(
-        asked,
-        screen,
-        measure_tasks(model, asked.tasks, label=label, plan=plan_hash, limit=asked.limit, progress=screen.progress),
-    )
-
-
-def _evaluated(asked: options.Evaluate, screen: Screen, evaluation: Evaluation | ZeroShot) -> Lines:
-    screen.show(evaluation)
-    if asked.out is None:
-        return ()
-    write_whole(asked.out, encode_record(evaluation))
-    return ending(asked.out, f"qarat show {quoted(asked.out)} ANOTHER.json", why="to compare with another evaluation")
-
-
-def _open_either(asked: options.Evaluate) -> tuple[Model, str, str]:
-    """A float model, or the quantized one of a native folder or a run; its label and its plan's hash."""
-    folder = native_folder(Path(asked.model))
-    if folder is None:
-        return open_float(asked), "float", ""
-    model, chosen = read_native(folder, runtime_of(asked.machine))
-    return model, "plan", content_hash(chosen)

@@ -7,12 +7,22 @@ from pathlib import Path
 
 from qarat import options
 from qarat.budgets import parse_size
-from qarat.commands.common import check_weights, load_tokens, open_named, quoted, show_estimate
+from qarat.commands.common import check_weights, load_tokens, open_float_named, quoted, show_estimate
 from qarat.errors import ArgumentError, NotPassedError
 from qarat.estimates import SWEEP_FORWARDS, estimate, price_forwards
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
-from qarat.searching import BUDGET_TABLE, LOSS_TABLE, STUDY, Member, StudyJob, StudyRequest, SweepJob, SweepRequest
+from qarat.searching import (
+    BUDGET_TABLE,
+    LOSS_TABLE,
+    SEARCHES,
+    STUDY,
+    Member,
+    StudyJob,
+    StudyRequest,
+    SweepJob,
+    SweepRequest,
+)
 from qarat.workspace import Run
 
 __all__ = ["study_ratio", "sweep"]
@@ -24,7 +34,7 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
     _check_workers(asked.runners)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-ratio")
     folder = Run(out, overwrite=asked.overwrite)
-    model = open_named(asked.model, asked)
+    model = open_float_named(asked.model, asked)
     tokens = load_tokens(asked, model, screen)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
         job = StudyJob(
@@ -48,10 +58,10 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
         try:
             study = job.execute(folder)
         except BaseException:
-            folder.leave()
+            folder.leave(SEARCHES)
             raise
     screen.show(study)
-    return (f"written: {quoted(out)} (every search in its own folder, all of it in {STUDY})",)
+    return (f"written: {quoted(out)} (every search in {SEARCHES}/, what came of them in {STUDY})",)
 
 
 def sweep(asked: options.Sweep, screen: Screen) -> Lines:
@@ -61,7 +71,7 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
     folder = Run(asked.out, overwrite=asked.overwrite)
 
     def open_member(name: str) -> Member:
-        model = open_named(name, asked)
+        model = open_float_named(name, asked)
         return Member(model, load_tokens(asked, model, screen))
 
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
@@ -81,7 +91,7 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
         try:
             found = job.execute(folder)
         except BaseException:
-            folder.leave()
+            folder.leave(SEARCHES)
             raise
     screen.show(found)
     failed = [f"{p.model}, {p.low}: {p.failure}" for p in found.points if p.failure]

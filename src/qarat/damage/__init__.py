@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from qarat.errors import UserError
 from qarat.formats import nearest_names
-from qarat.workspace import Progress, no_progress
 
 if TYPE_CHECKING:
     from qarat.data import TokenSet
     from qarat.models import Model
     from qarat.records import ActivationStats, Menu
     from qarat.schemes import Scheme
+    from qarat.workspace import Progress
 
 __all__ = ["DEFAULT", "Price", "describe", "load", "names"]
 
@@ -41,7 +41,7 @@ class Price(Protocol):
         stats: ActivationStats | None = None,
         *,
         seed: int = 0,
-        progress: Progress = no_progress,
+        progress: Progress = ...,
     ) -> Menu:
         """Make the menu; arguments and errors as `qarat.damage.fisher.price`."""
         ...

@@ -9,14 +9,17 @@ from __future__ import annotations
 from qarat.options.folders import Export, Models, Run, Show, Verify
 from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Printing, Text
 from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
+from qarat.options.measuring import Compare, Evaluate, Measure
+from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
-from qarat.options.steps import Damage, Evaluate, Plan, Profile, Quantize
+from qarat.options.steps import Damage, Plan, Profile, Quantize
 from qarat.options.studies import StudyRatio, Sweep
 
 __all__ = [
     "BUNDLED",
     "LOW",
     "VERBS",
+    "Compare",
     "Computing",
     "Damage",
     "Evaluate",
@@ -27,6 +30,7 @@ __all__ = [
     "LawForms",
     "LawPredict",
     "Machine",
+    "Measure",
     "Models",
     "Options",
     "Plan",
@@ -34,6 +38,7 @@ __all__ = [
     "Printing",
     "Profile",
     "Quantize",
+    "Report",
     "Run",
     "Runners",
     "Search",
@@ -45,7 +50,7 @@ __all__ = [
 ]
 
 Computing = Profile | Search | StudyRatio | Damage | Plan | Quantize | Evaluate | Verify | Run
-Options = Computing | Sweep | Export | Show | Models | LawData | LawForms | LawFit | LawPredict
+Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -54,9 +59,11 @@ VERBS: dict[str, type[Options]] = {
     "search": Search,
     "quantize": Quantize,
     "evaluate": Evaluate,
+    "compare": Compare,
     "verify": Verify,
     "export": Export,
     "show": Show,
+    "report": Report,
     "models": Models,
     "study ratio": StudyRatio,
     "sweep": Sweep,

@@ -17,6 +17,7 @@ from qarat.options.groups import (
     Machine,
     Name,
     Planning,
+    Prefix,
     Printing,
     Scheme,
     Text,
@@ -98,8 +99,14 @@ class Run:
     """Replace FOLDER if it is there."""
     prompt: Annotated[str | None, arg(metavar="WORDS", help_behavior_hint="(default: from the report text)")] = None
     """What float, naive and plan continue at the end."""
+    page: Flag = True
+    """Leave the page (FOLDER/report.html) and its figures out."""
     export: Annotated[tuple[str, ...], arg(metavar="FORMAT ...", help_behavior_hint="")] = ()
     """Write the result in other programs' formats too, each to FOLDER/FORMAT (see `qarat export --help`)."""
+    prefix: Prefix = "0"
+    """Keep so many tokens in front of each window in float, as keys and values; auto: as many as hold spikes."""
+    transform: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see docs/formats.md)."""
     planning: Planning = field(default_factory=Planning)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)

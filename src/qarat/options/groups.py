@@ -20,6 +20,7 @@ __all__ = [
     "Name",
     "Out",
     "Planning",
+    "Prefix",
     "Printing",
     "Rules",
     "Scheme",
@@ -33,6 +34,7 @@ Flag = Annotated[bool, arg(help_behavior_hint="")]
 Name = Annotated[str, arg(metavar="MODEL")]
 Scheme = Annotated[str, arg(metavar="SCHEME")]
 StatsFile = Annotated[Path, arg(metavar="FILE")]
+Prefix = Annotated[str, arg(metavar="N|auto")]
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FILE")]
 Rules = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="'PATTERN: SCHEME'", help_behavior_hint="")]]
 Conditions = Annotated[tuple[str, ...], arg(metavar="CONDITION ...", help_behavior_hint="")]

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from qarat.damage import DEFAULT, describe
 from qarat.options.groups import (
     BUNDLED,
     LOW,
@@ -17,12 +18,15 @@ from qarat.options.groups import (
     Name,
     Out,
     Planning,
+    Prefix,
     Scheme,
     StatsFile,
     Text,
 )
 
-__all__ = ["Damage", "Evaluate", "Plan", "Profile", "Quantize"]
+METRICS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in describe().items())
+
+__all__ = ["Damage", "Plan", "Profile", "Quantize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Profile:
     """Scheme under which the signal-to-noise ratio is shown."""
     attention: Flag = True
     """Leave the operands of the attention products out."""
+    prefix: Prefix = "0"
+    """Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes."""
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -54,6 +60,11 @@ class Damage:
     """Where the menu of prices goes."""
     schemes: Annotated[tuple[str, ...], arg(metavar="SCHEME ...")] = (LOW,)
     """Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products."""
+    metrics: Annotated[tuple[str, ...], arg(metavar="NAME ...", help=f"What prices come from, or all. {METRICS}.")] = (
+        DEFAULT,
+    )
+    check: Flag = False
+    """Measure every site alone as well, under the first scheme, and say how well each metric predicts that."""
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -91,22 +102,5 @@ class Quantize:
     """Folder to write."""
     overwrite: Flag = False
     """Replace FOLDER if it is there."""
-    machine: Machine = field(default_factory=Machine)
-    general: General = field(default_factory=General)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Measure perplexity on the report text, or zero-shot accuracy, of a float or quantized model or a run."""
-
-    model: Positional[Name] = BUNDLED
-    """A float model as for the other verbs, or a folder that `qarat quantize` or `qarat run` wrote."""
-    out: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="(default: nowhere)")] = None
-    """Where the evaluation goes."""
-    tasks: Annotated[tuple[str, ...], arg(metavar="TASK ...", help_behavior_hint="")] = ()
-    """Measure these instead of perplexity: code_continuation, or any task of the lm-evaluation-harness."""
-    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """At most so many questions of each task."""
-    text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)

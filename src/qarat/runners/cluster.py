@@ -62,7 +62,7 @@ class Actors:
         """No actor is started yet."""
         import ray
 
-        self._ray = ray
+        self._ray: Any = ray
         # Spread over the machines, each of which has a memory of its own.
         self._actor = ray.remote(Resident).options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
         self._asked: dict[Any, Any] = {}  # reference to an answer → the actor asked

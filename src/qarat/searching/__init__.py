@@ -7,7 +7,8 @@ and sweeps are many such jobs, each a folder and a step of a larger run.
 
 from __future__ import annotations
 
-from qarat.searching.job import MENU, RESULT, STATS, SearchJob, plan_file
+from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
+from qarat.searching.nested import SEARCHES
 from qarat.searching.request import POINTS, SearchRequest
 from qarat.searching.study import STUDY, StudyJob, StudyRequest
 from qarat.searching.sweep import BUDGET_TABLE, LOSS_TABLE, SWEEP, Member, SweepJob, SweepRequest
@@ -18,9 +19,11 @@ __all__ = [
     "MENU",
     "POINTS",
     "RESULT",
+    "SEARCHES",
     "STATS",
     "STUDY",
     "SWEEP",
+    "TRIALS",
     "Member",
     "SearchJob",
     "SearchRequest",

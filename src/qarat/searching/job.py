@@ -34,7 +34,7 @@ from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
 from qarat.workspace import Progress, Run, write_whole
 
-__all__ = ["MENU", "RESULT", "STATS", "SearchJob", "plan_file"]
+__all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
 
 STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
 TALLY = "forwards.txt"
@@ -70,7 +70,7 @@ class SearchJob:
             keep_bytes: Bound on hidden states kept between measurements.
 
         Raises:
-            UserError: A pattern that matches nothing, ties broken, nothing left to decide.
+            UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis.
         """
         model.require_float("search")
         self.model, self.request, self.runner, self.seed = model, request, runner, seed
@@ -78,6 +78,7 @@ class SearchJob:
         self.name, self.revision = name, revision
         self.progress, self.keep_bytes = progress, keep_bytes
         self.space = self._space(draft_plan(model, request.as_plan_request()))
+        self._points(self.space)
 
     @property
     def static(self) -> bool:
@@ -215,14 +216,18 @@ class SearchJob:
     def _goal(self, run: Run, space: Space, strategy: Strategy) -> Goal:
         budgets = self.request.parsed_budgets()
         losses = tuple(b.nats for b in budgets if isinstance(b, LossBudget))
-        points = [p if space.axis == "ratio" else -p for p in self.request.points]
-        points += [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]
+        points = self._points(space)
         # Strategies that draw need points to draw at, and a budget of accuracy a curve to go along.
         needed = not losses or not strategy.predicts or any(isinstance(b, AccuracyBudget) for b in budgets)
         if not points and needed:
             points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
         predictions = space.predictions(decode_record(run.path(MENU), Menu)) if strategy.predicts else None
         return Goal(tuple(dict.fromkeys(points)), losses, predictions)
+
+    def _points(self, space: Space) -> list[float]:
+        """Places on the axis that were asked for, as points or as budgets of cost."""
+        asked = [p if space.axis == "ratio" else -p for p in self.request.points]
+        return asked + [point_of(b, space) for b in self.request.parsed_budgets() if isinstance(b, CostBudget)]
 
     def _on_report(
         self, stats: ActivationStats | None, space: Space, trials: Sequence[SearchTrial], reached: Sequence[Reached]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from qarat.recordfiles import decode_record
 from qarat.searches import Reached, SearchResult
-from qarat.searching.job import RESULT, SearchJob
+from qarat.searching.job import RESULT, TRIALS, SearchJob
 from qarat.studies import StudyPlan, StudyReach
 from qarat.workspace import Progress, Run
 
-__all__ = ["chosen_plan", "prefixed", "reach_of", "search_within"]
+__all__ = ["SEARCHES", "chosen_plan", "prefixed", "reach_of", "search_within"]
+
+
+SEARCHES = "searches"
+"""Folder of all of them, below a run's."""
 
 
 def search_within(run: Run, folder: str, job: SearchJob) -> SearchResult:
@@ -16,21 +20,22 @@ def search_within(run: Run, folder: str, job: SearchJob) -> SearchResult:
 
     Args:
         run: That was begun.
-        folder: Where, below the run's folder; also the step's name.
+        folder: Where, below `SEARCHES` in the run's folder; also the step's name.
         job: The search.
     """
+    place = f"{SEARCHES}/{folder}"
 
     def work() -> None:
         # What lies there whole is of an earlier request, or its step was not written down in time.
-        inner = Run(run.path(folder), overwrite=True)
+        inner = Run(run.path(place), overwrite=True)
         inner.begin()
         try:
             job.execute(inner)
         except BaseException:
-            inner.leave()
+            inner.leave(TRIALS)
             raise
 
-    result = f"{folder}/{RESULT}"
+    result = f"{place}/{RESULT}"
     run.step(folder, job.key, [result], work)
     return decode_record(run.path(result), SearchResult)
 

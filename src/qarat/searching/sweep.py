@@ -175,7 +175,7 @@ class SweepJob:
         return sweep
 
     def _point(self, run: Run, name: str, member: Member, job: SearchJob) -> SweepPoint:
-        folder = f"points/{_slug(_last(name))}/{_slug(job.request.low)}"
+        folder = f"{_slug(_last(name))}/{_slug(job.request.low)}"
         point = self._describe(name, member, job.request.low)
         try:
             result = search_within(run, folder, job)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from qarat.comparisons import Comparison
 from qarat.lawrecords import Law
 from qarat.plans import Plan
 from qarat.report.page.figures.base import Figure
@@ -58,7 +59,8 @@ def document(story: Story, assembled: Assembled) -> str:
 
 
 def _subject(story: Story) -> str:
-    models = {r.model if isinstance(r, Plan) else r.provenance.model for r in story.records if not isinstance(r, Law)}
+    told = [r for r in story.records if not isinstance(r, Law | Comparison)]
+    models = {r.model if isinstance(r, Plan) else r.provenance.model for r in told}
     law = story.one(Law)
     return f"model {models.pop()[:12]}" if models else law.data if law else "a run"
 

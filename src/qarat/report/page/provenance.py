@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
+from qarat.comparisons import Comparison
 from qarat.lawrecords import Law
 from qarat.plans import Plan
 from qarat.records import ActivationStats, Evaluation, Menu, Sweep
@@ -40,7 +41,7 @@ def _portable(word: str) -> str:
 
 def _facts(story: Story) -> list[tuple[str, ...]]:
     """Terms and what is said of them; what all records share stands once."""
-    origins = [r.provenance for r in story.records if not isinstance(r, Plan | Law)]
+    origins = [r.provenance for r in story.records if not isinstance(r, Plan | Law | Comparison)]
     found: list[tuple[str, ...]] = []
     if origins:
         found.append(("model", *dict.fromkeys(p.model for p in origins)))

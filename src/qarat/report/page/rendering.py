@@ -21,6 +21,7 @@ __all__ = ["script", "write_figure"]
 _WIDTH = 720  # pixels of a figure in a file
 _SCALE = 2  # PNG pixels for each of those
 _PADDING = 16
+_COUNTED = re.compile(r"\b(gradient_|clip)(\d+)\b")
 
 
 def write_figure(figure: Figure, folder: Path) -> None:
@@ -34,12 +35,18 @@ def to_svg(figure: Figure) -> str:
     """A figure with its title as SVG."""
     config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT.paper, "padding": _PADDING}
     whole: dict[str, Any] = {**figure.definition(), "width": _WIDTH, "title": figure.title}
-    return vl_convert.vegalite_to_svg(whole, config=config)
+    return _renumbered(vl_convert.vegalite_to_svg(whole, config=config))
+
+
+def _renumbered(svg: str) -> str:
+    """The SVG with its gradients and clips counted from its own first: Vega counts through a whole process."""
+    counts: dict[str, int] = {}
+    return _COUNTED.sub(lambda found: f"{found[1]}{counts.setdefault(found[0], len(counts))}", svg)
 
 
 @functools.cache
 def script() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; it makes ``vegaEmbed`` known to the page."""
-    bundle = vl_convert.javascript_bundle()
+    bundle = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub forgets the default)
     # Within a page, an end tag in a string would end the script.
     return re.sub(r"</(script)", r"<\\/\1", bundle, flags=re.IGNORECASE)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from qarat.comparisons import Comparison
 from qarat.errors import UserError
 from qarat.lawrecords import Law
 from qarat.pipeline import LABELS, STEPS
@@ -106,4 +107,4 @@ def _check_one_model(records: Mapping[str, Record]) -> None:
 def _model(record: Record) -> str:
     if isinstance(record, Plan):
         return record.model
-    return "" if isinstance(record, Law) else record.provenance.model
+    return "" if isinstance(record, Law | Comparison) else record.provenance.model

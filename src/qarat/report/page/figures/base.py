@@ -54,7 +54,7 @@ class Figure:
     key: str
     title: str
     caption: str
-    chart: alt.Chart | alt.LayerChart
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart
     table: DataTable
 
     def definition(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def plain(column: str) -> str:
     return column.replace(".", " ").replace("[", "(").replace("]", ")")
 
 
-def data(rows: Sequence[Mapping[str, object]]) -> alt.Data:
+def data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
     """Rows as a chart's inline data.
 
     Raises:
@@ -83,7 +83,7 @@ def data(rows: Sequence[Mapping[str, object]]) -> alt.Data:
     for row in rows:
         if bad := [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]:
             raise ValueError(f"not finite: {', '.join(bad)} of {row}")
-    return alt.Data(values=[dict(row) for row in rows])
+    return alt.InlineData(values=[dict(row) for row in rows])
 
 
 def log_ticks(low: float, high: float) -> list[float]:

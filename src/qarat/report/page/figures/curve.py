@@ -14,6 +14,7 @@ from qarat.report.page.figures.series import Axis, Series, drawable, series_tabl
 __all__ = ["curve"]
 
 _HEIGHT = 300  # pixels
+_PHONE, _SYMBOL, _CHARACTER = 330, 22, 7  # pixels: of a legend on a phone, and of what an entry is made of
 _ABOVE = 26  # pixels from the chart to its legend, with the title of the vertical axis between them
 # 7B, where SI would say 7G; a thousandth is no milli.
 _DECADES = "datum.value < 1e4 ? format(datum.value, '~g') : replace(format(datum.value, '~s'), 'G', 'B')"
@@ -55,7 +56,7 @@ def curve(
         "group:O" if ordered else "group:N",
         sort=groups,
         scale=alt.Scale(domain=groups, range="ramp" if ordered else "category"),
-        legend=alt.Legend(offset=_ABOVE) if len(groups) > 1 else None,
+        legend=alt.Legend(offset=_ABOVE, columns=_legend_columns(groups)) if len(groups) > 1 else None,
     )
 
     drawn = [*marked, *lines]
@@ -83,6 +84,11 @@ def curve(
             named = layer(marked, text="label:N")
             layers.append(named.mark_text(style=style, align="left", dx=9, dy=-9))
     return Figure(key, title, caption, alt.layer(*layers).properties(height=_HEIGHT), table)
+
+
+def _legend_columns(groups: Sequence[str]) -> int:
+    """Entries in one row of the legend, so that a phone shows them whole."""
+    return max(1, _PHONE // (_SYMBOL + _CHARACTER * max(map(len, groups))))
 
 
 def _extent(rows: Sequence[dict[str, Any]], axis: str) -> tuple[float, float]:

@@ -52,12 +52,12 @@ def law_along(law: Law, variable: str) -> Figure | None:
     return curve(
         f"law-{variable}",
         f"Loss against {'the low share' if variable == 'ratio' else 'block size'}",
-        caption + held,
+        (caption + held).strip(),
         series,
         Axis(_TITLES[variable], log=variable == "block", digits=3 if variable == "ratio" else 0),
         Axis(RESPONSES[form.response], log=True),
         what="model",
-        ordered=True,
+        ordered=len({_known(g).get("size") for g in groups}) == len(groups),
     )
 
 
@@ -92,7 +92,7 @@ def _known(group: Group) -> dict[str, float]:
 def _series(
     form: Form, fit: Fit, points: Sequence[FittedPoint], variable: str, groups: Sequence[Group]
 ) -> list[Series]:
-    name = _name((fit, points), variable, groups)
+    name = _name((fit, tuple(points)), variable, groups)
     measured = tuple(
         Dot(p.variables[variable], p.measured, y_range=error_bar(p), label=p.model)
         for p in sorted(points, key=lambda p: p.variables[variable])
