@@ -112,7 +112,7 @@ def test_a_killed_search_goes_on(
     after = searched(qarat, tiny_llama, small, tmp_path / "cut", *words)
     assert after.trials == whole.trials
     assert after.reached == whole.reached
-    assert after.cost.measuring < whole.cost.measuring
+    assert after.cost.measuring >= whole.cost.measuring  # nothing that was spent is forgotten
 
 
 def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.searches import SearchResult
+from qarat.studies import FamilySweep, RatioStudy
 from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
@@ -36,10 +37,12 @@ Record = (
     | Continuations
     | Divergence
     | Evaluation
+    | FamilySweep
     | Law
     | Menu
     | MetricCheck
     | Plan
+    | RatioStudy
     | SearchResult
     | SiteMeasurements
     | Sweep
@@ -57,6 +60,8 @@ _TYPES: dict[str, Any] = {
     "menu": Menu,
     "metric-check": MetricCheck,
     "site-measurements": SiteMeasurements,
+    "family-sweep": FamilySweep,
+    "ratio-study": RatioStudy,
     "search": SearchResult,
     "sweep": Sweep,
     "verification": Verification,

@@ -72,7 +72,7 @@ class SearchCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         pricing: For predictions: a forward counts one, a recomputation one, a backward two.
-        measuring: For the trials.
+        measuring: For the trials, by all calls: a search that was killed begins with cold caches.
     """
 
     pricing: int
@@ -114,12 +114,13 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reached: tuple[Reached, ...]
     cost: SearchCost
 
+    def report_loss(self, reached: Reached) -> Evaluation:
+        """The loss of a budget's plan on the report tokens; only where it was measured."""
+        return msgspec.structs.replace(self.float_report, label=reached.budget, nats=reached.report)
+
     def on_report(self, reached: Reached) -> Difference:
         """What a budget's plan loses over float on the report tokens; NaN where it was not measured."""
-        if not reached.report:
-            return NOTHING
-        loss = msgspec.structs.replace(self.float_report, label=reached.budget, nats=reached.report)
-        return paired_difference(loss, self.float_report)
+        return paired_difference(self.report_loss(reached), self.float_report) if reached.report else NOTHING
 
 
 def pareto(trials: Sequence[SearchTrial], axis: str) -> tuple[SearchTrial, ...]:

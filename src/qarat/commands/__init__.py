@@ -12,6 +12,7 @@ from qarat.commands.measuring import compare, evaluate
 from qarat.commands.reporting import report
 from qarat.commands.search import search
 from qarat.commands.steps import damage, plan, profile, quantize
+from qarat.commands.studies import study_ratio, sweep
 
 __all__ = [
     "compare",
@@ -30,5 +31,7 @@ __all__ = [
     "run",
     "search",
     "show",
+    "study_ratio",
+    "sweep",
     "verify",
 ]

@@ -102,7 +102,7 @@ def open_float(asked: options.Computing) -> Model:
     return open_float_named(asked.model, asked)
 
 
-def open_float_named(name: str, asked: options.Computing | options.Compare) -> Model:
+def open_float_named(name: str, asked: options.Computing | options.Compare | options.Sweep) -> Model:
     """Open a float model that is not the verb's first word.
 
     Raises:

@@ -13,6 +13,7 @@ from qarat.options.measuring import Compare, Evaluate, Measure
 from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
 from qarat.options.steps import Damage, Plan, Profile, Quantize
+from qarat.options.studies import StudyRatio, Sweep
 
 __all__ = [
     "BUNDLED",
@@ -42,12 +43,14 @@ __all__ = [
     "Runners",
     "Search",
     "Show",
+    "StudyRatio",
+    "Sweep",
     "Text",
     "Verify",
 ]
 
-Computing = Profile | Search | Damage | Plan | Quantize | Evaluate | Verify | Run
-Options = Computing | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
+Computing = Profile | Search | StudyRatio | Damage | Plan | Quantize | Evaluate | Verify | Run
+Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -62,6 +65,8 @@ VERBS: dict[str, type[Options]] = {
     "show": Show,
     "report": Report,
     "models": Models,
+    "study ratio": StudyRatio,
+    "sweep": Sweep,
     "law data": LawData,
     "law forms": LawForms,
     "law fit": LawFit,

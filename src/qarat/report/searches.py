@@ -11,7 +11,7 @@ from qarat.records import Difference
 from qarat.report.layout import cells, count, decimals, fixed, label, number, perplexity_change, table, title, words
 from qarat.searches import Reached, SearchResult, SearchTrial, pareto
 
-__all__ = ["show_search"]
+__all__ = ["show_search", "with_error"]
 
 ROWS = 24  # of the curve; a longer one is thinned evenly
 
@@ -55,8 +55,8 @@ def _budget_cells(record: SearchResult, reached: Reached) -> tuple[str, ...]:
         fixed(abs(trial.position(record.axis)), 3),
         interval,
         fixed(trial.bits, 2),
-        _with_error(trial.damage),
-        _with_error(report),
+        with_error(trial.damage),
+        with_error(report),
         "" if math.isnan(report.nats) else perplexity_change(report.nats),
     )
 
@@ -96,7 +96,8 @@ def _cost(record: SearchResult) -> str:
     )
 
 
-def _with_error(difference: Difference) -> str:
+def with_error(difference: Difference) -> str:
+    """A loss and its standard error; empty where there is none."""
     if math.isnan(difference.nats):
         return ""
     digits = decimals([difference.nats])

@@ -33,8 +33,10 @@ from qarat.report.listings import show_estimate, show_models
 from qarat.report.metrics import show_check, show_checks, show_measurements
 from qarat.report.outcomes import compare, show_evaluation
 from qarat.report.searches import show_search
+from qarat.report.studies import show_ratio_study, show_sweep_of_family
 from qarat.report.verdicts import show_verification
 from qarat.searches import SearchResult
+from qarat.studies import FamilySweep, RatioStudy
 from qarat.verifications import Verification
 from qarat.workspace import Estimate
 
@@ -60,9 +62,11 @@ render.register(ActivationStats, show_stats)
 render.register(Menu, show_menu)
 render.register(MetricCheck, show_check)
 render.register(Plan, show_plan)
+render.register(RatioStudy, show_ratio_study)
 render.register(SearchResult, show_search)
 render.register(SiteMeasurements, show_measurements)
 render.register(Sweep, show_sweep)
+render.register(FamilySweep, show_sweep_of_family)
 render.register(Evaluation, show_evaluation)
 render.register(Comparison, show_comparison)
 render.register(Divergence, show_divergence)

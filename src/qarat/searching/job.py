@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -36,6 +37,7 @@ from qarat.workspace import Progress, Run, write_whole
 __all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
 
 STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
+TALLY = "forwards.txt"
 
 
 class SearchJob:
@@ -85,27 +87,36 @@ class SearchJob:
             _is_static(a.scheme) for a in self.space.base.assignments
         )
 
-    def execute(self, run: Run) -> SearchResult:
-        """Do every step that is not done yet, and put the folder into place."""
-        key: dict[str, object] = {
+    @property
+    def key(self) -> dict[str, object]:
+        """Everything that decides the result's bytes."""
+        return {
             "model": self.model.fingerprint,
             "versions": self.model.provenance("", "").versions,
             "dtype": self.model.runtime.dtype,
             "calibration": self.calibration.fingerprint if self.static else "",
+            "selection": self.selection.fingerprint,
+            "seed": self.seed,
+            "request": msgspec.to_builtins(self.request),
+            "report": self.report.fingerprint,
         }
+
+    def execute(self, run: Run) -> SearchResult:
+        """Do every step that is not done yet, and put the folder into place."""
+        whole = self.key
+        key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
         before: list[str] = []
         if self.static:
             run.step("profile", key, [STATS], lambda: self._profile(run))
             before.append("profile")
-        key |= {"selection": self.selection.fingerprint, "seed": self.seed}
+        key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
         if make_strategy(self.request.strategy, trials=1, seed=0).predicts:
             run.step("damage", [key, priced], [MENU], lambda: self._price(run), after=before)
             before.append("damage")
-        key |= {"request": msgspec.to_builtins(self.request), "report": self.report.fingerprint}
         plans = [plan_file(budget) for budget in self.request.budgets]
-        run.step("search", key, [RESULT, *plans], lambda: self._search(run), after=before)
+        run.step("search", whole, [RESULT, *plans], lambda: self._search(run), after=before)
         result = decode_record(run.path(RESULT), SearchResult)
         run.finish()
         return result
@@ -143,7 +154,7 @@ class SearchJob:
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
         strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.seed)
-        measurer = self._measurer(stats, self.selection)
+        measurer = self._measurer(stats, self.selection, run.path(TALLY))
         log = TrialLog(run.path(TRIALS), self._log_header(space))
         watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
         driver = Driver(space, measurer, log, watcher)
@@ -169,7 +180,7 @@ class SearchJob:
         float_score = measure_tasks(self.model, [budget.task], label="float", progress=self.progress)
         return reach_accuracy(budget, curve, float_score, score)
 
-    def _measurer(self, stats: ActivationStats | None, tokens: TokenSet) -> Measurer:
+    def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
         spec = specify(
             self.model,
             self.name,
@@ -179,7 +190,7 @@ class SearchJob:
             keep_bytes=self.keep_bytes,
             share=self.runner.share,
         )
-        return Measurer(self.runner, spec)
+        return Measurer(self.runner, spec, tally)
 
     def _result(
         self, space: Space, driver: Driver, float_report: Evaluation, reached: Sequence[Reached], cost: SearchCost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from qarat.budgets import Budget, LossBudget
 from qarat.evaluation.incremental import Failure as Unmeasured
@@ -14,7 +15,7 @@ from qarat.runners import Runner
 from qarat.search.driver import Failure, Watcher
 from qarat.search.space import Space
 from qarat.searches import SearchTrial
-from qarat.workspace import Progress
+from qarat.workspace import Progress, explained
 
 __all__ = ["Measurer", "ProgressWatcher"]
 
@@ -23,17 +24,20 @@ class Measurer:
     """Measures plans where a runner says, and counts what that costs.
 
     Attributes:
-        forwards: Block × token forwards spent so far, by all workers.
+        forwards: Block × token forwards spent so far, by all workers and all calls that share the tally.
     """
 
-    def __init__(self, runner: Runner, spec: MeterSpec) -> None:
+    def __init__(self, runner: Runner, spec: MeterSpec, tally: Path | None = None) -> None:
         """Nothing is opened yet.
 
         Args:
             runner: Whose workers measure.
             spec: What each of them measures with.
+            tally: File to which every measurement's forwards are added, so that a search that was killed does not
+                forget what it spent.
         """
-        self.forwards = 0
+        self._tally = tally
+        self.forwards = sum(map(int, tally.read_text().split())) if tally is not None and tally.is_file() else 0
         self._runner, self._spec = runner, spec
 
     def __call__(self, plans: Sequence[Plan], answer: Callable[[int, Evaluation | Failure], None]) -> None:
@@ -41,9 +45,15 @@ class Measurer:
         order = prefix_order(plans)
         questions = [Question(plans[i], plans[i].note) for i in order]
         for i, measured in self._runner.map(self._spec, questions):
-            self.forwards += measured.forwards
+            self._count(measured.forwards)
             found = measured.outcome
             answer(order[i], Failure(found.error) if isinstance(found, Unmeasured) else found)
+
+    def _count(self, forwards: int) -> None:
+        self.forwards += forwards
+        if self._tally is not None:
+            with explained(self._tally), self._tally.open("a") as file:
+                file.write(f"{forwards}\n")
 
 
 class ProgressWatcher(Watcher):
