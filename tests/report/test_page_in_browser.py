@@ -208,6 +208,11 @@ def test_a_cell_of_the_map_tells_its_story_on_hover(browser: Browser, report: Pa
         })()"""
     )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-    told = browser.ask("document.getElementById('vg-tooltip-element').innerText")
+    told = ""
+    for _ in range(100):  # it comes when the browser next draws
+        told = browser.ask("document.getElementById('vg-tooltip-element')?.innerText ?? ''")
+        if told:
+            break
+        time.sleep(0.1)
     for word in ("stream", "r", "maximum", "value", "token", "position", "channel"):
         assert word in told.split(), told
