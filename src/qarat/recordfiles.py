@@ -26,6 +26,7 @@ from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.searches import SearchResult
+from qarat.spikestudies import SpikeStudy
 from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
@@ -42,6 +43,7 @@ Record = (
     | Plan
     | SearchResult
     | SiteMeasurements
+    | SpikeStudy
     | Sweep
     | Verification
     | ZeroShot
@@ -58,6 +60,7 @@ _TYPES: dict[str, Any] = {
     "metric-check": MetricCheck,
     "site-measurements": SiteMeasurements,
     "search": SearchResult,
+    "spike-study": SpikeStudy,
     "sweep": Sweep,
     "verification": Verification,
     "zero-shot": ZeroShot,

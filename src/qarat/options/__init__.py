@@ -12,6 +12,7 @@ from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
 from qarat.options.measuring import Compare, Evaluate, Measure
 from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
+from qarat.options.spike_study import StudySpikes
 from qarat.options.steps import Damage, Plan, Profile, Quantize
 
 __all__ = [
@@ -42,11 +43,12 @@ __all__ = [
     "Runners",
     "Search",
     "Show",
+    "StudySpikes",
     "Text",
     "Verify",
 ]
 
-Computing = Profile | Search | Damage | Plan | Quantize | Evaluate | Verify | Run
+Computing = Profile | Search | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
 Options = Computing | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
@@ -61,6 +63,7 @@ VERBS: dict[str, type[Options]] = {
     "export": Export,
     "show": Show,
     "report": Report,
+    "study spikes": StudySpikes,
     "models": Models,
     "law data": LawData,
     "law forms": LawForms,
