@@ -30,7 +30,8 @@ class StudySpikes:
     full: Flag = False
     """Orders and methods at every static setting, five random controls everywhere."""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD ...", help_behavior_hint="(default: all)")] = ()
-    """Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, clip-p99.9, clip-p99.99, clip-mse, prefix.
+    """Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, clip-p99.9, clip-p99.99, clip-mse,
+    prefix."""
     rules: Annotated[tuple[str, ...], arg(metavar="RULE ...", help_behavior_hint="(default: all)")] = ()
     """Protect in the order of only these: damage, snr, ratio, maximum."""
     sites: Annotated[tuple[str, ...], arg(metavar="PATTERN ...", help_behavior_hint="")] = ()
