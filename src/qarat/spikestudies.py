@@ -13,10 +13,17 @@ import msgspec
 
 from qarat.records import Difference, Evaluation, Provenance, clustered_mean
 
-__all__ = ["MAIN", "Left", "RuleSays", "SpikeStudy", "StudyArm"]
+__all__ = ["MAIN", "Left", "RuleSays", "SpikeStudy", "StudyArm", "brief_setting"]
 
 MAIN = "main"
 """The tokens of arms that are measured as the study was asked to cut them."""
+
+
+def brief_setting(low: str) -> str:
+    """A setting's low scheme for tables: ``8 channel static``: bits, and what weights and inputs share a scale over."""
+    weight, _, inputs = low.partition(" a=")
+    bits, _, rows = weight.removeprefix("w=int").partition("/")
+    return f"{bits} {rows} {inputs.rpartition('/')[2]}"
 
 
 class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

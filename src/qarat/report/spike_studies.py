@@ -23,7 +23,7 @@ from qarat.report.layout import (
     title,
     words,
 )
-from qarat.spikestudies import MAIN, SpikeStudy, StudyArm
+from qarat.spikestudies import MAIN, SpikeStudy, StudyArm, brief_setting
 from qarat.spikestudy.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 from qarat.spikestudy.published import Figures, published_of
 from qarat.spikestudy.verdicts import duels, steadied, verdict_lines
@@ -56,14 +56,23 @@ def show_published(figures: Figures) -> RenderableType:
 
 
 def _tables(record: SpikeStudy) -> Iterator[tuple[str, RenderableType]]:
-    yield "Loss over float in every setting (nats per token; random: the best of them)", _settings(record)
+    yield (
+        "Loss over float in every setting (nats per token): naive, protected sites, controls (the best random one)",
+        _settings(record),
+    )
     rich = [s for s in record.settings if record.of_group(s, "order", "method")]
     for setting in rich:
-        yield f"{setting}: protection and controls", _arms(record, record.of_group(setting, *_PROTECTION))
+        yield (
+            f"{brief_setting(setting)}: protection and controls",
+            _arms(record, record.of_group(setting, *_PROTECTION)),
+        )
         if record.of_group(setting, "order"):
-            yield f"{setting}: the first k sites of an order in float, loss over float (nats)", _orders(record, setting)
+            yield (
+                f"{brief_setting(setting)}: the first k sites of an order in float, loss over float (nats)",
+                _orders(record, setting),
+            )
         if against := _methods(record, setting):
-            yield f"{setting}: general-purpose methods, alone and with protection (nats)", against
+            yield f"{brief_setting(setting)}: general-purpose methods, alone and with protection (nats)", against
     if remedies := steadied(record):
         yield f"What makes 6 bits steady: the best {min(ROWS, len(remedies))} of {len(remedies)}", _six(record)
     if elsewhere := [a for a in record.arms if a.group in ("bos", "calibration") and not a.failure]:
@@ -85,7 +94,7 @@ def _settings(record: SpikeStudy) -> RenderableType:
         "every\ndown",
         "ends",
     )
-    out = table(label("setting", wrap=False), *map(number, heads))
+    out = table(label("bits, weights,\ninputs", wrap=False), *map(number, heads))
     labels = (NAIVE, PROTECTED, *PROTECTED_IN.values(), INPUTS, SAME_KIND, ANY_KIND, EVERY_DOWN, ENDS)
     for setting in record.settings:
         losses = [
@@ -94,22 +103,23 @@ def _settings(record: SpikeStudy) -> RenderableType:
             else [record.over_float(a).nats for a in (record.find(setting, words_),) if a is not None]
             for words_ in labels
         ]
-        cells(out, setting, *(fixed(min(found), 4) if found else "" for found in losses))
+        cells(out, brief_setting(setting), *(fixed(min(found), 4) if found else "" for found in losses))
     return out
 
 
 def _arms(record: SpikeStudy, arms: Sequence[StudyArm], *, scheme: bool = False) -> RenderableType:
     digits = decimals([record.over_float(a).nats for a in arms])
-    columns = [label("scheme")] if scheme else []
+    columns = [label("setting", wrap=False)] if scheme else []
     out = table(
         label("arm"), *columns, number("perplexity"), number("Δ loss\n(nats)"), number("± SE"),
         number("Δ perplexity\n(%)"), number("protected\n(%)"), number("bits per\nweight"),
     )  # fmt: skip
     for arm in arms:
         loss = record.over_float(arm)
-        name = arm.label + (f" ({arm.note})" if arm.note else "")
+        name = [arm.label + (f" ({arm.note})" if arm.note else "")]
+        name += [brief_setting(arm.setting)] if scheme else []
         cells(
-            out, name, *([arm.scheme] if scheme else []), fixed(record.perplexity(arm), 3), *_loss(loss, digits),
+            out, *name, fixed(record.perplexity(arm), 3), *_loss(loss, digits),
             perplexity_change(loss.nats), share(arm.share, 1, 2), fixed(arm.bits, 3),
         )  # fmt: skip
     return out
@@ -153,8 +163,8 @@ def _methods(record: SpikeStudy, setting: str) -> RenderableType | None:
 def _six(record: SpikeStudy) -> RenderableType:
     tried = steadied(record)
     out = table(
-        label("remedy"), number("Δ loss\n(nats)"), number("± SE"), number("Δ perplexity\n(%)"), number("bits per\nweight"),
-        label("within\nbudget"),
+        label("bits, weights, inputs: remedy"), number("Δ loss\n(nats)"), number("± SE"), number("Δ perplexity\n(%)"),
+        number("bits per\nweight"), label("within\nbudget"),
     )  # fmt: skip
     for remedy in tried[:ROWS]:
         within = "yes" if remedy.loss.nats <= record.budget_nats else "no"

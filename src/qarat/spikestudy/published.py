@@ -81,5 +81,5 @@ def published_of(name: str) -> Figures:
     Args:
         name: A folder, or a hub id.
     """
-    said = name.casefold().replace("_", "-")
+    said = name.rstrip("/").rpartition("/")[2].casefold().replace("_", "-")
     return Figures(tuple(row for row in PUBLISHED.rows if row.model.casefold() in said))

@@ -10,7 +10,7 @@ import msgspec
 
 from qarat.plans import short_name
 from qarat.records import Difference
-from qarat.spikestudies import SpikeStudy, StudyArm
+from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting
 from qarat.spikestudy.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 
 __all__ = ["Duel", "SettingSays", "Steadied", "command", "duels", "recommend", "said_of", "steadied", "verdict_lines"]
@@ -76,7 +76,7 @@ class Steadied(NamedTuple):
     """A remedy for 6 bits.
 
     Attributes:
-        remedy: What is done.
+        remedy: Bits, what shares a weight's and an input's scale, and what is done beside.
         arm: The arm behind it.
         loss: Over float.
         effort: What it costs to run, smaller is cheaper: 0 nothing, 1 weights in float or a prefix kept, 2 scales found
@@ -183,7 +183,7 @@ def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
         said = said_of(study, setting)
         lines += [] if said is None else _protection(study, said)
         against = duels(study, setting)
-        lines += [_duel_line(setting, against)] if against else []
+        lines += [_duel_line(against)] if against else []
     lines += [recommend(study)]
     return tuple(line for line in lines if line)
 
@@ -204,9 +204,8 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
     names = ", ".join(map(short_name, study.sites))
     restored = "" if math.isnan(said.restored) else f", {100 * said.restored:.0f} % of the loss restored"
     budget = f"{'within' if said.within else 'not within'} {study.budget}"
-    lines = [
-        f"{said.setting}: naive loses {_said(said.naive)}; {names} in float {_said(said.protected)}{restored}, {budget}"
-    ]
+    setting, kept = brief_setting(said.setting), _said(said.protected)
+    lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
     if said.closest is not None:
         closest = study.over_float(said.closest)
         lines.append(
@@ -222,7 +221,7 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
     return lines
 
 
-def _duel_line(setting: str, against: tuple[Duel, ...]) -> str:
+def _duel_line(against: tuple[Duel, ...]) -> str:
     words = {
         "protection": "protection beats",
         "equal within error": "equal within error are",
@@ -238,11 +237,7 @@ def _duel_line(setting: str, against: tuple[Duel, ...]) -> str:
 
 
 def _remedy(arm: StudyArm) -> str:
-    weights = "a scale per output channel" if "w=int6/channel" in arm.setting else "one scale per weight"
-    inputs = arm.setting.rpartition(" a=int6/")[2]
-    if arm.label == NAIVE:
-        return f"{weights}, inputs {inputs}"
-    return f"{arm.label}; {weights}, inputs {inputs}"
+    return f"{brief_setting(arm.setting)}: {arm.label}"
 
 
 def _effort(arm: StudyArm) -> int:
