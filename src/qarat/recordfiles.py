@@ -26,6 +26,7 @@ from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.searches import SearchResult
+from qarat.spikestudies import SpikeStudy
 from qarat.studies import FamilySweep, RatioStudy
 from qarat.verifications import Verification
 
@@ -45,6 +46,7 @@ Record = (
     | RatioStudy
     | SearchResult
     | SiteMeasurements
+    | SpikeStudy
     | Sweep
     | Verification
     | ZeroShot
@@ -63,6 +65,7 @@ _TYPES: dict[str, Any] = {
     "family-sweep": FamilySweep,
     "ratio-study": RatioStudy,
     "search": SearchResult,
+    "spike-study": SpikeStudy,
     "sweep": Sweep,
     "verification": Verification,
     "zero-shot": ZeroShot,

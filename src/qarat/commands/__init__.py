@@ -11,6 +11,7 @@ from qarat.commands.laws import law_data, law_fit, law_forms, law_predict
 from qarat.commands.measuring import compare, evaluate
 from qarat.commands.reporting import report
 from qarat.commands.search import search
+from qarat.commands.spike_study import study_spikes
 from qarat.commands.steps import damage, plan, profile, quantize
 from qarat.commands.studies import study_ratio, sweep
 
@@ -32,6 +33,7 @@ __all__ = [
     "search",
     "show",
     "study_ratio",
+    "study_spikes",
     "sweep",
     "verify",
 ]

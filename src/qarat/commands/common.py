@@ -43,6 +43,7 @@ __all__ = [
     "runtime_of",
     "scheme_of",
     "show_estimate",
+    "token_sets_of",
 ]
 
 
@@ -122,6 +123,11 @@ def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, Tok
             "no text was given, so Python source is used, which suits the reference models. "
             "For what your model is used for, give --calibration YOUR_TEXT"
         )
+    return token_sets_of(text, model, asked.general.seed)
+
+
+def token_sets_of(text: options.Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets as the options of the text say."""
     return load_token_sets(
         model,
         calibration=text.calibration,
@@ -131,7 +137,7 @@ def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, Tok
         bos=text.bos,
         samples=text.samples,
         report_samples=text.report_samples,
-        seed=asked.general.seed,
+        seed=seed,
     )
 
 

@@ -33,6 +33,7 @@ from qarat.records import ActivationStats, Evaluation, ZeroShot
 from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
+from qarat.spikestudy import RESULT as STUDY
 from qarat.verifications import Verification
 from qarat.verifying import verify_against_float, verify_against_run, verify_alone
 from qarat.workspace import Run, check_file, check_folder, read_command, write_whole
@@ -149,7 +150,9 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
-        if folder.is_dir() and not is_native(folder):
+        if (folder / STUDY).is_file():
+            screen.show(decode_record(folder / STUDY))
+        elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)
         else:
             records.append(decode_record(path / pipeline.PLAN if path.is_dir() else path))

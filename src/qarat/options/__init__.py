@@ -12,6 +12,7 @@ from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
 from qarat.options.measuring import Compare, Evaluate, Measure
 from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
+from qarat.options.spike_study import StudySpikes
 from qarat.options.steps import Damage, Plan, Profile, Quantize
 from qarat.options.studies import StudyRatio, Sweep
 
@@ -44,12 +45,13 @@ __all__ = [
     "Search",
     "Show",
     "StudyRatio",
+    "StudySpikes",
     "Sweep",
     "Text",
     "Verify",
 ]
 
-Computing = Profile | Search | StudyRatio | Damage | Plan | Quantize | Evaluate | Verify | Run
+Computing = Profile | Search | StudyRatio | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
 Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,
@@ -64,6 +66,7 @@ VERBS: dict[str, type[Options]] = {
     "export": Export,
     "show": Show,
     "report": Report,
+    "study spikes": StudySpikes,
     "models": Models,
     "study ratio": StudyRatio,
     "sweep": Sweep,

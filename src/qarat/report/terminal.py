@@ -33,9 +33,12 @@ from qarat.report.listings import show_estimate, show_models
 from qarat.report.metrics import show_check, show_checks, show_measurements
 from qarat.report.outcomes import compare, show_evaluation
 from qarat.report.searches import show_search
+from qarat.report.spike_studies import show_published, show_spike_study
 from qarat.report.studies import show_ratio_study, show_sweep_of_family
 from qarat.report.verdicts import show_verification
 from qarat.searches import SearchResult
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy.published import Figures
 from qarat.studies import FamilySweep, RatioStudy
 from qarat.verifications import Verification
 from qarat.workspace import Estimate
@@ -67,6 +70,8 @@ render.register(SearchResult, show_search)
 render.register(SiteMeasurements, show_measurements)
 render.register(Sweep, show_sweep)
 render.register(FamilySweep, show_sweep_of_family)
+render.register(SpikeStudy, show_spike_study)
+render.register(Figures, show_published)
 render.register(Evaluation, show_evaluation)
 render.register(Comparison, show_comparison)
 render.register(Divergence, show_divergence)
