@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from qarat.records import Evaluation, Provenance
@@ -111,7 +112,7 @@ def test_one_source_gives_no_winner() -> None:
     alone = full()
     base = alone.floats[MAIN]
     single = Evaluation(base.label, base.provenance, "", base.nats, base.predicted, ("a",) * 6)
-    found = SpikeStudy(**{f: getattr(alone, f) for f in alone.__struct_fields__} | {"floats": {MAIN: single}})
+    found = msgspec.structs.replace(alone, floats={MAIN: single})
     assert {d.winner for d in duels(found, INT8)} == {"no error known"}
 
 

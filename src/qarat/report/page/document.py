@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from qarat.comparisons import Comparison
 from qarat.lawrecords import Law
 from qarat.plans import Plan
 from qarat.report.page.figures.base import Figure
@@ -14,7 +13,7 @@ from qarat.report.page.markup import definitions, element, escaped, prose, scrip
 from qarat.report.page.provenance import portable_command
 from qarat.report.page.rendering import script
 from qarat.report.page.sections import SECTIONS, Part, Section
-from qarat.report.page.story import Story
+from qarat.report.page.story import Story, origin
 from qarat.report.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
 from qarat.report.page.verdict import facts, verdict
 
@@ -59,10 +58,10 @@ def document(story: Story, assembled: Assembled) -> str:
 
 
 def _subject(story: Story) -> str:
-    told = [r for r in story.records if not isinstance(r, Law | Comparison)]
-    models = {r.model if isinstance(r, Plan) else r.provenance.model for r in told}
+    origins = [found.model for record in story.records if (found := origin(record))]
+    models = dict.fromkeys([*(plan.model for plan in story.all(Plan)), *origins])
     law = story.one(Law)
-    return f"model {models.pop()[:12]}" if models else law.data if law else "a run"
+    return f"model {next(iter(models))[:12]}" if models else law.data if law else "a run"
 
 
 def _awaited(section: Section, story: Story) -> list[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
-from qarat.comparisons import Comparison
 from qarat.lawrecords import Law
-from qarat.plans import Plan
 from qarat.records import ActivationStats, Evaluation, Menu, Sweep
 from qarat.report.page.figures.base import DataTable
 from qarat.report.page.markup import definitions, element, escaped, table
-from qarat.report.page.story import Story
+from qarat.report.page.story import Story, origin
 
 __all__ = ["portable_command", "provenance"]
 
@@ -41,7 +39,7 @@ def _portable(word: str) -> str:
 
 def _facts(story: Story) -> list[tuple[str, ...]]:
     """Terms and what is said of them; what all records share stands once."""
-    origins = [r.provenance for r in story.records if not isinstance(r, Plan | Law | Comparison)]
+    origins = [found for record in story.records if (found := origin(record))]
     found: list[tuple[str, ...]] = []
     if origins:
         found.append(("model", *dict.fromkeys(p.model for p in origins)))

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from qarat.comparisons import Comparison
 from qarat.errors import UserError
-from qarat.lawrecords import Law
 from qarat.pipeline import LABELS, STEPS
 from qarat.plans import Plan
 from qarat.recordfiles import Record, content_hash, decode_record
-from qarat.records import Evaluation
+from qarat.records import Evaluation, Provenance
 from qarat.workspace import read_command, read_manifest
 
-__all__ = ["Story", "gather"]
+__all__ = ["Story", "gather", "origin"]
 
 R = TypeVar("R")
 _SEVERAL = (Evaluation,)  # of these a page may tell of more than one
@@ -104,7 +102,13 @@ def _check_one_model(records: Mapping[str, Record]) -> None:
         raise UserError(f"these records are of several models; make a page of each: {listed}")
 
 
+def origin(record: Record) -> Provenance | None:
+    """Where a record comes from; None for those of several models, such as laws and comparisons, and for plans."""
+    return getattr(record, "provenance", None)
+
+
 def _model(record: Record) -> str:
     if isinstance(record, Plan):
         return record.model
-    return "" if isinstance(record, Law | Comparison) else record.provenance.model
+    found = origin(record)
+    return found.model if found else ""
