@@ -6,9 +6,19 @@ then every arm on the report tokens, each kept in a log as it is measured; so a 
 
 from __future__ import annotations
 
-from qarat.spikestudy.job import RESULT, StudyJob
+from qarat.spikestudy.job import FOUND_WITH, RESULT, StudyJob
 from qarat.spikestudy.published import PUBLISHED
 from qarat.spikestudy.request import EXTENTS, METHODS, ORDERS, StudyRequest
 from qarat.spikestudy.worlds import StudyTokens
 
-__all__ = ["EXTENTS", "METHODS", "ORDERS", "PUBLISHED", "RESULT", "StudyJob", "StudyRequest", "StudyTokens"]
+__all__ = [
+    "EXTENTS",
+    "FOUND_WITH",
+    "METHODS",
+    "ORDERS",
+    "PUBLISHED",
+    "RESULT",
+    "StudyJob",
+    "StudyRequest",
+    "StudyTokens",
+]

@@ -36,11 +36,13 @@ from qarat.spikestudy.worlds import OTHER, PREFIX, StudyTokens, World, bos_world
 from qarat.transforms import parse_transform
 from qarat.workspace import Progress, Run, write_whole
 
-__all__ = ["RESULT", "StudyJob"]
+__all__ = ["FOUND_WITH", "RESULT", "StudyJob"]
 
 RESULT = "study.json"
 _MENU, _PLAN, _SWEEP, _STRENGTHS, _COLUMNS = "menu.json", "plan.json", "sweep.json", "strengths.json", "columns.json"
 _NEW_PART = 0.7  # of an arm's blocks, what no other arm has computed; seen with eight blocks
+FOUND_WITH = ("stats-main.safetensors", _MENU, _PLAN, _SWEEP)
+"""What the protected sites were found with, beside the result."""
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 

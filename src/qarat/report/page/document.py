@@ -58,7 +58,7 @@ def document(story: Story, assembled: Assembled) -> str:
 
 
 def _subject(story: Story) -> str:
-    origins = [found.model for record in story.records if (found := origin(record))]
+    origins = [where.model for record in story.records if (where := origin(record))]
     models = dict.fromkeys([*(plan.model for plan in story.all(Plan)), *origins])
     law = story.one(Law)
     return f"model {next(iter(models))[:12]}" if models else law.data if law else "a run"

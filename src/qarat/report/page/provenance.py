@@ -39,7 +39,7 @@ def _portable(word: str) -> str:
 
 def _facts(story: Story) -> list[tuple[str, ...]]:
     """Terms and what is said of them; what all records share stands once."""
-    origins = [found for record in story.records if (found := origin(record))]
+    origins = [where for record in story.records if (where := origin(record))]
     found: list[tuple[str, ...]] = []
     if origins:
         found.append(("model", *dict.fromkeys(p.model for p in origins)))

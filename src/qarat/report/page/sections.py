@@ -24,6 +24,7 @@ from qarat.report.page.figures.profile import profile
 from qarat.report.page.figures.recovery import recovery
 from qarat.report.page.figures.spike_map import spike_map
 from qarat.report.page.figures.strip import strip
+from qarat.report.page.figures.study import arms_of, six_bits
 from qarat.report.page.markup import element, prose, table
 from qarat.report.page.provenance import provenance
 from qarat.report.page.story import Story
@@ -31,6 +32,8 @@ from qarat.report.page.texts import texts
 from qarat.report.page.verdict import low_input
 from qarat.schemes import TensorScheme
 from qarat.spikes import PLANNING_RULES, find_spikes
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy.verdicts import steadied, verdict_lines
 
 __all__ = ["SECTIONS", "Part", "Section"]
 
@@ -68,6 +71,16 @@ def _cost(story: Story) -> tuple[Part, ...]:
     if continuations and continuations.texts:
         parts.append(texts(continuations))
     return tuple(parts)
+
+
+def _study(story: Story) -> tuple[Part, ...]:
+    study = story.one(SpikeStudy)
+    if study is None:
+        return ()
+    parts: list[Part] = [_paragraph(line.strip() + ".") for line in verdict_lines(study)]
+    parts += [arms_of(study, s) for s in study.settings if study.of_group(s, "method", "order")]
+    parts += [six_bits(study)] if steadied(study) else []
+    return (*parts, *(_paragraph(f"Left out, {left.what}: {left.why}.") for left in study.left))
 
 
 def _spikes(story: Story) -> tuple[Part, ...]:
@@ -165,6 +178,13 @@ SECTIONS: tuple[Section, ...] = (
         "The same text under the float model, with everything low, and with the plan.",
         ("evaluate float", "evaluate naive", "evaluate plan", "continue"),
         _cost,
+    ),
+    Section(
+        "study",
+        "Protection, controls and other methods",
+        "The same text under every way to store the model that the study compares.",
+        (),
+        _study,
     ),
     Section(
         "spikes",

@@ -11,6 +11,8 @@ from qarat.report.page.story import Story
 from qarat.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
 from qarat.search.space import make_units
 from qarat.spikes import PLANNING_RULES, find_spikes
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy.verdicts import verdict_lines
 
 __all__ = ["facts", "low_input", "scheme_words", "verdict"]
 
@@ -20,6 +22,8 @@ _NAMED = 3  # protected sites that the sentence names
 def verdict(story: Story) -> str:
     """One sentence; where a run is unfinished, what can be said so far."""
     plan, evaluations = story.one(Plan), {e.label: e for e in story.evaluations}
+    if study := story.one(SpikeStudy):
+        return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
     if plan and {"float", "naive", "plan"} <= evaluations.keys():
         return _outcome(plan, evaluations)
     if len(story.evaluations) > 1:
