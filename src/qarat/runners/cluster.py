@@ -67,7 +67,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--ray {address}: nothing answers there ({error}); `ray status` on the head says where"
+            f"--ray {address}: nothing answers there ({error}); `ray status` on its head says where it listens"
         ) from None
 
 
