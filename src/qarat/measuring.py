@@ -7,10 +7,10 @@ worker, plans one way, losses the other.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -80,7 +80,7 @@ class MeterSpec:
     share: int
     opened: Model | None
 
-    def __getstate__(self) -> Mapping[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"opened": None}
 
     def __call__(self) -> Measuring:

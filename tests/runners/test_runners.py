@@ -29,6 +29,7 @@ from qarat.plans import assign
 from qarat.records import Evaluation
 from qarat.runners import Runner, open_runner
 from qarat.runners.base import GROUP, Groups
+from qarat.runners.cluster import Actors
 
 EVALUATE = functools.partial(functools.partial, map, eval)
 KINDS = {"here": (1, None), "processes": (2, None), "ray": (2, "local")}
@@ -121,7 +122,7 @@ def test_a_lost_workers_items_are_done_again(runner: Runner, tmp_path: Path):
 
 
 def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
-    """And where a worker is killed midway, too."""
+    """Ray's also where a worker is killed midway."""
     ids = torch.randint(2, 98, (4, 16), generator=torch.Generator().manual_seed(0))
     tokens = TokenSet("selection", "windows-16-nobos", ids, tuple("abcd"), ("0" * 64,), ("a",))
     plans = [
@@ -132,7 +133,7 @@ def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
     questions = [Question(plan, str(number)) for number, plan in enumerate(plans)]
     alone = make_meter(tiny_model, tokens, None).measure_many(*zip(*questions, strict=True))
 
-    victim = min(workers_of(runner)) if runner.share > 1 else None
+    victim = min(workers_of(runner)) if isinstance(getattr(runner, "_crew", None), Actors) else None
     results = runner.map(specify(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), questions)
     found = dict([next(results)])
     if victim is not None:
@@ -150,19 +151,35 @@ def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
     assert len(plans) <= blocks <= len(plans) * tiny_model.blocks
 
 
+@pytest.mark.parametrize("runner", ["processes"], indirect=True)
 def test_items_that_kill_every_worker_are_an_error(runner: Runner, monkeypatch: pytest.MonkeyPatch):
-    skip_if_alone(runner)
     monkeypatch.setattr("qarat.runners.pool.LOSSES", 2)
     with pytest.raises(UserError, match=r"2 workers were lost over the same 1 items, the last one so: "):
         answers(runner, ["__import__('os')._exit(3)"])
     assert answers(runner, ["1 + 1"]) == [2]
 
 
+@pytest.mark.parametrize("runner", [pytest.param("ray", marks=NO_RAY)], indirect=True)
+def test_a_cluster_that_is_too_small_is_refused_and_left_as_it_is(runner: Runner):
+    with pytest.raises(UserError, match="has 2 processors; ask for no more"), open_runner(3, "local"):
+        pass
+    assert answers(runner, ["1 + 1"]) == [2]
+
+
+def blocked_signals(pid: int | None) -> int:
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        pytest.skip("needs /proc")
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("SigBlk:")).split()[1], 16)
+
+
 def test_ctrl_c_stops_the_workers():
     def interrupted() -> None:
         with open_runner(2) as runner:
-            for _ in runner.map(EVALUATE, ["__import__('time').sleep(0.01)"] * 8):
-                assert multiprocessing.active_children()
+            for _ in runner.map(EVALUATE, ["1 + 1"]):
+                (process,) = multiprocessing.active_children()
+                # Ctrl-C reaches all of a terminal's processes; only this one is to act on it.
+                assert blocked_signals(process.pid) & (1 << (signal.SIGINT - 1))
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -183,6 +200,13 @@ def test_groups_cover_all_and_shrink():
 
 def test_no_workers():
     with pytest.raises(UserError, match="--workers 0: at least one"), open_runner(0):
+        pass
+
+
+@NO_RAY
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:999999"])
+def test_an_address_where_nothing_answers(address: str):
+    with pytest.raises(UserError, match=f"--ray {address}: nothing answers there"), open_runner(1, address):
         pass
 
 

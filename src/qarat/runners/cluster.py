@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from qarat.runners.pool import Job, Lost
 __all__ = ["Actors", "connected"]
 
 LOCAL = "local"
+PATIENCE = 10.0  # seconds that the head has to answer
 WORDS = 400  # characters that are shown of what Ray says
 
 
@@ -37,6 +39,7 @@ def connected(address: str, workers: int) -> Iterator[int]:
         raise UserError("--ray needs Ray: pip install 'qarat[ray]'")
     import ray
 
+    _check_reachable(address)
     ours = not ray.is_initialized()
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody, unless asked for
@@ -55,14 +58,28 @@ def connected(address: str, workers: int) -> Iterator[int]:
             ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Try to connect, where there is a host to connect to: Ray itself goes on trying for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray {address}: nothing answers there ({error}); `ray status` on its head says where it listens"
+        ) from None
+
+
 class Actors:
     """A crew (`qarat.runners.pool.Crew`) of Ray actors; made within `connected`."""
 
     def __init__(self) -> None:
         """No actor is started yet."""
         import ray
+        from ray.exceptions import RayError
 
-        self._ray: Any = ray
+        self._ray, self._loss = ray, RayError
         # Spread over the machines, each of which has a memory of its own.
         self._actor = ray.remote(Resident).options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
         self._asked: dict[Any, Any] = {}  # reference to an answer → the actor asked
@@ -86,7 +103,7 @@ class Actors:
         actor = self._asked.pop(references[0])
         try:
             return actor, self._ray.get(references[0])
-        except self._ray.exceptions.RayError as error:
+        except self._loss as error:
             return actor, Lost(_shorten(error))
 
     def dismiss(self, worker: Any) -> None:
