@@ -199,17 +199,17 @@ def test_everything_is_reached_by_keyboard(browser: Browser, report: Path) -> No
 @pytest.mark.usefixtures("no_complaints")
 def test_a_cell_of_the_map_tells_its_story_on_hover(browser: Browser, report: Path) -> None:
     browser.open(report, SCREEN, "light")
-    x, y = browser.ask(
-        """(() => {
-        const cell = document.querySelector('[data-chart=spike-map] .mark-rect path');
-        cell.scrollIntoView({ block: 'center' });
-        const box = cell.getBoundingClientRect();
-        return [box.x + box.width / 2, box.y + box.height / 2];
-        })()"""
-    )
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     told = ""
-    for _ in range(100):  # it comes when the browser next draws
+    for attempt in range(100):  # the tooltip comes when the browser next draws, and the page may still be scrolling
+        x, y = browser.ask(
+            """(() => {
+            const cell = document.querySelector('[data-chart=spike-map] .mark-rect path');
+            cell.scrollIntoView({ block: 'center', behavior: 'instant' });
+            const box = cell.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+            })()"""
+        )
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + attempt % 2, y=y)
         told = browser.ask("document.getElementById('vg-tooltip-element')?.innerText ?? ''")
         if told:
             break

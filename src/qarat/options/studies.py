@@ -18,7 +18,7 @@ Keep = Annotated[str | None, arg(metavar="SIZE", help_behavior_hint="(default: a
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRatio:
-    """The second founding paper's experiment on a model: 50 random plans a ratio, and predicted search beside them."""
+    """Repeat the second paper's experiment: random plans at every ratio, predicted search beside them."""
 
     model: Positional[Name] = BUNDLED
     """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
@@ -60,7 +60,7 @@ class StudyRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Search a family of models over ratios, formats and block sizes, and write the table that laws are fitted to."""
+    """Search a family of models over ratios, formats and block sizes, and write the table behind laws."""
 
     models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...")]] = (BUNDLED,)
     """Hugging Face folders, reference models' names (see `qarat models`), or hub ids."""

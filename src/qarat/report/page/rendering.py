@@ -47,6 +47,6 @@ def _renumbered(svg: str) -> str:
 @functools.cache
 def script() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; it makes ``vegaEmbed`` known to the page."""
-    bundle = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] (its stub forgets the default)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Within a page, an end tag in a string would end the script.
     return re.sub(r"</(script)", r"<\\/\1", bundle, flags=re.IGNORECASE)

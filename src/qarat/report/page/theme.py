@@ -65,25 +65,12 @@ DARK = Colours(
 
 def vega_config(colours: Colours, font: str) -> dict[str, Any]:
     """The Vega-Lite config of a theme."""
-    plan = colours.categories[0]
     return {
         "background": None,
         "font": font,
         "padding": 0,
         "view": {"stroke": None},
-        "axis": {
-            "domainColor": colours.faint,
-            "gridColor": colours.line,
-            "labelColor": colours.quiet,
-            "labelFontSize": 12,
-            "labelPadding": 6,
-            "tickColor": colours.faint,
-            "tickSize": 4,
-            "titleColor": colours.quiet,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "titlePadding": 8,
-        },
+        "axis": _axis(colours),
         "axisX": {"grid": False, "titleAnchor": "end", "titleAlign": "right"},
         # The title of a vertical axis lies flat above it: nobody has to turn the head, and a phone keeps its width.
         "axisY": {
@@ -96,18 +83,7 @@ def vega_config(colours: Colours, font: str) -> dict[str, Any]:
             "titleX": 0,
             "titleY": -10,
         },
-        "legend": {
-            "labelColor": colours.ink,
-            "labelFontSize": 12,
-            "labelLimit": 320,
-            "orient": "top",
-            "symbolSize": 90,
-            "title": None,
-            "titleColor": colours.quiet,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "titleOrient": "left",
-        },
+        "legend": _legend(colours),
         "title": {"anchor": "start", "color": colours.ink, "fontSize": 15, "frame": "group", "offset": 14},
         "range": {
             "category": list(colours.categories),
@@ -116,27 +92,64 @@ def vega_config(colours: Colours, font: str) -> dict[str, Any]:
             "ordinal": [colours.faint, *colours.categories[:2], *colours.categories[3:]],
             "ramp": {"scheme": list(colours.ramp)},
         },
-        "style": {
-            "bars": {"color": colours.faint},
-            "cell": {"stroke": colours.paper, "strokeWidth": 1.5},
-            "dot": {"filled": True, "opacity": 1, "size": 70, "stroke": colours.paper, "strokeWidth": 1},
-            "error": {"strokeWidth": 2},
-            "fit": {"strokeWidth": 2},
-            # Behind a label, so that no line runs through it.
-            "halo": {"color": colours.paper, "fontSize": 13, "stroke": colours.paper, "strokeWidth": 5},
-            "halo-note": {"color": colours.paper, "fontSize": 12, "stroke": colours.paper, "strokeWidth": 4},
-            "label": {"color": colours.ink, "fontSize": 13},
-            "limit": {"color": colours.quiet, "strokeDash": [4, 3], "strokeWidth": 1},
-            "name": {"color": colours.ink, "fontSize": 12},
-            "note": {"color": colours.quiet, "fontSize": 12},
-            "on-strong": {"color": colours.paper, "fontSize": 11},
-            "on-weak": {"color": colours.ink, "fontSize": 11},
-            "peak": {"color": colours.categories[1]},
-            "profile": {"color": plan, "strokeWidth": 1.5},
-            "profile-area": {"color": plan, "fillOpacity": 0.12},
-            "ring": {"color": colours.ink, "filled": False, "strokeWidth": 2},
-            "rug": {"color": colours.ink, "opacity": 0.8, "strokeWidth": 1},
-            "shade": {"color": colours.categories[1], "fillOpacity": 0.13},
-            "zero": {"color": colours.quiet, "strokeWidth": 1},
-        },
+        "style": _styles(colours),
+    }
+
+
+def _axis(colours: Colours) -> dict[str, Any]:
+    return {
+        "domainColor": colours.faint,
+        "gridColor": colours.line,
+        "labelColor": colours.quiet,
+        "labelFontSize": 12,
+        "labelPadding": 6,
+        "tickColor": colours.faint,
+        "tickSize": 4,
+        "titleColor": colours.quiet,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 8,
+    }
+
+
+def _legend(colours: Colours) -> dict[str, Any]:
+    return {
+        "labelColor": colours.ink,
+        "labelFontSize": 12,
+        "labelLimit": 320,
+        "orient": "top",
+        "symbolSize": 90,
+        "title": None,
+        "titleColor": colours.quiet,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titleOrient": "left",
+    }
+
+
+def _styles(colours: Colours) -> dict[str, Any]:
+    """What marks may say that they are."""
+    plan = colours.categories[0]
+    return {
+        "bars": {"color": colours.faint},
+        "cell": {"stroke": colours.paper, "strokeWidth": 1.5},
+        "dot": {"filled": True, "opacity": 1, "size": 70, "stroke": colours.paper, "strokeWidth": 1},
+        "error": {"strokeWidth": 2},
+        "fit": {"strokeWidth": 2},
+        # Behind a label, so that no line runs through it.
+        "halo": {"color": colours.paper, "fontSize": 13, "stroke": colours.paper, "strokeWidth": 5},
+        "halo-note": {"color": colours.paper, "fontSize": 12, "stroke": colours.paper, "strokeWidth": 4},
+        "label": {"color": colours.ink, "fontSize": 13},
+        "limit": {"color": colours.quiet, "strokeDash": [4, 3], "strokeWidth": 1},
+        "name": {"color": colours.ink, "fontSize": 12},
+        "note": {"color": colours.quiet, "fontSize": 12},
+        "on-strong": {"color": colours.paper, "fontSize": 11},
+        "on-weak": {"color": colours.ink, "fontSize": 11},
+        "peak": {"color": colours.categories[1]},
+        "profile": {"color": plan, "strokeWidth": 1.5},
+        "profile-area": {"color": plan, "fillOpacity": 0.12},
+        "ring": {"color": colours.ink, "filled": False, "strokeWidth": 2},
+        "rug": {"color": colours.ink, "opacity": 0.8, "strokeWidth": 1},
+        "shade": {"color": colours.categories[1], "fillOpacity": 0.13},
+        "zero": {"color": colours.quiet, "strokeWidth": 1},
     }

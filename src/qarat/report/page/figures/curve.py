@@ -51,23 +51,13 @@ def curve(
     """
     table = series_table(series, x, y, what)
     marked, lines = _marked(series, x, y, table), _lines(series, x, y)
-    groups = list(dict.fromkeys(s.colour for s in series))
-    colour = alt.Color(
-        "group:O" if ordered else "group:N",
-        sort=groups,
-        scale=alt.Scale(domain=groups, range="ramp" if ordered else "category"),
-        legend=alt.Legend(offset=_ABOVE, columns=_legend_columns(groups)) if len(groups) > 1 else None,
-    )
-
-    drawn = [*marked, *lines]
+    colour, drawn = _colour(series, ordered), [*marked, *lines]
     across, up = _along(alt.X, x, _extent(drawn, "x")), _along(alt.Y, y, _extent(drawn, "y"))
 
     def layer(rows: Sequence[dict[str, Any]], **more: Any) -> alt.Chart:
         return alt.Chart(data(rows)).encode(x=across("x"), y=up("y"), **more)
 
-    layers: list[alt.Chart] = []
-    if limit is not None:
-        layers += _limit(*limit, up)
+    layers = _limit(*limit, up) if limit is not None else []
     if diagonal:
         ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at")
         layers.append(layer([{"x": v, "y": v} for v in ends]).mark_line(style="limit"))
@@ -80,10 +70,20 @@ def curve(
     if marked:
         layers.append(layer(marked, color=colour, tooltip=tooltips(table)).mark_point(style="dot"))
     if labelled:
-        for style in ("halo-note", "note"):
-            named = layer(marked, text="label:N")
-            layers.append(named.mark_text(style=style, align="left", dx=9, dy=-9))
-    return Figure(key, title, caption, alt.layer(*layers).properties(height=_HEIGHT), table)
+        named = layer(marked, text="label:N")
+        layers += [named.mark_text(style=style, align="left", dx=9, dy=-9) for style in ("halo-note", "note")]
+    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_HEIGHT), table)
+
+
+def _colour(series: Sequence[Series], ordered: bool) -> alt.Color:
+    """The colour of each group, and the legend where there are several."""
+    groups = list(dict.fromkeys(s.colour for s in series))
+    return alt.Color(
+        "group:O" if ordered else "group:N",
+        sort=groups,
+        scale=alt.Scale(domain=groups, range="ramp" if ordered else "category"),
+        legend=alt.Legend(offset=_ABOVE, columns=_legend_columns(groups)) if len(groups) > 1 else None,
+    )
 
 
 def _legend_columns(groups: Sequence[str]) -> int:

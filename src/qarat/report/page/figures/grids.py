@@ -100,7 +100,7 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
     for i, grid in enumerate(found):
         layers += _rug(grid, i, left, x)
     name = short_name(stream.name)
-    chart = alt.layer(*layers).properties(height=height)
+    chart = alt.LayerChart(layer=layers, height=height)
     title = f"{name}, under the grids"
     return Figure(f"grids-{name.replace('.', '-')}", title, _caption(found), chart, _table(found, bars))
 

@@ -69,12 +69,35 @@ def intervals(
         columns: Headers of the arms' details.
     """
     digits = decimals([arm.value for arm in arms], least=2)
-    table = DataTable(
+    table = _table(arms, unit, columns, digits)
+    rows = _rows(arms, table, digits)
+    base = alt.Chart(data(rows)).encode(y=alt.Y("row:O", axis=None))
+    order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
+    colour = alt.Color("group:N", scale=alt.Scale(domain=order, range="category"), legend=None)
+    scale, axis = alt.Scale(zero=reference == 0, nice=True), alt.Axis(grid=True, tickCount=6)
+    dots = base.encode(x=alt.X("value:Q", title=unit, scale=scale, axis=axis), color=colour, tooltip=tooltips(table))
+    bars = base.encode(x=alt.X("low:Q", title=unit), x2="high:Q", color=colour)
+    layers = [
+        *_lines(reference, limit),
+        bars.mark_rule(style="error"),
+        dots.mark_point(style="dot"),
+        *_written(base, "arm:N", "left"),
+        *_written(base, "shown:N", "right"),
+    ]
+    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_STEP * len(rows)), table)
+
+
+def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
+    return DataTable(
         ("arm", unit, "95 % interval", *columns),
         tuple((arm.label, fixed(arm.value, digits, sign=True), _interval(arm, digits), *arm.details) for arm in arms),
         frozenset({unit, "95 % interval", *columns}),
     )
-    rows = [
+
+
+def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, object]]:
+    """The data of the arms that can be drawn; one without an interval has a bar of no length."""
+    return [
         {
             **table.details(i),
             "row": i,
@@ -87,28 +110,18 @@ def intervals(
         for i, arm in enumerate(arms)
         if math.isfinite(arm.value)
     ]
-    base = alt.Chart(data(rows)).encode(y=alt.Y("row:O", axis=None))
-    order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
-    colour = alt.Color("group:N", scale=alt.Scale(domain=order, range="category"), legend=None)
-    x = alt.X(
-        "value:Q", title=unit, scale=alt.Scale(zero=reference == 0, nice=True), axis=alt.Axis(grid=True, tickCount=6)
-    )
-    layers: list[alt.Chart] = []
+
+
+def _lines(reference: float | None, limit: tuple[float, str] | None) -> list[alt.Chart]:
+    """What arms are compared with, and the bound with its name above."""
+    found: list[alt.Chart] = []
     if reference is not None:
-        layers.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
+        found.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
     if limit is not None:
-        mark = alt.Chart(data([{"at": limit[0], "name": limit[1]}])).encode(x="at:Q")
-        layers.append(mark.mark_rule(style="limit"))
-        layers.append(
-            mark.mark_text(style="note", align="left", dx=4, baseline="bottom").encode(y=alt.value(-4), text="name:N")
-        )
-    layers += [
-        base.mark_rule(style="error").encode(x=alt.X("low:Q", title=unit), x2="high:Q", color=colour),
-        base.mark_point(style="dot").encode(x=x, color=colour, tooltip=tooltips(table)),
-        *_written(base, "arm:N", "left"),
-        *_written(base, "shown:N", "right"),
-    ]
-    return Figure(key, title, caption, alt.layer(*layers).properties(height=_STEP * len(rows)), table)
+        base = alt.Chart(data([{"at": limit[0], "name": limit[1]}])).encode(x="at:Q")
+        name = base.mark_text(style="note", align="left", dx=4, baseline="bottom")
+        found += [base.mark_rule(style="limit"), name.encode(y=alt.value(-4), text="name:N")]
+    return found
 
 
 def _written(base: alt.Chart, field: str, align: Literal["left", "right"]) -> list[alt.Chart]:

@@ -90,7 +90,7 @@ def _known(group: Group) -> dict[str, float]:
 
 
 def _series(
-    form: Form, fit: Fit, points: Sequence[FittedPoint], variable: str, groups: Sequence[Group]
+    form: Form, fit: Fit, points: tuple[FittedPoint, ...], variable: str, groups: Sequence[Group]
 ) -> list[Series]:
     name = _name((fit, tuple(points)), variable, groups)
     measured = tuple(

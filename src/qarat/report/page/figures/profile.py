@@ -38,7 +38,7 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     ]
     y = _y(floor, stream.maximum)
     layers = [*_means(line, y), *_peaks(peaks, table, len(maxima), y), *_step(step, low, y)]
-    chart = alt.layer(*layers).properties(height=_HEIGHT)
+    chart = alt.LayerChart(layer=layers, height=_HEIGHT)
     name = short_name(stream.name)
     caption = _caption(stream, step, low)
     return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, chart, table)

@@ -57,10 +57,10 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(table)),
     ]
     if max(d.block for d in found) < _LEGIBLE:
-        text = alt.Text("shown:N")
-        layers.append(base.transform_filter(alt.datum.strong).mark_text(style="on-strong").encode(text=text))
-        layers.append(base.transform_filter(~alt.datum.strong).mark_text(style="on-weak").encode(text=text))
-    chart = alt.layer(*layers).properties(height=height)
+        text = base.encode(text="shown:N", tooltip=tooltips(table))
+        layers.append(text.transform_filter(alt.datum.strong).mark_text(style="on-strong"))
+        layers.append(text.transform_filter(~alt.datum.strong).mark_text(style="on-weak"))
+    chart = alt.LayerChart(layer=layers, height=height)
     return Figure("spike-map", "Every stream of every block", _caption(found), chart, table)
 
 
