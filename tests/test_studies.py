@@ -1,6 +1,7 @@
 """`qarat study ratio` and `qarat sweep`: whole, resumed, with a failed point, and into a law."""
 
 import json
+import shlex
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -201,11 +202,11 @@ def test_a_sweep_writes_tables_that_laws_read(
     assert rows[0].size == 2 * sum(rows * cols for rows, cols in shapes)
     for row in read_table(tmp_path / "s" / "budgets.csv").rows:
         assert (row.metric, round(row.value, 9)) == ("perplexity-increase", 20)
-    table = tmp_path / "s" / "sweep.csv"
-    where = ["--where", "format=mxint4 weights and inputs"]
-    fitted = qarat("law", "fit", table, "--form", "bits-only", "--draws", "0", *where, "-o", tmp_path / "law.json")
-    assert fitted.code == 0, fitted.err
-    assert f"qarat law fit {table}" in out
+    following = shlex.split(out.splitlines()[-1].removeprefix("try next: qarat "))
+    assert following[-1] == "format=mxint4 weights and inputs"
+    # The model is random, so that it loses nothing that could be told from zero; but its table is one for laws.
+    fitted = qarat(*following, "--form", "bits-only", "--draws", "0", "-o", tmp_path / "law.json")
+    assert "within 3 standard errors of zero" in fitted.err or fitted.code == 0, fitted.err
 
 
 def test_a_failed_point_stops_nothing_else_and_is_tried_again(

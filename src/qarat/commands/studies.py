@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -100,8 +101,12 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
             f"{len(failed)} of {len(found.points)} points failed; what was measured is in {quoted(folder.folder)}, and "
             "the same command tries these again:\n  " + "\n  ".join(failed)
         )
-    table, budgets = quoted(asked.out / LOSS_TABLE), quoted(asked.out / BUDGET_TABLE)
-    return f"written: {quoted(asked.out)}", f"try next: qarat law fit {table}", f"  qarat law data {budgets}"
+    formats = list(dict.fromkeys(point.format for point in found.points))
+    one = ["--where", f"format={formats[0]}"] if len(formats) > 1 else []  # a law is about one format
+    return (
+        f"written: {quoted(asked.out)} (plans in {LOSS_TABLE}, what budgets reach in {BUDGET_TABLE})",
+        f"try next: {shlex.join(['qarat', 'law', 'fit', str(asked.out / LOSS_TABLE), *one])}",
+    )
 
 
 def _study_request(asked: options.StudyRatio) -> StudyRequest:

@@ -18,7 +18,7 @@ Keep = Annotated[str | None, arg(metavar="SIZE", help_behavior_hint="(default: a
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRatio:
-    """Repeat the second paper's experiment: random plans at every ratio, predicted search beside them."""
+    """Compare predicted search with the best of 50 random plans, ratio by ratio, and what loss budgets reach."""
 
     model: Positional[Name] = BUNDLED
     """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
@@ -60,9 +60,9 @@ class StudyRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Search a family of models over ratios, formats and block sizes, and write the table behind laws."""
+    """Search a family of models over ratios, formats and block sizes: the table that laws are fitted to."""
 
-    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL ...")]] = (BUNDLED,)
+    models: Positional[Annotated[tuple[str, ...], arg(metavar="MODELS ...")]] = (BUNDLED,)
     """Hugging Face folders, reference models' names (see `qarat models`), or hub ids."""
     out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("sweep")
     """Folder to write: sweep.csv, budgets.csv, and every search. After a kill the same command continues it."""
