@@ -9,7 +9,7 @@ from qarat.records import ActivationStats, Difference, Evaluation, Sweep, paired
 from qarat.report.layout import count, fixed, megabytes, perplexity_change, share
 from qarat.report.page.story import Story
 from qarat.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
-from qarat.search import make_units
+from qarat.search.space import make_units
 from qarat.spikes import PLANNING_RULES, find_spikes
 from qarat.spikestudies import SpikeStudy
 from qarat.spikestudy.verdicts import verdict_lines

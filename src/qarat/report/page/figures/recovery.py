@@ -9,7 +9,7 @@ from qarat.report.layout import fixed
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
 from qarat.report.page.figures.series import Axis, Dot, Series
-from qarat.search import Unit
+from qarat.search.space import Unit
 
 __all__ = ["recovery"]
 
