@@ -14,6 +14,10 @@ from qarat.models import open_model
 from qarat.plans import assign
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats
+from qarat.report.page.document import assemble
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.story import gather
+from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
 from qarat.spikestudies import MAIN, SpikeStudy
 from qarat.testing import plant_spike, tiny_checkpoint
@@ -38,7 +42,9 @@ def studied(qarat: Qarat, model: Path, small: list[str], out: Path, *words: obje
 def test_every_arm_of_a_quick_study(
     qarat: Qarat, spiking: Path, tiny_text: Path, small: list[str], tmp_path: Path
 ) -> None:
-    study = studied(qarat, spiking, small, tmp_path / "s", "--other-calibration", Path(__file__).parents[2] / "LICENSE")
+    other = ("--other-calibration", Path(__file__).parents[2] / "LICENSE")
+    methods = ("--methods", "smooth", "llm-int8", "hadamard", "clip-mse", "prefix")
+    study = studied(qarat, spiking, small, tmp_path / "s", *other, *methods)
     assert study.sites[0] == SITE
     assert not study.missing
     assert len({a.name for a in study.arms}) == len(study.arms)
@@ -70,8 +76,12 @@ def test_every_arm_of_a_quick_study(
     assert prefix is not None
     assert prefix.prefix >= 1
     shown = qarat("show", tmp_path / "s" / "study.json")
-    assert "1.down in float" in shown.out
+    assert "protected: 1.down" in shown.out
     assert qarat("show", tmp_path / "s").out == shown.out
+    story = gather([tmp_path / "s"])
+    figures = {part.key for _, parts in assemble(story) for part in parts if isinstance(part, Figure)}
+    assert {"study-8-channel-static", "study-6-channel-static", "study-six"} <= figures
+    assert verdict(story).startswith("8 channel static: naive loses")
 
 
 def test_a_killed_study_goes_on_from_its_last_arm(
@@ -111,7 +121,7 @@ def test_an_unfinished_study_says_what_is_missing(
     words = ("--methods", "prefix", "--rules", "damage")
     assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick", *words).code == 130
     shown = qarat("show", tmp_path / "s")
-    assert "1.down in float" in shown.out
+    assert "protected: 1.down" in shown.out
     assert "not finished" in shown.out
     assert "prefix" in shown.out
 

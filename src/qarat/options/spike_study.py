@@ -12,6 +12,8 @@ from qarat.options.groups import BUNDLED, Flag, General, Machine, Name, Text
 
 __all__ = ["StudySpikes"]
 
+REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpikes:
@@ -44,6 +46,6 @@ class StudySpikes:
     """Text of another kind than the report, .txt or .jsonl, to calibrate on for comparison."""
     published: Flag = False
     """List the figures that others published, with source and scheme, and measure nothing."""
-    text: Text = field(default_factory=Text)
+    text: Text = field(default_factory=lambda: Text(report_samples=REPORT_WINDOWS))
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
