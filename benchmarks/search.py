@@ -48,6 +48,7 @@ class Bench:
 
     def __init__(self, name: str, asked: argparse.Namespace, progress: Progress) -> None:
         self.name, self.low, self.progress = name, getattr(asked, "low", ""), progress
+        self.price_windows: int = getattr(asked, "price_windows", 16)
         self.model: Model = open_model(name, Runtime(threads=asked.threads))
         self.tokens: Tokens = load_token_sets(
             self.model, calibration=asked.calibration, samples=asked.samples, report_samples=asked.report_samples
@@ -55,7 +56,7 @@ class Bench:
 
     def search(self, seed: int, **request: Any) -> SearchResult:
         """Run one search in a folder that is thrown away."""
-        asked = SearchRequest(self.low, **request)
+        asked = SearchRequest(self.low, price_windows=self.price_windows, **request)
         asked.check()
         with tempfile.TemporaryDirectory() as folder, open_runner() as runner:
             run = Run(Path(folder) / "run")
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--calibration", help="text, where the models are not the reference models")
     parser.add_argument("--samples", type=int, default=64, help="selection windows")
     parser.add_argument("--report-samples", type=int, default=128)
+    parser.add_argument("--price-windows", type=int, default=4, help="selection windows that prices come from")
     parser.add_argument("--seeds", type=int, default=3, help="of random search")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--optimum", action="store_true", help="all plans of twelve sites instead")
