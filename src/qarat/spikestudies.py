@@ -20,10 +20,13 @@ MAIN = "main"
 
 
 def brief_setting(low: str) -> str:
-    """A setting's low scheme for tables: ``8 channel static``: bits, and what weights and inputs share a scale over."""
+    """A low scheme for tables: bits, and what weights and inputs share a scale over.
+
+    ``8 channel static``, ``6 tensor token``, ``8 channel static/mse``, ``8 channel token/outliers-6``.
+    """
     weight, _, inputs = low.partition(" a=")
     bits, _, rows = weight.removeprefix("w=int").partition("/")
-    return f"{bits} {rows} {inputs.rpartition('/')[2]}"
+    return f"{bits} {rows} {inputs.partition('/')[2].removeprefix('tensor/')}"
 
 
 class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

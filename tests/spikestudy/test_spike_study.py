@@ -8,7 +8,6 @@ import pytest
 
 from qarat.conversion import quantize
 from qarat.data import load_token_sets
-from qarat.evaluation.incremental import Meter
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
 from qarat.plans import assign
@@ -19,11 +18,13 @@ from qarat.report.page.figures.base import Figure
 from qarat.report.page.story import gather
 from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
+from qarat.search.trials import Answer, TrialLog
 from qarat.spikestudies import MAIN, SpikeStudy
 from qarat.testing import plant_spike, tiny_checkpoint
 
 Qarat = Callable[..., Any]
 SITE = "model.layers.1.mlp.down_proj"
+KILLED = 9  # arms after which a study is killed
 
 
 @pytest.fixture(scope="module")
@@ -88,33 +89,33 @@ def test_a_killed_study_goes_on_from_its_last_arm(
     qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("--methods", "clip-mse", "prefix", "--rules", "damage")
-    whole = studied(qarat, spiking, small, tmp_path / "whole", *few)
-    measured: list[int] = []
-    original = Meter.measure_many
+    added: list[str] = []
+    original = TrialLog.add
 
-    def counted(self: Meter, plans: Any, labels: Any, **more: Any) -> Any:
-        if len(measured) == 8 and "killed" not in labels:
-            measured.append(0)
+    def counted(self: TrialLog, answer: Answer) -> None:
+        if len(added) == KILLED:
+            added.append("")
             raise KeyboardInterrupt
-        measured.append(len(plans))
-        return original(self, plans, labels, **more)
+        added.append(answer.key)
+        original(self, answer)
 
+    monkeypatch.setattr(TrialLog, "add", counted)
     out = tmp_path / "s"
-    # Sites are found before, and once: what is counted are the arms of the main world and the prefix's.
-    monkeypatch.setattr("qarat.spikestudy.measuring.Meter.measure_many", counted)
-    words = ("study", "spikes", spiking, *small, "-o", out, "--quick", *few)
-    assert qarat(*words).code == 130
-    before, measured[:] = sum(measured), [0] * 9
-    assert before > 8
-    again = studied(qarat, spiking, small, out, *few)
-    assert content_hash(again) == content_hash(whole)
-    assert (out / "study.json").read_bytes() == (tmp_path / "whole" / "study.json").read_bytes()
+    assert qarat("study", "spikes", spiking, *small, "-o", out, "--quick", *few).code == 130
+    studied(qarat, spiking, small, out, *few)
+    continued = [key for key in added if key]
+    whole = tmp_path / "whole"
+    added[:] = [""] * (KILLED + 1)
+    studied(qarat, spiking, small, whole, *few)
+    once = [key for key in added if key]
+    assert sorted(continued) == sorted(once)  # nothing is measured twice, nothing is left out
+    assert (out / "study.json").read_bytes() == (whole / "study.json").read_bytes()
 
 
 def test_an_unfinished_study_says_what_is_missing(
     qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qarat.spikestudy.job.observe_front", killed)

@@ -96,7 +96,7 @@ def test_the_cheapest_remedy_within_the_budget_is_recommended() -> None:
     ]
     tried = study(*arms)
     assert [s.loss.nats for s in steadied(tried)] == pytest.approx([0.004, 0.009, 0.4])
-    assert "take 6 channel static: clip-mse" in recommend(tried)  # static scales cost nothing to run
+    assert "take 6 channel static/mse: clip-mse" in recommend(tried)  # static scales cost nothing to run
     assert f"--low '{INT6}/mse'" in recommend(tried)
     worse = study(arms[0], arm("clip-mse", 0.1, setting=INT6, scheme=f"{INT6}/mse"))
     assert "nothing that was tried keeps ppl+1%" in recommend(worse)

@@ -116,13 +116,20 @@ def _arms(record: SpikeStudy, arms: Sequence[StudyArm], *, scheme: bool = False)
     )  # fmt: skip
     for arm in arms:
         loss = record.over_float(arm)
-        name = [arm.label + (f" ({arm.note})" if arm.note else "")]
-        name += [brief_setting(arm.setting)] if scheme else []
+        name = [arm.label, *([brief_setting(arm.setting)] if scheme else [])]
         cells(
             out, *name, fixed(record.perplexity(arm), 3), *_loss(loss, digits),
             perplexity_change(loss.nats), share(arm.share, 1, 2), fixed(arm.bits, 3),
         )  # fmt: skip
-    return out
+    return Group(out, *_notes(arms))
+
+
+def _notes(arms: Sequence[StudyArm]) -> Iterator[RenderableType]:
+    """What else is to be known of arms, below their table; what two of them share once."""
+    said = {"; ".join(filter(None, (*arm.transforms, arm.note))): arm for arm in reversed(arms)}
+    for note, arm in reversed(said.items()):
+        if note not in ("", arm.label):
+            yield words(f"{arm.label.partition(': ')[0]}: {note}", "dim")
 
 
 def _orders(record: SpikeStudy, setting: str) -> RenderableType:
@@ -151,13 +158,12 @@ def _methods(record: SpikeStudy, setting: str) -> RenderableType | None:
     )  # fmt: skip
     for duel in against:
         low, high = (fixed(bound, 4, sign=True) for bound in duel.over.interval)
-        said = "; ".join(filter(None, (*duel.arm.transforms, duel.arm.note)))
         cells(
-            out, duel.arm.label + (f" ({said})" if said else ""), *_loss(duel.loss, 4),
+            out, duel.arm.label, *_loss(duel.loss, 4),
             "" if duel.together is None else fixed(duel.together.nats, 4, sign=True),
             fixed(duel.over.nats, 4, sign=True), f"{low} to {high}", duel.winner,
         )  # fmt: skip
-    return out
+    return Group(out, *_notes([duel.arm for duel in against]))
 
 
 def _six(record: SpikeStudy) -> RenderableType:

@@ -237,7 +237,7 @@ def _duel_line(against: tuple[Duel, ...]) -> str:
 
 
 def _remedy(arm: StudyArm) -> str:
-    return f"{brief_setting(arm.setting)}: {arm.label}"
+    return f"{brief_setting(arm.scheme)}: {arm.label}"
 
 
 def _effort(arm: StudyArm) -> int:
