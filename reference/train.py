@@ -61,13 +61,13 @@ class Recipe:
     intermediate: int
     architecture: str = "llama"
     blocks: int = 8
-    heads: int = 2
+    heads: int = 4
     packed: bool = False
     keep_at: tuple[float, ...] = ()
-    steps: int = 2500
+    steps: int = 3000
     batch: int = 16
     warmup: int = 100
-    peak_rate_at_128: float = 4e-3
+    peak_rate_at_128: float = 6e-3
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
@@ -93,7 +93,7 @@ FAMILY = {
         Recipe("py-128", 128, 352),
         Recipe("py-160", 160, 448),
         Recipe("py-224", 224, 608),
-        Recipe("py-128-qwen2", 128, 352, architecture="qwen2", heads=4),
+        Recipe("py-128-qwen2", 128, 352, architecture="qwen2"),
         Recipe("py-128-packed", 128, 352, packed=True),
     )
 }

@@ -56,7 +56,7 @@ def test_each_verb_takes_what_the_one_before_it_wrote(qarat: Qarat, tiny_llama: 
     assert "plan.json and its measurements: plan.sweep.json" in answer.out
     well(qarat("quantize", tiny_llama))
     answer = well(qarat("evaluate", "quantized", *small, "-o", "plan-loss.json"))
-    assert "qarat show plan-loss.json" in answer.out
+    assert "qarat compare plan-loss.json" in answer.out
     well(qarat("evaluate", tiny_llama, *small, "-o", "float-loss.json"))
     assert sorted(os.listdir()) == [
         "float-loss.json",

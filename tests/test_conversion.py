@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from qarat.algorithms.rtn import quantize_weight
 from qarat.conversion import WeightCache, build_block, check_stats, quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
@@ -21,6 +22,7 @@ from qarat.plans import Plan, PlanError, assign
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats
 from qarat.schemes import LinearScheme, MatmulScheme, parse_scheme
+from qarat.tensors import QuantizedTensor
 from qarat.testing import tiny_checkpoint
 from qarat.workspace import Runtime
 
@@ -252,16 +254,26 @@ def test_whatever_the_memory(tiny_llama: Path, stats: ActivationStats):
     assert torch.equal(*found)
 
 
-def test_a_weight_cache_changes_nothing_and_is_used(tiny_model: Model, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("bound", "again"), [(1 << 30, 0), (5000, 3), (0, 7)])
+def test_a_weight_cache_saves_what_its_bound_allows(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch, bound: int, again: int
+):
+    """A site of int4/g8 takes 1.5 bytes a weight: 1536 bytes of q and o, 768 of k and v, 3072 of the MLP's."""
+    quantized: list[object] = []
+
+    def count(*arguments: Any) -> QuantizedTensor:
+        quantized.append(arguments)
+        return quantize_weight(*arguments)
+
+    monkeypatch.setattr("qarat.conversion.quantize_weight", count)
     schemes = plan_of(tiny_model, "w=int4/g8").block(0)
-    cache: WeightCache = {}
-    first = build_block(tiny_model, 0, schemes, None, cache)
-    assert len(cache) == 7
-    monkeypatch.setattr("qarat.conversion.quantize_weight", lambda *_: pytest.fail("quantized again"))
-    again = build_block(tiny_model, 0, schemes, None, cache)
+    cache = WeightCache(bound)
+    blocks = [build_block(tiny_model, 0, schemes, None, cache) for _ in range(2)]
+    assert len(quantized) == 7 + again
+    assert cache.held <= bound
     assert all(
         a.value.equal(b.value)
-        for a, b in zip(first.modules(), again.modules(), strict=True)
+        for a, b in zip(*(block.modules() for block in blocks), strict=True)
         if isinstance(a, QuantLinear) and isinstance(b, QuantLinear)
     )
 

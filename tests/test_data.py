@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from qarat.data import (
+    NOTHING,
     Bos,
     Document,
     TokenSet,
@@ -116,6 +117,29 @@ def test_batches(batch_tokens: int, rows: int, tokenizer: PreTrainedTokenizerFas
     assert {len(batch) for batch in batches[:-1]} <= {rows}
     assert len(batches[0]) == rows
     assert torch.equal(torch.cat(batches), tokens.windows)
+
+
+def test_what_is_to_be_predicted(tokenizer: PreTrainedTokenizerFast):
+    tokens = token_set(tiny_documents(3), tokenizer)
+    assert torch.equal(tokens.wanted[:, :-1], tokens.windows[:, 1:])
+    assert set(tokens.wanted[:, -1].tolist()) == {NOTHING}
+    assert tokens.predicted == (9,) * len(tokens)
+    batches = tokens.target_batches(35)
+    assert torch.equal(torch.cat(batches), tokens.wanted)
+    assert [b.shape for b in batches] == [b.shape for b in tokens.batches(35)]
+
+
+def test_other_targets_are_another_set(tokenizer: PreTrainedTokenizerFast):
+    tokens = token_set(tiny_documents(3), tokenizer)
+    targets = tokens.wanted.clone()
+    targets[:, :5] = NOTHING
+    halves = msgspec.structs.replace(tokens, targets=targets)
+    assert halves.predicted == (4,) * len(tokens)
+    assert halves.fingerprint != tokens.fingerprint
+    assert halves.subset(3).predicted == (4,) * 3
+    # Where nothing is said of targets, the fingerprint is of the windows alone.
+    said = f"{tokens.convention} {tuple(tokens.windows.shape)} ".encode()
+    assert tokens.fingerprint == hashlib.sha256(said + tokens.windows.numpy().tobytes()).hexdigest()
 
 
 def test_default_bos(tokenizer: PreTrainedTokenizerFast):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qarat.documents import Document, bundled_documents, read_documents, split_documents
+from qarat.documents import Document, bundled_documents, read_documents, read_lines, read_rows, split_documents
 from qarat.errors import UserError
 from qarat.testing import tiny_documents
 
@@ -82,6 +82,20 @@ def test_no_text(name: str, tmp_path: Path):
     (tmp_path / name).write_text("" if "empty" in name else '{"text": " "}' if name.endswith("jsonl") else " \n")
     with pytest.raises(UserError, match=rf"{name} holds no text; give"):
         read_documents(str(tmp_path / name))
+
+
+def test_rows_and_lines_of_a_text_file(tmp_path: Path):
+    path = tmp_path / "some.raw"
+    path.write_text(" \n = One = \n\nmore\u2028text\x0b \nlast", encoding="utf-8")
+    assert read_rows(str(path)) == ("", " = One = \n", "", "more\u2028text\x0b \n", "last")
+    assert "".join(read_lines(str(path))) == path.read_text()
+
+
+def test_rows_and_lines_of_json(tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one\ntwo", "", "three\n")))
+    assert read_rows(str(path)) == ("one\ntwo", "", "three\n")
+    assert read_lines(str(path)) == ("one\ntwo\n", " \n", "three\n")
 
 
 # ---------------------------------------------------------------- the hub

@@ -40,7 +40,7 @@ def words(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
     model = tiny_checkpoint(tmp_path_factory.mktemp("short") / "model", blocks=1, length=8)
     sizes = ["--samples", "2", "--report-samples", "2", "--length", "8", "--threads", "1"]
     text = ["--calibration", str(tiny_text), *sizes]
-    return ["run", str(model), *text, "--sites", "0.down", "--protect", "fp8", "--export", FORMAT]
+    return ["run", str(model), *text, "--sites", "0.down", "--protect", "fp8", "--no-page", "--export", FORMAT]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_said(native: Path, tiny_llama: Path, qarat: 
 def test_a_run_that_could_not_be_exported_is_refused_before_it_begins(
     scheme: list[str], tiny_llama: Path, small: list[str], qarat: Qarat, tmp_path: Path
 ):
-    answer = qarat("run", tiny_llama, *small, *scheme, "--export", FORMAT, "-o", tmp_path / "out")
+    answer = qarat("run", tiny_llama, *small, *scheme, "--no-page", "--export", FORMAT, "-o", tmp_path / "out")
     assert answer.code == 1
     assert "compressed-tensors cannot hold this plan" in answer.err
     assert os.listdir(tmp_path) == []

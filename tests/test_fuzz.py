@@ -175,7 +175,9 @@ def run(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz-run")
     model = tiny_checkpoint(folder / "model", blocks=1, length=8)
     sizes = ["--samples", "2", "--report-samples", "2", "--length", "8", "--threads", "1", "--sites", "0.down"]
-    assert main(["run", str(model), "--calibration", str(tiny_text), *sizes, "-o", str(folder / "run")]) == 0
+    assert (
+        main(["run", str(model), "--calibration", str(tiny_text), *sizes, "--no-page", "-o", str(folder / "run")]) == 0
+    )
     return folder / "run"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from qarat.models import Model, open_model
@@ -69,6 +70,23 @@ def ordinary(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 @torch.no_grad()
 def same_logits(folder: Path, tokens: Tensor) -> bool:
     return torch.equal(walk(open_model(str(folder)), tokens), ordinary(folder)(tokens).logits)
+
+
+# ---------------------------------------------------------------- sites
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama-one-kv-head", "llama-wide-heads", "mistral", "qwen2", "qwen3"])
+def test_macs_of_the_sites_are_what_torch_counts_in_the_blocks(variant: str, tmp_path: Path):
+    """With attention written out, in which every product is a matrix product of its own."""
+    folder = tiny_checkpoint(tmp_path, **VARIANTS[variant])
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(some_tokens(windows=1, length=24))
+    counts = counter.get_flop_counts()
+    for block in range(model.config.num_hidden_layers):
+        sites = [s for s in open_model(str(folder)).sites() if s.block == block]
+        (name,) = (name for name in counts if name.endswith(f"layers.{block}"))
+        assert 2 * sum(s.macs(24) for s in sites) == sum(counts[name].values())
 
 
 # ---------------------------------------------------------------- the walk is the model

@@ -93,8 +93,10 @@ def check_counts(counts: Tensor, values: Tensor, *, near: float = 0.0) -> None:
     assert (at_most <= below(near)).all()
 
 
-def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: float) -> None:
-    """All of a stream's statistics, by the book: loops over windows and tokens."""
+def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: float, first: int = 0) -> None:
+    """All of a stream's statistics, by the book: loops over windows and tokens, from the first that counts."""
+    x = x[:, first:, :, first:] if stream.kind == "p" else x[:, first:]
+    ids = ids[:, first:]
     windows, length = ids.shape
     flat = x.reshape(windows, length, -1)
     maxima = [[float(token.abs().max()) for token in window] for window in flat]
@@ -108,6 +110,8 @@ def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: floa
     assert stream.maximum == pytest.approx(max(map(max, maxima)), rel=tolerance)
     assert stream.typical_maximum == near(mean([lower_median(m) for m in maxima]))
     assert stream.median_energy == near(mean([lower_median(e) for e in energies]))
+    profile = torch.tensor(maxima).double().mean(0).float()
+    torch.testing.assert_close(stream.arrays["position_maxima"], profile, rtol=max(tolerance, 1e-6), atol=0)
 
     scale = float(flat.abs().max())
     check_counts(stream.arrays["token_maxima"], torch.tensor(maxima), near=tolerance * scale)
@@ -119,7 +123,7 @@ def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: floa
     assert stream.element_median == pytest.approx(exact, rel=0.05) if exact > 1e-7 else stream.element_median == 0.0
 
     if stream.kind == "p":
-        assert stream.arrays.keys() == {"histogram", "token_maxima", "token_energies"}
+        assert stream.arrays.keys() == {"histogram", "token_maxima", "token_energies", "position_maxima"}
     else:
         rows = x.reshape(-1, x.shape[-1])
         close: dict[str, Any] = {"rtol": tolerance, "atol": tolerance * scale}
@@ -128,18 +132,21 @@ def check_stream(stream: StreamStats, x: Tensor, ids: Tensor, *, tolerance: floa
         squares = rows.double().square().mean(0).float()
         torch.testing.assert_close(stream.arrays["channel_square"], squares, rtol=max(tolerance, 1e-6), atol=1e-12)
 
-    check_peaks(stream, flat, maxima, ids, tolerance)
+    check_peaks(stream, flat, maxima, ids, tolerance, first)
 
 
-def check_peaks(stream: StreamStats, flat: Tensor, maxima: list[list[float]], ids: Tensor, tolerance: float) -> None:
-    places = [(-m, w, t) for w, window in enumerate(maxima) for t, m in enumerate(window)]
+def check_peaks(
+    stream: StreamStats, flat: Tensor, maxima: list[list[float]], ids: Tensor, tolerance: float, first: int
+) -> None:
+    places = [(-m, w, t + first) for w, window in enumerate(maxima) for t, m in enumerate(window)]
     wanted = sorted(places)[:8]
     assert len(stream.peaks) == 8
     assert stream.maximum == abs(stream.peaks[0].value)
     for peak, (magnitude, window, position) in zip(stream.peaks, wanted, strict=True):
         assert abs(peak.value) == pytest.approx(-magnitude, rel=tolerance)
-        assert float(flat[peak.window, peak.position, peak.channel]) == pytest.approx(peak.value, rel=tolerance)
-        assert peak.token == int(ids[peak.window, peak.position])
+        behind = peak.position - first
+        assert float(flat[peak.window, behind, peak.channel]) == pytest.approx(peak.value, rel=tolerance)
+        assert peak.token == int(ids[peak.window, behind])
         if tolerance == 0 or stream.kind not in OPERAND_KINDS:  # keys are the same at equal first tokens: ties
             assert (peak.window, peak.position) == (window, position)
 
@@ -165,6 +172,24 @@ def test_attention_operands(spiky: Path):
     assert {s.kind for s in stats.streams.values()} == {*PROJECTION_KINDS, *OPERAND_KINDS}
     for name, x in wanted.items():
         check_stream(stats.streams[name], x, tokens.windows, tolerance=2e-5)
+
+
+def test_tokens_in_front_can_be_left_out(spiky: Path):
+    """As queries and as keys: a plan with that prefix computes both in float."""
+    tokens = token_set()
+    tokens.windows[:, :3] = torch.tensor([0, 60, 7])
+    stats = observe(open_model(str(spiky)), tokens, prefix=3)
+    assert stats.prefix == (0, 60, 7)
+    for name, x in hooked(spiky, tokens.windows, "eager").items():
+        check_stream(stats.streams[name], x, tokens.windows, tolerance=2e-5, first=3)
+    with pytest.raises(UserError, match="do not begin with the prefix"):
+        observe(open_model(str(spiky)), tokens, prefix=4)
+
+
+def test_stats_of_all_tokens_do_not_speak_of_a_prefix(tiny_model: Model):
+    """So that the hash of stats, by which plans know them, is what it was before there were prefixes."""
+    assert b"prefix" not in encode_record(observe(tiny_model, token_set(2)))
+    assert rb"\"prefix\":[0]" in encode_record(observe(tiny_model, token_set(2), prefix=1))
 
 
 def test_operands_are_those_of_the_sites(tiny_model: Model):

@@ -7,22 +7,29 @@ import os
 import random
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from qarat import cli, pipeline, workspace
 from qarat.cli import main
+from qarat.data import load_token_sets
+from qarat.errors import UserError
+from qarat.exporters.native import read_native
+from qarat.models import open_model
+from qarat.pipeline import Pipeline
+from qarat.planning import Request
 from qarat.plans import Plan
 from qarat.recordfiles import decode_record
-from qarat.records import Continuations, Evaluation
+from qarat.records import ActivationStats, Continuations, Evaluation, Menu
 from qarat.report.progress import StageProgress
-from qarat.workspace import read_manifest
+from qarat.workspace import Run, Runtime, no_progress, read_manifest
 
 Qarat = Callable[..., Any]
 LOG = "log.jsonl"
@@ -43,7 +50,7 @@ def steps(folder: Path) -> list[tuple[str, bool]]:
 def words(tiny_llama: Path, tiny_text: Path) -> list[str]:
     """A run on the tiny model, without its -o."""
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
-    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o"]
+    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o", "--no-page"]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +64,15 @@ def unbroken(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 # ---------------------------------------------------------------- what a run leaves
 
 
+def test_a_run_ends_with_its_page(qarat: Qarat, words: list[str], unbroken: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(unbroken, tmp_path / "out.partial")).with_suffix("")
+    answer = qarat(*(w for w in words if w != "--no-page"), "-o", out)
+    assert answer.code == 0, answer.err
+    assert f"the page to look at: {out / 'report.html'}" in answer.out.replace("\n", "")
+    assert "perplexity" in (out / "report.html").read_text()
+    assert list((out / "figures").glob("*.svg"))
+
+
 def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, words: list[str]) -> None:
     files = {name for outputs in pipeline.STEPS.values() for name in outputs}
     assert {p.name for p in unbroken.iterdir()} == files | {"manifest.json", LOG}
@@ -68,7 +84,7 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
     losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
     assert len({e.loss for e in losses.values()}) == 3
     assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
-    answer = qarat("evaluate", unbroken, *words[2:-3], "--json")
+    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
     assert answer.code == 0, answer.err
     measured = json.loads(answer.out)["record"]
     assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)
@@ -210,7 +226,7 @@ def test_ctrl_c_from_a_terminal(words: list[str], unbroken: Path, tmp_path: Path
 
 def test_a_finished_run_is_not_touched(qarat: Qarat, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(unbroken)
-    monkeypatch.delattr("qarat.commands.open_model")  # refused before any work
+    monkeypatch.delattr("qarat.commands.common.open_model")  # refused before any work
     answer = qarat("run", "any-model", "-o", unbroken)
     assert answer.code == 1
     assert "exists already" in answer.err
@@ -401,3 +417,48 @@ def test_a_prompt_is_continued(qarat: Qarat, words: list[str], tmp_path: Path) -
     assert answer.code == 1
     assert "--prompt has 100 tokens; give 1 to 32" in answer.err
     assert not (tmp_path / "other.partial").exists()
+
+
+# ---------------------------------------------------------------- a prefix
+
+
+def job(folder: Path, text: Path, request: Request, **more: Any) -> Pipeline:
+    model = open_model(str(folder), Runtime(threads=1))
+    tokens = load_token_sets(model, calibration=str(text), length=32, samples=4, report_samples=6)
+    quiet: dict[str, Any] = {"progress": no_progress, "show": lambda *_, **__: None, "note": lambda _: None}
+    return Pipeline(model, tokens, request, **({"seed": 0, "prompt": None} | quiet | more))
+
+
+def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "out")
+    run.begin(command="")
+    job(tiny_llama, tiny_text, Request(prefix=1, sites=("0.down",))).execute(run)
+    out = tmp_path / "out"
+    stats, menu = decode_record(out / "stats.safetensors", ActivationStats), decode_record(out / "menu.json", Menu)
+    _, plan = read_native(out / "model")
+    assert stats.prefix == menu.prefix == plan.prefix == (0,)
+    assert (out / "model" / "prefix.safetensors").is_file()
+    assert decode_record(out / "plan.json", Plan) == plan
+
+
+def test_a_prefix_that_cannot_be_is_refused_before_any_work(tiny_llama: Path, tiny_text: Path) -> None:
+    def refused(words: str, prefix: int | Literal["auto"], **more: Any) -> None:
+        with pytest.raises(UserError, match=words):
+            job(tiny_llama, tiny_text, Request(prefix=prefix, low="w=int8/channel a=int8/token"), **more)
+
+    refused("calibration set do not begin with the prefix", 5)
+    refused("leaves nothing of the calibration set", 32)
+    refused("first 1 tokens of a sequence are in float", 1, exports=["compressed-tensors"])
+    refused("--prefix auto: no format", "auto", exports=["compressed-tensors"])
+
+
+def test_a_prompt_begins_with_the_prefix(tiny_llama: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    lines = ["q" + "".join(chance.choices(string.ascii_lowercase, k=30)) for _ in range(72)]  # with BOS, a window each
+    text = tmp_path / "alike.jsonl"
+    documents = ("".join(lines[i : i + 3]) for i in range(0, 72, 3))
+    text.write_text("".join(json.dumps({"source": d[:9], "text": d}) + "\n" for d in documents))
+    assert len(job(tiny_llama, text, Request(prefix=2)).draft.prefix) == 2
+    assert job(tiny_llama, text, Request(prefix=2), prompt="quick").prompt[0] == 0
+    with pytest.raises(UserError, match="--prompt does not begin with the prefix"):
+        job(tiny_llama, text, Request(prefix=2), prompt="slow")

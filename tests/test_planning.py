@@ -14,7 +14,7 @@ from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.models import Model, open_model
 from qarat.observation import observe
-from qarat.planning import LOW, PROTECTIONS, Request, find_plan, naive_plan
+from qarat.planning import LOW, PROTECTIONS, Request, find_plan, naive_plan, profile
 from qarat.plans import Plan, PlanError, short_name
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu
@@ -280,3 +280,54 @@ def test_well_formed_requests_pass(request_: Request) -> None:
     assert Request(rules=("a.b :  w=int8/channel a=int8/token ",)).overrides() == (
         ("a.b", "w=int8/channel a=int8/token"),
     )
+
+
+# ---------------------------------------------------------------- a prefix
+
+
+def test_a_plan_has_the_prefix_that_its_stats_leave_out(bench: Bench) -> None:
+    stats = profile(bench.model, bench.selection, 1)
+    assert content_hash(stats) == content_hash(observe(bench.model, bench.selection, prefix=1))
+    menu = price(bench.model, bench.selection, [parse_scheme(LOW)], stats, prefix=stats.prefix)
+    for prefix in (1, "auto"):
+        request = Request(prefix=prefix, budget=BUDGET)
+        plan, record = find_plan(bench.model, request, stats, menu, bench.selection)
+        assert plan.prefix == naive_plan(bench.model, request, stats).prefix == (0,)
+        assert plan.stats == content_hash(stats)
+        assert protected(plan) == ["1.down"]  # this spike is a channel's, which no prefix takes away
+        assert record.trials[0].damage.nats > 0.2 > record.budget_nats >= record.trials[1].damage.nats
+
+
+def test_prices_and_stats_of_another_prefix_are_refused(bench: Bench) -> None:
+    stats = observe(bench.model, bench.selection, prefix=1)
+    with pytest.raises(UserError, match="--prefix 0: these stats leave out 1 tokens"):
+        naive_plan(bench.model, Request(), stats)
+    with pytest.raises(UserError, match="--prefix 2: these stats leave out 0 tokens"):
+        naive_plan(bench.model, Request(prefix=2), bench.stats)
+    with pytest.raises(UserError, match=r"prices are with the prefix \[\], the plan has \[0\]"):
+        find_plan(bench.model, Request(prefix=1), stats, bench.menu, bench.selection)
+    with pytest.raises(UserError, match="--prefix -1"):
+        Request(prefix=-1).check()
+
+
+@pytest.mark.parametrize(
+    ("spiking", "shared", "prefix"), [(0, 3, ()), (1, 3, (0,)), (2, 3, (0, 7)), (2, 1, (0,)), (2, 0, ())]
+)
+def test_auto_leaves_out_what_spikes_and_is_the_same_everywhere(
+    spiking: int, shared: int, prefix: tuple[int, ...], bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream keeps few peaks, so the stats show one more spiking position with every pass."""
+    passes: list[int] = []
+
+    def front(stats: ActivationStats) -> int:
+        passes.append(len(stats.prefix))
+        return min(len(stats.prefix) + 1, spiking)
+
+    monkeypatch.setattr("qarat.planning.spiking_front", front)
+    windows = bench.selection.windows.clone()
+    windows[:, 1:3] = 7
+    if shared < 3:
+        windows[0, shared] = 5
+    tokens = msgspec.structs.replace(bench.selection, windows=windows)
+    assert profile(bench.model, tokens, "auto", attention=False).prefix == prefix
+    assert passes == list(range(len(prefix) + 1))

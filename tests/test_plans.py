@@ -1,7 +1,7 @@
 """Plans: bits counted from shapes are those of real tensors; a plan survives its file; what does not fit is named."""
 
 import json
-import math
+import re
 
 import msgspec
 import pytest
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, read_plan, short_name
+from qarat.plans import Plan, PlanError, Site, assign, match_sites, read_plan, short_name
 from qarat.schemes import LinearScheme, MatmulScheme, SchemeError, parse_scheme
 from qarat.tensors import SCALE_DTYPES, quantize_tensor
 
@@ -39,7 +39,7 @@ def block_sites(index: int) -> list[Site]:
         sites.append(Site(name, index, "projection", (f"{prefix}.{stream}",), shape, tie, has_bias=leaf == "q"))
     for leaf, operands in (("qk", "qk"), ("av", "pv")):
         streams = tuple(f"{prefix}.{o}" for o in operands)
-        sites.append(Site(f"{prefix}.self_attn.{leaf}", index, "product", streams))
+        sites.append(Site(f"{prefix}.self_attn.{leaf}", index, "product", streams, width=HIDDEN))
     return sites
 
 
@@ -138,6 +138,32 @@ def test_more_bits_than_the_low_scheme_are_not_low() -> None:
     assert plan.ratio() == 0.5
 
 
+def test_macs_of_a_window() -> None:
+    macs = {s.leaf: s.macs(7) for s in SITES[:9]}
+    assert macs["down_proj"] == 7 * 40 * 72
+    assert macs["qk"] == macs["av"] == 7 * 7 * HIDDEN
+
+
+def test_ratio_by_macs_counts_products_low_where_both_operands_are() -> None:
+    assert plan_of().ratio() == 1.0
+    projections, products = 7 * WEIGHTS, 4 * 7 * 7 * HIDDEN
+    whole = projections + products
+    assert plan_of().ratio("macs", 7) == projections / whole
+    assert plan_of(("*.qk", "l=int8/token r=e4m3/token")).ratio("macs", 7) == (projections + products // 2) / whole
+    assert plan_of(("*.qk", "l=int8/token")).ratio("macs", 7) == projections / whole
+    assert plan_of(("*", "float")).ratio("macs", 7) == 0
+    narrow = plan_of(("0.qk", "l=int8/token r=int4/token"), ("1.qk", "l=int4/token r=int4/token"), low="w=int4/g32")
+    assert narrow.ratio("macs", 7) == (projections + products // 4) / whole
+    assert narrow.ratio() == 1.0
+
+
+def test_the_longer_the_window_the_more_products_weigh() -> None:
+    ratios = [plan_of().ratio("macs", length) for length in (1, 64, 4096)]
+    assert ratios == sorted(ratios, reverse=True)
+    with pytest.raises(PlanError, match="at least one token"):
+        plan_of().ratio("macs")
+
+
 # ---------------------------------------------------------------- files
 
 SPELLINGS = [LOW, "float", "w=int4/g32/scale-float16/asymmetric a=int8/token", "w=nvfp4 a=nvfp4", "a=int8/g32/static"]
@@ -148,19 +174,32 @@ PRODUCTS = ["float", "l=int8/token r=int8/g8/static", "r=e4m3/tensor/dynamic"]
     st.lists(st.sampled_from(SPELLINGS), min_size=14, max_size=14),
     st.lists(st.sampled_from(PRODUCTS), min_size=4, max_size=4),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    st.lists(st.integers(0, 2**31), max_size=4),
 )
-def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str) -> None:
+def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str, prefix: list[int]) -> None:
     schemes = {
         s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), matmul=s.kind == "product")
         for s in SITES
     }
     plan = msgspec.structs.replace(plan_of().with_schemes(schemes, words), note=words, stats="ab" * 32)
+    plan = msgspec.structs.replace(plan, prefix=tuple(prefix))
     text = plan.to_json()
     again = read_plan(text)
     assert again == plan
     assert again.to_json() == text
     assert read_plan(text.encode()) == plan
     assert json.loads(text)["note"] == words  # plain JSON, to any reader
+
+
+def test_a_plan_without_a_prefix_is_written_as_before_there_were_any() -> None:
+    assert list(json.loads(plan_of().to_json())) == ["qarat", "model", "low", "float_bits", "stats", "note", "sites"]
+
+
+@pytest.mark.parametrize("prefix", ["[-1]", '["a"]', "[0.5]", "0", "null"])
+def test_a_malformed_prefix_is_refused(prefix: str) -> None:
+    text = plan_of().to_json().replace(' "note"', f' "prefix": {prefix},\n "note"', 1)
+    with pytest.raises(PlanError, match="prefix"):
+        read_plan(text)
 
 
 def test_every_site_has_one_line() -> None:
@@ -192,6 +231,26 @@ def test_a_hand_edit_counts() -> None:
 def test_a_malformed_entry_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         read_plan(edited(plan_of(), "model.layers.1.mlp.down_proj", **fields))
+
+
+def test_a_plan_from_before_widths_were_kept_is_what_it_was() -> None:
+    text = re.sub(r', "width": \d+', "", plan_of().to_json())
+    assert "width" not in text
+    plan = read_plan(text)
+    assert plan.to_json() == text  # the same bytes, so the same hash
+    assert plan.ratio() == 1.0
+    plan.check(MODEL, SITES)
+    with pytest.raises(PlanError, match=r"no width of model\.layers\.0\.self_attn\.qk, .*1\.self_attn\.av"):
+        plan.ratio("macs", 7)
+
+
+def test_a_width_that_is_none_is_refused() -> None:
+    for name, width in (("model.layers.1.mlp.down_proj", 40), ("model.layers.1.self_attn.qk", -40)):
+        with pytest.raises(PlanError, match=f"{name}: a width of {width}"):
+            read_plan(edited(plan_of(), name, width=width))
+    other = read_plan(edited(plan_of(), "model.layers.1.self_attn.qk", width=80))
+    with pytest.raises(PlanError, match="width 80 in the plan, 40 in the model"):
+        other.check(MODEL, SITES)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"qarat": "plan/1"}', b'{"qarat": "\xff"}'])
@@ -345,31 +404,7 @@ def test_ties_must_share_a_scheme() -> None:
     assert "block 1: q_proj float, k_proj w=int8" in broken[1]
 
 
-# ---------------------------------------------------------------- budgets
-
-
-@pytest.mark.parametrize(
-    ("text", "nats"),
-    [
-        ("ppl+1%", math.log1p(0.01)),
-        ("ppl+0%", 0.0),
-        ("ppl+2.5%", math.log1p(0.025)),
-        ("nats+0.05", 0.05),
-        ("nats+0", 0.0),
-    ],
-)
-def test_budgets(text: str, nats: float) -> None:
-    assert parse_budget(text).nats == nats
-    assert parse_budget(text).spelling == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "1%", "ppl+1", "ppl-1%", "ppl+-1%", "nats-0.1", "nats+5%", "nats+inf", "nats+nan", "nats+1e-2", " nats+0.1"],
-)
-def test_malformed_budgets_are_refused(text: str) -> None:
-    with pytest.raises(PlanError, match=r"is no budget; write ppl\+1%"):
-        parse_budget(text)
+# ---------------------------------------------------------------- names
 
 
 @pytest.mark.parametrize(

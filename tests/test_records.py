@@ -16,6 +16,7 @@ from qarat.errors import UserError
 from qarat.plans import Plan, Site, assign
 from qarat.recordfiles import Record, content_hash, decode_record, describe_record, encode_record
 from qarat.records import (
+    NATS,
     ActivationStats,
     Continuations,
     Difference,
@@ -172,6 +173,12 @@ def test_one_cluster_has_no_standard_error_in_a_file_either(tmp_path: Path) -> N
         assert encode_record(decode_record(path)) == path.read_bytes()
     (trial,) = decode_record(tmp_path / "0" / "record.json", Sweep).trials
     assert math.isnan(trial.damage.standard_error)
+
+
+def test_a_menu_that_names_no_unit_is_in_nats(tmp_path: Path) -> None:
+    path = saved(tmp_path, make_menu())
+    assert "unit" not in json.loads(path.read_text())["record"]
+    assert decode_record(path, Menu).unit == NATS
 
 
 def test_a_description_is_the_file_without_arrays() -> None:

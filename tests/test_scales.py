@@ -13,8 +13,9 @@ from gfloat import formats as gf
 from torch import Tensor
 
 from qarat.errors import UserError
+from qarat.histograms import EDGES, bin_counts, count_magnitudes
 from qarat.schemes import SCALE_BITS, TensorScheme, parse_tensor_scheme
-from qarat.tensors import SCALE_DTYPES, choose_scale, fake_quantize, static_scales
+from qarat.tensors import SCALE_DTYPES, Scales, choose_scale, fake_quantize, static_scales
 
 GRANULARITIES = ["tensor", "channel", "g16", "g32", "8x16", "40x1000"]
 
@@ -338,6 +339,19 @@ def test_a_static_mse_agrees_with_the_values_it_summarizes() -> None:
     histogram, values = static_scales(*statistics(x, 2048), scheme), choose_scale(x, scheme)
     errors = [float((fake_quantize(x, scheme, s) - x).square().sum()) for s in (histogram, values)]
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
+@pytest.mark.parametrize("format", ["int8", "int6", "int4"])
+@pytest.mark.parametrize("spike", [0.0, 150.0])
+def test_a_static_mse_is_within_a_hundredth_of_the_best_clip(format: str, spike: float) -> None:
+    """Of all clips, 48 a halving, on values with heavy tails, from the histogram that observing keeps."""
+    x = normal(2000, 40) * normal(2000, 40, seed=1).abs()
+    x[7, 7] = max(spike, float(x[7, 7]))
+    scheme, widest = a(f"{format}/tensor/static/mse"), choose_scale(x, a(f"{format}/tensor/static"))
+    ours = static_scales(x.amin(0), x.amax(0), bin_counts(count_magnitudes(x)), EDGES, scheme)
+    clips = [ours, *(Scales(widest.scale * 2.0 ** (-step / 48)) for step in range(400))]
+    error, *others = (float((fake_quantize(x, scheme, scales) - x).square().sum()) for scales in clips)
+    assert error <= 1.01 * min(others)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ CONTRADICTIONS = (
     "gives powers of two",
     "not for its groups",
     "needs the signs",
+    "outlier columns are found",
+    "would count the outlier columns",
 )
 
 
@@ -45,15 +47,17 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
         st.sampled_from(["absmax", "mse", "mx-floor", "mx-even"]).map(lambda c: (c, 99.9)),
         st.floats(50, 100).map(lambda p: ("percentile", p)),
     )
+    outliers = st.none() | st.floats(0, 1000) if role == "a" else st.none()
     return st.builds(
-        lambda name, place, scale, choice, symmetric: TensorScheme(
-            name, place[0], scale, choice[0], choice[1], symmetric, place[1]
+        lambda name, place, scale, choice, symmetric, outliers: TensorScheme(
+            name, place[0], scale, choice[0], choice[1], symmetric, place[1], outliers
         ),
         st.sampled_from(sorted(FORMATS)),
         places,
         st.sampled_from(sorted(SCALE_BITS)),
         choices,
         st.booleans(),
+        outliers,
     ).filter(lambda scheme: not scheme.contradictions())
 
 
@@ -105,6 +109,8 @@ def test_words_that_cannot_go_together_are_refused_when_read() -> None:
             "sint4/g32/mx-even/scale-e4m3",
             "int8/g32/static/mse",
             "int8/tensor/static/mse/asymmetric",
+            "int8/tensor/static/outliers-6",
+            "int8/token/mse/outliers-6",
         ),
         CONTRADICTIONS,
         strict=True,
@@ -155,6 +161,9 @@ def test_float_is_no_scheme_at_all(text: str) -> None:
         ("w=int8//channel", 2, "expected FORMAT/GRANULARITY"),
         ("w=int8/g0", 7, "unknown word"),
         ("w=int8/channel/p49", 15, "unknown word"),
+        ("w=int8/channel/outliers-6", 15, "belongs to the input of a projection"),
+        ("l=int8/token/outliers-6", 13, "belongs to the input of a projection"),
+        ("a=int8/token/outliers", 13, "did you mean outliers-6"),
         ("w=int8/channel/scale-e4m4", 15, "did you mean scale-e4m3"),
     ],
 )

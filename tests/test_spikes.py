@@ -23,6 +23,7 @@ from qarat.spikes import (
     find_spikes,
     sites_of,
     snr,
+    spiking_front,
 )
 from qarat.tensors import fake_quantize
 
@@ -257,6 +258,21 @@ def test_margins_are_above_one_where_nothing_is_flagged(rule: str) -> None:
     assert verdict.rule == rule
     assert verdict.flagged == ()
     assert verdict.margin > 1
+
+
+def test_the_front_that_spikes_goes_as_far_as_spikes_follow_one_another() -> None:
+    def peaks(name: str, *places: tuple[int, float]) -> StreamStats:
+        found = tuple(Peak(-value, 1, position, 7, "x", 0) for position, value in places)
+        return msgspec.structs.replace(stream(name, places[0][1]), peaks=found)  # the median token's maximum is 3
+
+    ordinary = stream("1.down_in", 8 * 3.0)
+    assert spiking_front(stats_of(ordinary)) == 0
+    assert spiking_front(stats_of(ordinary, peaks("0.down_in", (0, 25.0)))) == 1
+    assert spiking_front(stats_of(peaks("0.down_in", (0, 99.0), (2, 25.0)), peaks("1.o_in", (1, 25.0)))) == 3
+    assert spiking_front(stats_of(peaks("0.down_in", (1, 99.0)))) == 0  # a spike further on is no business of a prefix
+    assert spiking_front(stats_of(peaks("0.block_out", (0, 99.0)))) == 0  # no projection reads it
+    left_out = msgspec.structs.replace(stats_of(peaks("0.down_in", (1, 99.0))), prefix=(0,))
+    assert spiking_front(left_out) == 2
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:

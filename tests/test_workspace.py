@@ -18,7 +18,6 @@ from qarat.workspace import (
     check_folder,
     hash_json,
     new_folder,
-    parse_size,
     put_into_place,
     read_command,
     read_manifest,
@@ -426,31 +425,6 @@ def test_the_mark_is_deleted_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 # ---------------------------------------------------------------- small things
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("1", 1),
-        ("512", 512),
-        ("512B", 512),
-        ("8GB", 8 * 10**9),
-        ("8 gb", 8 * 10**9),
-        ("512MiB", 512 * 2**20),
-        ("1.5kib", 1536),
-        ("0.5kB", 500),
-        ("1e3", 1000),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "8 apples", "8TBs", "-8GB", "nan", "inf", "1e999", "8,5GB", "G8B"])
-def test_malformed_sizes_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no size; write for example 8GB"):
-        parse_size(text)
 
 
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:

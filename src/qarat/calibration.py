@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.records import ActivationStats
 from qarat.scales import static_scales
 from qarat.schemes import LinearScheme, Scheme, TensorScheme
@@ -26,25 +27,37 @@ def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str,
     return [(name, s) for name, s in zip(streams, operands, strict=True) if s is not None and s.static]
 
 
-def check_static(needed: Iterable[tuple[str, TensorScheme]], stats: ActivationStats | None, model: str) -> None:
+def check_static(
+    needed: Iterable[tuple[str, TensorScheme]],
+    stats: ActivationStats | None,
+    model: str,
+    prefix: tuple[int, ...] = (),
+) -> None:
     """Check that the stats can give every static scale, before any long work.
 
     Args:
         needed: Streams, each with the static scheme it is under.
         stats: Of the float model on the calibration tokens; None if there are none.
         model: Fingerprint of the float model.
+        prefix: Ids of the tokens that stay in float, which the stats must have left out.
 
     Raises:
-        UserError: No stats or those of another model; or listing every stream that is missing or cannot serve.
+        UserError: No stats, those of another model or with another prefix; or listing every stream that is missing or
+            cannot serve.
     """
     pairs = list(dict.fromkeys(needed))
     if stats is not None and stats.provenance.model != model:
-        raise UserError(f"these stats are of another model ({stats.provenance.model[:12]}…, this is {model[:12]}…)")
+        raise UserError(f"these stats are of another model ({brief(stats.provenance.model)}, this is {brief(model)})")
     if not pairs:
         return
     if stats is None:
         streams = len({name for name, _ in pairs})
         raise UserError(f"static scales need stats, here of {streams} streams; run `qarat profile`")
+    if stats.prefix != prefix:
+        raise UserError(
+            f"with the prefix {list(prefix)} in float, static scales need stats that leave these tokens out; these "
+            f"leave out {list(stats.prefix)}: profile again with --prefix {len(prefix)}"
+        )
     if missing := sorted({name for name, _ in pairs} - stats.streams.keys()):
         listed = "\n  ".join(missing)
         raise UserError(

@@ -34,6 +34,7 @@ __all__ = [
     "describe_reference_models",
     "find_checkpoint",
     "reference_models",
+    "trained_tokens",
 ]
 
 _PACKAGE = Path(__file__).parent / "bundled"
@@ -89,6 +90,12 @@ def describe_reference_models() -> list[ReferenceModel]:
         loss = card["curve"][-1][1]
         found.append(ReferenceModel(name, card["parameters_outside_embedding"], card["tokens"], loss, str(folder)))
     return found
+
+
+def trained_tokens(folder: Path) -> float:
+    """D, the tokens that a model was trained on, as its ``training.json`` says; NaN where it has none."""
+    card = folder / "training.json"
+    return float(json.loads(card.read_text()).get("tokens", math.nan)) if card.is_file() else math.nan
 
 
 def _is_model(folder: Path) -> bool:

@@ -7,6 +7,7 @@ hands on whatever a block returns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -19,6 +20,7 @@ from qarat.errors import UserError
 from qarat.models import Model
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.plans import Plan
+from qarat.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
@@ -26,8 +28,43 @@ from qarat.tensors import QuantizedTensor, Scales
 
 __all__ = ["WeightCache", "build_block", "check_stats", "quantize"]
 
-WeightCache = dict[tuple[str, TensorScheme], QuantizedTensor]
-"""Weights quantized once per (site, scheme), for callers that build the same block many times."""
+
+class WeightCache:
+    """Weights quantized once per (site, scheme), for callers that build the same block many times.
+
+    What is over the bound is quantized anew each time. What came first stays: whoever goes through the blocks again and
+    again would find that the least recently used is just what he needs next.
+
+    Attributes:
+        held: Bytes of the weights kept.
+    """
+
+    def __init__(self, bound: int) -> None:
+        """Empty.
+
+        Args:
+            bound: On the bytes of the weights kept.
+        """
+        self.held = 0
+        self._bound = bound
+        self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
+
+    def quantized(self, name: str, weight: Tensor, scheme: TensorScheme) -> QuantizedTensor:
+        """A site's weight under a scheme.
+
+        Args:
+            name: Of the site.
+            weight: (out, in), always the same for a name.
+            scheme: Of the weight.
+        """
+        key = (name, scheme)
+        if key in self._weights:
+            return self._weights[key]
+        quantized = quantize_weight(weight, scheme)
+        if self.held + quantized.nbytes <= self._bound:
+            self._weights[key] = quantized
+            self.held += quantized.nbytes
+        return quantized
 
 
 def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> Model:
@@ -40,12 +77,13 @@ def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> 
 
     Raises:
         PlanError: If the plan does not fit the model.
-        UserError: If stats are missing, or of another model or plan.
+        UserError: If stats are missing, or of another model or plan; a prefix that the model cannot have.
     """
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
-    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats))
+    prefix = prefix_of(model, plan)
+    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix))
 
 
 def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
@@ -59,7 +97,7 @@ def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
         UserError: Listing every stream that is missing, or what does not belong together.
     """
     needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
-    check_static(needed, stats, plan.model)
+    check_static(needed, stats, plan.model, plan.prefix)
     if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
         raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
 
@@ -70,6 +108,7 @@ def build_block(
     schemes: Mapping[str, Scheme],
     stats: ActivationStats | None,
     cache: WeightCache | None = None,
+    prefix: FloatPrefix | None = None,
 ) -> nn.Module:
     """One block under its schemes; tensors that stay in float are shared with the float block.
 
@@ -79,11 +118,12 @@ def build_block(
         schemes: Full site name to scheme, for every site of the block.
         stats: Behind static scales.
         cache: Filled and used if given.
+        prefix: Computed in float in front of every sequence; None for none.
     """
     source = model.block(index)
     block = model.empty_block(index)
-    block.load_state_dict(source.state_dict(), assign=True)
-    prefix = f"{model.family.blocks}.{index}."
+    inside = f"{model.family.blocks}.{index}."
+    block.load_state_dict(_as_stored(model, inside, source.state_dict()), assign=True)
     streams = {s.name: s.streams for s in model.sites() if s.block == index}
     products: dict[str, MatmulScheme] = {}
     scales: dict[str, Scales] = {}
@@ -93,15 +133,28 @@ def build_block(
             for stream, tensor_scheme in static_operands(streams[name], scheme):
                 scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
         elif scheme != LinearScheme():
-            inner = name.removeprefix(prefix)
-            linear = cast(nn.Linear, source.get_submodule(inner))
+            inner = name.removeprefix(inside)
+            kept = cast(nn.Linear, block.get_submodule(inner))
+            if scheme.weight is not None:  # rounded once, by its scheme alone
+                kept.weight = cast(nn.Linear, source.get_submodule(inner)).weight
             parent, _, leaf = inner.rpartition(".")
-            replacement = _quant_linear(linear, name, scheme, streams[name], stats, cache)
+            replacement = _quant_linear(kept, name, scheme, streams[name], stats, cache)
             setattr(block.get_submodule(parent), leaf, replacement)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = block.get_submodule(model.family.attention)
-        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales))
-    return block.eval().requires_grad_(False)
+        length = 0 if prefix is None else len(prefix.tokens)
+        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
+    block = block.eval().requires_grad_(False)
+    return block if prefix is None else PrefixedBlock(block, index, prefix[index])
+
+
+def _as_stored(model: Model, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A float block's tensors as a file will hold them: what a transform folded, in the checkpoint's own dtypes."""
+    if not model.transforms:
+        return state  # it is where they come from
+    return {
+        name: value.to(model.checkpoint.dtype_of(f"{prefix}{name}")).to(value.dtype) for name, value in state.items()
+    }
 
 
 def _quant_linear(
@@ -114,10 +167,8 @@ def _quant_linear(
 ) -> QuantLinear:
     weight: QuantizedTensor | Tensor = linear.weight.detach()
     if scheme.weight is not None:
-        key = (name, scheme.weight)
-        weight = cache[key] if cache is not None and key in cache else quantize_weight(linear.weight, scheme.weight)
-        if cache is not None:
-            cache[key] = weight
+        quantized = quantize_weight if cache is None else functools.partial(cache.quantized, name)
+        weight = quantized(linear.weight, scheme.weight)
     scales = None
     for stream, tensor_scheme in static_operands(streams, scheme):
         scales = static_scales_of(stats, stream, tensor_scheme)

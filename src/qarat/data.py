@@ -27,11 +27,13 @@ from qarat.errors import UserError
 from qarat.models import Model
 
 __all__ = [
+    "NOTHING",
     "Document",
     "TokenSet",
     "bundled_documents",
     "check_disjoint",
     "default_bos",
+    "hash_text",
     "load_token_sets",
     "make_token_set",
     "read_documents",
@@ -42,6 +44,9 @@ Bos = Literal["each", "once", "never"]
 
 _NAMES = ("calibration", "selection", "report")
 _CONVENTIONS: dict[str, str] = {"each": "bos", "once": "once", "never": "nobos"}
+NOTHING = -100
+"""The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
+
 _LENGTH = 512  # tokens of a window where neither the caller nor the model asks for fewer
 
 
@@ -51,11 +56,13 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
     Attributes:
         name: ``calibration``, ``selection`` or ``report``.
         convention: How windows were cut: ``windows-N-bos`` (each begins with BOS), ``windows-N-once`` (BOS only where a
-            document begins) or ``windows-N-nobos``.
+            document begins) or ``windows-N-nobos``; or one of `qarat.evaluation.conventions`.
         windows: (windows, N) int64 token ids.
         sources: The source of each window.
         documents: SHA-256 of each text that the windows were drawn from, also where a limit left it without a window.
         document_sources: The source of each of ``documents``.
+        targets: What is to be predicted, as `wanted`; None for the next token, and nothing behind the last.
+        words: Words that the windows' losses are shared out to; none where the loss is one per token.
     """
 
     name: str
@@ -64,6 +71,8 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
     sources: tuple[str, ...]
     documents: tuple[str, ...]
     document_sources: tuple[str, ...]
+    targets: Tensor | None = None
+    words: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """How many windows there are."""
@@ -86,9 +95,10 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the convention and the windows' ids."""
+        """SHA-256 over the convention, the windows' ids and, where they are not simply the next tokens, the targets."""
         digest = hashlib.sha256(f"{self.convention} {tuple(self.windows.shape)} ".encode())
-        digest.update(self.windows.contiguous().numpy().astype("<i8", copy=False).tobytes())
+        for ids in (self.windows, *([] if self.targets is None else [self.targets])):
+            digest.update(ids.contiguous().numpy().astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -100,15 +110,18 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
         """The same set with ``count`` of its windows, evenly spread and in order.
 
         Raises:
-            UserError: If it has fewer.
+            UserError: If it has fewer, or its loss is one per word, which are those of whole documents.
         """
+        if self.words:
+            raise UserError(f"{self.convention} is measured on whole documents; leave the number of windows open")
         if not 1 <= count <= len(self):
             raise UserError(
                 f"the {self.name} set has {len(self)} windows, {count} were asked for; give more text or ask less"
             )
         chosen = [i * len(self) // count for i in range(count)]
         sources = tuple(self.sources[i] for i in chosen)
-        return msgspec.structs.replace(self, windows=self.windows[chosen], sources=sources)
+        targets = None if self.targets is None else self.targets[chosen]
+        return msgspec.structs.replace(self, windows=self.windows[chosen], sources=sources, targets=targets)
 
     def batches(self, batch_tokens: int) -> list[Tensor]:
         """The windows in order, in chunks of at most ``batch_tokens`` tokens and at least one window.
@@ -117,6 +130,22 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
             Tensors of (rows, N) int64; their rows one below the other are ``windows``.
         """
         return list(self.windows.split(max(1, batch_tokens // self.length)))
+
+    def target_batches(self, batch_tokens: int) -> list[Tensor]:
+        """`wanted` in the chunks of `batches`."""
+        return list(self.wanted.split(max(1, batch_tokens // self.length)))
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """Tokens to be predicted in each window."""
+        return tuple((self.wanted != NOTHING).sum(1).tolist())
+
+    @property
+    def wanted(self) -> Tensor:
+        """(windows, N) int64, what is to be predicted behind each token, `NOTHING` where nothing is."""
+        if self.targets is not None:
+            return self.targets
+        return torch.cat([self.windows[:, 1:], torch.full((len(self), 1), NOTHING)], dim=1)
 
 
 def default_bos(tokenizer: PreTrainedTokenizerBase) -> Bos:
@@ -175,7 +204,7 @@ def make_token_set(
         convention=f"windows-{length}-{_CONVENTIONS[bos]}",
         windows=torch.tensor([rows[i] for i in kept], dtype=torch.long),
         sources=tuple(documents[origins[i]].source for i in kept),
-        documents=tuple(_hash_text(documents[i].text) for i in used),
+        documents=tuple(hash_text(documents[i].text) for i in used),
         document_sources=tuple(documents[i].source for i in used),
     )
 
@@ -222,7 +251,7 @@ def _spread(total: int, limit: int | None, seed: int) -> list[int]:
     return [generator.randrange(i * total // limit, (i + 1) * total // limit) for i in range(limit)]
 
 
-def _hash_text(text: str) -> str:
+def hash_text(text: str) -> str:
     """SHA-256 of a text; blank space around it makes no other text of it."""
     return hashlib.sha256(text.strip().encode()).hexdigest()
 

@@ -17,7 +17,16 @@ import msgspec
 
 from qarat.errors import UserError
 
-__all__ = ["Document", "bundled_documents", "read_documents", "split_documents"]
+__all__ = [
+    "Document",
+    "article_starts",
+    "bundled_documents",
+    "bundled_file",
+    "read_documents",
+    "read_lines",
+    "read_rows",
+    "split_documents",
+]
 
 _BUNDLED = Path(__file__).parent / "bundled" / "text"
 _END = "<|endoftext|>"
@@ -67,6 +76,43 @@ def read_documents(name: str) -> tuple[Document, ...]:
     return documents
 
 
+def read_rows(name: str) -> tuple[str, ...]:
+    """The rows of a text as the hub's datasets have them.
+
+    Args:
+        name: As `read_documents` takes it: the column of a dataset; the texts of a ``.jsonl`` file; or the lines of any
+            other file, each with its newline, blank ones as the empty row (as WikiText's are on the hub).
+
+    Raises:
+        UserError: As `read_documents`.
+    """
+    if name.startswith("hub:"):
+        return tuple(_load_column(name)[1])
+    if name.endswith(".jsonl"):
+        return tuple(d.text for d in _parse_lines(Path(name), _read_text(Path(name))))
+    return tuple(line if line.strip() else "" for line in read_lines(name))
+
+
+def read_lines(name: str) -> tuple[str, ...]:
+    """A text in pieces that, one behind the other, are the whole.
+
+    Args:
+        name: As `read_documents` takes it: the lines of a text file; of anything else the rows, each ending in a
+            newline, an empty one as the line that WikiText's files have in its place.
+
+    Raises:
+        UserError: As `read_documents`.
+    """
+    if name.startswith("hub:") or name.endswith(".jsonl"):
+        return tuple((row or " ").removesuffix("\n") + "\n" for row in read_rows(name))
+    return tuple(re.findall(r"[^\n]*\n|[^\n]+", _read_text(Path(name))))  # splitlines knows other ends of a line
+
+
+def article_starts(text: str) -> tuple[int, ...]:
+    """Where the articles of WikiText begin, as offsets in characters; none if the text is something else."""
+    return tuple(m.start() for m in _HEADING.finditer(text))
+
+
 def _read_text(path: Path) -> str:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one text file, or a .jsonl file with one document a line")
@@ -99,7 +145,7 @@ def _parse_lines(path: Path, text: str) -> tuple[Document, ...]:
 
 def _split_text(name: str, text: str) -> tuple[Document, ...]:
     """The documents of a plain text: at end-of-text marks, at WikiText's article headings, or all of it."""
-    starts = [m.start() for m in _HEADING.finditer(text)]
+    starts = article_starts(text)
     if _END in text:
         pieces = text.split(_END)
     elif starts:
@@ -112,6 +158,14 @@ def _split_text(name: str, text: str) -> tuple[Document, ...]:
 
 
 def _read_hub(name: str) -> tuple[Document, ...]:
+    home, texts = _load_column(name)
+    if any(_HEADING.match(text) for text in texts):  # WikiText on the hub: a row is a line
+        return _split_text(home, "".join(texts))
+    return tuple(Document(f"{home}#{number}", text) for number, text in enumerate(texts, 1))
+
+
+def _load_column(name: str) -> tuple[str, list[str]]:
+    """The column of a dataset on the hub, and where it comes from."""
     pattern = r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]*))?(?::([^:]*))?"
     if not (match := re.fullmatch(pattern, name)):
         raise UserError(f"{name!r} is not hub:OWNER/NAME[/CONFIG][:SPLIT][:COLUMN]")
@@ -126,14 +180,20 @@ def _read_hub(name: str) -> tuple[Document, ...]:
         raise UserError(f"{name} cannot be loaded: {error}") from error
     if column not in rows.column_names:
         raise UserError(f"{name} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    texts: list[str] = list(rows[column])
-    if any(_HEADING.match(text) for text in texts):  # WikiText on the hub: a row is a line
-        return _split_text(f"{dataset}/{split}", "".join(texts))
-    return tuple(Document(f"{dataset}/{split}#{number}", text) for number, text in enumerate(texts, 1))
+    return f"{dataset}/{split}", list(rows[column])
 
 
 def bundled_documents(which: Literal["calibration", "selection", "report"]) -> tuple[Document, ...]:
     """One of the package's own text slices: Python source, in the licence of Python itself.
+
+    Raises:
+        UserError: If this installation lacks them.
+    """
+    return read_documents(str(bundled_file(which)))
+
+
+def bundled_file(which: Literal["calibration", "selection", "report"]) -> Path:
+    """Where one of the package's own text slices lies.
 
     Raises:
         UserError: If this installation lacks them.
@@ -143,7 +203,7 @@ def bundled_documents(which: Literal["calibration", "selection", "report"]) -> t
         raise UserError(
             f"{path} is missing; install qarat again, or in a checkout run: python reference/corpus.py slices"
         )
-    return read_documents(str(path))
+    return path
 
 
 def split_documents(documents: Sequence[Document], seed: int) -> tuple[tuple[Document, ...], ...]:

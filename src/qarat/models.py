@@ -17,24 +17,42 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
 
 from qarat import __version__
 from qarat.attention import ATTENTION
 from qarat.checkpoints import Checkpoint, find_checkpoint
 from qarat.errors import UserError
 from qarat.families import Family, family_of
+from qarat.fingerprints import join
+from qarat.modules import RotatedMlp, Rotation
 from qarat.plans import Site
 from qarat.records import Provenance
 from qarat.workspace import Runtime
 
-__all__ = ["Model", "open_model"]
+__all__ = ["ROTATION", "Model", "Transform", "open_model"]
+
+ROTATION = "hadamard"
+"""The transform that is not in the tensors alone: blocks of a model that has it rotate the input of ``down_proj``."""
+
+
+class Transform(NamedTuple):
+    """What was done to a float model that left its function as it is (`qarat.transforms`).
+
+    Attributes:
+        word: What and with which data, as fingerprints spell it.
+        fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
+            blocks that are brought in have it folded in already, or no block will be.
+    """
+
+    word: str
+    fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 class _Recorder(nn.Module):
@@ -56,11 +74,13 @@ class Model:
         config: Of transformers.
         family: The wiring.
         runtime: Device, dtype and limits.
-        fingerprint: SHA-256 over config and weights of the *float* model.
+        fingerprint: SHA-256 over config and weights of the *float* model, and what transforms did to it
+            (`qarat.fingerprints`).
+        transforms: What was done to the checkpoint's blocks, in order; most models have none.
         source_bits: Bits of an element in the checkpoint's own dtype.
         tokenizer: Of the checkpoint.
         folder: Where the checkpoint lies.
-        is_float: Whether its blocks are the checkpoint's own.
+        is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
         keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
         length: Tokens the model was trained to take at once.
     """
@@ -70,6 +90,7 @@ class Model:
         checkpoint: Checkpoint,
         runtime: Runtime,
         load_block: Callable[[int], nn.Module] | None = None,
+        transforms: tuple[Transform, ...] = (),
     ) -> None:
         """Build the skeleton; `open_model` and `qarat.conversion` are the ways in."""
         self.checkpoint = checkpoint
@@ -80,6 +101,10 @@ class Model:
         self._skeleton = _build_skeleton(checkpoint, self.family, runtime)
         self._load_block = load_block or self.load_float_block
         self._sites = self._list_sites()
+        self.transforms = transforms
+        # One for all blocks; the last site is the last projection.
+        turns = ROTATION in (t.word for t in transforms)
+        self._rotation = Rotation.of(self._sites[-1].shape[1], runtime.device) if turns else None
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.keeps_blocks = self.block_bytes() * self.blocks <= runtime.memory_bytes()
@@ -88,8 +113,13 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over config and weights of the float model."""
-        return self.checkpoint.fingerprint
+        """SHA-256 over config and weights of the float model, and what transforms did to it."""
+        return join(self.checkpoint.fingerprint, [t.word for t in self.transforms])
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether its blocks compute more than its config says: a rotation in front of every ``down_proj``."""
+        return self._rotation is not None
 
     @property
     def source_bits(self) -> int:
@@ -136,14 +166,20 @@ class Model:
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
-        return Model(self.checkpoint, self.runtime, load_block)
+        return Model(self.checkpoint, self.runtime, load_block, self.transforms)
+
+    def with_transform(self, transform: Transform) -> Model:
+        """This float model with a transform folded into each block as it is brought in."""
+        self.require_float("transform")
+        return Model(self.checkpoint, self.runtime, transforms=(*self.transforms, transform))
 
     def in_float32(self) -> Model:
         """This float model computed in float32, so that what is written of it is not rounded to a narrower dtype."""
         self.require_float("reopen")
         if self.runtime.dtype == "float32":
             return self
-        return Model(self.checkpoint, msgspec.structs.replace(self.runtime, dtype="float32"))
+        runtime = msgspec.structs.replace(self.runtime, dtype="float32")
+        return Model(self.checkpoint, runtime, transforms=self.transforms)
 
     def sites(self) -> tuple[Site, ...]:
         """Every site of the model, in the order of the forward pass."""
@@ -155,6 +191,9 @@ class Model:
         layers = cast(nn.ModuleList, self._skeleton.get_submodule(self.family.blocks))
         for i, layer in enumerate(layers):
             prefix = f"{self.family.blocks}.{i}"
+            # What attention's heads put out, side by side, is what the next projection reads.
+            behind = next(s.readers[0] for s in self.family.streams if s.name == "o_in")
+            width = cast(nn.Linear, layer.get_submodule(behind)).in_features
             for stream in self.family.streams:
                 for reader in stream.readers:
                     linear = cast(nn.Linear, layer.get_submodule(reader))
@@ -165,8 +204,9 @@ class Model:
                     sites.append(Site(name, i, "projection", streams, shape, tie, has_bias))
                 if stream.name == "attn_in":
                     home = f"{prefix}.{self.family.attention}"
-                    sites.append(Site(f"{home}.qk", i, "product", (f"{prefix}.q", f"{prefix}.k")))
-                    sites.append(Site(f"{home}.av", i, "product", (f"{prefix}.p", f"{prefix}.v")))
+                    for leaf, operands in (("qk", "qk"), ("av", "pv")):
+                        streams = tuple(f"{prefix}.{operand}" for operand in operands)
+                        sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))
         return tuple(sites)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -183,10 +223,14 @@ class Model:
 
     def empty_block(self, index: int) -> nn.Module:
         """A fresh copy of a block on the meta device, weights still to be assigned."""
-        return copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        block = copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        if self._rotation is not None:
+            home = self.family.projections[-1].rpartition(".")[0]
+            setattr(block, home, RotatedMlp(block.get_submodule(home), self._rotation))
+        return block
 
     def load_float_block(self, index: int) -> nn.Module:
-        """Read one block's weights from the checkpoint, cast to the runtime's dtype.
+        """Read one block's weights from the checkpoint, cast to the runtime's dtype, transforms folded in.
 
         Raises:
             UserError: Tensors missing, too many or of other shapes (all of them), or NaN or Inf in a weight.
@@ -194,6 +238,9 @@ class Model:
         block = self.empty_block(index)
         prefix = f"{self.family.blocks}.{index}."
         state = self.checkpoint.read(prefix, block.state_dict(), self.runtime)
+        for transform in self.transforms:
+            if transform.fold is not None:
+                state = transform.fold(index, state)
         block.load_state_dict(state, assign=True)
         return block.eval().requires_grad_(False)
 
@@ -241,13 +288,14 @@ class Model:
         self._arguments[shape] = [r.arguments for r in recorders]
         return entrance[0]
 
-    def run_block(self, index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+    def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states behind a block.
 
         Args:
             index: Of the block.
             block: From `block`, or any module that stands for it.
             hidden: (windows, length, hidden); of a shape that `embed` has seen or can be asked about.
+            cache: Where the block's keys and values go, if they are wanted; with nothing of this block in it.
 
         Returns:
             Shape and dtype of ``hidden``.
@@ -255,7 +303,7 @@ class Model:
         shape = (hidden.shape[0], hidden.shape[1])
         if shape not in self._arguments:
             self.embed(torch.zeros(shape, dtype=torch.long))
-        output = block(hidden, **self._arguments[shape][index])
+        output = block(hidden, **(self._arguments[shape][index] | {"past_key_values": cache}))
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,17 +1,23 @@
-"""The modules that stand in a quantized model: a projection, and the attention products, under their schemes."""
+"""The modules that stand in a model in place of transformers' own.
+
+A projection and the attention products, under their schemes; and an MLP whose ``down_proj`` reads a rotated input.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
+from qarat.errors import UserError
 from qarat.kernels import reference
+from qarat.rotations import rotate, rotation_factors
 from qarat.schemes import LinearScheme, MatmulScheme
 from qarat.tensors import QuantizedTensor, Scales
 
-__all__ = ["QuantLinear", "QuantProducts"]
+__all__ = ["QuantLinear", "QuantProducts", "RotatedMlp", "Rotation"]
 
 
 class QuantLinear(nn.Module):
@@ -63,26 +69,93 @@ class QuantLinear(nn.Module):
 class QuantProducts(nn.Module):
     """The two attention products of a block under their schemes (protocol `qarat.attention.Products`).
 
+    What is multiplied with keys and values of a prefix (`qarat.prefixes`) stays in float, both operands of it: a
+    prefix in float takes so much of the probability that a scale shared with it would starve the rest.
+
     Attributes:
         qk: Scheme of Q·Kᵀ.
         av: Scheme of probabilities·V.
         scales: Static scales by operand: ``q``, ``k``, ``p``, ``v``.
+        prefix: So many keys in front are those of the prefix.
     """
 
-    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales]) -> None:
+    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales], prefix: int = 0) -> None:
         """Keep schemes and scales."""
         super().__init__()
-        self.qk, self.av, self.scales = qk, av, dict(scales)
+        self.qk, self.av, self.scales, self.prefix = qk, av, dict(scales), prefix
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Q·Kᵀ, shapes as in the protocol; groups of both operands run along the head's channels."""
-        scales = self.scales.get("q"), self.scales.get("k")
-        return reference.matmul(q, k.transpose(-1, -2), self.qk, *scales).to(q.dtype)
+        front, keys = (part.transpose(-1, -2) for part in self._split(k, -2))
+        low = reference.matmul(q, keys, self.qk, self.scales.get("q"), self.scales.get("k"))
+        return (torch.cat([q.float() @ front.float(), low], -1) if self.prefix else low).to(q.dtype)
 
     def mix(self, p: Tensor, v: Tensor) -> Tensor:
         """Probabilities·V, shapes as in the protocol; groups of both operands run along the tokens summed over."""
-        return reference.matmul(p, v, self.av, self.scales.get("p"), self.scales.get("v")).to(v.dtype)
+        (sunk, spread), (front, values) = self._split(p, -1), self._split(v, -2)
+        low = reference.matmul(spread, values, self.av, self.scales.get("p"), self.scales.get("v"))
+        return (sunk.float() @ front.float() + low if self.prefix else low).to(v.dtype)
+
+    def _split(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """What belongs to the prefix, and the rest."""
+        return x.narrow(axis, 0, self.prefix), x.narrow(axis, self.prefix, x.shape[axis] - self.prefix)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         return f"qk: {self.qk}, av: {self.av}"
+
+
+class Rotation(nn.Module):
+    """An orthogonal matrix in front of a projection whose weight has the same one folded in (`qarat.rotations`)."""
+
+    def __init__(self, factors: Sequence[Tensor]) -> None:
+        """Keep the factors; they are no part of a state dict, as they follow from the width."""
+        super().__init__()
+        self.factors = tuple(factors)
+
+    @classmethod
+    def of(cls, width: int, device: str) -> Rotation:
+        """The Hadamard rotation of that width.
+
+        Raises:
+            UserError: If none is known.
+        """
+        return cls([factor.to(device) for factor in rotation_factors(width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to the same, dtype of ``x``."""
+        return rotate(x, self.factors)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return "Hadamard, " + " x ".join(str(len(factor)) for factor in self.factors)
+
+
+class RotatedMlp(nn.Module):
+    """A gated MLP with a rotation in front of ``down_proj``; names and weights are those of the MLP it stands for.
+
+    The product of gate and up is made inside transformers' own MLP, where nothing can be put behind it but a hook; so
+    its one line is said again here. Whoever watches or replaces ``down_proj`` meets the rotated input.
+    """
+
+    PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+    def __init__(self, mlp: nn.Module, rotation: Rotation) -> None:
+        """Take over the parts of an MLP.
+
+        Raises:
+            UserError: If it has others.
+        """
+        super().__init__()
+        parts = dict(mlp.named_children())
+        if set(parts) != set(self.PARTS):
+            raise UserError(
+                f"an MLP of {', '.join(parts)} cannot be rotated: known is one of {', '.join(self.PARTS)}; "
+                "leave the hadamard transform out"
+            )
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (parts[name] for name in self.PARTS)
+        self.rotation = rotation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, hidden) to the same."""
+        return self.down_proj(self.rotation(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))

@@ -25,6 +25,7 @@ from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.histograms import CODES, EDGES, bin_counts, count_magnitudes, median_of
 from qarat.models import Model
+from qarat.prefixes import leading_tokens
 from qarat.records import ActivationStats, Peak, StreamStats
 from qarat.workspace import Progress, no_progress
 
@@ -41,6 +42,7 @@ def observe(
     tokens: TokenSet,
     *,
     attention: bool = True,
+    prefix: int = 0,
     sampled_windows: int = SAMPLED_WINDOWS,
     progress: Progress = no_progress,
 ) -> ActivationStats:
@@ -51,24 +53,27 @@ def observe(
         tokens: The calibration set.
         attention: Whether to observe the operands of the attention products too; the probabilities are then computed
             once more, beside the fused kernel.
+        prefix: So many tokens in front of each window are left out of every statistic, as queries and as keys.
         sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
             least 1, and all windows where there are fewer.
         progress: Called after every block.
 
     Raises:
-        UserError: NaN or Inf met in a stream (names stream, window and position).
+        UserError: NaN or Inf met in a stream (names stream, window and position); windows that do not begin with the
+            same ``prefix`` tokens, or are not longer.
         ValueError: No window would be sampled.
     """
     if sampled_windows < 1:
         raise ValueError(f"histograms need a window to sample, not {sampled_windows}")
     model.require_float("profile")
+    left_out = leading_tokens(tokens, prefix)
     batches = tokens.batches(model.runtime.batch_tokens)
     hidden = [model.embed(batch) for batch in batches]
     sampled = min(sampled_windows, tokens.windows.shape[0])
     streams: dict[str, StreamStats] = {}
     progress("observe", 0, model.blocks)
     for index, block in model.walk():
-        seen = _BlockCollectors(f"{model.family.blocks}.{index}", index, sampled)
+        seen = _BlockCollectors(f"{model.family.blocks}.{index}", index, sampled, prefix)
         with _watched(block, model, seen, attention), torch.no_grad():
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
@@ -79,7 +84,7 @@ def observe(
         progress("observe", index + 1, model.blocks)
     windows, length = tokens.windows.shape
     provenance = model.provenance(tokens.fingerprint, tokens.convention)
-    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams)
+    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams, left_out)
 
 
 class _AttentionWatcher(nn.Module):
@@ -92,7 +97,9 @@ class _AttentionWatcher(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
         self._seen.see("q", q)
         self._seen.see("k", k)
-        self._seen.see_pieces("p", (_probabilities(*operands, scaling) for operands in zip(q, k, mask, strict=True)))
+        first = self._seen.first_token
+        windows = zip(q, k, mask, strict=True)
+        self._seen.see_pieces("p", (_probabilities(*operands, scaling, first) for operands in windows))
         self._seen.see("v", v)
 
 
@@ -110,24 +117,24 @@ class _Piece(NamedTuple):
     head: int
 
 
-def _pieces(x: Tensor) -> Iterator[_Piece]:
-    """The pieces of one window (heads, tokens, channels)."""
+def _pieces(x: Tensor, first: int) -> Iterator[_Piece]:
+    """The pieces of one window (heads, tokens, channels), from its token ``first`` on."""
     # With heads, a range of tokens is scattered over memory, which costs more than the cache saves.
     tokens = max(1, PIECE[x.device.type] // x.shape[2]) if len(x) == 1 else x.shape[1]
-    for token in range(0, x.shape[1], tokens):
+    for token in range(first, x.shape[1], tokens):
         yield _Piece(x[:, token : token + tokens], token, 0)
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float) -> Iterator[_Piece]:
-    """Attention probabilities of one window in pieces (some heads, some tokens, keys)."""
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: int) -> Iterator[_Piece]:
+    """Attention probabilities of one window, from ``first`` on, in pieces (some heads, some tokens, keys)."""
     rows = max(1, PIECE[q.device.type] // k.shape[1])
     heads = max(1, rows // q.shape[1])
-    for token in range(0, q.shape[1], rows):
+    for token in range(first, q.shape[1], rows):
         tokens = slice(token, token + rows)
         for head in range(0, q.shape[0], heads):
             some = slice(head, head + heads)
             scores = torch.baddbmm(mask[:, tokens], q[some, tokens], k[some].transpose(-1, -2), alpha=scaling)
-            yield _Piece(scores.softmax(-1, dtype=torch.float32), token, head)
+            yield _Piece(scores.softmax(-1, dtype=torch.float32)[..., first:], token, head)
 
 
 @contextmanager
@@ -177,22 +184,23 @@ class _BlockCollectors:
 
     Attributes:
         first_window: Index of the first window of the batch that goes through the block now.
+        first_token: Index of the first token of a window that counts.
         collectors: By kind of stream.
     """
 
-    def __init__(self, prefix: str, block: int, sampled: int) -> None:
-        self._prefix, self._block, self._sampled = prefix, block, sampled
-        self.first_window = 0
+    def __init__(self, home: str, block: int, sampled: int, first_token: int) -> None:
+        self._home, self._block, self._sampled = home, block, sampled
+        self.first_window, self.first_token = 0, first_token
         self.collectors: dict[str, _Collector] = {}
 
     def see(self, kind: str, x: Tensor) -> None:
         """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
-        self.see_pieces(kind, map(_pieces, x if x.dim() == 4 else x.unsqueeze(1)))
+        self.see_pieces(kind, (_pieces(window, self.first_token) for window in (x if x.dim() == 4 else x.unsqueeze(1))))
 
     def see_pieces(self, kind: str, windows: Iterable[Iterable[_Piece]]) -> None:
         """Take a batch of windows, each in pieces."""
         if kind not in self.collectors:
-            self.collectors[kind] = _Collector(f"{self._prefix}.{kind}", self._block, kind)
+            self.collectors[kind] = _Collector(f"{self._home}.{kind}", self._block, kind, self.first_token)
         for window, pieces in enumerate(windows, self.first_window):
             self.collectors[kind].take(window, pieces, sampled=window < self._sampled)
 
@@ -200,8 +208,8 @@ class _BlockCollectors:
 class _Collector:
     """Streaming statistics of one stream."""
 
-    def __init__(self, name: str, block: int, kind: str) -> None:
-        self.name, self.block, self.kind = name, block, kind
+    def __init__(self, name: str, block: int, kind: str, first_token: int) -> None:
+        self.name, self.block, self.kind, self._first_token = name, block, kind, first_token
         # Channels of attention probabilities are key positions: their statistics would say nothing.
         self.by_channel = kind != "p"
         self.width = 0
@@ -213,6 +221,7 @@ class _Collector:
         self.histogram = torch.zeros(CODES, dtype=torch.int64)
         self.token_maxima = torch.zeros(CODES, dtype=torch.int64)
         self.token_energies = torch.zeros(CODES, dtype=torch.int64)
+        self.position_sum = torch.tensor(0.0, dtype=torch.float64)
         self.ratios: list[Tensor] = []
         self.median_maxima: list[Tensor] = []
         self.median_energies: list[Tensor] = []
@@ -256,6 +265,7 @@ class _Collector:
     def _take_tokens(self, window: int, maxima: Tensor, energies: Tensor) -> None:
         """Take the absolute maximum and the mean square of each token of a window, both (tokens,)."""
         self._check_finite(window, maxima)
+        self.position_sum = self.position_sum + maxima.double()
         median = maxima.median()
         # An all-zero stream has no spike: 0 over 0 counts as 1.
         self.ratios.append(torch.where(median > 0, maxima.amax() / median, 1.0))
@@ -269,7 +279,7 @@ class _Collector:
         bad = (~maxima.isfinite()).nonzero()
         if len(bad):
             raise UserError(
-                f"NaN or Inf in the stream {self.name}, window {window}, token {int(bad[0])} "
+                f"NaN or Inf in the stream {self.name}, window {window}, token {self._first_token + int(bad[0])} "
                 f"({len(bad)} tokens in this window); the model overflows here: try --dtype float32, or check its "
                 "weights"
             )
@@ -300,6 +310,7 @@ class _Collector:
             "histogram": histogram,
             "token_maxima": bin_counts(self.token_maxima),
             "token_energies": bin_counts(self.token_energies),
+            "position_maxima": (self.position_sum / len(self.ratios)).float().cpu(),
         }
         if self.by_channel:
             arrays["channel_min"] = self.channel_min.cpu()

@@ -23,9 +23,11 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.exporters.base import check_export, export_model
 from qarat.exporters.native import read_native, write_native
 from qarat.models import Model
-from qarat.observation import observe
-from qarat.planning import Request, draft_plan, find_plan, naive_plan
+from qarat.opening import RUN_MODEL
+from qarat.planning import Request, draft_plan, find_plan, naive_plan, profile
 from qarat.plans import Plan
+from qarat.prefixes import check_prefix, leading_tokens
+from qarat.preparation import outline, prepare_in, tokens_to_prepare
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
@@ -38,7 +40,7 @@ Shower = Callable[..., None]
 
 LABELS = ("float", "naive", "plan")
 STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
-MODEL, TEXTS = "model", "continuations.json"
+MODEL, TEXTS = RUN_MODEL, "continuations.json"
 TITLES = {
     STATS: "Where the spikes are",
     MENU: "What each site would cost, predicted and measured",
@@ -86,12 +88,14 @@ class Pipeline:
 
         Raises:
             UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
-                that an export cannot hold.
+                or a prefix that an export cannot hold, windows or a prompt that do not begin with the prefix.
         """
-        self.model, self.request, self.seed = model, request, seed
+        # The model asked for, which the others are compared with, and the one that is planned and quantized.
+        self.source = self.model = model
+        self.request, self.seed = request, seed
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
-        self.draft = draft_plan(model, request)
+        self.draft = draft_plan(outline(model, request), request, prefix=self._asked_prefix())
         self.exports = exports
         self._check_exports()
         self.new_tokens = min(NEW_TOKENS, model.length // 2)
@@ -99,11 +103,13 @@ class Pipeline:
 
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
+        self._transform(run)
         key = {
             "model": self.model.fingerprint,
             "versions": self.model.provenance("", "").versions,
             "dtype": self.model.runtime.dtype,
             "calibration": self.calibration.fingerprint,
+            "prefix": self.request.prefix,
         }
         run.step("profile", key, STEPS["profile"], lambda: self._profile(run))
         _show_stats(run.folder, self.show, self.draft.low)
@@ -130,10 +136,19 @@ class Pipeline:
             run.step(f"export {format}", format, [format], work, after=["quantize"])
         run.finish()
 
+    def _transform(self, run: Run) -> None:
+        """Take the transformed model in the place of the one asked for, if any transform is asked for."""
+        if self.request.transforms:
+            tokens = self.calibration, self.selection
+            self.model, words = prepare_in(run, self.source, self.request, *tokens, progress=self.progress)
+            self.note(f"transformed before planning: {', '.join(words)}")
+
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
         calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
+        prepared = tokens_to_prepare(self.request, calibration, selection)
         work: dict[str, float] = {
+            **({"transform": prepared} if prepared else {}),
             "profile": calibration,
             "damage": price_forwards(1) * selection,
             "plan": SWEEP_FORWARDS * selection,
@@ -146,13 +161,15 @@ class Pipeline:
         return estimate(self.model, work, states=states, disk=disk)
 
     def _profile(self, run: Run) -> None:
-        stats = observe(self.model, self.calibration, progress=self.progress)
+        stats = profile(self.model, self.calibration, self.request.prefix, progress=self.progress)
         write_whole(run.path(STATS), encode_record(stats))
 
     def _price(self, run: Run) -> None:
         stats = decode_record(run.path(STATS), ActivationStats)
         low = parse_scheme(self.request.low)
-        menu = fisher.price(self.model, self.selection, [low], stats, seed=self.seed, progress=self.progress)
+        menu = fisher.price(
+            self.model, self.selection, [low], stats, prefix=stats.prefix, seed=self.seed, progress=self.progress
+        )
         write_whole(run.path(MENU), encode_record(menu))
 
     def _plan(self, run: Run) -> None:
@@ -165,20 +182,32 @@ class Pipeline:
         plan, stats = decode_record(run.path(PLAN), Plan), decode_record(run.path(STATS), ActivationStats)
         write_native(quantize(self.model.in_float32(), plan, stats), plan, run.path(MODEL), progress=self.progress)
 
+    def _asked_prefix(self) -> tuple[int, ...]:
+        """The tokens of a prefix that was asked for by number, the same in all windows."""
+        if self.request.prefix == "auto":
+            return ()
+        prefix = leading_tokens(self.calibration, self.request.prefix)
+        for tokens in (self.selection, self.report):
+            check_prefix(tokens, prefix)
+        return prefix
+
     def _check_exports(self) -> None:
         """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
+        if self.exports and self.request.prefix == "auto":
+            raise UserError("--prefix auto: no format to --export holds a prefix, if one is found; give --prefix 0")
+        model = outline(self.model, self.request)
         protect = parse_scheme(self.request.protection)
         open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
         protected = self.draft.with_schemes(dict.fromkeys(open_sites, protect), "protected")
         for format in self.exports:
-            check_export(self.model, self.draft, format)
+            check_export(model, self.draft, format)
             if protect != LinearScheme():
-                check_export(self.model, protected, format)
+                check_export(model, protected, format)
 
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
-        model = Model(self.model.checkpoint, EXPORTING, quantized.block)
+        model = Model(self.model.checkpoint, EXPORTING, quantized.block, self.model.transforms)
         notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
         for note in notes:
             self.note(f"{format}: {note}")
@@ -205,7 +234,7 @@ class Pipeline:
 
     def _model(self, run: Run, label: str) -> Model:
         if label == "float":
-            return self.model
+            return self.source
         if label == "plan":  # what lies on disk, so that what is measured is what was written
             return read_native(run.path(MODEL), self.model.runtime)[0]
         return quantize(self.model, self._plan_of(run, label), decode_record(run.path(STATS), ActivationStats))
@@ -219,6 +248,11 @@ class Pipeline:
         bos = self.model.tokenizer.bos_token_id
         ids = [bos, *ids] if first[0] == bos else ids
         most = self.model.length - self.new_tokens
+        front = self.draft.prefix
+        if tuple(ids[: len(front)]) != front:
+            raise UserError(
+                f"--prompt does not begin with the prefix {list(front)} that --prefix {len(front)} asks for"
+            )
         if not 1 <= len(ids) <= most:
             follow = f"with {self.new_tokens} to follow"
             raise UserError(f"--prompt has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")

@@ -7,25 +7,41 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from qarat.conversion import WeightCache, build_block, check_stats
+from qarat.budgets import parse_loss_budget
+from qarat.conversion import check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.evaluation.incremental import Meter
+from qarat.fingerprints import brief
 from qarat.formats import nearest_names
+from qarat.measuring import make_meter
 from qarat.models import Model
-from qarat.plans import Plan, PlanError, Site, assign, match_sites, parse_budget, short_name
+from qarat.observation import observe
+from qarat.plans import Plan, PlanError, Site, assign, match_sites, short_name
+from qarat.prefixes import check_prefix, prefix_of, shared_front
 from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
-from qarat.search import Unit, make_units, rank_by_damage, sweep
-from qarat.spikes import PLANNING_RULES, find_spikes, sites_of
+from qarat.search.space import Unit, make_units
+from qarat.search.sweep import rank_by_damage, sweep
+from qarat.spikes import PLANNING_RULES, find_spikes, sites_of, spiking_front
+from qarat.transforms import parse_transform
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["LOW", "PROTECTIONS", "Request", "describe_matches", "draft_plan", "find_plan", "naive_plan", "rank_units"]
+__all__ = [
+    "LOW",
+    "PROTECTIONS",
+    "Request",
+    "describe_matches",
+    "draft_plan",
+    "find_plan",
+    "naive_plan",
+    "profile",
+    "rank_units",
+]
 
 PROTECTIONS = {
     "float": "float",
@@ -49,6 +65,9 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sites: Patterns of the sites to protect, instead of choosing them.
         rules: Ordered ``pattern: scheme`` overrides, last match wins; they are part of every plan that is tried.
         runtime: ``any``, or an engine that fuses q/k/v and gate/up, so that they must share a scheme: ``vllm``.
+        prefix: So many tokens in front of every window are computed in float; ``auto``: as many as hold spikes.
+        transforms: What is done to the float model before it is planned, in order, e.g. ``smooth/auto``, ``hadamard``
+            (`qarat.preparation`).
     """
 
     low: str = LOW
@@ -58,6 +77,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sites: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     runtime: str = "any"
+    prefix: int | Literal["auto"] = 0
+    transforms: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check everything that can be checked without a model.
@@ -67,7 +88,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         _check_scheme("--low", self.low)
         _check_scheme("--protect", self.protection)
-        parse_budget(self.budget)
+        parse_loss_budget(self.budget)
         if self.sites and self.by != "damage":
             raise UserError("--sites and --by both say what to protect; give one of them")
         if self.by == "massive":
@@ -76,7 +97,11 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *PLANNING_RULES])}")
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):
             raise UserError(f"--runtime {self.runtime}: known are any, {', '.join(ENGINES_THAT_FUSE)}")
+        if self.prefix != "auto" and self.prefix < 0:
+            raise UserError(f"--prefix {self.prefix}: give the number of leading tokens, or auto")
         self.overrides()
+        for text in self.transforms:
+            parse_transform(text)
 
     @property
     def protection(self) -> str:
@@ -113,19 +138,49 @@ def _check_scheme(option: str, spelling: str) -> None:
         )
 
 
-def draft_plan(model: Model, request: Request, stats: str = "") -> Plan:
+def profile(
+    model: Model,
+    tokens: TokenSet,
+    prefix: int | Literal["auto"] = 0,
+    *,
+    attention: bool = True,
+    progress: Progress = no_progress,
+) -> ActivationStats:
+    """Measure every stream, without a prefix that is given or found.
+
+    Args:
+        model: In float.
+        tokens: The calibration set.
+        prefix: So many tokens in front of each window are left out; ``auto``: as many as hold spikes and are the
+            same in every window, one more pass for each that is found.
+        attention: As `qarat.observation.observe`.
+        progress: Called after every block.
+
+    Raises:
+        UserError: As `qarat.observation.observe`.
+    """
+    stats = observe(model, tokens, attention=attention, prefix=0 if prefix == "auto" else prefix, progress=progress)
+    while prefix == "auto" and (found := min(spiking_front(stats), shared_front(tokens))) > len(stats.prefix):
+        stats = observe(model, tokens, attention=attention, prefix=found, progress=progress)
+    return stats
+
+
+def draft_plan(model: Model, request: Request, stats: str = "", prefix: tuple[int, ...] = ()) -> Plan:
     """Everything low, with the request's overrides, before anything is measured.
 
     Args:
         model: In float.
         request: Checked against the model's sites as a whole.
         stats: Content hash of the stats behind static scales.
+        prefix: Ids of the tokens in front that stay in float.
 
     Raises:
+        UserError: A prefix that the model cannot have.
         PlanError: A pattern that matches nothing or nothing that can be protected, a scheme that does not fit, ties
             broken.
     """
-    plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats, prefix)
+    prefix_of(model, plan)  # refuses what the model cannot have
     overridden = {a.site for a in plan.exceptions()}
     for pattern in request.sites:
         found = match_sites(pattern, plan.sites)
@@ -158,14 +213,19 @@ def naive_plan(model: Model, request: Request, stats: ActivationStats) -> Plan:
     Args:
         model: In float.
         request: Of which the low scheme, the overrides and the runtime count here.
-        stats: Behind static scales.
+        stats: Behind static scales; what they leave out is the plan's prefix.
 
     Raises:
         PlanError: A pattern that matches nothing, a scheme that does not fit, ties broken.
-        UserError: Stats of another model, or streams missing.
+        UserError: Stats of another model or with another prefix, or streams missing.
     """
     _check_origin(model, stats)
-    plan = draft_plan(model, request, content_hash(stats))
+    if request.prefix not in ("auto", len(stats.prefix)):
+        raise UserError(
+            f"--prefix {request.prefix}: these stats leave out {len(stats.prefix)} tokens in front; profile again with "
+            f"--prefix {request.prefix}, or plan with --prefix {len(stats.prefix)}"
+        )
+    plan = draft_plan(model, request, content_hash(stats), stats.prefix)
     check_stats(plan, stats)
     return plan
 
@@ -194,14 +254,14 @@ def find_plan(
 
     Raises:
         PlanError: As `naive_plan`; or a menu without prices of the low scheme.
+        UserError: Selection windows that do not begin with the prefix.
     """
     naive = naive_plan(model, request, stats)
+    check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
-    # Weights rounded once are kept only where the whole model may be.
-    cache: WeightCache | None = {} if model.keeps_blocks else None
-    meter = Meter(model, selection, lambda index, schemes: build_block(model, index, schemes, stats, cache))
-    budget = parse_budget(request.budget)
+    meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive))
+    budget = parse_loss_budget(request.budget)
     plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
     check_stats(plan, stats)
     return plan, record
@@ -222,7 +282,7 @@ class Ranking(NamedTuple):
 
 
 def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
-    """Rank what may be protected; nothing is measured.
+    """Rank what may be protected; nothing is measured, and the menu's unit does not matter.
 
     Args:
         request: What the plan should be.
@@ -231,12 +291,17 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         menu: Prices of the low scheme.
 
     Raises:
-        UserError: A menu of another model.
+        UserError: A menu of another model, or with another prefix.
         PlanError: A menu without prices of the low scheme.
     """
     if menu.provenance.model != naive.model:
-        theirs, ours = menu.provenance.model[:12], naive.model[:12]
-        raise UserError(f"these prices are of the model {theirs}…, this is {ours}…; run `qarat damage` on it")
+        theirs, ours = brief(menu.provenance.model), brief(naive.model)
+        raise UserError(f"these prices are of the model {theirs}, this is {ours}; run `qarat damage` on it")
+    if menu.prefix != naive.prefix:
+        raise UserError(
+            f"these prices are with the prefix {list(menu.prefix)}, the plan has {list(naive.prefix)}; run "
+            "`qarat damage` with the stats of the plan"
+        )
     # A rule pins what it matches, also where it says the low scheme.
     pinned = {s for pattern, _ in request.overrides() for s in match_sites(pattern, naive.sites)}
     open_sites = [s for s in naive.sites if s not in pinned]
@@ -251,7 +316,7 @@ def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu
         named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
         return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
-        return Ranking(by_damage, "Fisher damage per parameter", None)
+        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter", None)
     low = parse_scheme(naive.low)
     assert isinstance(low, LinearScheme)
     verdict = find_spikes(stats, request.by, low.input)
@@ -271,5 +336,5 @@ def _count(units: Sequence[Unit], named: set[str]) -> int:
 
 def _check_origin(model: Model, stats: ActivationStats) -> None:
     if stats.provenance.model != model.fingerprint:
-        theirs, ours = stats.provenance.model[:12], model.fingerprint[:12]
-        raise UserError(f"these stats are of the model {theirs}…, this is {ours}…; profile it anew")
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"these stats are of the model {theirs}, this is {ours}; profile it anew")

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.formats import nearest_names
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme, SchemeError, parse_scheme
 
 __all__ = [
     "Assignment",
-    "Budget",
     "Plan",
     "PlanError",
     "Site",
     "assign",
     "match_sites",
-    "parse_budget",
     "read_plan",
     "short_name",
 ]
@@ -51,6 +48,8 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shape: ``(out, in)`` of a projection's weight; empty for a product.
         tie: Sites of one block with the same word must share a scheme where an engine fuses them; empty = alone.
         has_bias: Whether a bias, always kept in float, goes with the weight.
+        width: Channels of a product over all its (query) heads: heads × head channels. 0 for a projection, and in
+            plans from before it was kept.
     """
 
     name: str
@@ -60,11 +59,23 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...] = ()
     tie: str = ""
     has_bias: bool = False
+    width: int = 0
 
     @property
     def parameters(self) -> int:
         """Weights of the site; a product has none."""
         return self.shape[0] * self.shape[1] if self.shape else 0
+
+    def macs(self, length: int) -> int:
+        """Multiply-accumulates of one window; 0 for a product of unknown width.
+
+        Tokens × out × in of a projection, tokens² × width of a product: the whole square, as attention is computed and
+        counted elsewhere, though a causal mask leaves half of it without effect.
+
+        Args:
+            length: Tokens of the window.
+        """
+        return length * self.parameters if self.kind == "projection" else length**2 * self.width
 
     @property
     def leaf(self) -> str:
@@ -86,12 +97,6 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
 
     @property
-    def weight_bits(self) -> int | None:
-        """Bits of one weight element under the scheme; None if the weight stays in float."""
-        scheme = self.scheme
-        return scheme.weight.number_format.bits if isinstance(scheme, LinearScheme) and scheme.weight else None
-
-    @property
     def is_float(self) -> bool:
         """Whether nothing of the site is quantized."""
         return self.scheme in (LinearScheme(), MatmulScheme())
@@ -107,6 +112,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         assignments: One for every site, in model order.
         stats: Content hash of the stats that static scales come from; empty if none are needed.
         note: How the plan came about, one line.
+        prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.prefixes`).
     """
 
     model: str
@@ -115,6 +121,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assignments: tuple[Assignment, ...]
     stats: str = ""
     note: str = ""
+    prefix: tuple[int, ...] = ()
 
     def __getitem__(self, name: str) -> Scheme:
         return self.schemes[name]
@@ -134,22 +141,42 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {a.site.name: a.scheme for a in self.assignments if a.site.block == index}
 
     def is_low(self, assignment: Assignment) -> bool:
-        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme (DESIGN section 2)."""
-        low = parse_scheme(self.low)
+        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme (DESIGN section 2).
+
+        Of an attention product, both operands must be quantized with at most as many.
+        """
+        low, scheme = parse_scheme(self.low), assignment.scheme
         if not isinstance(low, LinearScheme) or low.weight is None:
             return False
-        bits = assignment.weight_bits
-        return bits is not None and bits <= low.weight.number_format.bits
+        what = (scheme.weight,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+        return all(t is not None and t.number_format.bits <= low.weight.number_format.bits for t in what)
 
     def exceptions(self) -> tuple[Assignment, ...]:
         """The projections whose scheme is not the low one, protected or overridden."""
         low = parse_scheme(self.low)
         return tuple(a for a in self.assignments if a.site.kind == "projection" and a.scheme != low)
 
-    def ratio(self) -> float:
-        """Q_r by parameters: parameters of the low sites over parameters of all sites."""
-        total = sum(a.site.parameters for a in self.assignments)
-        return sum(a.site.parameters for a in self.assignments if self.is_low(a)) / total if total else 0.0
+    def ratio(self, basis: Literal["parameters", "macs"] = "parameters", length: int = 0) -> float:
+        """Q_r: parameters (or multiply-accumulates) of the low sites over those of all sites.
+
+        Args:
+            basis: What is counted. Attention products have no parameters, so only ``macs`` sees them.
+            length: Tokens of the window that ``macs`` counts; products weigh the more, the longer it is.
+
+        Raises:
+            PlanError: ``macs`` without a length, or of a plan from before the width of products was kept.
+        """
+        if basis == "macs":
+            self._check_macs(length)
+        sizes = [a.site.parameters if basis == "parameters" else a.site.macs(length) for a in self.assignments]
+        low = sum(size for a, size in zip(self.assignments, sizes, strict=True) if self.is_low(a))
+        return low / sum(sizes) if sum(sizes) else 0.0
+
+    def _check_macs(self, length: int) -> None:
+        if length < 1:
+            raise PlanError(f"Q_r by MACs is of a window of at least one token, got a length of {length}")
+        if unknown := [a.site.name for a in self.assignments if a.site.kind == "product" and not a.site.width]:
+            raise PlanError(f"the plan says no width of {', '.join(unknown)}: it is from before MACs; plan anew")
 
     def weight_bits(self) -> int:
         """Storage of all sites' weights, scales and zero points, in bits; biases are not counted."""
@@ -202,7 +229,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         offences: list[str] = []
         if self.model != model:
-            offences.append(f"it was made for the model {self.model[:12]}…, this is {model[:12]}…")
+            offences.append(f"it was made for the model {brief(self.model)}, this is {brief(model)}")
         mine, theirs = {s.name: s for s in self.sites}, {s.name: s for s in sites}
         offences += [f"{name}: not in the model" for name in mine.keys() - theirs.keys()]
         offences += [f"{name}: missing from the plan" for name in theirs.keys() - mine.keys()]
@@ -211,6 +238,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in mine.keys() & theirs.keys()
             for field in Site.__struct_fields__
             if getattr(mine[name], field) != getattr(theirs[name], field)
+            and (field != "width" or mine[name].width)  # a plan from before it was kept fits as it did
         ]
         offences += [
             f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
@@ -241,12 +269,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_json(self) -> str:
         """Readable JSON, one line a site, that a person may edit and pass back; `read_plan` is its inverse."""
         head = {"qarat": "plan/1", "model": self.model, "low": self.low, "float_bits": self.float_bits}
-        head |= {"stats": self.stats, "note": self.note}
+        head |= {"stats": self.stats, "note": self.note} | ({"prefix": self.prefix} if self.prefix else {})
         lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
         rows: list[str] = []
         for a in self.assignments:
             row = {"scheme": str(a.scheme), "reason": a.reason, **msgspec.to_builtins(a.site)}
             del row["name"]
+            if not a.site.width:
+                del row["width"]  # so that plans from before it was kept have the bytes, hence the hash, they had
             rows.append(f"  {json.dumps(a.site.name)}: {json.dumps(row, ensure_ascii=False)}")
         return "{\n" + "\n".join(lines) + '\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
 
@@ -260,6 +290,7 @@ class _SiteRow(msgspec.Struct, forbid_unknown_fields=True):
     shape: tuple[int, ...] = ()
     tie: str = ""
     has_bias: bool = False
+    width: int = 0
 
 
 class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
@@ -270,6 +301,7 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     sites: dict[str, _SiteRow]
     stats: str = ""
     note: str = ""
+    prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
 
 
 def read_plan(text: str | bytes) -> Plan:
@@ -298,11 +330,14 @@ def read_plan(text: str | bytes) -> Plan:
         if len(row.streams) != operands or len(row.shape) != axes or any(size < 1 for size in row.shape):
             offences.append(f"{name}: a {row.kind} reads {operands} streams and has a shape of {axes} sizes above 0")
             continue
-        site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias)
+        if row.width < 0 or (row.width and row.kind == "projection"):
+            offences.append(f"{name}: a width of {row.width}; only products have one, above 0")
+            continue
+        site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias, row.width)
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:
         raise PlanError("\n".join(offences))
-    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note)
+    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note, file.prefix)
 
 
 def _keys_given_twice(text: str | bytes) -> list[str]:
@@ -314,33 +349,6 @@ def _keys_given_twice(text: str | bytes) -> list[str]:
 
     json.loads(text, object_pairs_hook=check)
     return twice
-
-
-class Budget(msgspec.Struct, frozen=True):
-    """What may be lost: ``ppl+1%`` (perplexity over float's) or ``nats+0.05`` (per token).
-
-    Attributes:
-        spelling: As it was asked for.
-        nats: The same in nats per token.
-    """
-
-    spelling: str
-    nats: float
-
-
-def parse_budget(text: str) -> Budget:
-    """Read a budget.
-
-    Raises:
-        PlanError: Malformed, negative or without limit.
-    """
-    percent = re.fullmatch(r"ppl\+(\d+(?:\.\d+)?)%", text)
-    nats = re.fullmatch(r"nats\+(\d+(?:\.\d+)?)", text)
-    if percent:
-        return Budget(text, math.log1p(float(percent[1]) / 100))
-    if nats:
-        return Budget(text, float(nats[1]))
-    raise PlanError(f"{text!r} is no budget; write ppl+1% (perplexity over float's) or nats+0.05 (nats per token)")
 
 
 def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:
@@ -366,6 +374,7 @@ def assign(
     low: str,
     rules: Sequence[tuple[str, str]] = (),
     stats: str = "",
+    prefix: tuple[int, ...] = (),
 ) -> Plan:
     """A plan from the low scheme and ordered patterns; the last match wins.
 
@@ -376,6 +385,7 @@ def assign(
         low: Spelling of the scheme that every projection gets first; attention products begin in float.
         rules: ``(pattern, spelling)`` pairs.
         stats: Content hash of the stats behind static scales.
+        prefix: Token ids that every sequence begins with, computed in float.
 
     Raises:
         PlanError: A pattern that matches nothing, or a scheme of the wrong kind for a site it matches.
@@ -394,4 +404,4 @@ def assign(
                 raise PlanError(f"{pattern!r} matches {site.name}, a {site.kind}, which {spelling!r} does not fit")
             chosen[site.name] = (wanted, f"matches {pattern}")
     assignments = tuple(Assignment(site, *chosen[site.name]) for site in sites)
-    return Plan(model, str(scheme), float_bits, assignments, stats)
+    return Plan(model, str(scheme), float_bits, assignments, stats, prefix=prefix)

@@ -18,22 +18,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qarat.comparisons import Comparison
+from qarat.divergences import Divergence
 from qarat.errors import UserError
 from qarat.lawrecords import Law
+from qarat.metricrecords import MetricCheck, SiteMeasurements
 from qarat.plans import Plan, PlanError, read_plan
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
+from qarat.searches import SearchResult
+from qarat.spikestudies import SpikeStudy
+from qarat.studies import FamilySweep, RatioStudy
 from qarat.verifications import Verification
 
 __all__ = ["Record", "content_hash", "decode_record", "describe_record", "encode_record"]
 
-Record = ActivationStats | Continuations | Evaluation | Law | Menu | Plan | Sweep | Verification | ZeroShot
+Record = (
+    ActivationStats
+    | Comparison
+    | Continuations
+    | Divergence
+    | Evaluation
+    | FamilySweep
+    | Law
+    | Menu
+    | MetricCheck
+    | Plan
+    | RatioStudy
+    | SearchResult
+    | SiteMeasurements
+    | SpikeStudy
+    | Sweep
+    | Verification
+    | ZeroShot
+)
 R = TypeVar("R")
 _TYPES: dict[str, Any] = {
     "stats": ActivationStats,
+    "comparison": Comparison,
     "continuations": Continuations,
+    "divergence": Divergence,
     "evaluation": Evaluation,
     "law": Law,
     "menu": Menu,
+    "metric-check": MetricCheck,
+    "site-measurements": SiteMeasurements,
+    "family-sweep": FamilySweep,
+    "ratio-study": RatioStudy,
+    "search": SearchResult,
+    "spike-study": SpikeStudy,
     "sweep": Sweep,
     "verification": Verification,
     "zero-shot": ZeroShot,

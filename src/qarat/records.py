@@ -7,13 +7,16 @@ Combining records of different models or tokens is an error. How they are saved,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 from torch import Tensor
 
 from qarat.errors import UserError
+from qarat.fingerprints import source_of
 
 __all__ = [
+    "NATS",
     "ActivationStats",
     "Continuations",
     "Difference",
@@ -27,6 +30,7 @@ __all__ = [
     "TaskScore",
     "Trial",
     "ZeroShot",
+    "clustered_mean",
     "paired_difference",
     "same_origin",
 ]
@@ -36,7 +40,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a record comes from; part of its identity.
 
     Attributes:
-        model: Fingerprint of the float model.
+        model: Fingerprint of the float model, with what transforms did to it (`qarat.fingerprints`).
         tokens: Fingerprint of the token set.
         convention: How the tokens were cut, e.g. ``windows-256-bos``.
         versions: Of qarat, torch and transformers.
@@ -89,7 +93,8 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         peaks: The largest values, one a token at the most, descending.
         arrays: ``channel_min``, ``channel_max``, ``channel_square`` (means of squares), each (width,) float32, absent
             for attention probabilities; ``histogram`` of magnitudes, ``token_maxima`` and ``token_energies``, counts
-            per bin of `ActivationStats.edges`, int64.
+            per bin of `ActivationStats.edges`, int64; ``position_maxima``, the token-wise absolute maximum at each
+            position of a window, averaged over windows, (length,) float32.
     """
 
     name: str
@@ -106,7 +111,7 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arrays: dict[str, Tensor]
 
 
-class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one observing pass measured, per stream.
 
     Attributes:
@@ -116,6 +121,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sampled_windows: Windows whose elements went into the histograms of magnitudes, from the first on.
         edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; `qarat.histograms`.
         streams: By name.
+        prefix: Ids of the tokens in front of every window that no statistic counts; a plan computes them in float.
     """
 
     provenance: Provenance
@@ -124,6 +130,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampled_windows: int
     edges: Tensor
     streams: dict[str, StreamStats]
+    prefix: tuple[int, ...] = ()
 
     def stream(self, name: str) -> StreamStats:
         """The named stream's stats.
@@ -136,7 +143,7 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.streams[name]
 
 
-class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Negative log-likelihood of a token set under one model.
 
     Attributes:
@@ -144,8 +151,9 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         provenance: Model and tokens.
         plan: Content hash of the plan; empty for float.
         nats: Sum over each window's predicted tokens.
-        predicted: Tokens predicted in each window.
+        predicted: Tokens predicted in each window; where the unit is a word, the words that its loss is shared out to.
         sources: The file or document each window comes from.
+        unit: What the loss is counted by, ``token`` or ``word``.
     """
 
     label: str
@@ -154,10 +162,11 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nats: tuple[float, ...]
     predicted: tuple[int, ...]
     sources: tuple[str, ...]
+    unit: str = "token"
 
     @property
     def loss(self) -> float:
-        """Mean nats per predicted token."""
+        """Mean nats per unit."""
         return math.fsum(self.nats) / sum(self.predicted)
 
     @property
@@ -179,29 +188,48 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.nats - 1.96 * self.standard_error, self.nats + 1.96 * self.standard_error
 
 
-def paired_difference(a: Evaluation, b: Evaluation) -> Difference:
-    """How much more ``a`` loses than ``b``, in nats per token, on the same windows.
+def clustered_mean(sums: Sequence[float], counts: Sequence[int], sources: Sequence[str]) -> tuple[float, float, int]:
+    """Mean over tokens, its standard error clustered by source, and the number of clusters.
 
     The standard error is that of a ratio estimator with sources as clusters (Cochran, Sampling Techniques, 3rd ed.,
     11.6): windows of one file resemble each other and are not independent. With a single source it is NaN.
 
-    Raises:
-        UserError: If the two were measured on other models or tokens, or name other sources.
+    Args:
+        sums: Of each window.
+        counts: Tokens of each window.
+        sources: Of each window.
     """
-    same_origin(a.provenance, b.provenance, f"{a.label} and {b.label}")
+    total = sum(counts)
+    mean = math.fsum(sums) / total
+    residuals: dict[str, list[float]] = {}
+    for value, count, source in zip(sums, counts, sources, strict=True):
+        residuals.setdefault(source, []).append(value - mean * count)
+    clusters = len(residuals)
+    squares = math.fsum(math.fsum(values) ** 2 for values in residuals.values())
+    return mean, math.sqrt(squares * clusters / (clusters - 1)) / total if clusters > 1 else math.nan, clusters
+
+
+def paired_difference(a: Evaluation, b: Evaluation, *, other_models: bool = False) -> Difference:
+    """How much more ``a`` loses than ``b``, in nats per token, on the same windows, with `clustered_mean`'s error.
+
+    Args:
+        a: One evaluation.
+        b: The other.
+        other_models: Whether they may be of two float models, which is then what is compared.
+
+    Raises:
+        UserError: If the two were measured on other tokens (or models), or name other sources.
+    """
+    same_origin(a.provenance, b.provenance, f"{a.label} and {b.label}", other_models=other_models)
     if (a.predicted, a.sources) != (b.predicted, b.sources):
         raise UserError(
             f"{a.label} and {b.label} do not have the same windows or sources; measure both on one token set"
         )
-    total = sum(a.predicted)
-    mean = (math.fsum(a.nats) - math.fsum(b.nats)) / total
-    residuals: dict[str, list[float]] = {}
-    for x, y, n, source in zip(a.nats, b.nats, a.predicted, a.sources, strict=True):
-        residuals.setdefault(source, []).append(x - y - mean * n)
-    clusters = len(residuals)
-    squares = math.fsum(math.fsum(values) ** 2 for values in residuals.values())
-    error = math.sqrt(squares * clusters / (clusters - 1)) / total if clusters > 1 else math.nan
-    return Difference(mean, error, clusters)
+    return Difference(*clustered_mean([x - y for x, y in zip(a.nats, b.nats, strict=True)], a.predicted, a.sources))
+
+
+NATS = "nats per token"
+"""The unit of damage, unless a menu names another."""
 
 
 class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -210,7 +238,7 @@ class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         site: Full name.
         scheme: Short spelling.
-        damage: Nats per token.
+        damage: In the menu's unit.
         standard_error: Over windows.
     """
 
@@ -220,7 +248,7 @@ class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     standard_error: float
 
 
-class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every scheme would cost at every site.
 
     Attributes:
@@ -228,16 +256,40 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         metric: How it was priced, e.g. ``fisher``.
         stats: Content hash of the stats behind static scales.
         entries: One a site and scheme.
+        unit: Of the prices. Where it is not `NATS` they rank sites, and say nothing of the loss.
+        prefix: Ids of the tokens in front of every window that are in float whatever a site's scheme.
     """
 
     provenance: Provenance
     metric: str
     stats: str
     entries: tuple[MenuEntry, ...]
+    unit: str = NATS
+    prefix: tuple[int, ...] = ()
+
+    @property
+    def in_nats(self) -> bool:
+        """Whether the prices are losses, which add up and can be held against a budget."""
+        return self.unit == NATS
 
     def damages(self, scheme: str) -> dict[str, float]:
-        """Site to damage under one scheme, in nats per token."""
+        """Site to damage under one scheme, in the menu's unit."""
         return {e.site: e.damage for e in self.entries if e.scheme == scheme}
+
+    def require_nats(self, what: str) -> None:
+        """Refuse a menu that only ranks.
+
+        Args:
+            what: Was about to be done with it, for the message.
+
+        Raises:
+            UserError: If its unit is not nats per token.
+        """
+        if not self.in_nats:
+            raise UserError(
+                f"cannot {what} by {self.metric}: its prices are {self.unit}, which rank sites and are no losses; "
+                f"take one in {NATS}, such as fisher"
+            )
 
 
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -332,18 +384,22 @@ class ZeroShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scores: tuple[TaskScore, ...]
 
 
-def same_origin(a: Provenance, b: Provenance, what: str) -> None:
+def same_origin(a: Provenance, b: Provenance, what: str, *, other_models: bool = False) -> None:
     """Refuse to combine strangers.
+
+    A transformed model is none: its function is that of the model it was made from.
 
     Args:
         a: Of one record.
         b: Of the other.
         what: The two in words, for the message.
+        other_models: Whether they may be of two models.
 
     Raises:
         UserError: Naming the fields that differ.
     """
-    fields = ("model", "tokens", "convention", "dtype")
+    fields = ("tokens", "convention", "dtype") if other_models else ("model", "tokens", "convention", "dtype")
+    a, b = (msgspec.structs.replace(p, model=source_of(p.model)) for p in (a, b))
     values = [(f, getattr(a, f), getattr(b, f)) for f in fields]
     different = [f"{field}: {x[:40]} against {y[:40]}" for field, x, y in values if x != y]
     if different:

@@ -85,6 +85,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         percentile: Per cent of the magnitudes that `percentile` keeps unclipped.
         symmetric: Whether the zero point is fixed at 0.
         static: Activations only: scales come from the calibration stats instead of the values at hand.
+        outliers: Inputs of projections only: columns that hold a magnitude of at least this stay in float and have no
+            part in any scale (LLM.int8(), `qarat.kernels.reference`); None leaves none.
     """
 
     format: str
@@ -94,6 +96,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     percentile: float = 99.9
     symmetric: bool = True
     static: bool = False
+    outliers: float | None = None
 
     @property
     def number_format(self) -> NumberFormat:
@@ -113,6 +116,10 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             found.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
         if self.static and self.choice == "mse" and not self.symmetric:
             found.append("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
+        if self.outliers is not None and self.static:
+            found.append("outlier columns are found in the values at hand, which static scales do not wait for")
+        if self.outliers is not None and self.choice in ("mse", "percentile"):
+            found.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
         return tuple(found)
 
     def bits(self, rows: int, cols: int) -> int:
@@ -145,6 +152,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             words.append(self.choice)
         if not self.symmetric:
             words.append("asymmetric")
+        if self.outliers is not None:
+            words.append("outliers-" + repr(self.outliers).removesuffix(".0"))
         return "/".join(words)
 
 
@@ -295,8 +304,12 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         return {"choice": "percentile", "percentile": float(match[1])}
     if word == "asymmetric":
         return {"symmetric": False}
+    if match := re.fullmatch(r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", word):
+        if role != "a":
+            _fail(text, at, f"{word!r} belongs to the input of a projection (a=…), whose columns stay in float")
+        return {"outliers": float(match[1])}
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
-    known += ["mx-even", "asymmetric", *(f"scale-{kind}" for kind in SCALE_BITS)]
+    known += ["mx-even", "asymmetric", "outliers-6", *(f"scale-{kind}" for kind in SCALE_BITS)]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 

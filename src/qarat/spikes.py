@@ -20,7 +20,17 @@ from qarat.plans import Site
 from qarat.records import ActivationStats, Peak, StreamStats
 from qarat.schemes import Granularity, TensorScheme
 
-__all__ = ["PLANNING_RULES", "RULES", "Diagnosis", "Verdict", "diagnose", "find_spikes", "sites_of", "snr"]
+__all__ = [
+    "PLANNING_RULES",
+    "RULES",
+    "Diagnosis",
+    "Verdict",
+    "diagnose",
+    "find_spikes",
+    "sites_of",
+    "snr",
+    "spiking_front",
+]
 
 # PrefixQuant (arXiv 2410.05265) calls a token an outlier when its maximum is 64 times the median.
 RATIO_LIMIT = 64.0
@@ -141,6 +151,20 @@ def find_spikes(stats: ActivationStats, rule: str, low: TensorScheme | None) -> 
 def sites_of(verdict: Verdict, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The projections that read the flagged streams, in the verdict's order."""
     return tuple(s for name in verdict.flagged for s in sites if s.kind == "projection" and name in s.streams)
+
+
+def spiking_front(stats: ActivationStats) -> int:
+    """How many positions in front, with those the stats leave out, hold spikes: what a prefix has to cover.
+
+    A spike is a peak above `GAP_FLOOR` times the median token's maximum. Only a stream's largest peaks are kept, so
+    where the first position spikes in every window the next ones show in stats that leave it out.
+    """
+    inputs = _inputs(stats)
+    spiking = {p.position for s in inputs for p in s.peaks if abs(p.value) > GAP_FLOOR * s.typical_maximum}
+    front = len(stats.prefix)
+    while front in spiking:
+        front += 1
+    return front
 
 
 def _inputs(stats: ActivationStats) -> list[StreamStats]:

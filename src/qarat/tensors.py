@@ -50,6 +50,12 @@ class QuantizedTensor:
     scales: Scales
     scheme: TensorScheme
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of codes and scales."""
+        s = self.scales
+        return sum(t.nbytes for t in (self.codes, s.scale, s.zero_point, s.tensor_scale) if t is not None)
+
     def dequantize(self) -> Tensor:
         """The numbers the codes stand for, scale × (table[code] − zero point); shape of ``codes``, float32."""
         values = as_matrices(decode(self.codes, self.scheme.number_format))
@@ -99,7 +105,13 @@ def fake_quantize(x: Tensor, scheme: TensorScheme, scales: Scales | None = None)
 
 
 def _scales_for(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Scales:
-    """The scales given, checked against the shape, or else chosen."""
+    """The scales given, checked against the shape, or else chosen.
+
+    Raises:
+        ValueError: A scheme that says more than how a tensor is rounded.
+    """
+    if scheme.outliers is not None:
+        raise ValueError(f"{scheme.spell('a')}: columns in float are the product's affair (qarat.kernels.reference)")
     if scales is None:
         if scheme.static:
             raise ValueError(f"{scheme.spell('a')} is static: its scales come from calibration, and none were given")

@@ -8,7 +8,7 @@ import msgspec
 
 from qarat.records import Difference, Provenance
 
-__all__ = ["Comparison", "Finding", "ModuleReport", "Running", "Severity", "Verification", "WeightComparison"]
+__all__ = ["Finding", "LogitsComparison", "ModuleReport", "Running", "Severity", "Verification", "WeightComparison"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -73,7 +73,7 @@ class WeightComparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     largest: float
 
 
-class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LogitsComparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logits of two ways to run the folder, on the first windows of the report tokens.
 
     Attributes:
@@ -115,7 +115,7 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     modules: tuple[ModuleReport, ...]
     findings: tuple[Finding, ...]
     weights: tuple[WeightComparison, ...] = ()
-    logits: tuple[Comparison, ...] = ()
+    logits: tuple[LogitsComparison, ...] = ()
     damage: tuple[Difference, ...] = ()
 
     @property

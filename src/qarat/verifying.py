@@ -27,7 +27,7 @@ from qarat.verification.folders import StoredFolder, open_folder
 from qarat.verification.readback import compare_weights, logits_of, relative_difference, transformers_logits
 from qarat.verification.resolution import Matches, resolve
 from qarat.verification.simulation import open_stored
-from qarat.verifications import Comparison, Verification, WeightComparison
+from qarat.verifications import LogitsComparison, Verification, WeightComparison
 from qarat.workspace import Progress, Runtime, no_progress
 
 __all__ = ["LOGITS_LIMIT", "LOGITS_WINDOWS", "verify_against_float", "verify_against_run", "verify_alone"]
@@ -96,9 +96,11 @@ def verify_against_run(
     """
     if run.runtime.dtype != "float32":
         raise UserError("verify compares in float32; leave --dtype at float32")
+    if plan.prefix:
+        raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
     resolved = _resolve(folder, engines, generation)
     weights: tuple[WeightComparison, ...] = ()
-    logits: tuple[Comparison, ...] = ()
+    logits: tuple[LogitsComparison, ...] = ()
     if (stored := _simulated(resolved, run.runtime)) is not None:
         weights = (compare_weights(stored, run, plan, resolved.findings, progress=progress),)
         windows = report.windows[:LOGITS_WINDOWS]
@@ -182,11 +184,11 @@ def _simulated(resolved: _Resolved, runtime: Runtime) -> Model | None:
 
 def _compared(
     resolved: _Resolved, mine: torch.Tensor, theirs: torch.Tensor, windows: torch.Tensor, runtime: Runtime
-) -> tuple[Comparison, ...]:
+) -> tuple[LogitsComparison, ...]:
     """Our simulation of the folder against the run's, and against transformers' own, in float32 and in bfloat16."""
     count = windows.shape[0]
     first = relative_difference(mine, theirs)
-    found = [Comparison("simulation of the folder, and of the run, float32", first, LOGITS_LIMIT, count)]
+    found = [LogitsComparison("simulation of the folder, and of the run, float32", first, LOGITS_LIMIT, count)]
     if not first <= LOGITS_LIMIT:
         what = f"logits differ from the run's by {first:.2g} of their largest, beyond {LOGITS_LIMIT:g}"
         resolved.findings.add("error", what, "export the run again")
@@ -203,7 +205,7 @@ def _compared(
             resolved.findings.add(severity, str(error), f"{dtype}: see what it says", engines=(_REFERENCE,))
             continue
         what = f"transformers in {str(dtype).removeprefix('torch.')}, and simulation of the run"
-        found.append(Comparison(what, relative_difference(engine, theirs), 0.0, count))
+        found.append(LogitsComparison(what, relative_difference(engine, theirs), 0.0, count))
     return tuple(found)
 
 

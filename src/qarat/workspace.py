@@ -36,7 +36,6 @@ __all__ = [
     "hash_json",
     "new_folder",
     "no_progress",
-    "parse_size",
     "put_into_place",
     "read_command",
     "read_manifest",
@@ -95,24 +94,6 @@ class Estimate(msgspec.Struct, frozen=True):
     memory_bytes: int
     disk_bytes: int
     rate: float
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``8GB`` or ``512MiB``.
-
-    Raises:
-        UserError: Malformed, negative or infinite.
-    """
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
-    unit = text[len(number) :].strip().lower()
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = -1
-    if size < 0:
-        raise UserError(f"{text!r} is no size; write for example 8GB, 512MiB or a number of bytes")
-    return size
 
 
 def hash_json(value: object) -> str:
@@ -335,9 +316,17 @@ class Run:
         with explained(self.folder), self.path(self.LOG).open("a") as file:
             file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
 
-    def leave(self) -> None:
-        """Go away before the end: what was finished stays, and where that is nothing, nothing does."""
-        if not self.steps and _is_ours(self.folder, self.MANIFEST):
+    def leave(self, *begun: str) -> None:
+        """Go away before the end: what was finished stays, and where that is nothing, nothing does.
+
+        Args:
+            *begun: Files of a step that goes on where it was; one of them there counts as something.
+        """
+        if (
+            not self.steps
+            and not any(self.path(name).exists() for name in begun)
+            and _is_ours(self.folder, self.MANIFEST)
+        ):
             _delete(self.folder, self.MANIFEST)
 
     def finish(self) -> None:

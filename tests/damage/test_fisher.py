@@ -76,7 +76,7 @@ def plain_int8(x: Tensor) -> Tensor:
     return (x / scale).round().clamp(-128, 127) * scale
 
 
-def by_autograd(folder: Path, tokens: TokenSet, seed: int) -> dict[str, tuple[float, float]]:
+def by_autograd(folder: Path, tokens: TokenSet, seed: int, first: int = 0) -> dict[str, tuple[float, float]]:
     """Projection to its int8 damage and standard error, by one ordinary backward pass through the whole model."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     seen: dict[str, tuple[Any, Tensor, Tensor]] = {}
@@ -94,6 +94,7 @@ def by_autograd(folder: Path, tokens: TokenSet, seed: int) -> dict[str, tuple[fl
     found = {}
     for name, (module, x, y) in seen.items():
         change = plain_int8(x.detach()) @ plain_int8(module.weight.detach()).T - y.detach()
+        change[:, :first] = 0
         assert y.grad is not None
         windows = (y.grad * change).double().sum(-1).square().mean(-1) / 2
         found[name] = (float(windows.mean()), float(windows.std()) / math.sqrt(len(windows)))
@@ -114,6 +115,20 @@ def test_damage_is_that_of_an_ordinary_backward_pass(three_blocks: Path, seed: i
         assert entry.standard_error == pytest.approx(error, rel=1e-3), entry.site
 
 
+def test_a_prefix_loses_nothing(three_blocks: Path):
+    """Its tokens count in the mean, and have no part in a scale that all tokens of a window share."""
+    tokens = token_set()
+    tokens.windows[:, 1] = 5
+    model = open_model(str(three_blocks))
+    menu = price(model, tokens, schemes(INT8), prefix=(0, 5))
+    assert menu.prefix == (0, 5)
+    wanted = by_autograd(three_blocks, tokens, 0, first=2)
+    for entry in menu.entries:
+        assert (entry.damage, entry.standard_error) == pytest.approx(wanted[entry.site], rel=1e-3), entry.site
+    with pytest.raises(UserError, match="do not begin with the prefix"):
+        price(model, tokens, schemes(INT8), prefix=(0, 6))
+
+
 def test_seeing_the_attention_products_changes_no_projection(three_blocks: Path):
     model = open_model(str(three_blocks))
     alone = price(model, token_set(), schemes(INT8))
@@ -131,18 +146,21 @@ def log_probabilities(model: Model, tokens: TokenSet) -> Tensor:
     return module(tokens.windows).logits.double().log_softmax(-1)
 
 
-def measured_divergence(model: Model, tokens: TokenSet, changes: dict[str, Scheme]) -> float:
+def measured_divergence(
+    model: Model, tokens: TokenSet, changes: dict[str, Scheme], prefix: tuple[int, ...] = ()
+) -> float:
     """Mean KL(float || quantized) in nats per token, when those sites use those schemes."""
-    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float").with_schemes(changes, "test")
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", prefix=prefix)
+    plan = plan.with_schemes(changes, "test")
     float_, quantized = log_probabilities(model, tokens), log_probabilities(quantize(model, plan), tokens)
     return float((float_.exp() * (float_ - quantized)).sum(-1).mean())
 
 
 def average_menu(
-    model: Model, tokens: TokenSet, wanted: Sequence[Scheme], seeds: int
+    model: Model, tokens: TokenSet, wanted: Sequence[Scheme], seeds: int, prefix: tuple[int, ...] = ()
 ) -> dict[str, tuple[float, float]]:
     """Site and scheme to mean damage over the seeds, and the standard error of that mean."""
-    menus = [price(model, tokens, wanted, seed=seed) for seed in range(seeds)]
+    menus = [price(model, tokens, wanted, prefix=prefix, seed=seed) for seed in range(seeds)]
     found = {}
     for entries in zip(*(menu.entries for menu in menus), strict=True):
         damages = torch.tensor([e.damage for e in entries], dtype=torch.float64)
@@ -166,6 +184,19 @@ def test_damage_is_the_divergence_of_each_site_alone(one_block: Path):
         assert abs(damage - measured) < 4 * error + 0.02 * measured, site.name
         checked += 1
     assert checked == 7
+
+
+def test_products_with_a_prefix_cost_their_divergence_too(one_block: Path):
+    """Half of each window is prefix, so that it would show if it were priced."""
+    model, tokens, product = open_model(str(one_block)), token_set(), "l=int6/tensor/dynamic r=int6/tensor/dynamic"
+    tokens.windows[:] = torch.cat([tokens.windows[:1, :8].expand(6, -1), tokens.windows[:, 8:]], 1)
+    prefix = tuple(tokens.windows[0, :8].tolist())
+    averages = average_menu(model, tokens, schemes(product), seeds=60, prefix=prefix)
+    for site in (s for s in model.sites() if s.kind == "product"):
+        damage, error = averages[f"{site.name} {product}"]
+        measured = measured_divergence(model, tokens, {site.name: parse_scheme(product)}, prefix)
+        assert error < 0.1 * damage
+        assert abs(damage - measured) < 4 * error + 0.02 * measured, site.name
 
 
 def test_damages_add_up_to_the_divergence_of_the_whole_plan(three_blocks: Path):
@@ -216,6 +247,19 @@ def test_every_scheme_is_priced_at_every_site_it_fits(three_blocks: Path):
     priced = [(e.site, e.scheme) for e in menu.entries]
     assert len(set(priced)) == len(priced) == 2 * len(kinds)
     assert all((kinds[site] == "product") == scheme.startswith("l=") for site, scheme in priced)
+
+
+def test_many_schemes_at_once_cost_what_each_costs_alone(three_blocks: Path):
+    """One pass for projections and products together; every price is the same number as with one scheme of each."""
+    model, tokens = open_model(str(three_blocks)), token_set()
+    linear = [INT8, "w=mxint4/g8 a=mxint4/g8", "w=int4/g8", "a=e4m3/token"]
+    products = [PRODUCT, "l=mxint4/g8 r=mxint4/g8", "r=int4/token", "l=e4m3/token"]
+    together = price(model, tokens, schemes(*linear, *products))
+    assert len(together.entries) == 3 * (4 * 7 + 4 * 2)
+    for one, other in zip(linear, products, strict=True):
+        pair = price(model, tokens, schemes(one, other))
+        assert together.damages(one) == pair.damages(one)
+        assert together.damages(other) == pair.damages(other)
 
 
 def test_static_schemes_use_the_stats(three_blocks: Path):
@@ -281,7 +325,7 @@ def test_nothing_stays_behind_after_an_exception(three_blocks: Path, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qarat.damage.fisher._CapturingProducts._keep", broken)
+    monkeypatch.setattr("qarat.damage.capture.CapturingProducts._keep", broken)
     with pytest.raises(KeyboardInterrupt):
         price(model, token_set(), schemes(INT8, PRODUCT))
     for index in range(model.blocks):

@@ -1,6 +1,7 @@
 """Measuring many plans with shared prefixes: the results of measuring each alone, at a lower cost."""
 
 import random
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 from qarat.conversion import WeightCache, build_block, quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.evaluation.incremental import Meter
+from qarat.evaluation.incremental import Failure, Meter, prefix_order
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import Model, open_model
 from qarat.observation import observe
@@ -48,7 +49,7 @@ def stats(folder: Path) -> ActivationStats:
 
 
 def meter_of(model: Model, stats: ActivationStats | None = None, keep_bytes: int | None = None) -> Meter:
-    cache: WeightCache = {}
+    cache = WeightCache(1 << 30)
     return Meter(model, token_set(), lambda i, s: build_block(model, i, s, stats, cache), keep_bytes=keep_bytes)
 
 
@@ -80,16 +81,73 @@ def test_every_plan_measures_as_it_does_alone(model: Model, stats: ActivationSta
     assert meter.forwards < len(plans) * BLOCKS * UNIT
 
 
-@pytest.mark.parametrize("states", [0, 1, 2, 4])
-def test_a_bound_changes_the_cost_and_not_the_results(model: Model, stats: ActivationStats, states: int):
+def test_many_plans_measure_as_each_does(model: Model, stats: ActivationStats):
+    plans = random_plans(model, 16)
+    labels = [f"number {n}" for n in range(len(plans))]
+    one, many = meter_of(model, stats), meter_of(model, stats)
+    assert many.measure_many(plans, labels) == [one.measure(p, label) for p, label in zip(plans, labels, strict=True)]
+    different = len({spelt(plan) for plan in plans})
+    assert many.forwards == distinct_steps(plans) * UNIT
+    assert one.forwards == (distinct_steps(plans) + len(plans) - different) * UNIT  # the last block of what comes again
+    assert many.measure_many(plans, labels) == one.measure_many(plans, labels)
+    assert many.forwards == (distinct_steps(plans) + different) * UNIT
+
+
+def spelt(plan: Plan) -> tuple[str, ...]:
+    return tuple(str([str(scheme) for scheme in plan.block(index).values()]) for index in range(BLOCKS))
+
+
+def distinct_steps(plans: list[Plan]) -> int:
+    """Blocks to run if none is run twice behind the same beginning."""
+    return len({spelt(plan)[: k + 1] for plan in plans for k in range(BLOCKS)})
+
+
+@pytest.mark.parametrize("states", [0, 1, 2, 5, 12, 100])
+def test_a_bound_changes_the_cost_and_not_the_results(
+    model: Model, stats: ActivationStats, states: int, monkeypatch: pytest.MonkeyPatch
+):
     plans = random_plans(model, 12)
-    free, bound = meter_of(model, stats), meter_of(model, stats, keep_bytes=states * STATE)
-    for number, plan in enumerate(plans):
-        assert free.measure(plan, str(number)) == bound.measure(plan, str(number))
-        assert sum(t.nbytes for kept in bound._kept.values() for t in kept) <= states * STATE
+    labels = [str(n) for n in range(len(plans))]
+    free = meter_of(model, stats)
+    wanted = free.measure_many(plans, labels)
+    held = watch_states(model, monkeypatch)
+    bound = meter_of(model, stats, keep_bytes=states * STATE)
+    assert bound.measure_many(plans, labels) == wanted
+    # A batch that a block is at work on lies beside what is held.
+    assert max(held.peaks) <= max(1, states) * STATE + STATE // WINDOWS * 2
+    assert held.now() <= states * STATE
+    assert bound.measure_many(plans[::-1], labels[::-1]) == wanted[::-1]
     assert free.forwards <= bound.forwards
     if states == 0:
-        assert bound.forwards == len(plans) * BLOCKS * UNIT
+        assert bound.forwards == 2 * len({spelt(plan) for plan in plans}) * BLOCKS * UNIT
+
+
+class Held:
+    """Bytes of all hidden states that are alive, and how many they were after each block."""
+
+    def __init__(self) -> None:
+        self.alive = weakref.WeakSet[torch.Tensor]()
+        self.peaks = [0]
+
+    def now(self) -> int:
+        return sum(t.nbytes for t in list(self.alive))
+
+    def add(self, states: torch.Tensor) -> torch.Tensor:
+        self.alive.add(states)
+        self.peaks.append(self.now())
+        return states
+
+
+def watch_states(model: Model, monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held()
+    embed, run_block = model.embed, model.run_block
+    monkeypatch.setattr(model, "embed", lambda tokens: held.add(embed(tokens)))
+
+    def run(index: int, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        return held.add(run_block(index, block, hidden))
+
+    monkeypatch.setattr(model, "run_block", run)
+    return held
 
 
 def test_it_restarts_from_the_deepest_shared_prefix(model: Model):
@@ -122,15 +180,66 @@ def test_nothing_is_run_before_the_first_plan(model: Model):
     assert meter_of(model).forwards == 0
 
 
-def test_the_least_recently_used_states_go_first(model: Model):
-    meter = meter_of(model, keep_bytes=3 * STATE)  # the entrance and two boundaries: one plan's
-    one, other = plan_of(model, "float", "float", "float"), plan_of(model, "w=int4/g8", "float", "float")
-    costs = []
-    for plan in (one, one, other, other, one):
+def costs(meter: Meter, *groups: list[Plan]) -> list[int]:
+    """Blocks run for each group of plans."""
+    found: list[int] = []
+    for plans in groups:
         before = meter.forwards
-        meter.measure(plan, "x")
-        costs.append((meter.forwards - before) // UNIT)
-    assert costs == [3, 1, 3, 1, 3]
+        meter.measure_many(plans, ["x"] * len(plans))
+        found.append((meter.forwards - before) // UNIT)
+    return found
+
+
+def test_the_least_recently_used_states_go_first(model: Model):
+    meter = meter_of(model, keep_bytes=2 * STATE)  # one plan's two boundaries
+    one, other = (plan_of(model, spelling, "float", "float") for spelling in ("w=int4/g8", "w=int3/channel"))
+    assert costs(meter, [one], [one], [other], [other], [one]) == [3, 1, 3, 1, 3]
+
+
+def test_float_states_go_last(model: Model):
+    meter = meter_of(model, keep_bytes=2 * STATE)
+    one, other = (plan_of(model, spelling, "float", "float") for spelling in ("w=int4/g8", "w=int3/channel"))
+    late = plan_of(model, "float", "float", "w=int4/g8")
+    assert costs(meter, [plan_of(model)], [one], [one], [other], [one], [late]) == [3, 3, 1, 3, 3, 1]
+
+
+def test_plans_join_where_they_begin(model: Model):
+    """One plan begins at the entrance, one behind block 0, one behind block 1, which is known from before."""
+    a, b = "float", "w=int4/g8"
+    meter = meter_of(model)
+    meter.measure(plan_of(model, a, a, a), "x")
+    assert costs(meter, [plan_of(model, b, a, a), plan_of(model, a, b, a), plan_of(model, a, a, b)]) == [3 + 2 + 1]
+
+
+def test_a_block_is_built_once_for_all_that_go_through_it(model: Model):
+    built: list[int] = []
+
+    def build(index: int, schemes: Mapping[str, Scheme]) -> nn.Module:
+        built.append(index)
+        return build_block(model, index, schemes, None)
+
+    a, b = "float", "w=int4/g8"
+    plans = [plan_of(model, *(a if n & bit else b for bit in (1, 2, 4))) for n in range(8)]
+    Meter(model, token_set(), build).measure_many(plans, ["x"] * 8)
+    assert built == [0, 0, 1, 1, 2, 2]
+
+
+def test_progress_ends_with_every_plan(model: Model):
+    seen: list[tuple[str, int, int]] = []
+    plans = random_plans(model, 8)
+    different = len({spelt(plan) for plan in plans})
+    meter = meter_of(model, observe(model, token_set(1)), keep_bytes=4 * STATE)
+    meter.measure_many(plans, ["x"] * len(plans), progress=lambda *now: seen.append(now))
+    assert seen[0] == ("measure", 0, different)
+    assert seen[-1] == ("measure", different, different)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_prefix_order_puts_neighbours_together(model: Model):
+    a, b = "float", "w=int4/g8"
+    plans = [plan_of(model, *beginning, last) for last in (a, b) for beginning in ((b, a), (a, b), (a, a))]
+    ordered = [spelt(plans[i])[:2] for i in prefix_order(plans)]
+    assert ordered[0::2] == ordered[1::2]
 
 
 def test_a_site_is_told_from_its_neighbour(model: Model):
@@ -142,11 +251,48 @@ def test_a_site_is_told_from_its_neighbour(model: Model):
     assert meter.forwards == 2 * BLOCKS * UNIT
 
 
-def test_nan_is_reported_with_the_label(model: Model):
-    class Broken(nn.Module):
-        def forward(self, hidden: torch.Tensor, **_: object) -> torch.Tensor:
-            return hidden * float("nan")
+class Broken(nn.Module):
+    def forward(self, hidden: torch.Tensor, **_: object) -> torch.Tensor:
+        return hidden * float("nan")
 
+
+def test_nan_is_reported_with_the_label(model: Model):
     meter = Meter(model, token_set(), lambda *_: Broken())
     with pytest.raises(UserError, match=r"k=2: the loss of window 0 \(text\) is nan"):
         meter.measure(plan_of(model), "k=2")
+
+
+def test_a_failed_trial_leaves_the_others_alone(model: Model):
+    """A block under int3 gives NaN; what is measured beside it comes out as without it."""
+
+    def build(index: int, schemes: Mapping[str, Scheme]) -> nn.Module:
+        if any("int3" in str(scheme) for scheme in schemes.values()):
+            return Broken()
+        return build_block(model, index, schemes, None)
+
+    a, b, bad = "float", "w=int4/g8", "w=int3/channel"
+    plans = [plan_of(model, *three) for three in ((a, bad, a), (a, b, a), (bad, b, b), (a, a, bad), (b, b, b))]
+    found = Meter(model, token_set(), build).measure_many(plans, list("abcde"))
+    for label, plan, outcome in zip("abcde", plans, found, strict=True):
+        if label in "acd":
+            assert outcome == Failure(label, plan, f"{label}: the loss of window 0 (text) is nan")
+        else:
+            assert outcome == meter_of(model).measure(plan, label)
+
+
+def test_after_an_error_it_measures_as_before(model: Model):
+    class StopError(Exception):
+        pass
+
+    faults = iter([True])
+
+    def build(index: int, schemes: Mapping[str, Scheme]) -> nn.Module:
+        if index == 2 and next(faults, False):
+            raise StopError
+        return build_block(model, index, schemes, None)
+
+    plans = [plan_of(model, *three) for three in (("float",) * 3, ("w=int4/g8", "float", "float"))]
+    meter = Meter(model, token_set(), build, keep_bytes=2 * STATE)
+    with pytest.raises(StopError):
+        meter.measure_many(plans, ["a", "b"])
+    assert meter.measure_many(plans, ["a", "b"]) == meter_of(model).measure_many(plans, ["a", "b"])

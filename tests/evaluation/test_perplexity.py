@@ -14,6 +14,7 @@ from qarat.errors import UserError
 from qarat.evaluation.perplexity import measure_perplexity, window_nats
 from qarat.models import Model, open_model
 from qarat.plans import assign
+from qarat.recordfiles import encode_record
 from qarat.records import paired_difference
 from qarat.testing import tiny_checkpoint
 from qarat.workspace import Runtime
@@ -65,7 +66,8 @@ def test_it_is_transformers_own_loss_on_a_real_model(stories260k: Path):
 def test_window_nats_by_hand(tiny_model: Model):
     hidden = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
     ids = token_set(2, 5).windows
-    found = window_nats(tiny_model, hidden, ids)
+    (targets,) = token_set(2, 5).target_batches(64)
+    found = window_nats(tiny_model, hidden, targets)
     assert (found.dtype, found.shape) == (torch.float64, (2,))
     for w in range(2):
         logits = tiny_model.logits(hidden[w]).double()
@@ -78,6 +80,8 @@ def test_what_the_record_says(tiny_model: Model):
     evaluation = measure_perplexity(tiny_model, tokens, label="naive", plan="abc")
     assert (evaluation.label, evaluation.plan, evaluation.sources) == ("naive", "abc", tokens.sources)
     assert evaluation.provenance == tiny_model.provenance(tokens.fingerprint, tokens.convention)
+    assert evaluation.unit == "token"
+    assert b"unit" not in encode_record(evaluation)  # records from before there were other units keep their hash
 
 
 # ---------------------------------------------------------------- what may not change it

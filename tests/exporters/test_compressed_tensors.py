@@ -265,7 +265,8 @@ def test_every_projection_is_named_once_and_means_its_scheme(name: str, made: Ca
     named = [*group["targets"], *written["ignore"]]
     assert sorted(named) == sorted(["lm_head", *(s.name for s in plan.sites if s.kind == "projection")])
     assert written["ignore"] == ["model.layers.1.mlp.down_proj", "lm_head"]
-    bits = {a.weight_bits for a in plan.assignments if a.weight_bits}
+    schemes = [a.scheme for a in plan.assignments if isinstance(a.scheme, LinearScheme) and a.scheme.weight]
+    bits = {scheme.weight.number_format.bits for scheme in schemes if scheme.weight}
     assert {group["weights"]["num_bits"]} == bits
 
 

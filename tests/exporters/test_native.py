@@ -25,6 +25,7 @@ from qarat.exporters.native import is_native, read_native, site_bytes, write_nat
 from qarat.models import Model, open_model
 from qarat.observation import observe
 from qarat.plans import Plan, assign
+from qarat.prefixes import leading_tokens
 from qarat.recordfiles import content_hash
 from qarat.schemes import LinearScheme, parse_scheme
 from qarat.testing import tiny_checkpoint
@@ -74,15 +75,17 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
 
 def token_set() -> TokenSet:
     ids = torch.randint(2, 98, (4, LENGTH), generator=torch.Generator().manual_seed(7))
+    ids[:, :2] = torch.tensor([0, 9])
     return TokenSet("calibration", f"windows-{LENGTH}-nobos", ids, ("text",) * 4, ("0" * 64,), ("text",))
 
 
-def quantized(folder: Path, low: str, rules: dict[str, str]) -> tuple[Model, Plan]:
+def quantized(folder: Path, low: str, rules: dict[str, str], prefix: int = 0) -> tuple[Model, Plan]:
     model = open_model(str(folder))
     needs_stats = "static" in " ".join([low, *rules.values()])
-    stats = observe(model, token_set()) if needs_stats else None
+    stats = observe(model, token_set(), prefix=prefix) if needs_stats else None
     digest = content_hash(stats) if stats else ""
-    plan = assign(model.fingerprint, model.source_bits, model.sites(), low, list(rules.items()), digest)
+    front = leading_tokens(token_set(), prefix)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), low, list(rules.items()), digest, front)
     return quantize(model, plan, stats), plan
 
 
@@ -125,6 +128,41 @@ def test_what_is_read_is_what_was_written(case: str, tmp_path: Path):
     assert torch.equal(logits(again), logits(model))
     assert str(again.module()) == str(model.module())
     assert again.sites() == model.sites()
+
+
+@pytest.mark.parametrize("case", ["static products", "some in float", "biases", "bfloat16", "everything in float"])
+def test_a_prefix_is_read_as_it_was_written(case: str, tmp_path: Path):
+    options, low, rules = CASES[case]
+    model, plan = quantized(tiny_checkpoint(tmp_path / "source", **options), low, rules, prefix=2)
+    write_native(model, plan, tmp_path / "out")
+    again, plan_again = read_native(tmp_path / "out")
+    assert (plan_again, plan_again.prefix) == (plan, (0, 9))
+    assert torch.equal(logits(again), logits(model))
+    assert str(again.module()) == str(model.module())
+    text: Any = again.module()
+    prompt = token_set().windows[:1, :5]
+    assert text.generate(prompt, max_new_tokens=4, do_sample=False).shape == (1, 9)
+    stored = load_file(tmp_path / "out" / "prefix.safetensors")
+    module: Any = open_model(str(tmp_path / "source")).module()
+    cache = module(prompt[:, :2]).past_key_values
+    assert len(stored) == 3 * len(cache.layers)
+    for index, layer in enumerate(cache.layers):
+        for name in ("keys", "values"):  # what an engine's cache would begin with
+            torch.testing.assert_close(stored[f"model.layers.{index}.prefix_{name}"], getattr(layer, name)[0])
+
+
+def test_a_prefix_that_is_missing_or_of_another_shape_is_refused(tiny_llama: Path, tmp_path: Path):
+    model, plan = quantized(tiny_llama, "w=int8/channel", {}, prefix=1)
+    write_native(model, plan, tmp_path / "out")
+    path = tmp_path / "out" / "prefix.safetensors"
+    stored = load_file(path)
+    stored["model.layers.1.prefix_keys"] = stored["model.layers.1.prefix_keys"][:1].contiguous()
+    save_file(stored, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.prefix_keys"):
+        read_native(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(UserError):
+        read_native(tmp_path / "out")
 
 
 def test_norms_kept_wider_than_the_weights_stay_so(tmp_path: Path):

@@ -105,3 +105,57 @@ def test_the_first_kernel_that_supports_the_schemes_is_chosen(text: str, device:
     scheme = parse_scheme(text)
     assert not isinstance(scheme, MatmulScheme)
     assert kernels.choose(scheme.weight, scheme.input, torch.device(device)) is kernels.named(name)
+
+
+# ---------------------------------------------------------------- LLM.int8()
+
+
+def spiky(*shape: int) -> Tensor:
+    """Two columns reach 6: one in the first matrix alone, one, just, in the second."""
+    x = normal(*shape).clamp(-5, 5)
+    x[0, 2, 7], x[1, 1, 9] = -50.0, 6.0
+    return x
+
+
+def with_outliers(x: Tensor, words: str) -> Tensor:
+    return reference.linear(x, torch.eye(x.shape[-1]), None, parse_tensor_scheme(words, "a"), None)
+
+
+def test_without_outliers_it_is_the_plain_scheme() -> None:
+    x = spiky(2, 5, 32)
+    assert torch.equal(with_outliers(x, "int8/token/outliers-1000"), with_outliers(x, "int8/token"))
+
+
+@pytest.mark.parametrize("words", ["int8/token", "int4/tensor/dynamic", "int8/g8", "int8/token/asymmetric"])
+def test_a_threshold_of_zero_leaves_the_input_in_float(words: str) -> None:
+    x = spiky(2, 5, 32)
+    assert torch.equal(with_outliers(x, f"{words}/outliers-0"), x)
+
+
+def test_columns_that_reach_the_threshold_stay_and_have_no_part_in_scales() -> None:
+    x = spiky(2, 5, 32)
+    y = with_outliers(x, "int8/token/outliers-6")
+    columns = reference.outlier_columns(x, 6.0)
+    assert columns.shape == (2, 1, 32)
+    assert columns.squeeze(1).nonzero().tolist() == [[0, 7], [1, 9]]
+    for matrix, column in ((0, 7), (1, 9)):
+        others = [c for c in range(32) if c != column]
+        assert torch.equal(y[matrix, :, column], x[matrix, :, column])
+        assert torch.equal(y[matrix][:, others], with_outliers(x[matrix][:, others], "int8/token"))
+
+
+def test_outlier_columns_do_not_depend_on_the_batch() -> None:
+    x = spiky(2, 5, 32)
+    alone = torch.cat([with_outliers(x[:1], "int8/token/outliers-6"), with_outliers(x[1:], "int8/token/outliers-6")])
+    assert torch.equal(with_outliers(x, "int8/token/outliers-6"), alone)
+    assert torch.equal(with_outliers(x[0], "int8/token/outliers-6"), alone[0])  # (rows, in) is one matrix
+
+
+def test_only_the_reference_knows_outlier_columns() -> None:
+    scheme = parse_tensor_scheme("int8/token/outliers-6", "a")
+    weight = parse_tensor_scheme("int8/channel", "w")
+    assert kernels.choose(weight, scheme, CPU) is kernels.named(kernels.REFERENCE)
+    with pytest.raises(ValueError, match="the product's affair"):
+        fake_quantize(normal(4, 8), scheme)
+    with pytest.raises(ValueError, match="the product's affair"):
+        quantize_tensor(normal(4, 8), scheme)

@@ -195,6 +195,13 @@ def test_a_point_below_zero_without_an_error_is_refused_with_the_remedy() -> Non
     assert len(found.points) == 36
 
 
+def test_points_that_are_all_near_zero_are_refused(make_table: MakeTable) -> None:
+    table = make_table("weak", WEAK)
+    unsure = [msgspec.structs.replace(row, standard_error=row.value) for row in table.rows]
+    with pytest.raises(UserError, match="every increase is within 3 standard errors of zero"):
+        fit(msgspec.structs.replace(table, rows=tuple(unsure)), "weak")
+
+
 def test_the_unquantized_model_is_no_point(make_table: MakeTable) -> None:
     table = make_table("weak", WEAK)
     zero = [msgspec.structs.replace(row, ratio=0.0, value=0.0) for row in table.rows[:3]]

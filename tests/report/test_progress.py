@@ -51,6 +51,15 @@ def test_a_stage_that_grows_is_one_stage():
     assert out.getvalue().split() == ["sweep", "5/5", "0.0", "s"]
 
 
+def test_what_stands_behind_a_colon_changes_within_a_stage():
+    bars, out, _ = make(terminal=False)
+    with bars:
+        bars("search", 1, 3)
+        bars("search: 0.9 low", 2, 3)
+        bars("search: 0.93 low", 3, 3)
+    assert out.getvalue().split() == ["search:", "0.93", "low", "3/3", "0.0", "s"]
+
+
 def test_a_stage_that_begins_anew_is_another():
     bars, out, clock = make(terminal=False)
     with bars:

@@ -212,6 +212,15 @@ def test_menu_with_shapes_prices_a_million_parameters():
     assert f"{0.0230 / (64 * 192 / 1e6):.3f}" in line_with(text, "1.down")
 
 
+def test_menu_in_another_unit_says_so_and_claims_no_nats():
+    menu = msgspec.structs.replace(make_menu(), metric="output-error", unit="squared output error per token")
+    text = show(render(menu, plan=make_plan("1.down"), sweep=make_sweep()))
+    assert "prices are squared output error per token: they rank sites" in text
+    assert "nats per token" not in text
+    assert "(price)" in text
+    assert "measured alone" in text
+
+
 def test_menu_sets_the_measured_damage_beside_the_predicted():
     text = show(render(make_menu(), plan=make_plan("1.down"), sweep=make_sweep()))
     assert "measured alone" in text

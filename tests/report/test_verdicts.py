@@ -4,7 +4,7 @@ from rich.console import Console
 
 from qarat.records import Difference, Provenance
 from qarat.report.terminal import render
-from qarat.verifications import Comparison, Finding, ModuleReport, Running, Verification, WeightComparison
+from qarat.verifications import Finding, LogitsComparison, ModuleReport, Running, Verification, WeightComparison
 
 
 def shown(record: Verification) -> str:
@@ -27,7 +27,7 @@ def verification(*findings: Finding) -> Verification:
         modules,
         findings,
         (WeightComparison(9, 8, 0.5),),
-        (Comparison("ours", 2e-6, 1e-5, 4), Comparison("theirs", 0.25, 0.0, 4)),
+        (LogitsComparison("ours", 2e-6, 1e-5, 4), LogitsComparison("theirs", 0.25, 0.0, 4)),
         (Difference(0.0123, 0.001, 3),),
     )
 

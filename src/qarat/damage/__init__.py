@@ -1,1 +1,73 @@
-"""Damage: what every scheme would cost at every site, in nats per token; one file per metric."""
+"""Damage: what every scheme would cost at every site; one file per metric, the folder is the registry.
+
+A metric is a module of this folder with `METRIC`, its name (the module's with ``-`` for ``_``), and `price`; the first
+line of its docstring is what help says of it. Prices are in nats per token where the menu says so, and rank sites
+otherwise.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from qarat.errors import UserError
+from qarat.formats import nearest_names
+
+if TYPE_CHECKING:
+    from qarat.data import TokenSet
+    from qarat.models import Model
+    from qarat.records import ActivationStats, Menu
+    from qarat.schemes import Scheme
+    from qarat.workspace import Progress
+
+__all__ = ["DEFAULT", "Price", "describe", "load", "names"]
+
+DEFAULT = "fisher"
+_NOT_METRICS = ("capture", "changes", "checking")  # what metrics share, and what is said of them
+
+
+class Price(Protocol):
+    """Prices every scheme at every site it fits."""
+
+    def __call__(
+        self,
+        model: Model,
+        tokens: TokenSet,
+        schemes: Sequence[Scheme],
+        stats: ActivationStats | None = None,
+        *,
+        seed: int = 0,
+        progress: Progress = ...,
+    ) -> Menu:
+        """Make the menu; arguments and errors as `qarat.damage.fisher.price`."""
+        ...
+
+
+def names() -> list[str]:
+    """The metrics there are."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METRICS)
+
+
+def describe() -> dict[str, str]:
+    """Every metric with the first line of its module's docstring, which is read without importing it."""
+    return {name: _first_line(name.replace("-", "_")) for name in names()}
+
+
+def load(name: str) -> Price:
+    """The metric's `price`.
+
+    Raises:
+        UserError: Unknown name; names the nearest known ones.
+    """
+    if name not in names():
+        raise UserError(f"unknown damage metric {name!r}; {nearest_names(name, names())}")
+    return cast(Price, importlib.import_module(f"{__name__}.{name.replace('-', '_')}").price)
+
+
+def _first_line(module: str) -> str:
+    text = (Path(__path__[0]) / f"{module}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]

@@ -1,7 +1,7 @@
 """Perplexity: the negative log-likelihood of a token set, window by window, under the convention that cut it.
 
-Every predicted token of a window counts, the first never does (nothing precedes it); windows do not overlap. Per-window
-sums are kept, so that two models can be compared pair by pair.
+The set says what is to be predicted behind each token: under most conventions the next one, which a window's first
+never is. Per-window sums are kept, so that two models can be compared pair by pair.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qarat.data import TokenSet
+from qarat.data import NOTHING, TokenSet
 from qarat.errors import UserError
 from qarat.models import Model
 from qarat.records import Evaluation
@@ -38,7 +38,7 @@ def measure_perplexity(
     Raises:
         UserError: If a window's loss is NaN or Inf (names the window and its source).
     """
-    batches = tokens.batches(model.runtime.batch_tokens)
+    batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
     hidden = [model.embed(batch) for batch in batches]
     stage = f"evaluate {label}"
     progress(stage, 0, model.blocks + 1)
@@ -47,7 +47,7 @@ def measure_perplexity(
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
             progress(stage, index + 1, model.blocks + 1)
-        nats = torch.cat([window_nats(model, h, b) for h, b in zip(hidden, batches, strict=True)])
+        nats = torch.cat([window_nats(model, h, t) for h, t in zip(hidden, targets, strict=True)])
     progress(stage, model.blocks + 1, model.blocks + 1)
     return evaluation_of(model, tokens, nats, label=label, plan=plan)
 
@@ -68,26 +68,27 @@ def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, p
     if not nats.isfinite().all():
         window = int((~nats.isfinite()).nonzero()[0])
         raise UserError(f"{label}: the loss of window {window} ({tokens.sources[window]}) is {float(nats[window])}")
-    predicted = (tokens.windows.shape[1] - 1,) * len(nats)
+    predicted = tokens.words or tokens.predicted
     provenance = model.provenance(tokens.fingerprint, tokens.convention)
-    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources)
+    unit = "word" if tokens.words else "token"
+    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources, unit)
 
 
-def window_nats(model: Model, hidden: Tensor, tokens: Tensor) -> Tensor:
+def window_nats(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """Summed negative log-likelihood of each window's predicted tokens.
 
     Args:
         model: For norm and head.
         hidden: (windows, length, hidden) behind the last block.
-        tokens: (windows, length) ids.
+        targets: (windows, length) ids to be predicted there, `NOTHING` where nothing is.
 
     Returns:
         (windows,) float64 on the CPU, nats.
     """
     sums = []
     # One window at a time: a large vocabulary's logits would not fit for a whole batch.
-    for states, ids in zip(hidden, tokens.to(hidden.device), strict=True):
-        logits = model.logits(states[:-1])
-        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    for states, ids in zip(hidden, targets.to(hidden.device), strict=True):
+        scored = ids != NOTHING
+        losses = torch.nn.functional.cross_entropy(model.logits(states[scored]), ids[scored], reduction="none")
         sums.append(losses.double().sum().cpu())
     return torch.stack(sums)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import importlib.metadata
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qarat.documents import bundled_documents
 from qarat.errors import UserError
 from qarat.evaluation.code_continuation import make_items
+from qarat.evaluation.harness import import_harness
+from qarat.evaluation.local_tasks import LOCAL_TASKS, read_task
 from qarat.formats import nearest_names
 from qarat.models import Model
 from qarat.records import TaskScore, ZeroShot
@@ -25,7 +27,7 @@ from qarat.workspace import Progress, hash_json, no_progress
 
 __all__ = ["OWN_TASKS", "measure_tasks"]
 
-OWN_TASKS = ("code_continuation",)
+OWN_TASKS = ("code_continuation", *LOCAL_TASKS)
 """Tasks that this project defines; every other name is the harness's."""
 
 BATCH = 16  # requests run together; not part of the result beyond rounding
@@ -38,6 +40,7 @@ def measure_tasks(
     label: str,
     plan: str = "",
     limit: int | None = None,
+    data: Path | None = None,
     progress: Progress = no_progress,
 ) -> ZeroShot:
     """Measure a model on tasks, without examples in the prompt.
@@ -48,21 +51,23 @@ def measure_tasks(
         label: What is evaluated.
         plan: Content hash of the plan behind a quantized model.
         limit: At most so many questions of each task, the first ones.
+        data: The folder with the files of the tasks called ``*_local``.
         progress: Called as questions are answered.
 
     Raises:
-        UserError: The harness is not installed; unknown tasks (with the nearest names); questions longer than the
-            model's windows.
+        UserError: The harness is not installed; unknown tasks (with the nearest names); local tasks without their
+            files, or with malformed ones (every row, with its line); questions longer than the model's windows.
     """
-    harness = _import("lm_eval")
+    harness = import_harness("lm_eval")
     with _quiet():
         # Reading the definitions of all the harness's tasks takes a while; our own need none of them.
         theirs = any(name not in OWN_TASKS for name in tasks)
-        manager = _import("lm_eval.tasks").TaskManager(include_defaults=theirs)
+        manager = import_harness("lm_eval.tasks").TaskManager(include_defaults=theirs)
         _check_names(tasks, manager.all_tasks)
+        own = {name: _own_task(name, data) for name in dict.fromkeys(tasks) if name in OWN_TASKS}
         answer: Any = harness.simple_evaluate(
             model=_wrap(model, f"evaluate {label}", progress),
-            tasks=[_own_task() if name in OWN_TASKS else name for name in tasks],
+            tasks=[own.get(name, name) for name in dict.fromkeys(tasks)],
             num_fewshot=0,
             limit=limit,
             task_manager=manager,
@@ -86,7 +91,9 @@ def _scores(task: str, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Ite
             continue
         error = row.get(f"{metric}_stderr,{chosen}")
         items = [s[metric] for s in samples if s.get("filter", chosen) == chosen and metric in s]
-        whole = len(items) == len(samples) and all(isinstance(x, int | float) for x in items)
+        whole = 0 < len(items) == len(samples) and all(isinstance(x, int | float) for x in items)
+        # Items whose mean is not the value (a perplexity's are logarithms) say nothing about its error.
+        whole = whole and math.isclose(math.fsum(items) / len(items), value, abs_tol=1e-12)
         yield TaskScore(
             task,
             str(answer["versions"].get(task, "")),
@@ -97,29 +104,40 @@ def _scores(task: str, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Ite
         )
 
 
-def _own_task() -> Any:
-    """Code continuation as the harness's task, on the report split that ships with the package."""
+def _own_task(name: str, data: Path | None) -> Any:
+    """A task of this project's as the harness has them."""
+    if name in LOCAL_TASKS:
+        if data is None:
+            raise UserError(f"{name} reads questions of your own: give --task-data the folder with its file")
+        return _task(name, read_task(name, data), LOCAL_TASKS[name].metrics)
     items = make_items(bundled_documents("report"))
     rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
-    dataset = _import("datasets").Dataset.from_list(rows)
+    return _task(name, rows, ("acc",), target_delimiter="")
+
+
+def _task(name: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], **more: Any) -> Any:
+    """Questions as the harness's task; what it is to ask depends on the fields they have (`read_task`)."""
+    dataset = import_harness("datasets").Dataset.from_list(list(rows))
+    if "choices" in rows[0]:
+        asked = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    elif "contexts" in rows[0]:  # with several contexts, the harness wants the answer in the place of the text
+        asked = {"doc_to_text": "answer", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+    else:
+        asked = {"doc_to_text": "context", "doc_to_target": "continuation"}
     config = {
-        "task": OWN_TASKS[0],
+        "task": name,
         "custom_dataset": lambda **_: {"test": dataset},
         "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "output_type": "multiple_choice" if "doc_to_choice" in asked else "loglikelihood",
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
         "metadata": {"version": 1.0},
     }
-    return _import("lm_eval.api.task").ConfigurableTask(config=config)
+    return import_harness("lm_eval.api.task").ConfigurableTask(config=config | asked | more)
 
 
 def _wrap(model: Model, stage: str, progress: Progress) -> Any:
     """The model as the harness takes one, telling how far it is."""
-    base: Any = _import("lm_eval.models.huggingface").HFLM
+    base: Any = import_harness("lm_eval.models.huggingface").HFLM
 
     class Reporting(base):
         total = done = 0
@@ -166,19 +184,10 @@ def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
         raise UserError("; ".join(f"there is no task {name!r}: {nearest_names(name, names)}" for name in unknown))
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"zero-shot tasks need the lm-evaluation-harness ({error}); install it: pip install 'qarat[zero-shot]'"
-        ) from error
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave the harness's log at errors and its bars undrawn: what it says of its own steps is not for our users."""
-    log, steps = logging.getLogger("lm_eval"), _import("lm_eval.api.task")
+    log, steps = logging.getLogger("lm_eval"), import_harness("lm_eval.api.task")
     level, bar = log.level, steps.tqdm
     log.setLevel(logging.ERROR)
     steps.tqdm = lambda rows, **_: rows

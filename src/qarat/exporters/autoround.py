@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qarat.exporters.recipes import UnsayableError, translate
+from qarat.exporters.recipes import UnsayableError, refuse_transforms, translate
 from qarat.models import Model
 from qarat.plans import Assignment, Plan
 from qarat.schemes import Granularity, LinearScheme, TensorScheme
@@ -48,6 +48,7 @@ _MICROSCALED = {  # (format, scale kind): data_type
 
 def check(model: Model, plan: Plan) -> None:
     """Refuse what AutoRound cannot say (protocol `qarat.exporters.base.Exporter`)."""
+    refuse_transforms(plan, "AutoRound")
     layer_config(plan)
 
 

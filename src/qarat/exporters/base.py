@@ -16,8 +16,9 @@ import torch
 
 from qarat.errors import UserError
 from qarat.exporters import named
-from qarat.models import Model
+from qarat.models import ROTATION, Model
 from qarat.plans import Plan
+from qarat.schemes import LinearScheme
 from qarat.workspace import Progress, check_folder, new_folder, no_progress
 
 __all__ = ["MARK", "Exporter", "check_export", "copy_beside", "export_model", "require_exact"]
@@ -76,13 +77,41 @@ def check_export(model: Model, plan: Plan, format: str) -> None:
         format: Name of an exporter.
 
     Raises:
-        UserError: Unknown format, packages missing (with the line that installs them), or a plan it cannot hold.
+        UserError: Unknown format, packages missing (with the line that installs them), or a model or plan it cannot
+            hold.
     """
     exporter = named(format)
     if missing := [package for package in exporter.NEEDS if importlib.util.find_spec(package) is None]:
         install = f'pip install "qarat[{exporter.EXTRA}]"'
         raise UserError(f"--format {format} needs {', '.join(missing)}, which is not installed; {install}")
+    if plan.prefix:
+        raise UserError(
+            f"--format {format} cannot hold this plan: the first {len(plan.prefix)} tokens of a sequence are in float, "
+            "and engines compute them like all others, under scales that were calibrated without them. The native "
+            "folder holds their keys and values; to export, plan without --prefix"
+        )
+    _check_standard(model, plan, format)
     exporter.check(model, plan)
+
+
+def _check_standard(model: Model, plan: Plan, format: str) -> None:
+    """Refuse what no format but qarat's own folder has a place for.
+
+    Raises:
+        UserError: A rotation in the blocks, or listing every site with columns in float.
+    """
+    if model.is_rotated:
+        raise UserError(
+            f"--format {format} cannot hold this model: it rotates the input of every down_proj while it runs "
+            f"(transform {ROTATION}); qarat's own folder holds it, or plan again without the transform"
+        )
+    inputs = {a.site.name: a.scheme.input for a in plan.assignments if isinstance(a.scheme, LinearScheme)}
+    if split := [f"{name}: a={i.spell('a')}" for name, i in inputs.items() if i and i.outliers is not None]:
+        raise UserError(
+            f"--format {format} cannot hold this plan: outlier columns of an input are no part of it:\n  "
+            + "\n  ".join(split)
+            + "\nqarat's own folder holds them; or plan again without outliers-…"
+        )
 
 
 def export_model(

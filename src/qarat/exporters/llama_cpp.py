@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qarat.exporters.gguf.types import describe_types, float_type, tensor_name, type_of_sites
+from qarat.exporters.recipes import refuse_transforms
 from qarat.models import Model
 from qarat.plans import Plan
 from qarat.workspace import Progress
@@ -26,6 +27,7 @@ TYPES, COMMAND = "tensor-types.txt", "command.txt"
 
 def check(model: Model, plan: Plan) -> None:
     """Refuse what llama.cpp cannot hold (protocol `qarat.exporters.base.Exporter`)."""
+    refuse_transforms(plan, "llama.cpp")
     _types(model, plan)
 
 

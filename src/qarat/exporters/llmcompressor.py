@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from qarat.exporters.compressed_tensors.schemes import group_of, offences
-from qarat.exporters.recipes import UnsayableError, by_entry, float_sites, translate
+from qarat.exporters.recipes import UnsayableError, by_entry, float_sites, refuse_transforms, translate
 from qarat.models import Model
 from qarat.plans import Assignment, Plan
 from qarat.schemes import LinearScheme, TensorScheme
@@ -43,6 +43,7 @@ _ALTERNATIVES = (
 
 def check(model: Model, plan: Plan) -> None:
     """Refuse what llm-compressor cannot say (protocol `qarat.exporters.base.Exporter`)."""
+    refuse_transforms(plan, "llm-compressor")
     recipe(plan, model.family.head)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from qarat.exporters.recipes import UnsayableError, translate
+from qarat.exporters.recipes import UnsayableError, refuse_transforms, translate
 from qarat.models import Model
 from qarat.plans import Assignment, Plan
 from qarat.schemes import Granularity, LinearScheme, TensorScheme
@@ -37,6 +37,7 @@ _MX_FORMATS = ("e2m1", "e2m3", "e3m2", "e4m3")
 
 def check(model: Model, plan: Plan) -> None:
     """Refuse what ModelOpt cannot say (protocol `qarat.exporters.base.Exporter`)."""
+    refuse_transforms(plan, "ModelOpt")
     quant_cfg(plan)
 
 

@@ -5,6 +5,11 @@ little-endian in bits), ``NAME.scale``, and where the scheme has them ``NAME.zer
 ``NAME.input_scale`` and ``NAME.input_zero_point``. ``plan.json`` says what they mean; the index keeps its hash, so that
 neither changes alone. One file a block, so that writing and reading need the memory of one. No engine loads this
 format; it is what `qarat` itself measures, and what exports are compared with.
+
+Of a plan with a prefix, ``prefix.safetensors`` holds what an engine's cache would begin with: for every block
+``BLOCK.prefix_keys`` (position embeddings in them) and ``BLOCK.prefix_values``, (key heads, tokens, head width); and
+``BLOCK.prefix_states``, (tokens, hidden) behind the block, of which the last block's give the first prediction.
+All are float32.
 """
 
 from __future__ import annotations
@@ -26,11 +31,14 @@ from qarat.calibration import static_operands
 from qarat.checkpoints import Checkpoint
 from qarat.errors import UserError
 from qarat.exporters.base import copy_beside, require_exact
+from qarat.families import family_of
 from qarat.families.base import ATTENTION_OPERANDS
-from qarat.models import Model
+from qarat.fingerprints import source_of, transforms_of
+from qarat.models import Model, Transform
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
 from qarat.plans import Plan
+from qarat.prefixes import BlockPrefix, PrefixedBlock
 from qarat.recordfiles import content_hash, decode_record
 from qarat.scales import SCALE_DTYPES
 from qarat.schemes import LinearScheme, MatmulScheme, TensorScheme
@@ -42,6 +50,7 @@ __all__ = ["check_place", "is_native", "read_native", "site_bytes", "write_nativ
 PLAN = "plan.json"
 INDEX = "model.safetensors.index.json"
 FORMAT = "qarat-native/1"
+PREFIX = "prefix.safetensors"
 SOURCES = "source_map"  # which tensors lay together in the float checkpoint: an export keeps them together
 
 
@@ -89,12 +98,19 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
     with new_folder(folder, PLAN) as partial:
         (partial / PLAN).write_text(plan.to_json())  # first, as the mark of what is ours
         where: dict[str, str] = {}
+        prefix: dict[str, Tensor] = {}
         _write(partial / "outside.safetensors", _outside(model), where)
         progress("write", 0, model.blocks)
         for index, block in model.walk():
-            tensors = _block_tensors(block, f"{model.family.blocks}.{index}.", model.checkpoint)
+            home = f"{model.family.blocks}.{index}."
+            if isinstance(block, PrefixedBlock):
+                prefix |= _prefix_tensors(block.prefix, home)
+                block = block.block
+            tensors = _block_tensors(block, home, model.checkpoint)
             _write(partial / f"block-{index:03d}.safetensors", tensors, where)
             progress("write", index + 1, model.blocks)
+        if prefix:
+            _write(partial / PREFIX, prefix, where)
         metadata = {"format": FORMAT, "plan": content_hash(plan)}
         weight_map, source_map = dict(sorted(where.items())), dict(sorted(model.checkpoint.files.items()))
         index_file = {"metadata": metadata, "weight_map": weight_map, SOURCES: source_map}
@@ -117,7 +133,8 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
     plan = decode_record(folder / PLAN, Plan)
     _check_index(folder, plan)
     runtime = runtime or Runtime()
-    model = Model(_NativeCheckpoint(folder, plan), runtime)
+    transforms = tuple(Transform(word) for word in transforms_of(plan.model))
+    model = Model(_NativeCheckpoint(folder, plan), runtime, transforms=transforms)
     plan.check(plan.model, model.sites())
     return model.with_blocks(lambda index: _read_block(model, plan, index)), plan
 
@@ -146,7 +163,7 @@ class _NativeCheckpoint(Checkpoint):
 
     @property
     def fingerprint(self) -> str:
-        return self.plan.model
+        return source_of(self.plan.model)
 
     @property
     def files(self) -> dict[str, str]:
@@ -211,6 +228,12 @@ def _layout(plan: Plan, wanted: Mapping[str, Tensor], config: PreTrainedConfig) 
             else:
                 home, operand = name.rpartition(".")[0], stream.rpartition(".")[2]
                 layout |= _scales_layout(f"{home}.{PRODUCTS}.{operand}_", static, head)
+    if plan.prefix:
+        count, blocks = len(plan.prefix), family_of(list(config.architectures or [])).blocks
+        kept = {"keys": (config.num_key_value_heads, count, head), "states": (count, config.hidden_size)}
+        for index in range(config.num_hidden_layers):
+            for name, shape in (kept | {"values": kept["keys"]}).items():
+                layout[f"{blocks}.{index}.prefix_{name}"] = torch.float32, shape
     return layout
 
 
@@ -264,6 +287,19 @@ def _block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[st
     return found | {name: value.to(source.dtype_of(name)) for name, value in floats.items()}
 
 
+def _prefix_tensors(prefix: BlockPrefix, home: str) -> dict[str, Tensor]:
+    """Without the axis of windows."""
+    kept = {"keys": prefix.keys, "values": prefix.values, "states": prefix.states}
+    return {f"{home}prefix_{name}": value[0].float() for name, value in kept.items()}
+
+
+def _take_prefix(tensors: dict[str, Tensor], model: Model, plan: Plan, index: int) -> BlockPrefix:
+    """What the prefix leaves in a block, taken out of the block's tensors."""
+    names = ("prefix_keys", "prefix_values", "prefix_states")
+    keys, values, states = (tensors.pop(name).to(model.runtime.torch_dtype).unsqueeze(0) for name in names)
+    return BlockPrefix(keys, values, states, None if index else model.embed(torch.tensor([plan.prefix])))
+
+
 def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str, Tensor]:
     found = {f"{prefix}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
     if scales.zero_point is not None:
@@ -287,6 +323,7 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
     prefix = f"{model.family.blocks}.{index}."
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
     block = model.empty_block(index)
+    kept = _take_prefix(tensors, model, plan, index) if plan.prefix else None
     products: dict[str, MatmulScheme] = {}
     for name, scheme in plan.block(index).items():
         inner = name.removeprefix(prefix)
@@ -305,11 +342,12 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
         scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in ATTENTION_OPERANDS}
         known = {operand: s for operand, s in scales.items() if s is not None}
         block.get_submodule(model.family.attention).add_module(
-            PRODUCTS, QuantProducts(products["qk"], products["av"], known)
+            PRODUCTS, QuantProducts(products["qk"], products["av"], known, len(plan.prefix))
         )
     rest = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
     block.load_state_dict(rest, assign=True, strict=False)
-    return block.eval().requires_grad_(False)
+    block = block.eval().requires_grad_(False)
+    return block if kept is None else PrefixedBlock(block, index, kept)
 
 
 def _read_linear(

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from qarat.errors import UserError
+from qarat.fingerprints import transforms_of
 from qarat.plans import Assignment, Plan
 from qarat.schemes import LinearScheme, MatmulScheme
 
-__all__ = ["UnsayableError", "by_entry", "float_sites", "refuse", "translate"]
+__all__ = ["UnsayableError", "by_entry", "float_sites", "refuse", "refuse_transforms", "translate"]
 
 Entry = TypeVar("Entry")
 
@@ -68,6 +69,23 @@ def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> No
     if reasons:
         listed = "\n".join(f"  {why}:\n    " + "\n    ".join(sites) for why, sites in reasons.items())
         raise UserError(f"{tool} cannot hold this plan:\n{listed}\n{alternatives}")
+
+
+def refuse_transforms(plan: Plan, tool: str) -> None:
+    """Refuse a plan of a transformed model, where the tool would carry it out on the checkpoint as it was.
+
+    Args:
+        plan: Any.
+        tool: Its name, for the message.
+
+    Raises:
+        UserError: Naming the transforms.
+    """
+    if done := transforms_of(plan.model):
+        raise UserError(
+            f"{tool} would carry out this plan on the checkpoint as it was before {', '.join(done)}; "
+            "export the weights themselves (--format compressed-tensors), or plan without a transform"
+        )
 
 
 def float_sites(plan: Plan) -> list[str]:

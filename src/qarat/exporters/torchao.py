@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qarat.exporters.recipes import UnsayableError, float_sites, translate
+from qarat.exporters.recipes import UnsayableError, float_sites, refuse_transforms, translate
 from qarat.models import Model
 from qarat.modules import QuantLinear
 from qarat.plans import Assignment, Plan
@@ -39,6 +39,7 @@ Config = dict[str, Any]
 
 def check(model: Model, plan: Plan) -> None:
     """Refuse what torchao cannot say (protocol `qarat.exporters.base.Exporter`)."""
+    refuse_transforms(plan, "torchao")
     configs(plan)
 
 

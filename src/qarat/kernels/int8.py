@@ -27,7 +27,11 @@ MAX_INNER = (2**31 - 1) // (128 * 128)  # more products of −128 · −128 than
 def supports(weight: TensorScheme | None, input: TensorScheme | None, device: torch.device) -> bool:
     """Symmetric int8 on both sides: weight per tensor or channel, input per tensor or token; on a CPU."""
     return device.type == "cpu" and all(
-        s is not None and s.format == "int8" and s.symmetric and s.granularity in _ALONG_REDUCTION
+        s is not None
+        and s.format == "int8"
+        and s.symmetric
+        and s.outliers is None
+        and s.granularity in _ALONG_REDUCTION
         for s in (weight, input)
     )
 

@@ -3,17 +3,25 @@
 Operands are replaced by the numbers their codes stand for, and multiplied in float32. That is not how engines compute,
 but it is what they approximate: an int8 kernel differs from it by 4e-7 of the maximum, while the same simulation in
 bfloat16 would differ by 4e-3.
+
+LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) is a scheme of the input here, ``a=int8/token/outliers-6``: columns
+in which any token of the matrix reaches 6 are multiplied in float, the others rounded with scales in which those have
+no part. The paper takes all tokens of a batch for one matrix, and so does bitsandbytes; here each sequence is one of
+its own, so that a result does not depend on what else was in the batch, and one token alone when text is generated. As
+in bitsandbytes' inference, the weight's columns that meet them are those of the rounded weight, since no other is
+kept; but its scales leave out only the large elements of such columns, not the columns, which the paper does.
 """
 
 from __future__ import annotations
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from qarat.schemes import MatmulScheme, TensorScheme
 from qarat.tensors import QuantizedTensor, Scales, fake_quantize
 
-__all__ = ["linear", "matmul_operands", "supports"]
+__all__ = ["linear", "matmul_operands", "outlier_columns", "supports"]
 
 
 def supports(weight: TensorScheme | None, input: TensorScheme | None, device: torch.device) -> bool:
@@ -41,9 +49,32 @@ def linear(
     Returns:
         (rows, out) or (batch, …, out), float32.
     """
-    x = x.float() if input_scheme is None else fake_quantize(x, input_scheme, input_scales)
+    x = x.float() if input_scheme is None else _quantized_input(x, input_scheme, input_scales)
     w = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.float()
     return torch.nn.functional.linear(x, w, None if bias is None else bias.float())
+
+
+def outlier_columns(x: Tensor, threshold: float) -> Tensor:
+    """Which columns LLM.int8() leaves in float: those with a magnitude of at least the threshold.
+
+    Args:
+        x: (rows, in) or (batch, …, in), floating; each of the batch is a matrix by itself.
+        threshold: Of the magnitude.
+
+    Returns:
+        (1, in) or (batch, 1, …, in), bool: all axes between the batch and the columns are 1.
+    """
+    rows = tuple(range(0 if x.dim() == 2 else 1, x.dim() - 1))
+    return x.abs().amax(rows, keepdim=True) >= threshold
+
+
+def _quantized_input(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Tensor:
+    """The numbers that an input's codes stand for, outlier columns as they are; shape of ``x``, float32."""
+    if scheme.outliers is None:
+        return fake_quantize(x, scheme, scales)
+    outliers = outlier_columns(x, scheme.outliers)
+    rest = fake_quantize(x.masked_fill(outliers, 0.0), structs.replace(scheme, outliers=None), scales)
+    return torch.where(outliers, x.float(), rest)
 
 
 @torch.no_grad()

@@ -210,6 +210,8 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
             yield f"{name} has no value at {term.variable} {value:g}{where}: {form.equation}"
     if not np.isfinite(points.y).all():
         yield f"{name} is about per cent of perplexity; some increases{where} are beyond any number"
+    if (points.by_difference & (points.error > 0)).all():
+        yield f"every increase{where} is within {_NEAR_ZERO:g} standard errors of zero; measure more windows"
     for i in np.flatnonzero((points.y <= 0) & (points.error == 0)):
         what = ", ".join(f"{v} {spell_value(v, points.x[v][i])}" for v in form.variables)
         yield (

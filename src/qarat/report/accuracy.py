@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 
-from qarat.records import TaskScore, ZeroShot, same_origin
+from qarat.comparisons import score_difference
+from qarat.evaluation.local_tasks import LOCAL_TASKS, UNPUBLISHED
+from qarat.records import ZeroShot, same_origin
 from qarat.report.layout import cells, count, fixed, label, number, table, words
 
 __all__ = ["compare_accuracy", "show_accuracy"]
@@ -36,18 +36,12 @@ def compare_accuracy(records: Sequence[ZeroShot]) -> RenderableType:
     for key, base in theirs[0].items():
         for record, scores in zip(records, theirs, strict=True):
             score = scores[key]
-            difference = _difference(score, base) if record is not first else ("", "")
+            change, error = score_difference(score, base)
+            difference = (fixed(change, 4, sign=True), fixed(error, 4)) if record is not first else ("", "")
             questions = f"{len(score.items):,}" if score.items else ""
             numbers = fixed(score.value, 4), fixed(score.standard_error, 4)
             cells(out, *key, record.label, questions, *numbers, *difference)
     tasks = count(len({task for task, _ in theirs[0]}), "task")
-    return Group(out, words(f"{tasks}, {first.provenance.convention}, model {first.provenance.model[:12]}", "dim"))
-
-
-def _difference(score: TaskScore, base: TaskScore) -> tuple[str, str]:
-    """The paired difference and its standard error over questions."""
-    change = fixed(score.value - base.value, 4, sign=True)
-    if len(score.items) < 2 or len(score.items) != len(base.items):
-        return change, ""
-    changes = [x - y for x, y in zip(score.items, base.items, strict=True)]
-    return change, fixed(statistics.stdev(changes) / math.sqrt(len(changes)), 4)
+    lines = [f"{tasks}, {first.provenance.convention}, model {first.provenance.model[:12]}"]
+    lines += [UNPUBLISHED] if any(task in LOCAL_TASKS for task, _ in theirs[0]) else []
+    return Group(out, *(words(line, "dim") for line in lines))

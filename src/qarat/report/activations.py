@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qarat.plans import short_name
 from qarat.records import ActivationStats
-from qarat.report.layout import GAP, cells, fixed, label, number, table, title, words
+from qarat.report.layout import GAP, cells, count, fixed, label, number, table, title, words
 from qarat.schemes import TensorScheme
 from qarat.spikes import RULES, Diagnosis, Verdict, diagnose, find_spikes
 
@@ -28,12 +28,13 @@ def show_stats(record: ActivationStats, *, low: TensorScheme | None) -> Renderab
     shown = inputs[:ROWS] + observed[:ROWS]
     hidden = sum(bool(d.flagged_by) for d in rows) - sum(bool(d.flagged_by) for d in shown)
     scheme = f"low input {low.spell('a')}" if low else "the low scheme leaves inputs in float"
+    left_out = f"{GAP}without the first {count(len(record.prefix), 'token')} of a window" if record.prefix else ""
     counts = f"{len(shown)} of {len(rows)} streams"
     if hidden:
         counts += f"; {hidden} more are flagged, see the rules"
     return Group(
         title("activations", record.provenance.model, f"{record.windows} windows × {record.length} tokens"),
-        words(f"{record.provenance.convention}{GAP}{scheme}", "dim"),
+        words(f"{record.provenance.convention}{GAP}{scheme}{left_out}", "dim"),
         Text(),
         _streams(shown),
         Text(),

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief
 from qarat.plans import Assignment, Plan, Site, short_name
 from qarat.records import Menu, MenuEntry, Sweep, Trial
 from qarat.report.layout import (
@@ -28,7 +29,7 @@ from qarat.report.layout import (
     title,
     words,
 )
-from qarat.search import Unit
+from qarat.search.space import Unit
 
 __all__ = ["show_menu", "show_plan", "show_sweep"]
 
@@ -49,26 +50,31 @@ def show_menu(
         title("predicted damage", record.provenance.model, record.metric),
         words(record.provenance.convention, "dim"),
     ]
+    if not record.in_nats:
+        parts.append(words(f"prices are {record.unit}: they rank sites, and say nothing of the loss"))
     for scheme in schemes:
         entries = sorted((e for e in record.entries if e.scheme == scheme), key=lambda e: -e.damage)
         alone = {t.sites[0]: t for t in sweep.alone} if sweep and scheme == swept else {}
-        parts += [Text(), words(scheme, "bold"), *_prices(entries, parameters, alone)]
+        parts += [Text(), words(scheme, "bold"), *_prices(entries, parameters, alone, record.in_nats)]
     return Group(*parts)
 
 
 def _prices(
-    entries: Sequence[MenuEntry], parameters: Mapping[str, int], alone: Mapping[str, Trial]
+    entries: Sequence[MenuEntry], parameters: Mapping[str, int], alone: Mapping[str, Trial], in_nats: bool
 ) -> tuple[RenderableType, ...]:
     """One scheme's prices: the dearest sites, and those whose damage was measured too."""
     total = math.fsum(e.damage for e in entries)
     shown = [e for i, e in enumerate(entries) if i < ROWS or e.site in alone]
     measured = [alone[e.site].damage.nats for e in shown if e.site in alone]
-    digits = decimals([e.damage for e in shown] + measured)
+    # Nats stand beside nats; another unit has a precision of its own.
+    digits = decimals([e.damage for e in shown] + (measured if in_nats else []))
+    measured_digits = digits if in_nats else decimals(measured)
+    unit = "nats" if in_nats else "price"
     per_million = {e.site: e.damage / (parameters[e.site] / 1e6) for e in shown if parameters.get(e.site)}
     density = decimals(per_million.values(), least=3)
-    columns = [label("site", wrap=False), number("damage\n(nats)"), number("± SE\n(nats)"), number("share\n(%)")]
+    columns = [label("site", wrap=False), number(f"damage\n({unit})"), number(f"± SE\n({unit})"), number("share\n(%)")]
     if per_million:
-        columns.append(number("per 10⁶ parameters\n(nats)"))
+        columns.append(number(f"per 10⁶ parameters\n({unit})"))
     if alone:
         columns += [number("measured alone\n(nats)"), number("± SE\n(nats)")]
     out = table(*columns)
@@ -78,12 +84,12 @@ def _prices(
             row.append(fixed(per_million[e.site], density) if e.site in per_million else "")
         if alone:
             difference = alone[e.site].damage if e.site in alone else None
-            row += (
-                [fixed(difference.nats, digits), fixed(difference.standard_error, digits)] if difference else ["", ""]
-            )
+            figures = (difference.nats, difference.standard_error) if difference else ()
+            row += [fixed(f, measured_digits) for f in figures] or ["", ""]
         cells(out, *row)
     seen = share(math.fsum(e.damage for e in shown), total)
-    footer = f"sum predicted {fixed(total, decimals([total]))} nats per token over {len(entries)} sites"
+    what = f"predicted {fixed(total, decimals([total]))} nats per token" if in_nats else fixed(total, decimals([total]))
+    footer = f"sum {what} over {len(entries)} sites"
     if len(shown) < len(entries):
         footer += f"; the {len(shown)} shown make {seen} % of it"
     return out, Text(), words(footer)
@@ -100,6 +106,8 @@ def show_plan(record: Plan, *, sweep: Sweep | None = None) -> RenderableType:
     parts: list[RenderableType] = [title("plan", record.model, *facts)]
     if record.note:
         parts.append(words(record.note, "dim"))
+    if record.prefix:
+        parts.append(words(f"the first {count(len(record.prefix), 'token')} of a sequence in float at every site"))
     parts += [Text(), _schemes(record)]
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     parts += [Text(), *(words(f"{count(n, 'attention product')} in {scheme}") for scheme, n in products.items())]
@@ -212,6 +220,6 @@ def _recoveries(trials: Sequence[Trial]) -> RenderableType:
 
 
 def _same_model(what: str, model: str, **others: str | None) -> None:
-    strangers = [f"the {name} is of {other[:12]}…" for name, other in others.items() if other and other != model]
+    strangers = [f"the {name} is of {brief(other)}" for name, other in others.items() if other and other != model]
     if strangers:
-        raise UserError(f"the {what} is of the model {model[:12]}…, but " + " and ".join(strangers))
+        raise UserError(f"the {what} is of the model {brief(model)}, but " + " and ".join(strangers))

@@ -13,7 +13,7 @@ from rich.text import Text
 from qarat.errors import UserError
 from qarat.report.layout import visible, words
 
-__all__ = ["continuations"]
+__all__ = ["continuations", "departure", "shared_length"]
 
 DEPARTED = "bold underline"
 MARK = "≠"  # in the margin, because bold and underlined do not survive a pipe
@@ -34,20 +34,30 @@ def continuations(prompt: str, texts: Mapping[str, str]) -> RenderableType:
     float_label, reference = next(iter(texts.items()))
     parts: list[RenderableType] = [words("prompt", "bold"), _lines(words(prompt.rstrip(), "dim"), None)]
     for name, text in texts.items():
-        shared = _shared(reference, text)
-        if name == float_label:
-            verdict = ""
-        elif text == reference:
-            verdict = f"  as {float_label}"
-        elif shared == len(text):
-            verdict = f"  ends after {shared} characters, where {float_label} goes on"
-        else:
-            verdict = f"  departs from {float_label} after {shared} of {len(text)} characters"
-        parts += [Text(), Text.assemble((visible(name), "bold"), visible(verdict)), _continuation(prompt, text, shared)]
+        shared = shared_length(reference, text)
+        said = "" if name == float_label else departure(float_label, reference, text)
+        heading = Text.assemble((visible(name), "bold"), visible(f"  {said}" if said else ""))
+        parts += [Text(), heading, _continuation(prompt, text, shared)]
     return Panel(Group(*parts), title="greedy continuations", title_align="left", box=box.ROUNDED, padding=(0, 1))
 
 
-def _shared(a: str, b: str) -> int:
+def departure(first: str, reference: str, text: str) -> str:
+    """Where a continuation departs from the first one, in words.
+
+    Args:
+        first: Label of the first.
+        reference: Its continuation.
+        text: The other.
+    """
+    shared = shared_length(reference, text)
+    if text == reference:
+        return f"as {first}"
+    if shared == len(text):
+        return f"ends after {shared} characters, where {first} goes on"
+    return f"departs from {first} after {shared} of {len(text)} characters"
+
+
+def shared_length(a: str, b: str) -> int:
     """Characters up to the first difference."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 

@@ -14,6 +14,8 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
+from qarat.fingerprints import transforms_of
+
 __all__ = [
     "GAP",
     "bare",
@@ -95,7 +97,7 @@ def perplexity_change(nats: float) -> str:
 
 def title(what: str, model: str, *facts: str) -> Text:
     """The first line of a report: what it is, of which model, and the facts of the first rank."""
-    rest = "".join(f"{GAP}{fact}" for fact in (f"model {model[:12]}", *facts))
+    rest = "".join(f"{GAP}{fact}" for fact in (f"model {model[:12]}", *transforms_of(model), *facts))
     return Text.assemble((visible(what), "bold"), visible(rest))
 
 

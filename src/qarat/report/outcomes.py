@@ -22,7 +22,7 @@ def show_evaluation(record: Evaluation) -> RenderableType:
             record.label,
             record.provenance.model,
             f"perplexity {fixed(record.perplexity, 2)}",
-            f"loss {fixed(record.loss, 4)} nats per token",
+            f"loss {fixed(record.loss, 4)} nats per {record.unit}",
         ),
         words(_tokens(record), "dim"),
     )
@@ -63,7 +63,7 @@ def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
     if others:
         clusters = differences[0].clusters
         lines.append(
-            f"Δ: nats per token over {first.label}, paired by window; errors over {count(clusters, 'cluster')}"
+            f"Δ: nats per {first.unit} over {first.label}, paired by window; errors over {count(clusters, 'cluster')}"
         )
     if others and differences[0].clusters == 1:
         lines.append("one source alone gives no standard error")
@@ -73,4 +73,5 @@ def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
 def _tokens(evaluation: Evaluation) -> str:
     sources = count(len(set(evaluation.sources)), "source")
     windows = count(len(evaluation.nats), "window")
-    return f"{windows} of {sources}, {sum(evaluation.predicted):,} predicted tokens, {evaluation.provenance.convention}"
+    predicted = f"{sum(evaluation.predicted):,} predicted {evaluation.unit}s"
+    return f"{windows} of {sources}, {predicted}, {evaluation.provenance.convention}"

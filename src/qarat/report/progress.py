@@ -59,7 +59,7 @@ class StageProgress:
         self._clock = clock
         self._bars: Progress | None = None
         self._task: TaskID | None = None
-        self._stage = ""
+        self._name = self._stage = ""
         self._done = self._total = 0
         self._begun = self._seen = 0.0
 
@@ -87,16 +87,20 @@ class StageProgress:
             self.__enter__()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Report ``done`` of ``total`` units of a stage; another name, or fewer units than before, begins a new one."""
+        """Report ``done`` of ``total`` units of a stage; another name, or fewer units than before, begins a new one.
+
+        What stands behind a colon is no part of the name: what is best so far, for example.
+        """
         now = self._clock()
-        if stage != self._stage or done < self._done:
+        name = stage.partition(":")[0]
+        if name != self._name or done < self._done:
             self._finish()
-            self._stage, self._begun = stage, now
+            self._name, self._begun = name, now
             if self._bars is not None:
                 self._task = self._bars.add_task(visible(stage), total=total)
-        self._done, self._total, self._seen = done, total, now
+        self._stage, self._done, self._total, self._seen = stage, done, total, now
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total)
+            self._bars.update(self._task, description=visible(stage), completed=done, total=total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,4 +128,4 @@ class StageProgress:
                 *([cut] if cut else []),
             ]
             self._console.print(Text("  ".join(words)), soft_wrap=True)
-        self._stage, self._done = "", 0
+        self._name, self._stage, self._done = "", "", 0

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from qarat.plans import short_name
 from qarat.report.layout import GAP, bare, cells, count, decimals, fixed, label, number, table, title, words
-from qarat.verifications import Comparison, Finding, ModuleReport, Verification
+from qarat.verifications import Finding, LogitsComparison, ModuleReport, Verification
 
 __all__ = ["show_verification"]
 
@@ -65,7 +65,7 @@ def _modules(modules: Sequence[ModuleReport]) -> RenderableType:
     return out
 
 
-def _logits(comparisons: Sequence[Comparison]) -> RenderableType:
+def _logits(comparisons: Sequence[LogitsComparison]) -> RenderableType:
     out = table(label("logits compared"), number("relative\ndifference"), number("limit"), number("windows"))
     for c in comparisons:
         cells(out, c.what, f"{c.relative:.2g}", f"{c.limit:g}" if c.limit else "reported", str(c.windows))

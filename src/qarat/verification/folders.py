@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,10 +77,16 @@ class StoredFolder(NamedTuple):
 class _StoredCheckpoint(Checkpoint):
     """A quantized folder's tensors; what lies in the blocks is judged elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str) -> None:
         super().__init__(folder, quantized=True)
+        self._source = source
         self.config.quantization_config = None  # or transformers would go by it
         self._blocks = family_of(list(self.config.architectures or [])).blocks
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The float model's, where that is known; else the folder's own."""
+        return self._source or super().fingerprint
 
     def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
         """Check what lies outside the blocks, which has to be in float.
@@ -101,8 +108,12 @@ class _StoredCheckpoint(Checkpoint):
             raise UserError(f"{self.folder}: outside the blocks:\n  " + "\n  ".join(offences))
 
 
-def open_folder(path: Path) -> StoredFolder:
+def open_folder(path: Path, source: str = "") -> StoredFolder:
     """Open a folder in the compressed-tensors format.
+
+    Args:
+        path: Where it lies.
+        source: Fingerprint of the float model that it is to go by; empty for its own.
 
     Raises:
         UserError: No such folder, damaged or contradictory files, an unsupported architecture, not quantized.
@@ -110,7 +121,7 @@ def open_folder(path: Path) -> StoredFolder:
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
     config = read_config(path)
-    checkpoint = _StoredCheckpoint(path)
+    checkpoint = _StoredCheckpoint(path, source)
     model = checkpoint.skeleton()
     headers = checkpoint.headers
     by_module: dict[str, Tensors] = {}

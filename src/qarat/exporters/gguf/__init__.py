@@ -108,11 +108,11 @@ def _tensors(model: Model, progress: Progress) -> Iterator[tuple[str, Tensor]]:
 
 
 def _float_block(model: Model, index: int) -> dict[str, Tensor]:
-    """Name to value of one block's parameters: the checkpoint's, or where it has only codes, what they stand for."""
+    """Name to value of one block's parameters: the float model's, or where it has only codes, what they stand for."""
     prefix = f"{model.family.blocks}.{index}."
-    wanted = dict(model.empty_block(index).named_parameters())
+    wanted = [name for name, _ in model.empty_block(index).named_parameters()]
     if all(prefix + name in model.checkpoint for name in wanted):
-        return model.checkpoint.read(prefix, wanted, model.runtime)
+        return dict(model.load_float_block(index).named_parameters())
     block = model.block(index)
     found: dict[str, Tensor] = {}
     for name in wanted:

@@ -1,4 +1,4 @@
-"""Search: which sites to keep above the low scheme; candidates are ranked by prediction and confirmed by measurement.
+"""The sweep: which sites to keep above the low scheme; candidates ranked by prediction, confirmed by measurement.
 
 Spike-aware planning is a search at two schemes. The ranking (damage per parameter, or a spike rule) only says in which
 order to try; what is chosen is measured on the selection tokens: protect the first k, k = 0, 1, 2, …, stop when the
@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from qarat.plans import Budget, Plan, Site, short_name
+from qarat.budgets import LossBudget
+from qarat.plans import Plan, short_name
 from qarat.records import Evaluation, Sweep, Trial, paired_difference
 from qarat.schemes import Scheme
+from qarat.search.space import Unit
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["Unit", "make_units", "rank_by_damage", "sweep"]
+__all__ = ["rank_by_damage", "sweep"]
 
 Measure = Callable[[Plan, str], Evaluation]
 PATIENCE = 3  # additions in a row that change nothing before the sweep gives up
@@ -26,33 +28,6 @@ REMAINDER = 0.1  # of what a plan still loses beyond the budget; a gain has to b
 MOST = 24  # candidates tried at the most
 ALONE = 4  # of the dearest sites: their own damage is measured beside its prediction,
 MOST_ALONE = 8  # and that of protected sites too, but of no more than so many in all
-
-
-class Unit(msgspec.Struct, frozen=True):
-    """Sites that are protected together: one projection, or those tied by an engine."""
-
-    sites: tuple[str, ...]
-    parameters: int
-
-    @property
-    def label(self) -> str:
-        """``1.down``, or ``1.q+k+v`` for a tie."""
-        first, *rest = map(short_name, self.sites)
-        return "+".join([first, *(name.partition(".")[2] for name in rest)])
-
-
-def make_units(sites: Sequence[Site], *, tied: bool) -> tuple[Unit, ...]:
-    """The projections as units, in the order of the sites.
-
-    Args:
-        sites: Of a plan; attention products are left out.
-        tied: Whether sites of one tie make one unit.
-    """
-    groups: dict[tuple[int, str], list[Site]] = {}
-    for site in sites:
-        if site.kind == "projection":
-            groups.setdefault((site.block, site.tie if tied and site.tie else site.name), []).append(site)
-    return tuple(Unit(tuple(s.name for s in group), sum(s.parameters for s in group)) for group in groups.values())
 
 
 def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple[Unit, ...]:
@@ -69,7 +44,7 @@ def sweep(
     naive: Plan,
     ranked: Sequence[Unit],
     protect: Scheme,
-    budget: Budget,
+    budget: LossBudget,
     measure: Measure,
     *,
     order: str,
@@ -122,7 +97,7 @@ def sweep(
     return plan, record
 
 
-def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, exactly: int | None) -> list[Trial]:
+def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None) -> list[Trial]:
     """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
     trials: list[Trial] = []
     idle = 0
@@ -140,7 +115,7 @@ def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: Budget, 
 
 
 def _release(
-    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: Budget, naive_loss: float
+    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: LossBudget, naive_loss: float
 ) -> list[Unit]:
     """Units whose protection buys nothing, the idlest first, as far as the budget holds without all of them."""
     pairs = sorted(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
@@ -154,7 +129,7 @@ def _release(
     return released
 
 
-def _choose(trials: Sequence[Trial], budget: Budget, exactly: int | None) -> tuple[int, str]:
+def _choose(trials: Sequence[Trial], budget: LossBudget, exactly: int | None) -> tuple[int, str]:
     """How many to protect, and the reason in words."""
     last = len(trials) - 1
     loss = trials[last].damage.nats

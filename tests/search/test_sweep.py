@@ -5,10 +5,12 @@ from itertools import combinations
 
 import pytest
 
-from qarat.plans import Budget, Plan, Site, assign
+from qarat.budgets import LossBudget
+from qarat.plans import Plan, Site, assign
 from qarat.records import Evaluation, Provenance, Sweep
 from qarat.schemes import LinearScheme, parse_scheme
-from qarat.search import MOST, NOTHING, PATIENCE, Unit, make_units, rank_by_damage, sweep
+from qarat.search.space import Unit, make_units
+from qarat.search.sweep import MOST, NOTHING, PATIENCE, rank_by_damage, sweep
 
 LOW = "w=int8/channel a=int8/tensor/static"
 PROVENANCE = Provenance("m", "t", "windows-11-bos", {})
@@ -54,7 +56,7 @@ class Fake:
         self, budget: float, *, exactly: int | None = None, protect: str = "float", tied: bool = False
     ) -> tuple[Plan, Sweep]:
         units = make_units(self.sites, tied=tied)
-        allowed = Budget(f"nats+{budget}", budget)
+        allowed = LossBudget(f"nats+{budget}", budget)
         return sweep(
             self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly
         )
@@ -262,7 +264,7 @@ def test_progress_ends_at_its_total() -> None:
         fake.naive,
         units,
         LinearScheme(),
-        Budget("nats+0", 0.0),
+        LossBudget("nats+0", 0.0),
         fake.measure,
         order="",
         progress=lambda *call: calls.append(call),

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from qarat import options
+from qarat.budgets import parse_loss_budget
 from qarat.errors import ArgumentError, UserError
 from qarat.lawrecords import Law
 from qarat.laws.fitting import fit_law
@@ -14,7 +15,6 @@ from qarat.laws.forms import catalog, form_named
 from qarat.laws.prediction import predict, published_law, published_names, question
 from qarat.laws.tables import bundled_tables, load_table, narrow, write_table
 from qarat.measurements import parse_count, spell_value
-from qarat.plans import PlanError, parse_budget
 from qarat.recordfiles import decode_record, encode_record
 from qarat.screens import Lines, Screen
 from qarat.workspace import check_file, write_whole
@@ -105,7 +105,7 @@ def _known(asked: options.LawPredict) -> dict[str, float]:
     }
     if asked.budget is not None:
         try:
-            given["loss"] = parse_budget(asked.budget).nats
-        except PlanError as error:
+            given["loss"] = parse_loss_budget(asked.budget).nats
+        except UserError as error:
             raise ArgumentError(f"--budget: {error}") from None
     return {variable: value for variable, value in given.items() if value is not None}

@@ -1,0 +1,216 @@
+"""What the verbs share: options to values, and the last lines that are said."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qarat import options
+from qarat.budgets import parse_size
+from qarat.checkpoints import reference_models
+from qarat.data import TokenSet, load_token_sets
+from qarat.errors import ArgumentError, UserError
+from qarat.estimates import estimate
+from qarat.exporters.native import is_native
+from qarat.fingerprints import brief
+from qarat.models import Model, open_model
+from qarat.planning import Request, describe_matches
+from qarat.recordfiles import decode_record
+from qarat.records import ActivationStats
+from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
+from qarat.screens import Lines, Screen
+from qarat.workspace import Run, Runtime
+
+__all__ = [
+    "check_weights",
+    "command_line",
+    "ending",
+    "is_reference",
+    "is_static",
+    "load_stats",
+    "load_tokens",
+    "note_matches",
+    "open_float",
+    "open_float_named",
+    "prefix_of",
+    "quoted",
+    "request_of",
+    "runtime_of",
+    "scheme_of",
+    "show_estimate",
+    "token_sets_of",
+]
+
+
+def scheme_of(option: str, text: str) -> Scheme:
+    """Read an option's scheme.
+
+    Raises:
+        SchemeError: Naming the option.
+    """
+    try:
+        return parse_scheme(text)
+    except SchemeError as error:
+        raise SchemeError(f"{option}: {error}") from None
+
+
+def prefix_of(text: str) -> int | Literal["auto"]:
+    """A number of tokens, or ``auto``.
+
+    Raises:
+        ArgumentError: Neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdigit():
+        raise ArgumentError(f"--prefix {text}: give the number of leading tokens, or auto")
+    return int(text)
+
+
+def is_static(scheme: Scheme) -> bool:
+    """Whether any of its scales come from stats."""
+    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return any(part is not None and part.static for part in parts)
+
+
+def runtime_of(asked: options.Machine) -> Runtime:
+    """The runtime that was asked for.
+
+    Raises:
+        UserError: No CUDA device, fewer than one thread, or a malformed size.
+    """
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
+    if asked.threads is not None and asked.threads < 1:
+        raise ArgumentError(f"--threads {asked.threads}: give at least 1")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = auto if asked.device == "auto" else asked.device
+    memory = parse_size(asked.memory) if asked.memory else 0
+    return Runtime(device, asked.dtype, asked.threads or 0, memory)
+
+
+def open_float(asked: options.Computing) -> Model:
+    """Open the float model.
+
+    Raises:
+        UserError: If the folder holds a run or a quantized model, or as `open_model`.
+    """
+    return open_float_named(asked.model, asked)
+
+
+def open_float_named(name: str, asked: options.Computing | options.Compare | options.Sweep) -> Model:
+    """Open a float model that is not the verb's first word.
+
+    Raises:
+        UserError: As `open_float`.
+    """
+    given = Path(name)
+    if is_native(given) or (given / Run.MANIFEST).is_file():
+        raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
+    return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
+
+
+def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets."""
+    text: options.Text = asked.text
+    if (text.calibration, text.selection, text.report_text) == (None, None, None) and not is_reference(model):
+        screen.note(
+            "no text was given, so Python source is used, which suits the reference models. "
+            "For what your model is used for, give --calibration YOUR_TEXT"
+        )
+    return token_sets_of(text, model, asked.general.seed)
+
+
+def token_sets_of(text: options.Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets as the options of the text say."""
+    return load_token_sets(
+        model,
+        calibration=text.calibration,
+        selection=text.selection,
+        report=text.report_text,
+        length=text.length,
+        bos=text.bos,
+        samples=text.samples,
+        report_samples=text.report_samples,
+        seed=seed,
+    )
+
+
+def is_reference(model: Model) -> bool:
+    """Whether a model was trained by this project: those share a tokenizer, and so do their quantized folders."""
+    mine = model.folder / "tokenizer.json"
+    theirs = [folder / mine.name for folder in reference_models().values()]
+    return mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
+
+
+def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:
+    """Stats of this model; None where no scheme is static and there are none."""
+    if not needed and not path.is_file():
+        return None
+    stats = decode_record(path, ActivationStats)
+    if stats.provenance.model != model.fingerprint:
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; run `qarat profile` on it")
+    return stats
+
+
+def note_matches(request: Request, model: Model, screen: Screen) -> None:
+    """Say which sites the patterns of a request name."""
+    for line in describe_matches(request, model.sites()):
+        screen.note(line)
+
+
+def check_weights(model: Model) -> None:
+    """Read every block once, so that a weight that cannot be used is found now."""
+    for _ in model.walk():
+        pass
+
+
+def show_estimate(screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0) -> Lines:
+    """Show what a command would take, after all checks."""
+    check_weights(model)
+    screen.show(estimate(model, work, states=states, disk=disk))
+    return ()
+
+
+def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
+    """The last lines: what was written, and what to try next."""
+    return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
+
+
+def command_line(verb: str, asked: options.Computing, *words: object) -> str:
+    """A command line on the same model, with the same text, machine and seed."""
+    carried: list[str] = []
+    for group in (getattr(asked, "text", options.Text()), asked.machine, asked.general):
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if field.name not in ("json", "config", "dry_run") and value != field.default:
+                carried += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> Request:
+    """The planning options as a request, checked as far as that needs no model."""
+    request = Request(
+        asked.low,
+        asked.protect,
+        asked.budget,
+        asked.by,
+        asked.sites,
+        rules=asked.set,
+        runtime=asked.runtime,
+        prefix=prefix_of(prefix),
+        transforms=transforms,
+    )
+    request.check()
+    return request

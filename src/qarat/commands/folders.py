@@ -1,0 +1,183 @@
+"""Verbs that make, check and show folders: run, export, verify, show, models."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from qarat import options, pipeline
+from qarat.checkpoints import describe_reference_models
+from qarat.commands.common import (
+    check_weights,
+    command_line,
+    is_reference,
+    load_tokens,
+    note_matches,
+    open_float,
+    quoted,
+    request_of,
+    runtime_of,
+    scheme_of,
+    show_estimate,
+)
+from qarat.errors import ArgumentError, NotPassedError, UserError
+from qarat.estimates import ROUNDING, quantized_bytes
+from qarat.exporters.base import MARK, check_export, export_model
+from qarat.exporters.native import is_native, read_native
+from qarat.fingerprints import brief
+from qarat.models import open_model
+from qarat.opening import find_native
+from qarat.recordfiles import Record, decode_record, encode_record
+from qarat.records import ActivationStats, Evaluation, ZeroShot
+from qarat.report.page import write_report
+from qarat.schemes import LinearScheme
+from qarat.screens import Lines, Screen
+from qarat.spikestudy import RESULT as STUDY
+from qarat.verifications import Verification
+from qarat.verifying import verify_against_float, verify_against_run, verify_alone
+from qarat.workspace import Run, check_file, check_folder, read_command, write_whole
+
+__all__ = ["export", "models", "run", "show", "verify"]
+
+
+INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what spikes cost is plain to see
+
+
+def run(asked: options.Run, screen: Screen) -> Lines:
+    """Do everything, in a folder that survives a kill."""
+    request = request_of(asked.planning, asked.prefix, asked.transform)
+    out = asked.out or Path(f"{Path(asked.model).resolve().name}-qarat")
+    folder = Run(out, overwrite=asked.overwrite)
+    model = open_float(asked)
+    tokens = load_tokens(asked, model, screen)
+    job = pipeline.Pipeline(
+        model,
+        tokens,
+        request,
+        seed=asked.general.seed,
+        prompt=asked.prompt,
+        exports=asked.export,
+        progress=screen.progress,
+        show=screen.show,
+        note=screen.note,
+    )
+    note_matches(request, model, screen)
+    if asked.general.dry_run:
+        check_weights(model)
+        screen.show(job.estimate())
+        return ()
+    try:
+        folder.begin(command=screen.command)
+        job.execute(folder)
+    except BaseException:
+        folder.leave()
+        raise
+    if asked.page:
+        write_report([out], out, progress=screen.progress)
+    harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
+    name = out.name + ("-int6" if request.low != INT6 else "-int8")
+    return (
+        f"written: {quoted(out)} (the quantized model in {quoted(out / pipeline.MODEL)}, and every record behind it)",
+        *([f"the page to look at: {quoted(out / 'report.html')}"] if asked.page else []),
+        *(f"exported: {quoted(out / format)}" for format in asked.export),
+        "try next:",
+        f"  qarat show {quoted(out)}",
+        f"  qarat evaluate {quoted(out)}",
+        f"  {command_line('run', asked, *harder, '-o', out.with_name(name))}",
+        *(["  qarat run YOUR_MODEL --calibration YOUR_TEXT.jsonl"] if is_reference(model) else []),
+    )
+
+
+def export(asked: options.Export, screen: Screen) -> Lines:
+    """Write a quantized model, or its plan, in the format of another program."""
+    check_folder(asked.out, MARK, overwrite=asked.overwrite)
+    folder = find_native(asked.run)
+    if folder is None:
+        raise UserError(f"{asked.run} is no quantized model of qarat; make one with `qarat run` or `qarat quantize`")
+    model, chosen = read_native(folder, pipeline.EXPORTING)
+    if asked.source is not None:
+        source = open_model(asked.source, pipeline.EXPORTING)
+        if source.fingerprint != chosen.model:
+            theirs, ours = brief(chosen.model), brief(source.fingerprint)
+            raise UserError(f"{asked.run} was made from the model {theirs}, --source {asked.source} is {ours}")
+        model = source.with_blocks(model.block)
+    check_export(model, chosen, asked.format)
+    if asked.dry_run:
+        return show_estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))
+    notes = export_model(model, chosen, asked.out, asked.format, overwrite=asked.overwrite, progress=screen.progress)
+    screen.show(chosen)
+    for note in notes:
+        screen.note(note)
+    return (f"written: {quoted(asked.out)}",)
+
+
+def verify(asked: options.Verify, screen: Screen) -> Lines:
+    """Check a quantized folder, alone or against its run or float model; fails where it has errors."""
+    if asked.general.dry_run:
+        raise ArgumentError("--dry-run: verify writes nothing but -o; without --against it does little but read")
+    if asked.out is not None:
+        check_file(asked.out)
+    verification = _verify(asked, screen)
+    screen.show(verification)
+    if asked.out is not None:
+        write_whole(asked.out, encode_record(verification))
+    if not verification.passed:
+        raise NotPassedError(f"{asked.model} does not pass; its errors are listed first among the findings")
+    return () if asked.out is None else (f"written: {quoted(asked.out)}",)
+
+
+def _verify(asked: options.Verify, screen: Screen) -> Verification:
+    folder, engines, gpu = Path(asked.model), asked.engine, asked.gpu or ""
+    if asked.against is None:
+        return verify_alone(folder, engines, gpu)
+    native = find_native(Path(asked.against))
+    if native is not None:
+        run, chosen = read_native(native, runtime_of(asked.machine))
+        _, _, report = load_tokens(asked, run, screen)
+        return verify_against_run(folder, run, chosen, report, engines, gpu, progress=screen.progress)
+    model = open_float(dataclasses.replace(asked, model=asked.against))
+    calibration, _, report = load_tokens(asked, model, screen)
+    return verify_against_float(folder, model, calibration, report, engines, gpu, progress=screen.progress)
+
+
+def show(asked: options.Show, screen: Screen) -> Lines:
+    """Print records, or a run's folder."""
+    if not asked.paths:
+        raise ArgumentError("give `qarat show` files, or the folder of a run")
+    low = scheme_of("--low", asked.low)
+    context: dict[str, Any] = {"low": low.input if isinstance(low, LinearScheme) else None}
+    records: list[Record] = []
+    for path in asked.paths:
+        folder = path if path.exists() else path.with_name(path.name + ".partial")
+        if (folder / STUDY).is_file():
+            screen.show(decode_record(folder / STUDY))
+        elif folder.is_dir() and not is_native(folder):
+            _show_run(folder, screen, asked.low)
+        else:
+            records.append(decode_record(path / pipeline.PLAN if path.is_dir() else path))
+    if len(records) > 1 and any(all(isinstance(r, kind) for r in records) for kind in (Evaluation, ZeroShot)):
+        screen.show(*records)
+        return ()
+    for record in records:
+        screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
+    return ()
+
+
+def _show_run(folder: Path, screen: Screen, low: str) -> None:
+    missing = pipeline.show_run(folder, screen.show, low)
+    if missing:
+        there = [step for step in pipeline.STEPS if step not in missing]
+        done = f"done: {', '.join(there) or 'nothing'}"
+        screen.note(f"{folder} is not finished; {done}; missing: {', '.join(missing)}")
+    elif folder.name.endswith(".partial"):
+        screen.note(f"{folder} has every step, but was not put into place")
+    else:
+        return
+    screen.note(f"it continues with the same command: {read_command(folder) or 'qarat run'}")
+
+
+def models(asked: options.Models, screen: Screen) -> Lines:
+    """List the reference models."""
+    screen.show(*describe_reference_models())
+    return ()

@@ -1,0 +1,140 @@
+"""Verbs that do one step each: profile, damage, plan, quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qarat import conversion, options, planning
+from qarat import damage as metrics
+from qarat.commands.common import (
+    command_line,
+    ending,
+    is_static,
+    load_stats,
+    load_tokens,
+    note_matches,
+    open_float,
+    prefix_of,
+    quoted,
+    request_of,
+    scheme_of,
+    show_estimate,
+)
+from qarat.damage.checking import check, measure_sites
+from qarat.data import TokenSet
+from qarat.errors import ArgumentError
+from qarat.estimates import ROUNDING, SWEEP_FORWARDS, price_forwards, quantized_bytes, stats_bytes
+from qarat.exporters.native import check_place, write_native
+from qarat.measuring import make_meter
+from qarat.models import Model
+from qarat.planning import find_plan, naive_plan, rank_units
+from qarat.plans import Plan, assign
+from qarat.recordfiles import content_hash, decode_record, encode_record
+from qarat.records import ActivationStats, Menu
+from qarat.schemes import LinearScheme
+from qarat.screens import Lines, Screen
+from qarat.workspace import check_file, write_whole
+
+__all__ = ["damage", "plan", "profile", "quantize"]
+
+
+def profile(asked: options.Profile, screen: Screen) -> Lines:
+    """Measure every stream of a model in one pass."""
+    low = scheme_of("--low", asked.low)
+    check_file(asked.out)
+    model = open_float(asked)
+    calibration, _, _ = load_tokens(asked, model, screen)
+    if asked.general.dry_run:
+        return show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
+    stats = planning.profile(
+        model, calibration, prefix_of(asked.prefix), attention=asked.attention, progress=screen.progress
+    )
+    write_whole(asked.out, encode_record(stats))
+    screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
+    return ending(asked.out, command_line("damage", asked, "--stats", asked.out))
+
+
+def damage(asked: options.Damage, screen: Screen) -> Lines:
+    """Price every scheme at every site, and say how well the prices predict what is measured."""
+    schemes = [scheme_of("--schemes", text) for text in asked.schemes]
+    wanted = metrics.names() if asked.metrics == ("all",) else list(asked.metrics)
+    prices = {name: metrics.load(name) for name in wanted}
+    check_file(asked.out)
+    model = open_float(asked)
+    stats = load_stats(asked.stats, model, any(is_static(s) for s in schemes))
+    _, selection, _ = load_tokens(asked, model, screen)
+    if asked.general.dry_run:
+        tokens = selection.windows.numel()
+        work = {f"damage {name}": price_forwards(len(schemes)) * tokens for name in wanted}
+        return show_estimate(screen, model, work, states=tokens * (model.blocks + 1))
+    prefix = {"prefix": stats.prefix} if stats is not None and stats.prefix else {}
+    if prefix and wanted != ["fisher"]:
+        raise ArgumentError(f"--metrics {' '.join(wanted)}: with a prefix in float, fisher alone prices")
+    menus = {
+        name: price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
+        for name, price in prices.items()
+    }
+    for name, menu in menus.items():
+        write_whole(_menu_file(asked.out, name, wanted), encode_record(menu))
+    screen.show(*menus.values())
+    if asked.check:
+        _check_metrics(asked, screen, model, selection, stats, list(menus.values()))
+    return ending(asked.out, command_line("plan", asked, "--stats", asked.stats, "--menu", asked.out))
+
+
+def _menu_file(out: Path, name: str, wanted: Sequence[str]) -> Path:
+    """The first metric's menu is the one asked for; the others lie beside it."""
+    return out if name == wanted[0] else out.with_suffix(f".{name}.json")
+
+
+def _check_metrics(
+    asked: options.Damage,
+    screen: Screen,
+    model: Model,
+    selection: TokenSet,
+    stats: ActivationStats | None,
+    menus: Sequence[Menu],
+) -> None:
+    """Measure every site alone under the first scheme, and set each metric beside it."""
+    stats_hash = content_hash(stats) if stats else ""
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
+    meter = make_meter(model, selection, stats)
+    measured = measure_sites(plan, scheme_of("--schemes", asked.schemes[0]), meter.measure, progress=screen.progress)
+    write_whole(asked.out.with_suffix(".measured.json"), encode_record(measured))
+    screen.show(*(check(menu, measured) for menu in menus))
+
+
+def plan(asked: options.Plan, screen: Screen) -> Lines:
+    """Decide which sites to protect, by measurement."""
+    request = request_of(asked.planning, prefix="auto")  # that is: as the stats have it
+    check_file(asked.out)
+    model = open_float(asked)
+    stats, menu = decode_record(asked.stats, ActivationStats), decode_record(asked.menu, Menu)
+    rank_units(request, naive_plan(model, request, stats), stats, menu)
+    _, selection, _ = load_tokens(asked, model, screen)
+    note_matches(request, model, screen)
+    if asked.general.dry_run:
+        tokens = selection.windows.numel()
+        return show_estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
+    chosen, sweep = find_plan(model, request, stats, menu, selection, progress=screen.progress)
+    measured = asked.out.with_suffix(".sweep.json")
+    write_whole(measured, encode_record(sweep))
+    write_whole(asked.out, encode_record(chosen))
+    screen.show(chosen, sweep=sweep)
+    next_command = command_line("quantize", asked, "--plan", asked.out, "--stats", asked.stats)
+    return ending(asked.out, next_command, also=f" and its measurements: {measured}")
+
+
+def quantize(asked: options.Quantize, screen: Screen) -> Lines:
+    """Quantize a model by a plan and write it as a native folder."""
+    check_place(asked.out, overwrite=asked.overwrite)
+    chosen = decode_record(asked.plan, Plan)
+    model = open_float(asked)
+    stats = load_stats(asked.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
+    quantized = conversion.quantize(model.in_float32(), chosen, stats)
+    if asked.general.dry_run:
+        return show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
+    write_native(quantized, chosen, asked.out, progress=screen.progress)
+    screen.show(chosen)
+    return ending(asked.out, f"qarat evaluate {quoted(asked.out)}")

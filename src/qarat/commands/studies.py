@@ -1,0 +1,160 @@
+"""The verbs that search many times: `study ratio` and `sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qarat import options
+from qarat.budgets import parse_size
+from qarat.commands.common import check_weights, load_tokens, open_float_named, quoted, show_estimate
+from qarat.errors import ArgumentError, NotPassedError
+from qarat.estimates import SWEEP_FORWARDS, estimate, price_forwards
+from qarat.runners import open_runner
+from qarat.screens import Lines, Screen
+from qarat.searching import (
+    BUDGET_TABLE,
+    LOSS_TABLE,
+    SEARCHES,
+    STUDY,
+    Member,
+    StudyJob,
+    StudyRequest,
+    SweepJob,
+    SweepRequest,
+)
+from qarat.workspace import Run
+
+__all__ = ["study_ratio", "sweep"]
+
+
+def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
+    """Do the second founding paper's experiment on a model, in a folder that survives a kill."""
+    request = _study_request(asked)
+    _check_workers(asked.runners)
+    out = asked.out or Path(f"{Path(asked.model).resolve().name}-ratio")
+    folder = Run(out, overwrite=asked.overwrite)
+    model = open_float_named(asked.model, asked)
+    tokens = load_tokens(asked, model, screen)
+    with open_runner(asked.runners.workers, asked.runners.ray) as runner:
+        job = StudyJob(
+            model,
+            tokens,
+            request,
+            runner,
+            name=asked.model,
+            seed=asked.general.seed,
+            progress=screen.progress,
+            revision=asked.general.revision,
+            keep_bytes=None if asked.keep is None else parse_size(asked.keep),
+        )
+        if asked.general.dry_run:
+            windows = tokens[1].windows.numel()
+            arms = len(request.blocks) * len(request.granularities())
+            predicted = arms * (price_forwards(1) + SWEEP_FORWARDS)
+            work = {"random": float(request.plans() * windows), "predicted": float(predicted * windows)}
+            return show_estimate(screen, model, work, states=windows * (model.blocks + 1))
+        folder.begin(command=screen.command)
+        try:
+            study = job.execute(folder)
+        except BaseException:
+            folder.leave(SEARCHES)
+            raise
+    screen.show(study)
+    return (f"written: {quoted(out)} (every search in {SEARCHES}/, what came of them in {STUDY})",)
+
+
+def sweep(asked: options.Sweep, screen: Screen) -> Lines:
+    """Search a family of models, and write the table that laws are fitted to."""
+    request = _sweep_request(asked)
+    _check_workers(asked.runners)
+    folder = Run(asked.out, overwrite=asked.overwrite)
+
+    def open_member(name: str) -> Member:
+        model = open_float_named(name, asked)
+        return Member(model, load_tokens(asked, model, screen))
+
+    with open_runner(asked.runners.workers, asked.runners.ray) as runner:
+        job = SweepJob(
+            asked.models,
+            open_member,
+            request,
+            runner,
+            seed=asked.general.seed,
+            progress=screen.progress,
+            revision=asked.general.revision,
+            keep_bytes=None if asked.keep is None else parse_size(asked.keep),
+        )
+        if asked.general.dry_run:
+            return _estimate_sweep(screen, asked.models, open_member, len(request.searches()))
+        folder.begin(command=screen.command)
+        try:
+            found = job.execute(folder)
+        except BaseException:
+            folder.leave(SEARCHES)
+            raise
+    screen.show(found)
+    failed = [f"{p.model}, {p.low}: {p.failure}" for p in found.points if p.failure]
+    if failed:
+        raise NotPassedError(
+            f"{len(failed)} of {len(found.points)} points failed; what was measured is in {quoted(folder.folder)}, and "
+            "the same command tries these again:\n  " + "\n  ".join(failed)
+        )
+    formats = list(dict.fromkeys(point.format for point in found.points))
+    one = ["--where", f"format={formats[0]}"] if len(formats) > 1 else []  # a law is about one format
+    return (
+        f"written: {quoted(asked.out)} (plans in {LOSS_TABLE}, what budgets reach in {BUDGET_TABLE})",
+        f"try next: {shlex.join(['qarat', 'law', 'fit', str(asked.out / LOSS_TABLE), *one])}",
+    )
+
+
+def _study_request(asked: options.StudyRatio) -> StudyRequest:
+    request = StudyRequest(
+        asked.low,
+        asked.blocks,
+        asked.ratios,
+        asked.layer_ratios,
+        asked.budgets,
+        asked.trials,
+        asked.best_of,
+        asked.best_of_ratio,
+        asked.basis,
+        asked.metric,
+        asked.price_windows,
+    )
+    request.check()
+    return request
+
+
+def _sweep_request(asked: options.Sweep) -> SweepRequest:
+    request = SweepRequest(
+        asked.formats,
+        asked.blocks,
+        asked.ratios,
+        asked.budgets,
+        asked.granularity,
+        asked.basis,
+        asked.metric,
+        asked.price_windows,
+        asked.family,
+    )
+    request.check()
+    return request
+
+
+def _check_workers(runners: options.Runners) -> None:
+    if runners.workers < 1:
+        raise ArgumentError(f"--workers {runners.workers}: give at least 1")
+
+
+def _estimate_sweep(
+    screen: Screen, models: Sequence[str], open_member: Callable[[str], Member], searches: int
+) -> Lines:
+    for name in models:
+        model, tokens = open_member(name)
+        check_weights(model)
+        windows = tokens[1].windows.numel()
+        work = {f"{searches} searches": float(searches * (price_forwards(1) + SWEEP_FORWARDS) * windows)}
+        screen.show(estimate(model, work, states=windows * (model.blocks + 1), disk=0), title=name)
+    return ()

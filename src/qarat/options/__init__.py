@@ -1,0 +1,77 @@
+"""Options: what each verb can be asked, as frozen values.
+
+The command line, its help and the names that ``--config`` knows are made from these fields and the words below them.
+Nothing here imports torch, so help and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+from qarat.options.folders import Export, Models, Run, Show, Verify
+from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Printing, Text
+from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
+from qarat.options.measuring import Compare, Evaluate, Measure
+from qarat.options.reporting import Report
+from qarat.options.search import Runners, Search
+from qarat.options.spike_study import StudySpikes
+from qarat.options.steps import Damage, Plan, Profile, Quantize
+from qarat.options.studies import StudyRatio, Sweep
+
+__all__ = [
+    "BUNDLED",
+    "LOW",
+    "VERBS",
+    "Compare",
+    "Computing",
+    "Damage",
+    "Evaluate",
+    "Export",
+    "General",
+    "LawData",
+    "LawFit",
+    "LawForms",
+    "LawPredict",
+    "Machine",
+    "Measure",
+    "Models",
+    "Options",
+    "Plan",
+    "Planning",
+    "Printing",
+    "Profile",
+    "Quantize",
+    "Report",
+    "Run",
+    "Runners",
+    "Search",
+    "Show",
+    "StudyRatio",
+    "StudySpikes",
+    "Sweep",
+    "Text",
+    "Verify",
+]
+
+Computing = Profile | Search | StudyRatio | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
+Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
+VERBS: dict[str, type[Options]] = {
+    "run": Run,
+    "profile": Profile,
+    "damage": Damage,
+    "plan": Plan,
+    "search": Search,
+    "quantize": Quantize,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "verify": Verify,
+    "export": Export,
+    "show": Show,
+    "report": Report,
+    "study spikes": StudySpikes,
+    "models": Models,
+    "study ratio": StudyRatio,
+    "sweep": Sweep,
+    "law data": LawData,
+    "law forms": LawForms,
+    "law fit": LawFit,
+    "law predict": LawPredict,
+}

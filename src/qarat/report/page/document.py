@@ -1,0 +1,111 @@
+"""The page: one HTML file with its style, its script and its data in it, which asks the network for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from qarat.lawrecords import Law
+from qarat.plans import Plan
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.markup import definitions, element, escaped, prose, script_data, table
+from qarat.report.page.provenance import portable_command
+from qarat.report.page.rendering import script
+from qarat.report.page.sections import SECTIONS, Part, Section
+from qarat.report.page.story import Story, origin
+from qarat.report.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
+from qarat.report.page.verdict import facts, verdict
+
+__all__ = ["assemble", "document"]
+
+_HERE = Path(__file__).parent
+Assembled = tuple[tuple[Section, tuple[Part, ...]], ...]
+
+
+def assemble(story: Story) -> Assembled:
+    """Every section with its parts; sections that have nothing to say and miss nothing are left out."""
+    built = ((section, section.build(story)) for section in SECTIONS)
+    return tuple((s, parts) for s, parts in built if parts or _awaited(s, story))
+
+
+def document(story: Story, assembled: Assembled) -> str:
+    """The page's HTML.
+
+    Args:
+        story: For the headline and what is missing.
+        assembled: From `assemble`.
+    """
+    figures = [part for _, parts in assembled for part in parts if isinstance(part, Figure)]
+    filled = {
+        "title": escaped(f"qarat: {_subject(story)}"),
+        "style": _colours(LIGHT, ":root") + _dark() + (_HERE / "page.css").read_text("utf-8"),
+        "subject": escaped(_subject(story)),
+        "verdict": prose(verdict(story)),
+        "facts": definitions(facts(story), "facts"),
+        "unfinished": _unfinished(story),
+        "contents": "".join(f'<li><a href="#{s.key}">{escaped(s.title)}</a></li>' for s, _ in assembled),
+        "sections": "".join(_section(s, parts, story) for s, parts in assembled),
+        "themes": script_data("themes", {"light": vega_config(LIGHT, PAGE_FONT), "dark": vega_config(DARK, PAGE_FONT)}),
+        "charts": script_data("charts", {figure.key: figure.definition() for figure in figures}),
+        "library": script(),
+        "script": (_HERE / "page.js").read_text("utf-8"),
+    }
+    page = (_HERE / "page.html").read_text("utf-8")
+    # Split, not replaced one by one: what is filled in may contain the name of another place.
+    first, *rest = page.split("{{")
+    return first + "".join(filled[name] + after for name, _, after in (part.partition("}}") for part in rest))
+
+
+def _subject(story: Story) -> str:
+    origins = [where.model for record in story.records if (where := origin(record))]
+    models = dict.fromkeys([*(plan.model for plan in story.all(Plan)), *origins])
+    law = story.one(Law)
+    return f"model {next(iter(models))[:12]}" if models else law.data if law else "a run"
+
+
+def _awaited(section: Section, story: Story) -> list[str]:
+    """The steps that a run has not come to and the section needs."""
+    return [step for step in section.steps if step in story.missing]
+
+
+def _section(section: Section, parts: Sequence[Part], story: Story) -> str:
+    inside = [element("h2", escaped(section.title)), element("p", prose(section.lead), class_="lead")]
+    inside += [_figure(part) if isinstance(part, Figure) else part for part in parts]
+    if awaited := _awaited(section, story):
+        inside.append(element("p", escaped(f"Not there yet: {', '.join(awaited)}."), class_="missing"))
+    return element("section", *inside, id=section.key)
+
+
+def _figure(figure: Figure) -> str:
+    rows = element("summary", f"Data ({len(figure.table.rows)} rows)")
+    data = element(
+        "div", table(figure.table), class_="scroll", tabindex="0", role="region", aria_label=f"Data of {figure.title}"
+    )
+    return element(
+        "figure",
+        element("h3", escaped(figure.title)),
+        element("div", class_="chart", id=f"chart-{figure.key}", data_chart=figure.key),
+        element("figcaption", prose(figure.caption)),
+        element("details", rows, data),
+    )
+
+
+def _unfinished(story: Story) -> str:
+    if not story.missing:
+        return ""
+    said = f"This run is not finished. Missing: {', '.join(story.missing)}."
+    more = "" if not story.command else f" It continues with the same command: {portable_command(story.command)}"
+    return element("p", escaped(said + more), class_="missing")
+
+
+def _dark() -> str:
+    """The dark colours: where the system asks for them and nobody chose, and where somebody chose them."""
+    chosen = _colours(DARK, ':root[data-theme="dark"]')
+    return f"@media (prefers-color-scheme: dark) {{ {_colours(DARK, ':root:not([data-theme])')} }}\n{chosen}"
+
+
+def _colours(colours: Colours, selector: str) -> str:
+    named = {name: value for name, value in asdict(colours).items() if isinstance(value, str)}
+    named |= {"plan": colours.categories[0], "naive": colours.categories[1]}
+    return f"{selector} {{ {' '.join(f'--{name}: {value};' for name, value in named.items())} }}\n"

@@ -1,0 +1,71 @@
+"""How well a law fits: predicted against measured, and what is left over."""
+
+from __future__ import annotations
+
+from qarat.lawrecords import FittedPoint, Law
+from qarat.laws.forms.base import RESPONSES
+from qarat.measurements import spell_value
+from qarat.report.layout import fixed
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.figures.curve import curve
+from qarat.report.page.figures.law_sections import error_bar, shown_fits
+from qarat.report.page.figures.series import Axis, Dot, Series
+
+__all__ = ["law_fit", "law_residuals"]
+
+
+def law_fit(law: Law) -> Figure:
+    """Predicted against measured, by the fit and by fits that had not seen a point's size.
+
+    Args:
+        law: With its points.
+    """
+    form, fits = shown_fits(law)
+    points = [p for fit in fits for p in fit.points]
+    unit = RESPONSES[form.response]
+    seen = tuple(Dot(p.predicted, p.measured, y_range=error_bar(p), label=_label(p)) for p in points)
+    unseen = tuple(Dot(p.left_out[0], p.measured, label=_label(p)) for p in points if p.left_out)
+    series = [Series("fitted", seen, line=False)]
+    caption = "On the broken line the law is right."
+    if unseen:
+        series.append(Series("predicted without any model of that size", unseen, line=False))
+        caption += " The second colour is the honest one: the law had not seen a model of that size."
+    quality = [q for fit in fits for q in fit.quality]
+    if len(quality) == 1:
+        unseen_error = [f", {fixed(100 * e, 1)} % on sizes left out" for e in quality[0].left_out_error]
+        caption += f" Mean relative error {fixed(100 * quality[0].error, 1)} %{''.join(unseen_error)}."
+    return curve(
+        "law-fit",
+        "Predicted and measured",
+        caption,
+        series,
+        Axis(f"predicted ({unit})", log=True),
+        Axis(f"measured ({unit})", log=True),
+        diagonal=True,
+    )
+
+
+def law_residuals(law: Law) -> Figure:
+    """Measured over predicted, against size: a trend means that the law misses something.
+
+    Args:
+        law: With its points; those at or near zero, which have no ratio, are left out.
+    """
+    form, fits = shown_fits(law)
+    variable = "ratio" if form.response == "billions" else "size"
+    points = [p for fit in fits for p in fit.points if not p.by_difference and variable in p.variables]
+    dots = tuple(Dot(p.variables[variable], 100 * (p.measured / p.predicted - 1), label=_label(p)) for p in points)
+    return curve(
+        "law-residuals",
+        "What the law leaves over",
+        "Measured over predicted. Dots scattered evenly about zero are noise; a slope or a bend is something that the "
+        "form does not know.",
+        [Series("points", dots, line=False)],
+        Axis("parameters N", log=True, counts=True) if variable == "size" else Axis("low share Q_r", digits=3),
+        Axis("measured over predicted (%)", digits=1),
+        limit=(0.0, ""),
+    )
+
+
+def _label(p: FittedPoint) -> str:
+    return ", ".join((p.model, *(f"{k} {spell_value(k, v)}" for k, v in p.variables.items() if k != "size")))

@@ -1,0 +1,126 @@
+"""A law along one of its variables: measured points and the fitted line, for each model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qarat.lawrecords import Fit, FittedPoint, Law
+from qarat.laws.forms import form_named
+from qarat.laws.forms.base import RESPONSES, Form
+from qarat.measurements import spell_value
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.figures.curve import curve
+from qarat.report.page.figures.series import Axis, Dot, Series
+
+__all__ = ["error_bar", "law_along", "shown_fits"]
+
+_MOST = 12  # series that one figure tells apart
+_STEPS = 40  # points of a fitted line
+_MODEL = ("size", "tokens")  # variables that a model brings along
+_TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
+
+
+def shown_fits(law: Law) -> tuple[Form, tuple[Fit, ...]]:
+    """The fits that a page shows: those of the best form, or of the first where forms were not compared."""
+    name = law.best or law.fits[0].form
+    return form_named(name), tuple(fit for fit in law.fits if fit.form == name)
+
+
+def law_along(law: Law, variable: str) -> Figure | None:
+    """The response along Q_r or Q_b; None where the law is not about it, or no model has two values of it.
+
+    Args:
+        law: With its points.
+        variable: ``ratio`` or ``block``.
+    """
+    form, fits = shown_fits(law)
+    if variable not in form.variables or form.response == "billions":
+        return None
+    groups = [group for fit in fits for group in _groups(fit, variable)]
+    held = ""
+    if len(groups) > _MOST:
+        groups, held = _most_common(groups, variable)
+    if not groups:
+        return None
+    series = [s for fit, points in groups for s in _series(form, fit, points, variable, groups)]
+    caption = f"Dots are measured, lines are the fitted law, {form.equation}. "
+    caption += "Error bars are 95 %. " if any(p.standard_error for _, g in groups for p in g) else ""
+    return curve(
+        f"law-{variable}",
+        f"Loss against {'the low share' if variable == 'ratio' else 'block size'}",
+        (caption + held).strip(),
+        series,
+        Axis(_TITLES[variable], log=variable == "block", digits=3 if variable == "ratio" else 0),
+        Axis(RESPONSES[form.response], log=True),
+        what="model",
+        ordered=len({_known(g).get("size") for g in groups}) == len(groups),
+    )
+
+
+Group = tuple[Fit, tuple[FittedPoint, ...]]
+
+
+def _groups(fit: Fit, variable: str) -> list[Group]:
+    """Points that differ in one variable alone, by size; only where there are two values of it or more."""
+    found: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
+    for p in fit.points:
+        found.setdefault(tuple((k, v) for k, v in sorted(p.variables.items()) if k != variable), []).append(p)
+    kept = [tuple(points) for points in found.values() if len({p.variables[variable] for p in points}) > 1]
+    return [(fit, points) for points in sorted(kept, key=lambda g: g[0].variables.get("size", 0.0))]
+
+
+def _most_common(groups: Sequence[Group], variable: str) -> tuple[list[Group], str]:
+    """The groups at the most common values of what is neither along the axis nor of the model."""
+    others = [{k: v for k, v in _known(g).items() if k not in (*_MODEL, variable)} for g in groups]
+    chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
+    kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
+    said = ", ".join(f"{k} {spell_value(k, v)}" for k, v in chosen.items())
+    left = f"Shown at {said}; " if said else ""
+    return kept, f"{left}{len(groups) - len(kept)} more groups are in the law's file."
+
+
+def _known(group: Group) -> dict[str, float]:
+    """What a group's points have in common, and the value along the axis of the first."""
+    fit, points = group
+    return {**fit.group, **points[0].variables}
+
+
+def _series(
+    form: Form, fit: Fit, points: tuple[FittedPoint, ...], variable: str, groups: Sequence[Group]
+) -> list[Series]:
+    name = _name((fit, tuple(points)), variable, groups)
+    measured = tuple(
+        Dot(p.variables[variable], p.measured, y_range=error_bar(p), label=p.model)
+        for p in sorted(points, key=lambda p: p.variables[variable])
+    )
+    values = [dot.x for dot in measured]
+    space = np.geomspace if variable == "block" else np.linspace
+    line = tuple(
+        Dot(float(x), _response(form, fit, {**points[0].variables, variable: float(x)}))
+        for x in space(values[0], values[-1], _STEPS)
+    )
+    return [Series(name, measured, line=False), Series(f"{name}, law", line, marked=False, group=name)]
+
+
+def error_bar(p: FittedPoint) -> tuple[float, ...]:
+    """95 % interval of a measured point; empty where its error is not known."""
+    spread = 1.96 * p.standard_error
+    return (p.measured - spread, p.measured + spread) if spread else ()
+
+
+def _name(group: Group, variable: str, groups: Sequence[Group]) -> str:
+    """What tells a group from the others."""
+    known = _known(group)
+    varied = [v for v in known if v not in (variable, "tokens") and len({_known(g).get(v) for g in groups}) > 1]
+    words = [spell_value(v, known[v]) if v == "size" else f"{v} {spell_value(v, known[v])}" for v in varied]
+    return ", ".join(words) or group[1][0].model
+
+
+def _response(form: Form, fit: Fit, at: Mapping[str, float]) -> float:
+    """What a fit gives, in the unit of its form's response."""
+    theta = form.internal(np.array([p.value for p in fit.parameters]))
+    return math.exp(float(form.log_response(theta, {v: np.array([at[v]]) for v in form.variables})[0]))

@@ -1,0 +1,48 @@
+"""Float, naive and planned side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qarat.records import Evaluation, paired_difference
+from qarat.report.layout import count, fixed, perplexity_change
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.figures.intervals import Arm, intervals
+
+__all__ = ["outcome"]
+
+
+def outcome(evaluations: Sequence[Evaluation], budget: tuple[float, str] | None = None) -> Figure:
+    """Loss over the first evaluation's, with intervals.
+
+    Args:
+        evaluations: Of the same tokens, float's first.
+        budget: In nats per token, and its spelling.
+
+    Raises:
+        UserError: They are of other models or tokens.
+    """
+    first, *others = evaluations
+    arms = [Arm(first.label, 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
+    clusters = 0
+    for evaluation in others:
+        difference = paired_difference(evaluation, first)
+        clusters = difference.clusters
+        details = (fixed(evaluation.perplexity, 2), perplexity_change(difference.nats))
+        arms.append(Arm(evaluation.label, difference.nats, *difference.interval, evaluation.label, details))
+    windows = count(len(first.nats), "window")
+    caption = (
+        f"Loss over {first.label} on {windows} of text that neither calibration nor planning has seen. Bars: 95 %, "
+        f"paired by window, over {count(clusters, 'source')}."
+    )
+    return intervals(
+        "outcome",
+        "Loss over float",
+        caption,
+        arms,
+        unit="nats per token",
+        reference=0.0,
+        limit=budget,
+        groups=("plan", "naive", "float", *(e.label for e in evaluations if e.label not in ("plan", "naive", "float"))),
+        columns=("perplexity", "perplexity change (%)"),
+    )

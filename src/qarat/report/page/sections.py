@@ -1,0 +1,217 @@
+"""The sections of a page, in their order: each a function from the story to what it says, or None.
+
+What another kind of record has to show is one more function in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qarat.formats import FORMATS
+from qarat.lawrecords import Law
+from qarat.plans import Plan, short_name
+from qarat.records import ActivationStats, Continuations, Menu, StreamStats, Sweep
+from qarat.report.layout import count, decimals, fixed, share
+from qarat.report.page.figures.base import DataTable, Figure
+from qarat.report.page.figures.damage import damage
+from qarat.report.page.figures.grids import grids
+from qarat.report.page.figures.law_fit import law_fit, law_residuals
+from qarat.report.page.figures.law_reach import law_reach
+from qarat.report.page.figures.law_sections import law_along, shown_fits
+from qarat.report.page.figures.outcome import outcome
+from qarat.report.page.figures.profile import profile
+from qarat.report.page.figures.recovery import recovery
+from qarat.report.page.figures.spike_map import spike_map
+from qarat.report.page.figures.strip import strip
+from qarat.report.page.figures.study import arms_of, six_bits
+from qarat.report.page.markup import element, prose, table
+from qarat.report.page.provenance import provenance
+from qarat.report.page.story import Story
+from qarat.report.page.texts import texts
+from qarat.report.page.verdict import low_input
+from qarat.schemes import TensorScheme
+from qarat.spikes import PLANNING_RULES, find_spikes
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy.verdicts import steadied, verdict_lines
+
+__all__ = ["SECTIONS", "Part", "Section"]
+
+_SPIKES = 4  # streams whose profile and grids are shown
+
+Part = Figure | str
+"""What a section is made of: figures, and markup of other kinds."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section.
+
+    Attributes:
+        key: Its place on the page.
+        title: Its heading.
+        lead: A paragraph that says what to take from it.
+        steps: Of a run, that it needs.
+        build: Gives its parts; none where the story has nothing for it.
+    """
+
+    key: str
+    title: str
+    lead: str
+    steps: tuple[str, ...]
+    build: Callable[[Story], tuple[Part, ...]]
+
+
+def _cost(story: Story) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    sweep, continuations = story.one(Sweep), story.one(Continuations)
+    if len(story.evaluations) > 1:
+        budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
+        parts.append(outcome(story.evaluations, budget))
+    if continuations and continuations.texts:
+        parts.append(texts(continuations))
+    return tuple(parts)
+
+
+def _study(story: Story) -> tuple[Part, ...]:
+    study = story.one(SpikeStudy)
+    if study is None:
+        return ()
+    parts: list[Part] = [_paragraph(line.strip() + ".") for line in verdict_lines(study)]
+    parts += [arms_of(study, s) for s in study.settings if study.of_group(s, "method", "order")]
+    parts += [six_bits(study)] if steadied(study) else []
+    return (*parts, *(_paragraph(f"Left out, {left.what}: {left.why}.") for left in study.left))
+
+
+def _spikes(story: Story) -> tuple[Part, ...]:
+    stats = story.one(ActivationStats)
+    if stats is None:
+        return ()
+    low = low_input(story)
+    parts: list[Part] = [spike_map(stats, low)]
+    streams, left = _notable(stats, low, story.one(Plan))
+    if not streams:
+        streams = [max(_read(stats), key=lambda s: s.ratio)]
+        parts.append(
+            _paragraph("No stream is flagged and none is protected. The next figures show the nearest to one.")
+        )
+    formats = list(dict.fromkeys([low.format if low and low.format in FORMATS else "int8", "int8", "e4m3"]))
+    for stream in streams:
+        if "position_maxima" in stream.arrays:
+            parts.append(profile(stream, FORMATS[formats[0]]))
+        parts.append(grids(stream, stats.edges, formats))
+    if any("position_maxima" not in s.arrays for s in streams):
+        parts.append(_paragraph("These stats hold no profile by position; profile the model again to see it."))
+    if left:
+        parts.append(_paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all."))
+    return tuple(parts)
+
+
+def _notable(stats: ActivationStats, low: TensorScheme | None, plan: Plan | None) -> tuple[list[StreamStats], int]:
+    """What protected sites read, then what rules flag, up to so many; and how many are left."""
+    protected = [name for a in (plan.exceptions() if plan else ()) for name in a.site.streams]
+    flagged = [name for rule in PLANNING_RULES for name in find_spikes(stats, rule, low).flagged]
+    names = [name for name in dict.fromkeys([*protected, *flagged]) if name in stats.streams]
+    return [stats.streams[name] for name in names[:_SPIKES]], len(names[_SPIKES:])
+
+
+def _read(stats: ActivationStats) -> list[StreamStats]:
+    """The streams that projections read."""
+    return [s for s in stats.streams.values() if s.kind.endswith("_in")]
+
+
+def _recovery(story: Story) -> tuple[Part, ...]:
+    sweep = story.one(Sweep)
+    return (recovery(sweep), _paragraph(f"{sweep.verdict}.")) if sweep else ()
+
+
+def _plan(story: Story) -> tuple[Part, ...]:
+    plan, sweep = story.one(Plan), story.one(Sweep)
+    if plan is None:
+        return ()
+    kept = _protected(plan, sweep)
+    return (strip(plan), element("div", table(kept), class_="scroll", tabindex="0")) if kept.rows else (strip(plan),)
+
+
+def _protected(plan: Plan, sweep: Sweep | None) -> DataTable:
+    """What is kept above the low scheme, and what leaving it low would cost."""
+    recovered = {site: t.damage for t in (sweep.recoveries if sweep else ()) for site in t.sites}
+    digits = decimals([d.nats for d in recovered.values()])
+    total = sum(a.site.parameters for a in plan.assignments)
+    columns = ("not in the low scheme", "kept in", "parameters (%)", "leaving it low adds (nats)", "± SE (nats)")
+    rows: list[tuple[str, ...]] = []
+    for a in plan.exceptions():
+        loss = recovered.get(a.site.name)
+        measured = (fixed(loss.nats, digits), fixed(loss.standard_error, digits)) if loss else ("", "")
+        rows.append((short_name(a.site.name), str(a.scheme), share(a.site.parameters, total, 2), *measured))
+    return DataTable(columns, tuple(rows), frozenset(columns[2:]))
+
+
+def _damage(story: Story) -> tuple[Part, ...]:
+    menu, sweep, plan = story.one(Menu), story.one(Sweep), story.one(Plan)
+    return (damage(menu, sweep, plan.low),) if menu and sweep and plan and sweep.alone else ()
+
+
+def _law(story: Story) -> tuple[Part, ...]:
+    law = story.one(Law)
+    if law is None:
+        return ()
+    if not any(fit.points for fit in law.fits):
+        return (_paragraph("This law comes without the points it was fitted to, so there is nothing to draw."),)
+    form, _ = shown_fits(law)
+    found = [law_along(law, "ratio"), law_reach(law), law_along(law, "block"), law_fit(law), law_residuals(law)]
+    return (_paragraph(f"{form.title}: {form.equation}"), *(figure for figure in found if figure is not None))
+
+
+def _provenance(story: Story) -> tuple[Part, ...]:
+    return (provenance(story),) if story.records else ()
+
+
+def _paragraph(text: str) -> str:
+    return element("p", prose(text))
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "cost",
+        "What it costs",
+        "The same text under the float model, with everything low, and with the plan.",
+        ("evaluate float", "evaluate naive", "evaluate plan", "continue"),
+        _cost,
+    ),
+    Section(
+        "study",
+        "Protection, controls and other methods",
+        "The same text under every way to store the model that the study compares.",
+        (),
+        _study,
+    ),
+    Section(
+        "spikes",
+        "Where the spikes are",
+        "A spike is a stream in which a few tokens tower over the rest, so that a scale shared by all tokens starves "
+        "the ordinary ones.",
+        ("profile",),
+        _spikes,
+    ),
+    Section(
+        "recovery",
+        "What protection buys",
+        "The dearest sites are protected one after the other and the loss is measured each time.",
+        ("plan",),
+        _recovery,
+    ),
+    Section("plan", "The plan", "Which scheme every site has.", ("plan",), _plan),
+    Section(
+        "damage",
+        "Predicted and measured",
+        "Before anything is measured, one pass predicts what each site would cost alone. The dearest are measured too.",
+        ("damage", "plan"),
+        _damage,
+    ),
+    Section("law", "The law", "What larger models, other shares and other block sizes would cost.", (), _law),
+    Section(
+        "provenance", "Provenance", "What decides these numbers: the same inputs give the same page.", (), _provenance
+    ),
+)
+"""In the order of the page."""

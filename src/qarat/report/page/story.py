@@ -1,0 +1,127 @@
+"""What a page tells of: records, and where they lie. Gathered from a run's folder, from files, or from both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from qarat.errors import UserError
+from qarat.pipeline import LABELS, STEPS
+from qarat.plans import Plan
+from qarat.recordfiles import Record, content_hash, decode_record
+from qarat.records import Evaluation, Provenance
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy import FOUND_WITH
+from qarat.spikestudy import RESULT as STUDY
+from qarat.workspace import read_command, read_manifest
+
+__all__ = ["Story", "gather", "origin"]
+
+R = TypeVar("R")
+_SEVERAL = (Evaluation,)  # of these a page may tell of more than one
+
+
+@dataclass(frozen=True)
+class Story:
+    """What there is to tell.
+
+    Attributes:
+        records: Of one model; a law beside them, or alone.
+        hashes: What each record's file is called, and its content's SHA-256.
+        missing: Steps that a run has not come to yet.
+        command: That last worked on the run.
+    """
+
+    records: tuple[Record, ...]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    command: str = ""
+
+    def all(self, kind: type[R]) -> tuple[R, ...]:
+        """Every record of a kind."""
+        return tuple(r for r in self.records if isinstance(r, kind))
+
+    def one(self, kind: type[R]) -> R | None:
+        """The record of a kind that has one at the most."""
+        return next(iter(self.all(kind)), None)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Float's first, then naive's, the plan's, and others."""
+        order = {label: i for i, label in enumerate(LABELS)}
+        return tuple(sorted(self.all(Evaluation), key=lambda e: (order.get(e.label, len(order)), e.label)))
+
+
+def gather(paths: Sequence[Path]) -> Story:
+    """Read runs' folders and files of records.
+
+    Args:
+        paths: A run's folder, finished or ``.partial``, and files.
+
+    Raises:
+        UserError: Nothing there; two records of which a page has room for one; records of several models.
+    """
+    records: dict[str, Record] = {}
+    missing: tuple[str, ...] = ()
+    command = ""
+    for path in paths:
+        folder = path if path.exists() else path.with_name(path.name + ".partial")
+        if folder.is_dir():
+            found, missing = _read_run(folder)
+            command = read_command(folder)
+        else:
+            found = {path.name: decode_record(path)}
+        if twice := records.keys() & found.keys():
+            raise UserError(f"a page tells of one run; {', '.join(sorted(twice))} is there twice: make a page of each")
+        records |= found
+    _check_one_of_each(records)
+    _check_one_model(records)
+    return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, command)
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
+    """The records of a run by file name, and the steps that are missing."""
+    done = read_manifest(folder)
+    if (folder / STUDY).is_file():
+        return _read_study(folder)
+    names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
+    records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
+    return records, tuple(step for step in STEPS if step not in done)
+
+
+def _read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
+    """The records of a study at its main setting, and how many arms are missing."""
+    study = decode_record(folder / STUDY, SpikeStudy)
+    records: dict[str, Record] = {STUDY: study}
+    records |= {name: decode_record(folder / name) for name in FOUND_WITH}
+    return records, (f"{len(study.missing)} arms",) if study.missing else ()
+
+
+def _check_one_of_each(records: Mapping[str, Record]) -> None:
+    kinds: dict[type, list[str]] = {}
+    for name, record in records.items():
+        kinds.setdefault(type(record), []).append(name)
+    twice = [" and ".join(names) for kind, names in kinds.items() if len(names) > 1 and kind not in _SEVERAL]
+    if twice:
+        raise UserError(f"a page has room for one of a kind; make a page of each: {'; '.join(twice)}")
+
+
+def _check_one_model(records: Mapping[str, Record]) -> None:
+    models = {name: model for name, record in records.items() if (model := _model(record))}
+    if len(set(models.values())) > 1:
+        listed = ", ".join(f"{name} is of {model[:12]}…" for name, model in models.items())
+        raise UserError(f"these records are of several models; make a page of each: {listed}")
+
+
+def origin(record: Record) -> Provenance | None:
+    """Where a record comes from; None for those of several models, such as laws and comparisons, and for plans."""
+    return getattr(record, "provenance", None)
+
+
+def _model(record: Record) -> str:
+    if isinstance(record, Plan):
+        return record.model
+    found = origin(record)
+    return found.model if found else ""

@@ -1,0 +1,139 @@
+"""The verdict: what a run came to, in one sentence with numbers."""
+
+from __future__ import annotations
+
+from qarat.lawrecords import Law
+from qarat.laws.forms import form_named
+from qarat.plans import Plan
+from qarat.records import ActivationStats, Difference, Evaluation, Sweep, paired_difference
+from qarat.report.layout import count, fixed, megabytes, perplexity_change, share
+from qarat.report.page.story import Story
+from qarat.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
+from qarat.search.space import make_units
+from qarat.spikes import PLANNING_RULES, find_spikes
+from qarat.spikestudies import SpikeStudy
+from qarat.spikestudy.verdicts import verdict_lines
+
+__all__ = ["facts", "low_input", "scheme_words", "verdict"]
+
+_NAMED = 3  # protected sites that the sentence names
+
+
+def verdict(story: Story) -> str:
+    """One sentence; where a run is unfinished, what can be said so far."""
+    plan, evaluations = story.one(Plan), {e.label: e for e in story.evaluations}
+    if study := story.one(SpikeStudy):
+        return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
+    if plan and {"float", "naive", "plan"} <= evaluations.keys():
+        return _outcome(plan, evaluations)
+    if len(story.evaluations) > 1:
+        return _comparison(story.evaluations)
+    if stats := story.one(ActivationStats):
+        return _spikes(stats, low_input(story))
+    if law := story.one(Law):
+        return _law(law)
+    return "There is nothing to judge by yet."
+
+
+def facts(story: Story) -> list[tuple[str, str, str]]:
+    """The figures behind the verdict: what, how much, and what goes with it."""
+    found: list[tuple[str, str, str]] = []
+    evaluations, plan, sweep = {e.label: e for e in story.evaluations}, story.one(Plan), story.one(Sweep)
+    if {"float", "plan"} <= evaluations.keys():
+        lost = paired_difference(evaluations["plan"], evaluations["float"])
+        low, high = (perplexity_change(end) for end in lost.interval)
+        found.append(("perplexity over float", f"{perplexity_change(lost.nats)} %", f"95 %: {low} to {high}"))
+        if sweep:
+            met = "met" if lost.nats <= sweep.budget_nats else "not met"
+            found.append((f"budget {sweep.budget}", met, "on text that planning has not seen"))
+    if plan:
+        bits = f"{megabytes(plan.weight_bits())} MB of weights"
+        found.append(("low share Q_r", f"{fixed(100 * plan.ratio(), 1)} %", "by parameters"))
+        found.append(("bits per weight", fixed(plan.bits_per_weight(), 2), bits))
+    return found
+
+
+def scheme_words(scheme: Scheme) -> str:
+    """A projection's scheme as one says it: ``INT8``, ``INT4 weights``, ``float``."""
+    if not isinstance(scheme, LinearScheme) or scheme == LinearScheme():
+        return "float"
+    weight, inputs = (_format_words(part) for part in (scheme.weight, scheme.input))
+    if weight == inputs:
+        return weight
+    return " and ".join(f"{of} {what}" for of, what in ((weight, "weights"), (inputs, "inputs")) if of)
+
+
+def low_input(story: Story) -> TensorScheme | None:
+    """How the low scheme keeps inputs; None where it leaves them in float, or there is no plan yet."""
+    plan = story.one(Plan)
+    scheme = parse_scheme(plan.low) if plan else LinearScheme()
+    return scheme.input if isinstance(scheme, LinearScheme) else None
+
+
+def _format_words(part: TensorScheme | None) -> str:
+    if part is None:
+        return ""
+    name = part.spell("w").split("/")[0]
+    return "a table of its own" if name.startswith("{") else name.upper()
+
+
+def _outcome(plan: Plan, evaluations: dict[str, Evaluation]) -> str:
+    naive = paired_difference(evaluations["naive"], evaluations["float"])
+    lost = paired_difference(evaluations["plan"], evaluations["float"])
+    low, kept = scheme_words(parse_scheme(plan.low)), plan.exceptions()
+    projections = sum(a.site.kind == "projection" for a in plan.assignments)
+    ours, floats = fixed(evaluations["plan"].perplexity, 2), fixed(evaluations["float"].perplexity, 2)
+    if not kept:
+        return (
+            f"Nothing needs protection: with all {projections} projections in {low}, perplexity is {ours} against "
+            f"float's {floats} ({perplexity_change(lost.nats)} %)."
+        )
+    units = [u.label for u in make_units([a.site for a in kept], tied=True)]
+    names = ", ".join(units[:_NAMED]) + (" and others" if len(units) > _NAMED else "")
+    total = sum(a.site.parameters for a in plan.assignments)
+    size = share(sum(a.site.parameters for a in kept), total)
+    schemes = {scheme_words(a.scheme) for a in kept}
+    kind = schemes.pop() if len(schemes) == 1 else "higher precision"
+    return (
+        f"Keeping {len(kept)} of {projections} projections in {kind} ({names}; {size} % of the parameters) holds "
+        f"perplexity at {ours} against float's {floats} ({perplexity_change(lost.nats)} %), where {low} everywhere "
+        f"{_naive_words(naive, lost)}."
+    )
+
+
+def _naive_words(naive: Difference, lost: Difference) -> str:
+    change = f"{perplexity_change(naive.nats)} %"
+    if naive.interval[0] <= 0:
+        return f"loses nothing that can be measured ({change})"
+    recovered = fixed(100 * (naive.nats - lost.nats) / naive.nats, 0)
+    return f"costs {change}: protection buys back {recovered} % of the loss"
+
+
+def _comparison(evaluations: tuple[Evaluation, ...]) -> str:
+    first, *others = evaluations
+    said = [
+        f"{e.label} {fixed(e.perplexity, 2)} ({perplexity_change(paired_difference(e, first).nats)} %)" for e in others
+    ]
+    return f"Perplexity is {fixed(first.perplexity, 2)} for {first.label}; {', '.join(said)}."
+
+
+def _spikes(stats: ActivationStats, low: TensorScheme | None) -> str:
+    flagged = {name for rule in PLANNING_RULES for name in find_spikes(stats, rule, low).flagged}
+    worst = max((s for s in stats.streams.values() if s.kind.endswith("_in")), key=lambda s: s.ratio)
+    where = f"block {worst.block}'s {worst.kind} has the largest r, {fixed(worst.ratio, 1)}"
+    if not flagged:
+        return f"No rule sees a spike in what the projections read: {where}."
+    return f"{count(len(flagged), 'stream')} that projections read may starve ordinary tokens: {where}."
+
+
+def _law(law: Law) -> str:
+    name = law.best or law.fits[0].form
+    fits = [fit for fit in law.fits if fit.form == name]
+    title = form_named(name).title.partition(":")[0]
+    title = title if title[0].isupper() else f"The {title}"
+    points = count(sum(len(fit.points) for fit in fits), "point")
+    if len(fits) > 1 or not fits[0].quality:
+        return f"{title} was fitted to {points} of {law.data}."
+    quality = fits[0].quality[0]
+    unseen = "".join(f", {fixed(100 * e, 1)} % on sizes that it had not seen" for e in quality.left_out_error)
+    return f"{title} is off by {fixed(100 * quality.error, 1)} % on average over {points}{unseen}."

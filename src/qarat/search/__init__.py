@@ -1,0 +1,1 @@
+"""Search: strategies propose plans, a driver measures them; and the sweep that protects the dearest sites."""

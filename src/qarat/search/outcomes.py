@@ -1,0 +1,120 @@
+"""What each budget reaches, from the trials that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qarat.budgets import CostBudget, LossBudget
+from qarat.errors import UserError
+from qarat.records import Evaluation
+from qarat.search.space import Space
+from qarat.searches import Reached, SearchTrial
+
+__all__ = ["point_of", "reach"]
+
+ROUNDING = 1e-9  # what a ratio may be off by, as a sum of shares
+Z = 1.96  # half of a 95 % interval in standard errors, normal distribution
+
+
+def point_of(budget: CostBudget, space: Space) -> float:
+    """The place on a space's axis that a budget of cost asks for; larger places are cheaper.
+
+    Args:
+        budget: ``ratio=…`` where the axis is Q_r, else ``bits=…`` or ``bytes=…``.
+        space: Whose axis is meant.
+
+    Raises:
+        UserError: If the axis is the other one.
+    """
+    if (budget.kind == "ratio") != (space.axis == "ratio"):
+        asked = "bits=… or bytes=…" if space.axis == "bits" else "ratio=…"
+        raise UserError(
+            f"--budget {budget.spelling}: with {len(space.options)} schemes plans are ordered by "
+            f"{space.axis}; ask for {asked}"
+        )
+    if budget.kind == "ratio":
+        return budget.amount
+    weights = sum(a.site.parameters for a in space.base.assignments)
+    return -budget.limit(weights) / weights
+
+
+def reach(
+    budget: LossBudget | CostBudget, trials: Sequence[SearchTrial], space: Space, float_loss: Evaluation
+) -> Reached:
+    """The best trial within a budget, how sure that is, and the reason in words.
+
+    Args:
+        budget: Of loss (the cheapest plan within it is chosen) or of cost (the plan that loses least).
+        trials: Measured ones and failed ones.
+        space: Of their choices.
+        float_loss: For the number of tokens behind the errors.
+    """
+    measured = [(i, t) for i, t in enumerate(trials) if not t.failure]
+    if isinstance(budget, LossBudget):
+        return _within_loss(budget, measured, space, float_loss)
+    least = point_of(budget, space)
+    meeting = [(i, t) for i, t in measured if space.position(t.choice) >= least - ROUNDING]
+    if not meeting:
+        best = max((space.position(t.choice) for _, t in measured), default=math.nan)
+        return _nothing(budget, f"no plan that was tried meets it; the nearest has {abs(best):.3f}")
+    index, trial = min(meeting, key=lambda pair: pair[1].damage.nats)
+    words = f"{trial.label}: {_loss(trial)} at Q_r {trial.ratio:.3f}, {trial.bits:.2f} bits per weight"
+    return Reached(budget.spelling, index, math.nan, math.nan, words)
+
+
+def _within_loss(
+    budget: LossBudget, measured: Sequence[tuple[int, SearchTrial]], space: Space, float_loss: Evaluation
+) -> Reached:
+    within = [(i, t) for i, t in measured if t.damage.nats <= budget.nats]
+    if not within:
+        if not measured:
+            return _nothing(budget, "no plan could be measured")
+        _, best = min(measured, key=lambda pair: pair[1].damage.nats)
+        return _nothing(budget, f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}")
+    index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
+    low, high = (_edge(budget.nats, measured, space, sign * Z) for sign in (1, -1))
+    words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
+    return Reached(budget.spelling, index, low, high, words)
+
+
+def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space, errors: float) -> float:
+    """Where the curve, moved by so many standard errors, crosses a loss; between two trials by a straight line.
+
+    Every plan that costs less is better known to lose more, so the curve is the least loss at that cost or cheaper.
+    """
+    points = sorted((space.position(t.choice), t.damage.nats + errors * t.damage.standard_error) for _, t in measured)
+    curve: list[tuple[float, float]] = []
+    for position, loss in reversed(points):
+        if not curve or loss < curve[-1][1]:
+            curve.append((position, loss))
+    curve.append((space.position(space.highest), 0.0))
+    previous = curve[0]
+    if previous[1] <= nats:
+        return abs(previous[0])
+    for position, loss in curve[1:]:
+        if loss <= nats:
+            share = (previous[1] - nats) / (previous[1] - loss)
+            return abs(previous[0] + share * (position - previous[0]))
+        previous = (position, loss)
+    return abs(previous[0])
+
+
+def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> str:
+    """What to do where the budget is smaller than what the measurement can tell."""
+    noise = Z * trial.damage.standard_error
+    if math.isnan(noise) or noise <= budget.nats:
+        return ""
+    tokens = sum(float_loss.predicted)
+    needed = tokens * (noise / budget.nats) ** 2
+    return (
+        f"; but its error of ±{noise:.4f} is larger than the budget: some {needed:,.0f} tokens would do, not {tokens:,}"
+    )
+
+
+def _nothing(budget: LossBudget | CostBudget, words: str) -> Reached:
+    return Reached(budget.spelling, -1, math.nan, math.nan, words)
+
+
+def _loss(trial: SearchTrial) -> str:
+    return f"loses {trial.damage.nats:.4f} ± {Z * trial.damage.standard_error:.4f} nats"

@@ -1,0 +1,232 @@
+"""The space of a search: units that are decided together, and the options each of them has.
+
+Everything a strategy needs to know of a plan is here as plain numbers: what a choice costs, what its ratio is, which
+plan it stands for. So strategies are about choices alone, and a new one is one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from qarat.errors import UserError
+from qarat.plans import Assignment, Plan, Site, short_name
+from qarat.records import Menu
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.searches import Choice
+
+__all__ = ["Option", "Space", "Unit", "make_space", "make_units"]
+
+Costs = np.ndarray
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Sites that are decided together: one projection, those tied by an engine, or a whole block.
+
+    Attributes:
+        sites: Full names.
+        parameters: Of all of them.
+    """
+
+    sites: tuple[str, ...]
+    parameters: int
+
+    @property
+    def label(self) -> str:
+        """``1.down``, ``1.q+k+v`` for a tie."""
+        first, *rest = map(short_name, self.sites)
+        return "+".join([first, *(name.partition(".")[2] for name in rest)])
+
+
+class Option(NamedTuple):
+    """What a unit may get: a scheme for its projections, and one for its attention products."""
+
+    projection: LinearScheme
+    product: MatmulScheme = MatmulScheme()
+
+    def at(self, site: Site) -> Scheme:
+        """The scheme of one of the unit's sites."""
+        return self.product if site.kind == "product" else self.projection
+
+
+def make_units(
+    sites: Sequence[Site], *, tied: bool = False, layers: bool = False, products: bool = False
+) -> tuple[Unit, ...]:
+    """The sites in units, in the order of the sites.
+
+    Args:
+        sites: Of a plan.
+        tied: Whether sites of one tie make one unit.
+        layers: Whether a whole block makes one unit.
+        products: Whether the attention products are decided too, instead of being left out.
+    """
+    groups: dict[tuple[int, str], list[Site]] = {}
+    for site in sites:
+        if site.kind == "projection" or products:
+            word = "" if layers else site.tie if tied and site.tie else site.name
+            groups.setdefault((site.block, word), []).append(site)
+    return tuple(Unit(tuple(s.name for s in group), sum(s.parameters for s in group)) for group in groups.values())
+
+
+class Space:
+    """Units, options and the plan they are put into.
+
+    Attributes:
+        base: A plan for every site; those of no unit keep its schemes.
+        units: What is decided.
+        options: What each unit may get, the low scheme first, the highest last.
+    """
+
+    def __init__(self, base: Plan, units: Sequence[Unit], options: Sequence[Option], basis: str, length: int) -> None:
+        """Keep them.
+
+        Args:
+            base: For every site.
+            units: At least one.
+            options: At least two.
+            basis: What Q_r counts, ``parameters`` or ``macs``.
+            length: Tokens of a window, on which the MACs of attention products depend.
+        """
+        self.base, self.units, self.options = base, tuple(units), tuple(options)
+        self.basis, self.length = basis, length
+        self._assignments: dict[str, Assignment] = {a.site.name: a for a in base.assignments}
+
+    @property
+    def axis(self) -> str:
+        """What plans of this space are ordered by: Q_r between two options, bits per weight among more."""
+        return "ratio" if len(self.options) == 2 else "bits"
+
+    @property
+    def highest(self) -> Choice:
+        """Every unit at its highest option."""
+        return (len(self.options) - 1,) * len(self.units)
+
+    def plan(self, choice: Choice, reason: str) -> Plan:
+        """The plan that a choice stands for."""
+        changes: dict[str, Scheme] = {}
+        for unit, index in zip(self.units, choice, strict=True):
+            changes |= {name: self.options[index].at(self._assignments[name].site) for name in unit.sites}
+        return self.base.with_schemes(changes, reason)
+
+    def ratio(self, choice: Choice) -> float:
+        """Q_r of a choice, in the space's basis; sites of no unit count as they are in the base plan."""
+        return 1.0 - (float(self._pick(self.high_shares, choice)) + self._fixed_high)
+
+    def bits(self, choice: Choice) -> float:
+        """Bits per weight of a choice, scales included, over all sites."""
+        return float(self._pick(self.bit_costs, choice)) + self._fixed_bits
+
+    def position(self, choice: Choice) -> float:
+        """Where a choice stands on the axis; larger is cheaper."""
+        return self.ratio(choice) if self.axis == "ratio" else -self.bits(choice)
+
+    def costs(self, kind: str) -> tuple[Costs, float]:
+        """What every option costs at every unit, (units, options), and what the sites of no unit cost.
+
+        Args:
+            kind: ``ratio`` (the share kept high) or ``bits`` (per weight).
+        """
+        return (self.high_shares, self._fixed_high) if kind == "ratio" else (self.bit_costs, self._fixed_bits)
+
+    def predictions(self, menu: Menu) -> np.ndarray:
+        """Summed damage of every option at every unit, (units, options) float64, in the menu's unit.
+
+        Raises:
+            UserError: Listing the sites and schemes that the menu does not price.
+        """
+        prices = {(e.site, e.scheme): e.damage for e in menu.entries}
+        missing: list[str] = []
+
+        def price(name: str, option: Option) -> float:
+            scheme = option.at(self._assignments[name].site)
+            if scheme in (LinearScheme(), MatmulScheme()):
+                return 0.0
+            if (name, str(scheme)) not in prices:
+                missing.append(f"{name}: {scheme}")
+            return prices.get((name, str(scheme)), 0.0)
+
+        table = np.array([[sum(price(n, o) for n in unit.sites) for o in self.options] for unit in self.units])
+        if missing:
+            raise UserError("the menu has no price for:\n  " + "\n  ".join(missing[:12]))
+        return table
+
+    @cached_property
+    def high_shares(self) -> Costs:
+        """Share of the whole, in the basis, that a unit keeps high under an option."""
+        return np.array([[self._high(unit.sites, option) for option in self.options] for unit in self.units])
+
+    @cached_property
+    def bit_costs(self) -> Costs:
+        """Bits that a unit's weights take under an option, over the number of all weights."""
+        weights = sum(a.site.parameters for a in self.base.assignments)
+        return np.array([[self._stored(u.sites, option) for option in self.options] for u in self.units]) / weights
+
+    @cached_property
+    def _fixed(self) -> tuple[str, ...]:
+        """Sites of no unit."""
+        decided = {name for unit in self.units for name in unit.sites}
+        return tuple(name for name in self._assignments if name not in decided)
+
+    @cached_property
+    def _fixed_high(self) -> float:
+        return self._high(self._fixed, None)
+
+    @cached_property
+    def _fixed_bits(self) -> float:
+        return self._stored(self._fixed, None) / sum(a.site.parameters for a in self.base.assignments)
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, float]:
+        """Share of every site in the whole, in the basis."""
+        macs = self.basis == "macs"
+        sizes = {n: a.site.macs(self.length) if macs else a.site.parameters for n, a in self._assignments.items()}
+        total = sum(sizes.values())
+        return {name: size / total for name, size in sizes.items()}
+
+    def _under(self, name: str, option: Option | None) -> Assignment:
+        assignment = self._assignments[name]
+        return assignment if option is None else Assignment(assignment.site, option.at(assignment.site), "")
+
+    def _high(self, sites: Sequence[str], option: Option | None) -> float:
+        return sum(self._sizes[n] for n in sites if not self.base.is_low(self._under(n, option)))
+
+    def _stored(self, sites: Sequence[str], option: Option | None) -> int:
+        return sum(self.base.site_bits(self._under(n, option)) for n in sites)
+
+    def _pick(self, table: np.ndarray, choice: Choice) -> float:
+        return float(table[np.arange(len(choice)), list(choice)].sum())
+
+
+def make_space(
+    base: Plan,
+    options: Sequence[Option],
+    *,
+    layers: bool = False,
+    tied: bool = False,
+    basis: str = "parameters",
+    length: int = 1,
+) -> Space:
+    """The space of a base plan, whose overridden sites are left as they are.
+
+    Args:
+        base: Everything at the low scheme, with overrides, attention products in float.
+        options: The low scheme first.
+        layers: Whether whole blocks are decided, instead of sites.
+        tied: Whether sites that an engine fuses share their option.
+        basis: What Q_r counts: ``parameters``, with attention products alike in all plans; or ``macs``, with the
+            products among the units.
+        length: Tokens of a window.
+
+    Raises:
+        UserError: If nothing is left to decide.
+    """
+    fixed = {a.site.name for a in base.exceptions()}
+    open_sites = [s for s in base.sites if s.name not in fixed]
+    units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
+    if not units:
+        raise UserError("nothing is left to search: --set decides every site")
+    return Space(base, units, options, basis, length)

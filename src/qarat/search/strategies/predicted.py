@@ -1,0 +1,94 @@
+"""Predicted search: damages priced once, an exact allocation for every place on the axis, and only those measured.
+
+One pricing pass gives every damage; integer programming gives the best sum at every limit. What remains to be measured
+is the curve at the points asked for and, for a loss budget, a few plans by bisection along the frontier, the next one
+where the prediction, scaled by what was measured so far, crosses the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qarat.allocation import Problem, frontier
+from qarat.records import Difference
+from qarat.search.space import Space
+from qarat.search.strategies.base import Asking, Goal, Proposal, Strategy
+
+__all__ = ["make"]
+
+STEPS = 100  # limits on the axis between dearest and cheapest, at which the frontier is computed
+MOST = 10  # measurements that a loss budget may take
+
+
+class _Predicted:
+    predicts = True
+
+    def propose(self, space: Space, goal: Goal) -> Asking:
+        assert goal.predictions is not None
+        plans = _frontier(space, goal.predictions, goal.points)
+        known: dict[int, Difference | None] = {}
+        if asked := sorted({_index_at(space, plans, point) for point in goal.points}):
+            answers = yield [plans[i] for i in asked]
+            known |= dict(zip(asked, answers, strict=True))
+        for loss in goal.losses:
+            for _ in range(MOST):
+                index = _next_index(plans, known, loss)
+                if index is None:
+                    break
+                (known[index],) = yield [plans[index]]
+
+
+def _frontier(space: Space, damages: np.ndarray, points: Sequence[float]) -> list[Proposal]:
+    """Exact allocations from the dearest to the cheapest, each once."""
+    costs, fixed = space.costs(space.axis)
+    problem = Problem(damages, costs)
+    least, most = problem.least_cost(), float(costs.max(axis=1).sum())
+    # On the axis, cheaper is larger: a share kept high counts down from 1, bits from 0.
+    top = 1.0 if space.axis == "ratio" else 0.0
+    asked = [top - point - fixed for point in points]
+    limits = {*np.linspace(most, least, STEPS, endpoint=False).tolist(), least, *(x for x in asked if least < x < most)}
+    found: dict[tuple[int, ...], Proposal] = {}
+    for allocation in frontier(problem, sorted(limits, reverse=True)):
+        place = abs(space.position(allocation.choice))
+        found[allocation.choice] = Proposal(allocation.choice, f"predicted at {place:.3f}", allocation.damage)
+    return sorted(found.values(), key=lambda proposal: (space.position(proposal.choice), -proposal.predicted))
+
+
+def _index_at(space: Space, plans: Sequence[Proposal], point: float) -> int:
+    """The dearest plan that is as cheap as asked, or the cheapest of all."""
+    enough = (i for i, plan in enumerate(plans) if space.position(plan.choice) >= point - 1e-9)
+    return next(enough, len(plans) - 1)
+
+
+def _next_index(plans: Sequence[Proposal], known: dict[int, Difference | None], loss: float) -> int | None:
+    """The plan to measure next on the way to a loss budget; None when its edge is found."""
+    measured = {i: d.nats for i, d in known.items() if d is not None}
+    # The dearest plan of all leaves everything high; where that is float it loses nothing, and is not measured.
+    within = max((i for i, nats in measured.items() if nats <= loss), default=0 if 0 not in known else -1)
+    beyond = min((i for i, nats in measured.items() if nats > loss and i > within), default=len(plans))
+    between = [i for i in range(within + 1, beyond) if i not in known]
+    if not between:
+        return None
+    scale = _scale(plans, measured)
+    crossing = [i for i in between if plans[i].predicted * scale <= loss]
+    guess = crossing[-1] if crossing else between[0]
+    # Far from what is known the prediction decides; once it has failed on one side, halving is safer.
+    misses = sum(1 for i in measured if (plans[i].predicted * scale <= loss) != (measured[i] <= loss))
+    return between[len(between) // 2] if misses else guess
+
+
+def _scale(plans: Sequence[Proposal], measured: dict[int, float]) -> float:
+    """Measured over predicted, as the geometric mean of the plans measured so far; 1 before there are any.
+
+    Damages do not add: together sites lose more, or less, than each alone.
+    """
+    ratios = [nats / plans[i].predicted for i, nats in measured.items() if nats > 0 and plans[i].predicted > 0]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
+
+
+def make(*, trials: int, seed: int) -> Strategy:
+    """The same plans whatever the trials and the seed."""
+    return _Predicted()

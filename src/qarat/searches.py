@@ -1,0 +1,138 @@
+"""Records of a search: every trial that was measured, what each budget reaches, and what finding out cost.
+
+A choice is one option per unit, by index; options stand in the order of the menu, the low scheme first. So a search's
+plans follow from its record and the base plan it began with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from qarat.records import Difference, Evaluation, Provenance, paired_difference
+
+__all__ = ["NOTHING", "Choice", "Reached", "SearchCost", "SearchResult", "SearchTrial", "pareto"]
+
+Choice = tuple[int, ...]
+NOTHING = Difference(math.nan, math.nan, 0)
+"""The loss of what was not measured."""
+
+
+class SearchTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One plan that was tried.
+
+    Attributes:
+        label: Why it was tried: ``random 12 at 0.9``, ``predicted at 0.75``, …
+        choice: Option of each unit.
+        ratio: Q_r, in the result's basis.
+        bits: A weight, scales included.
+        predicted: Summed damage of its units, in the metric's unit; NaN where nothing was predicted.
+        damage: Loss over float on the selection tokens; NaN where the measurement failed.
+        failure: Why it failed; empty where it did not.
+    """
+
+    label: str
+    choice: Choice
+    ratio: float
+    bits: float
+    predicted: float
+    damage: Difference
+    failure: str = ""
+
+    def position(self, axis: str) -> float:
+        """Where the trial stands on an axis; larger is cheaper: Q_r, or bits with the sign turned."""
+        return self.ratio if axis == "ratio" else -self.bits
+
+
+class Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a budget reaches.
+
+    Attributes:
+        budget: Spelling.
+        trial: Index of the chosen trial; -1 where nothing meets the budget.
+        low: Lower end of the 95 % interval of what is reachable, on the result's axis: from the paired standard errors
+            of the trials on both sides of the budget. NaN where the budget is no loss.
+        high: Upper end.
+        verdict: In words.
+        report: Its loss on the report tokens, nats of every window; empty where it was not measured.
+    """
+
+    budget: str
+    trial: int
+    low: float
+    high: float
+    verdict: str
+    report: tuple[float, ...] = ()
+
+
+class SearchCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a search spent, in block × token forwards (DESIGN section 7).
+
+    Attributes:
+        pricing: For predictions: a forward counts one, a recomputation one, a backward two.
+        measuring: For the trials, by all calls: a search that was killed begins with cold caches.
+    """
+
+    pricing: int
+    measuring: int
+
+
+class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A search: every trial, what each budget reaches, and the cost.
+
+    Attributes:
+        provenance: Model and selection tokens.
+        strategy: That proposed the trials.
+        metric: Behind predictions; empty where the strategy makes none.
+        granularity: ``matmul`` or ``layer``.
+        basis: What Q_r counts: ``parameters`` or ``macs``.
+        axis: What the curve is drawn over: ``ratio``, or ``bits`` where the menu has more than two schemes.
+        menu: Spelling of every option, the low scheme first.
+        units: Label of every unit.
+        base: Content hash of the plan that the units' options are put into.
+        float_loss: On the selection tokens.
+        float_report: On the report tokens, which no choice has seen.
+        trials: In the order in which they were proposed.
+        reached: One a budget.
+        cost: Of it all.
+    """
+
+    provenance: Provenance
+    strategy: str
+    metric: str
+    granularity: str
+    basis: str
+    axis: str
+    menu: tuple[str, ...]
+    units: tuple[str, ...]
+    base: str
+    float_loss: Evaluation
+    float_report: Evaluation
+    trials: tuple[SearchTrial, ...]
+    reached: tuple[Reached, ...]
+    cost: SearchCost
+
+    def report_loss(self, reached: Reached) -> Evaluation:
+        """The loss of a budget's plan on the report tokens; only where it was measured."""
+        return msgspec.structs.replace(self.float_report, label=reached.budget, nats=reached.report)
+
+    def on_report(self, reached: Reached) -> Difference:
+        """What a budget's plan loses over float on the report tokens; NaN where it was not measured."""
+        return paired_difference(self.report_loss(reached), self.float_report) if reached.report else NOTHING
+
+
+def pareto(trials: Sequence[SearchTrial], axis: str) -> tuple[SearchTrial, ...]:
+    """The trials that no other beats in both cost and loss, the cheapest last: the curve.
+
+    Args:
+        trials: Of one search; failed ones are left out.
+        axis: Of the search.
+    """
+    measured = sorted((t for t in trials if not t.failure), key=lambda t: (-t.position(axis), t.damage.nats))
+    kept: list[SearchTrial] = []
+    for trial in measured:
+        if not kept or trial.damage.nats < kept[-1].damage.nats:
+            kept.append(trial)
+    return tuple(reversed(kept))

@@ -1,0 +1,35 @@
+"""Searching: stats and prices become the plans that budgets allow. Where the stages of a search are put together.
+
+A job is steps in a folder, like a run: profile (only where scales are static), price, search, and the chosen plans
+measured on the report tokens. The trial log lies beside them, so a killed search goes on from its last plan. Studies
+and sweeps are many such jobs, each a folder and a step of a larger run.
+"""
+
+from __future__ import annotations
+
+from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
+from qarat.searching.nested import SEARCHES
+from qarat.searching.request import POINTS, SearchRequest
+from qarat.searching.study import STUDY, StudyJob, StudyRequest
+from qarat.searching.sweep import BUDGET_TABLE, LOSS_TABLE, SWEEP, Member, SweepJob, SweepRequest
+
+__all__ = [
+    "BUDGET_TABLE",
+    "LOSS_TABLE",
+    "MENU",
+    "POINTS",
+    "RESULT",
+    "SEARCHES",
+    "STATS",
+    "STUDY",
+    "SWEEP",
+    "TRIALS",
+    "Member",
+    "SearchJob",
+    "SearchRequest",
+    "StudyJob",
+    "StudyRequest",
+    "SweepJob",
+    "SweepRequest",
+    "plan_file",
+]

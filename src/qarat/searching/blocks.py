@@ -1,0 +1,134 @@
+"""One low format at several block sizes: what a family of searches varies besides the model and the ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from qarat.errors import UserError
+from qarat.plans import Site
+from qarat.schemes import Granularity, LinearScheme, TensorScheme, parse_scheme
+
+__all__ = ["FORMATS", "ROW", "TENSOR", "format_words", "granularity_word", "low_schemes", "mean_block", "with_block"]
+
+FORMATS = {
+    "mxint4": "w=mxint4 a=mxint4",
+    "mxfp4": "w=mxfp4 a=mxfp4",
+    "int4": "w=int4/g32",
+    "int8-static": "w=int8/tensor a=int8/tensor/static",
+}
+"""Short names: the MX formats for weights and inputs, int4 for weights alone, int8 as engines compute it fastest."""
+ROW, TENSOR = "row", "tensor"
+
+
+def low_schemes(formats: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
+    """Spellings of every format at every block size, in that order, each once.
+
+    Static scales of inputs come from the stats at one granularity, so a format that has them keeps its own.
+
+    Args:
+        formats: Names of `FORMATS`, or spellings of schemes.
+        blocks: Block sizes as `with_block` takes them.
+
+    Raises:
+        UserError: No scheme of a projection's weight, or no block size.
+    """
+    found: list[str] = []
+    for name in formats:
+        low = _parse(FORMATS.get(name, name))
+        fixed = low.input is not None and low.input.static
+        found += [str(low)] if fixed else [with_block(str(low), block) for block in blocks]
+    return tuple(dict.fromkeys(found))
+
+
+def with_block(low: str, block: str) -> str:
+    """A low scheme with another block size, of weight and input alike.
+
+    Args:
+        low: Spelling.
+        block: Values that share a scale, ``row`` (a weight's output channel, an input's token) or ``tensor``.
+
+    Raises:
+        UserError: No scheme of a projection's weight, static scales, or no block size.
+    """
+    scheme = _parse(low)
+    if scheme.input is not None and scheme.input.static:
+        raise UserError(f"{low}: static scales keep their granularity; leave the block size out, or make it dynamic")
+    granularity = _granularity(block)
+
+    def change(tensor: TensorScheme | None) -> TensorScheme | None:
+        return None if tensor is None else msgspec.structs.replace(tensor, granularity=granularity)
+
+    return str(LinearScheme(change(scheme.weight), change(scheme.input)))
+
+
+def format_words(low: str) -> str:
+    """What is low, without the block size: ``mxint4 weights and inputs``, ``int4 weights``."""
+    scheme = _parse(low)
+    weight, given = _format(scheme.weight), _format(scheme.input)
+    if scheme.input is None:
+        return f"{weight} weights"
+    timing = "static " if scheme.input.static else ""
+    same = weight == given
+    return f"{weight} weights and {timing}inputs" if same else f"{weight} weights and {given} {timing}inputs"
+
+
+def granularity_word(low: str) -> str:
+    """Which weights share a scale: ``tensor``, ``channel`` or ``group``."""
+    match _weight(low).granularity:
+        case Granularity(None, None):
+            return "tensor"
+        case Granularity(1, None):
+            return "channel"
+        case _:
+            return "group"
+
+
+def mean_block(low: str, sites: Sequence[Site]) -> float:
+    """Q_b: the weights that share a scale; of rows and tensors the mean over all, as in the second founding paper.
+
+    Args:
+        low: Spelling.
+        sites: Of the model; attention products have no weights.
+    """
+    granularity = _weight(low).granularity
+    if granularity.rows is not None and granularity.cols is not None:
+        return float(granularity.rows * granularity.cols)
+    shapes = [site.shape for site in sites if site.shape]
+    scales = 0
+    for rows, cols in shapes:
+        tall, wide = granularity.scale_shape(rows, cols)
+        scales += tall * wide
+    return sum(rows * cols for rows, cols in shapes) / scales
+
+
+def _parse(low: str) -> LinearScheme:
+    scheme = parse_scheme(low)
+    if not isinstance(scheme, LinearScheme) or scheme.weight is None:
+        names = ", ".join(FORMATS)
+        raise UserError(f"{low!r} keeps no weight low; give one of {names}, or a scheme with w=…")
+    return scheme
+
+
+def _weight(low: str) -> TensorScheme:
+    weight = _parse(low).weight
+    assert weight is not None
+    return weight
+
+
+def _format(tensor: TensorScheme | None) -> str:
+    """Name of a tensor's format: the preset's where it is one at some block size, else the numbers'."""
+    if tensor is None:
+        return ""
+    return msgspec.structs.replace(tensor, granularity=Granularity(1, 2), static=False).spell("w").partition("/")[0]
+
+
+def _granularity(block: str) -> Granularity:
+    if block == TENSOR:
+        return Granularity()
+    if block == ROW:
+        return Granularity(1, None)
+    if not block.isdecimal() or int(block) < 1:
+        raise UserError(f"{block!r} is no block size; give a number of values, {ROW!r} or {TENSOR!r}")
+    return Granularity(1, int(block))

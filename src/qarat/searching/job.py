@@ -1,0 +1,267 @@
+"""The job of a search: steps in a folder, from profile to plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from qarat import damage
+from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget
+from qarat.conversion import check_stats, quantize
+from qarat.data import TokenSet
+from qarat.estimates import price_forwards
+from qarat.evaluation.zero_shot import measure_tasks
+from qarat.measuring import specify
+from qarat.models import Model
+from qarat.observation import observe
+from qarat.planning import ENGINES_THAT_FUSE, draft_plan
+from qarat.plans import Plan
+from qarat.recordfiles import content_hash, decode_record, encode_record
+from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
+from qarat.runners import Runner
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.search.driver import Driver
+from qarat.search.outcomes import point_of, reach
+from qarat.search.space import Option, Space, make_space
+from qarat.search.strategies import make_strategy
+from qarat.search.strategies.base import Goal, Strategy
+from qarat.search.trials import TrialLog
+from qarat.searches import Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.searching.accuracy import reach_accuracy
+from qarat.searching.measurer import Measurer, ProgressWatcher
+from qarat.searching.request import BITS, POINTS, SearchRequest
+from qarat.workspace import Progress, Run, write_whole
+
+__all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
+
+STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
+TALLY = "forwards.txt"
+
+
+class SearchJob:
+    """One search: a model, its three token sets, and what is to be found out."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: tuple[TokenSet, TokenSet, TokenSet],
+        request: SearchRequest,
+        runner: Runner,
+        *,
+        name: str,
+        seed: int,
+        progress: Progress,
+        revision: str | None = None,
+        keep_bytes: int | None = None,
+    ) -> None:
+        """Check the request against the model; nothing long is done.
+
+        Args:
+            model: In float.
+            tokens: Calibration, selection and report.
+            request: Checked already.
+            runner: Where plans are measured.
+            name: That the model was opened by, for workers that open it anew.
+            seed: Of draws and labels.
+            progress: Told of every stage.
+            revision: Of the hub id.
+            keep_bytes: Bound on hidden states kept between measurements.
+
+        Raises:
+            UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis.
+        """
+        model.require_float("search")
+        self.model, self.request, self.runner, self.seed = model, request, runner, seed
+        self.calibration, self.selection, self.report = tokens
+        self.name, self.revision = name, revision
+        self.progress, self.keep_bytes = progress, keep_bytes
+        self.space = self._space(draft_plan(model, request.as_plan_request()))
+        self._points(self.space)
+
+    @property
+    def static(self) -> bool:
+        """Whether any scale comes from stats, so that the model has to be profiled."""
+        return any(_is_static(scheme) for option in self.space.options for scheme in option) or any(
+            _is_static(a.scheme) for a in self.space.base.assignments
+        )
+
+    @property
+    def key(self) -> dict[str, object]:
+        """Everything that decides the result's bytes."""
+        return {
+            "model": self.model.fingerprint,
+            "versions": self.model.provenance("", "").versions,
+            "dtype": self.model.runtime.dtype,
+            "calibration": self.calibration.fingerprint if self.static else "",
+            "selection": self.selection.fingerprint,
+            "seed": self.seed,
+            "request": msgspec.to_builtins(self.request),
+            "report": self.report.fingerprint,
+        }
+
+    def execute(self, run: Run) -> SearchResult:
+        """Do every step that is not done yet, and put the folder into place."""
+        whole = self.key
+        key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
+        before: list[str] = []
+        if self.static:
+            run.step("profile", key, [STATS], lambda: self._profile(run))
+            before.append("profile")
+        key |= {name: whole[name] for name in ("selection", "seed")}
+        priced = msgspec.structs.asdict(self.request)
+        priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
+        if make_strategy(self.request.strategy, trials=1, seed=0).predicts:
+            run.step("damage", [key, priced], [MENU], lambda: self._price(run), after=before)
+            before.append("damage")
+        plans = [plan_file(budget) for budget in self.request.budgets]
+        run.step("search", whole, [RESULT, *plans], lambda: self._search(run), after=before)
+        result = decode_record(run.path(RESULT), SearchResult)
+        run.finish()
+        return result
+
+    def _space(self, base: Plan) -> Space:
+        request = self.request
+        return make_space(
+            base,
+            request.options(),
+            layers=request.granularity == "layer",
+            tied=request.runtime in ENGINES_THAT_FUSE,
+            basis=request.basis,
+            length=self.selection.windows.shape[1],
+        )
+
+    def _profile(self, run: Run) -> None:
+        write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
+
+    def _price(self, run: Run) -> None:
+        schemes = dict.fromkeys(s for option in self.space.options for s in self._priced(option))
+        price = damage.load(self.request.metric)
+        menu = price(
+            self.model, self._price_tokens(), list(schemes), self._stats(run), seed=self.seed, progress=self.progress
+        )
+        write_whole(run.path(MENU), encode_record(menu))
+
+    def _priced(self, option: Option) -> list[Scheme]:
+        return [s for s in option if s not in (LinearScheme(), MatmulScheme())]
+
+    def _search(self, run: Run) -> None:
+        stats = self._stats(run)
+        space = self._space(
+            draft_plan(self.model, self.request.as_plan_request(), content_hash(stats) if stats else "")
+        )
+        for option in range(len(space.options)):
+            check_stats(space.plan((option,) * len(space.units), ""), stats)
+        strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.seed)
+        measurer = self._measurer(stats, self.selection, run.path(TALLY))
+        log = TrialLog(run.path(TRIALS), self._log_header(space))
+        watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
+        driver = Driver(space, measurer, log, watcher)
+        driver.run(strategy, self._goal(run, space, strategy))
+        reached = [self._reach(budget, stats, space, driver) for budget in self.request.parsed_budgets()]
+        float_report, reached = self._on_report(stats, space, driver.trials, reached)
+        cost = SearchCost(self._pricing_cost(strategy), measurer.forwards)
+        write_whole(run.path(RESULT), encode_record(self._result(space, driver, float_report, reached, cost)))
+        for budget, found in zip(self.request.budgets, reached, strict=True):
+            # A budget that nothing meets has its verdict, and the plan that loses least, so that no file is missing.
+            plan = space.plan(space.highest if found.trial < 0 else driver.trials[found.trial].choice, budget)
+            write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
+
+    def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver) -> Reached:
+        if not isinstance(budget, AccuracyBudget):
+            return reach(budget, driver.trials, space, driver.float_loss)
+
+        def score(trial: SearchTrial) -> ZeroShot:
+            model = quantize(self.model, space.plan(trial.choice, budget.spelling), stats)
+            return measure_tasks(model, [budget.task], label=trial.label, progress=self.progress)
+
+        curve = [(driver.trials.index(trial), trial) for trial in pareto(driver.trials, space.axis)]
+        float_score = measure_tasks(self.model, [budget.task], label="float", progress=self.progress)
+        return reach_accuracy(budget, curve, float_score, score)
+
+    def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
+        spec = specify(
+            self.model,
+            self.name,
+            tokens,
+            stats,
+            revision=self.revision,
+            keep_bytes=self.keep_bytes,
+            share=self.runner.share,
+        )
+        return Measurer(self.runner, spec, tally)
+
+    def _result(
+        self, space: Space, driver: Driver, float_report: Evaluation, reached: Sequence[Reached], cost: SearchCost
+    ) -> SearchResult:
+        request = self.request
+        return SearchResult(
+            driver.float_loss.provenance,
+            request.strategy,
+            request.metric if cost.pricing else "",
+            request.granularity,
+            request.basis,
+            space.axis,
+            request.schemes(),
+            tuple(u.label for u in space.units),
+            content_hash(space.base),
+            driver.float_loss,
+            float_report,
+            tuple(driver.trials),
+            tuple(reached),
+            cost,
+        )
+
+    def _goal(self, run: Run, space: Space, strategy: Strategy) -> Goal:
+        budgets = self.request.parsed_budgets()
+        losses = tuple(b.nats for b in budgets if isinstance(b, LossBudget))
+        points = self._points(space)
+        # Strategies that draw need points to draw at, and a budget of accuracy a curve to go along.
+        needed = not losses or not strategy.predicts or any(isinstance(b, AccuracyBudget) for b in budgets)
+        if not points and needed:
+            points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
+        predictions = space.predictions(decode_record(run.path(MENU), Menu)) if strategy.predicts else None
+        return Goal(tuple(dict.fromkeys(points)), losses, predictions)
+
+    def _points(self, space: Space) -> list[float]:
+        """Places on the axis that were asked for, as points or as budgets of cost."""
+        asked = [p if space.axis == "ratio" else -p for p in self.request.points]
+        return asked + [point_of(b, space) for b in self.request.parsed_budgets() if isinstance(b, CostBudget)]
+
+    def _on_report(
+        self, stats: ActivationStats | None, space: Space, trials: Sequence[SearchTrial], reached: Sequence[Reached]
+    ) -> tuple[Evaluation, list[Reached]]:
+        """What float and the chosen plans lose on the report tokens, which no choice has seen."""
+        chosen = list(dict.fromkeys(trials[r.trial].choice for r in reached if r.trial >= 0))
+        driver = Driver(space, self._measurer(stats, self.report), TrialLog(None, {}))
+        losses = dict(zip(chosen, driver.losses(chosen), strict=True))
+        return driver.float_loss, [
+            msgspec.structs.replace(r, report=losses[trials[r.trial].choice]) if r.trial >= 0 else r for r in reached
+        ]
+
+    def _stats(self, run: Run) -> ActivationStats | None:
+        return decode_record(run.path(STATS), ActivationStats) if self.static else None
+
+    def _log_header(self, space: Space) -> dict[str, object]:
+        provenance = self.model.provenance(self.selection.fingerprint, self.selection.convention)
+        return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
+
+    def _pricing_cost(self, strategy: Strategy) -> int:
+        if not strategy.predicts:
+            return 0
+        # Products with priced schemes are not block forwards: of a pass they count what it costs without any.
+        return price_forwards(0) * self._price_tokens().windows.numel() * self.model.blocks
+
+    def _price_tokens(self) -> TokenSet:
+        return self.selection.subset(min(self.request.price_windows, len(self.selection)))
+
+
+def plan_file(budget: str) -> str:
+    """Name of the file with the plan of a budget: ``plan-ppl+5pct.json``."""
+    return f"plan-{budget.replace('%', 'pct')}.json"
+
+
+def _is_static(scheme: Scheme) -> bool:
+    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return any(part is not None and part.static for part in parts)

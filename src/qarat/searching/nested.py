@@ -1,0 +1,59 @@
+"""Searches inside a larger run: each a folder of its own and a step of the run, so that a kill costs little."""
+
+from __future__ import annotations
+
+from qarat.recordfiles import decode_record
+from qarat.searches import Reached, SearchResult
+from qarat.searching.job import RESULT, TRIALS, SearchJob
+from qarat.studies import StudyPlan, StudyReach
+from qarat.workspace import Progress, Run
+
+__all__ = ["SEARCHES", "chosen_plan", "prefixed", "reach_of", "search_within"]
+
+
+SEARCHES = "searches"
+"""Folder of all of them, below a run's."""
+
+
+def search_within(run: Run, folder: str, job: SearchJob) -> SearchResult:
+    """Run a search as a step, in a folder below the run's; one that was begun goes on from its trial log.
+
+    Args:
+        run: That was begun.
+        folder: Where, below `SEARCHES` in the run's folder; also the step's name.
+        job: The search.
+    """
+    place = f"{SEARCHES}/{folder}"
+
+    def work() -> None:
+        # What lies there whole is of an earlier request, or its step was not written down in time.
+        inner = Run(run.path(place), overwrite=True)
+        inner.begin()
+        try:
+            job.execute(inner)
+        except BaseException:
+            inner.leave(TRIALS)
+            raise
+
+    result = f"{place}/{RESULT}"
+    run.step(folder, job.key, [result], work)
+    return decode_record(run.path(result), SearchResult)
+
+
+def chosen_plan(result: SearchResult, reached: Reached) -> StudyPlan:
+    """What a budget of a search came to; NaN throughout where nothing meets it."""
+    if reached.trial < 0:
+        return StudyPlan()
+    trial = result.trials[reached.trial]
+    return StudyPlan(trial.ratio, trial.bits, trial.damage, result.on_report(reached))
+
+
+def reach_of(result: SearchResult, budget: str) -> StudyReach:
+    """What a loss budget of a search reaches."""
+    reached = next(r for r in result.reached if r.budget == budget)
+    return StudyReach(budget, chosen_plan(result, reached), reached.low, reached.high)
+
+
+def prefixed(progress: Progress, place: str) -> Progress:
+    """A progress callback that says where in the larger run it is."""
+    return lambda stage, done, total: progress(f"{place} {stage}", done, total)

@@ -1,0 +1,112 @@
+"""What a search is asked to find out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qarat import damage
+from qarat.budgets import Budget, parse_budget
+from qarat.errors import UserError
+from qarat.formats import nearest_names
+from qarat.planning import PROTECTIONS, Request
+from qarat.schemes import LinearScheme, MatmulScheme, parse_scheme
+from qarat.search.space import Option
+from qarat.search.strategies import strategy_names
+
+__all__ = ["BITS", "POINTS", "SearchRequest"]
+
+POINTS = {"matmul": (0.5, 0.75, 0.9, 0.95), "layer": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
+"""Ratios at which curves are measured where none are asked for: the second paper's, without those that small models
+cannot tell apart."""
+BITS = (12.0, 8.0, 6.0, 5.0)
+"""The same with a menu of several schemes, in bits per weight."""
+GRANULARITIES = tuple(POINTS)
+
+
+class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be found out.
+
+    Attributes:
+        low: Scheme whose share is to be as large as possible.
+        high: What the rest gets: ``float``, ``fp8``, ``fp8-e5m2`` or a scheme.
+        menu: More schemes, between low and high.
+        granularity: ``matmul`` (each site is decided) or ``layer`` (each block).
+        basis: What Q_r counts: ``parameters``, or ``macs`` with the attention products among the units.
+        budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``.
+        points: Ratios (bits, with a menu of several) at which the curve is measured; empty takes the usual ones where
+            there is no budget.
+        strategy: Of `qarat.search.strategies`.
+        metric: Behind predictions; of `qarat.damage`.
+        trials: Plans a point, for strategies that draw.
+        rules: Ordered ``pattern: scheme`` overrides, as for plans.
+        runtime: ``any``, or an engine whose fused projections must share a scheme.
+        price_windows: Selection windows that prices come from.
+    """
+
+    low: str = "w=mxint4 a=mxint4"
+    high: str = "float"
+    menu: tuple[str, ...] = ()
+    granularity: str = "matmul"
+    basis: str = "parameters"
+    budgets: tuple[str, ...] = ("ppl+5%",)
+    points: tuple[float, ...] = ()
+    strategy: str = "predicted"
+    metric: str = damage.DEFAULT
+    trials: int = 50
+    rules: tuple[str, ...] = ()
+    runtime: str = "any"
+    price_windows: int = 16
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Malformed or unknown words, numbers out of range.
+        """
+        self.as_plan_request().check()
+        for word, known, option in (
+            (self.granularity, GRANULARITIES, "--granularity"),
+            (self.basis, ("parameters", "macs"), "--basis"),
+            (self.strategy, strategy_names(), "--strategy"),
+            (self.metric, damage.names(), "--metric"),
+        ):
+            if word not in known:
+                raise UserError(f"{option} {word}: {nearest_names(word, list(known))}")
+        options = self.options()
+        if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
+            raise UserError(f"{spellings[0]!r} stands twice among --low, --menu and --high")
+        if self.basis == "macs" and any(o.product == MatmulScheme() for o in options[:-1]):
+            raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
+        if any(not 0 < p <= (1 if len(options) == 2 else 32) for p in self.points):
+            raise UserError("--points are ratios above 0 and at most 1 (bits per weight where there is a --menu)")
+        if self.trials < 1 or self.price_windows < 1:
+            raise UserError("--trials and --price-windows: give at least 1")
+        self.parsed_budgets()
+
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets as values.
+
+        Raises:
+            UserError: Malformed, or of a kind that a search cannot measure.
+        """
+        return tuple(map(parse_budget, self.budgets))
+
+    def schemes(self) -> tuple[str, ...]:
+        """Spellings of all schemes, the low one first."""
+        return (self.low, *self.menu, PROTECTIONS.get(self.high, self.high))
+
+    def options(self) -> tuple[Option, ...]:
+        """What each unit may get, the low scheme first."""
+        return tuple(map(self._option, self.schemes()))
+
+    def as_plan_request(self) -> Request:
+        """What drafting a plan needs to know."""
+        return Request(self.low, self.high, rules=self.rules, runtime=self.runtime)
+
+    def _option(self, spelling: str) -> Option:
+        scheme = parse_scheme(spelling)
+        if not isinstance(scheme, LinearScheme):
+            raise UserError(f"{spelling!r}: projections have w=… and a=…")
+        # An attention product has two operands and no weight: both are kept as inputs are.
+        products = self.basis == "macs" and scheme.weight is not None
+        return Option(scheme, MatmulScheme(scheme.input, scheme.input) if products else MatmulScheme())

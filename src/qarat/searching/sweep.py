@@ -1,0 +1,255 @@
+"""A sweep: predicted search over models, formats and block sizes, as the measurements that laws are fitted to.
+
+A point is one search, in a folder of its own and a step of the sweep's run. One that fails stops no other: it is
+listed, and what was measured is written; the same command tries again what is missing.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from qarat import damage
+from qarat.budgets import parse_loss_budget
+from qarat.checkpoints import trained_tokens
+from qarat.data import TokenSet
+from qarat.errors import UserError
+from qarat.laws.tables import write_table
+from qarat.models import Model
+from qarat.recordfiles import encode_record
+from qarat.runners import Runner
+from qarat.searches import SearchResult
+from qarat.searching.blocks import format_words, granularity_word, low_schemes, mean_block
+from qarat.searching.job import SearchJob
+from qarat.searching.nested import chosen_plan, prefixed, reach_of, search_within
+from qarat.searching.request import SearchRequest
+from qarat.searching.tables import budget_table, loss_table
+from qarat.studies import FamilySweep, SweepPoint
+from qarat.workspace import Progress, Run, write_whole
+
+__all__ = ["BUDGET_TABLE", "LOSS_TABLE", "SWEEP", "Member", "SweepJob", "SweepRequest"]
+
+SWEEP, LOSS_TABLE, BUDGET_TABLE = "sweep.json", "sweep.csv", "budgets.csv"
+
+
+class Member(NamedTuple):
+    """One model of a family, opened.
+
+    Attributes:
+        model: In float.
+        tokens: Calibration, selection and report.
+    """
+
+    model: Model
+    tokens: tuple[TokenSet, TokenSet, TokenSet]
+
+
+class SweepRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be measured of every model.
+
+    Attributes:
+        formats: Names of `qarat.searching.blocks.FORMATS`, or spellings of low schemes.
+        blocks: Block sizes: numbers, ``row``, ``tensor``.
+        ratios: Q_r at which plans are measured.
+        budgets: Of loss, for each of which the highest Q_r is looked for.
+        granularity: ``matmul`` or ``layer``.
+        basis: What Q_r counts.
+        metric: Behind predictions.
+        price_windows: Selection windows that prices come from.
+        family: Models that share recipe and data; empty takes what the models' names begin with.
+    """
+
+    formats: tuple[str, ...] = ("mxint4",)
+    blocks: tuple[str, ...] = ("32",)
+    ratios: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)
+    budgets: tuple[str, ...] = ("ppl+5%", "ppl+10%", "ppl+20%")
+    granularity: str = "matmul"
+    basis: str = "parameters"
+    metric: str = damage.DEFAULT
+    price_windows: int = 16
+    family: str = ""
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Malformed or unknown words, numbers out of range, nothing to do.
+        """
+        for budget in self.budgets:
+            parse_loss_budget(budget)
+        if not self.formats or not self.blocks or not self.ratios:
+            raise UserError("a sweep needs a format (--formats), a block size (--blocks) and a ratio (--ratios)")
+        if wrong := [ratio for ratio in self.ratios if not 0 < ratio <= 1]:
+            raise UserError(f"--ratios {', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")
+        for request in self.searches():
+            request.check()
+
+    def searches(self) -> tuple[SearchRequest, ...]:
+        """The searches of one model."""
+        budgets = (*dict.fromkeys(f"ratio={ratio:g}" for ratio in self.ratios), *self.budgets)
+        return tuple(
+            SearchRequest(
+                low,
+                granularity=self.granularity,
+                basis=self.basis,
+                budgets=budgets,
+                metric=self.metric,
+                price_windows=self.price_windows,
+            )
+            for low in low_schemes(self.formats, self.blocks)
+        )
+
+
+class SweepJob:
+    """A sweep: models by name, and what is to be measured of each."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        open_member: Callable[[str], Member],
+        request: SweepRequest,
+        runner: Runner,
+        *,
+        seed: int,
+        progress: Progress,
+        revision: str | None = None,
+        keep_bytes: int | None = None,
+    ) -> None:
+        """Open every model once, and check every search against it; nothing long is done.
+
+        Args:
+            names: Of the models; each is open only while it is measured.
+            open_member: Opens one.
+            request: Checked already.
+            runner: Where plans are measured.
+            seed: Of labels.
+            progress: Told of every stage.
+            revision: Of hub ids.
+            keep_bytes: Bound on hidden states kept between measurements.
+
+        Raises:
+            UserError: Names that are the same or have no beginning in common, or whatever is wrong with any model,
+                all at once.
+        """
+        self.names, self.request, self.runner, self.seed = tuple(names), request, runner, seed
+        self.progress, self.revision, self.keep_bytes = progress, revision, keep_bytes
+        self._open = open_member
+        self._searches = request.searches()
+        called = [_last(name) for name in names]
+        if twice := sorted({name for name in called if called.count(name) > 1}):
+            raise UserError(f"{', '.join(twice)}: two models of one name; rename a folder")
+        self.family = request.family or _family(called)
+        problems: list[str] = []
+        for name in names:
+            try:
+                member = open_member(name)
+                for search in self._searches:
+                    self._job(name, member, search, progress)
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def execute(self, run: Run) -> FamilySweep:
+        """Measure every point that is not measured yet, and write the tables.
+
+        The folder is put into place once no point has failed; until then it stays ``OUT.partial``, tables included.
+        """
+        points: list[SweepPoint] = []
+        for name in self.names:
+            member = self._open(name)
+            for search in self._searches:
+                place = f"{len(points) + 1}/{len(self.names) * len(self._searches)} {_last(name)} {search.low},"
+                job = self._job(name, member, search, prefixed(self.progress, place))
+                points.append(self._point(run, name, member, job))
+        sweep = FamilySweep(self.family, f"{self.request.granularity}-wise", self.request.basis, tuple(points))
+        self._write(run, sweep)
+        if not any(point.failure for point in points):
+            run.finish()
+        return sweep
+
+    def _point(self, run: Run, name: str, member: Member, job: SearchJob) -> SweepPoint:
+        folder = f"{_slug(_last(name))}/{_slug(job.request.low)}"
+        point = self._describe(name, member, job.request.low)
+        try:
+            result = search_within(run, folder, job)
+        except Exception as error:  # whatever it is, other points may still be measured; the log has all of it
+            run.log(point=folder, error=traceback.format_exc())
+            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            return msgspec.structs.replace(point, failure=words)
+        return self._filled(point, result)
+
+    def _filled(self, point: SweepPoint, result: SearchResult) -> SweepPoint:
+        plans = {r.budget: chosen_plan(result, r) for r in result.reached}
+        return msgspec.structs.replace(
+            point,
+            asked=self.request.ratios,
+            plans=tuple(plans[f"ratio={ratio:g}"] for ratio in self.request.ratios),
+            reached=tuple(reach_of(result, budget) for budget in self.request.budgets),
+        )
+
+    def _describe(self, name: str, member: Member, low: str) -> SweepPoint:
+        sites = member.model.sites()
+        _, selection, report = member.tokens
+        evaluation = (
+            f"text {report.text_fingerprint[:8]}, {report.convention}, {len(report)} windows; plans predicted by "
+            f"{self.request.metric}, chosen on {len(selection)} others"
+        )
+        return SweepPoint(
+            _last(name),
+            float(sum(site.parameters for site in sites)),
+            trained_tokens(member.model.folder),
+            format_words(low),
+            low,
+            granularity_word(low),
+            mean_block(low, sites),
+            evaluation,
+        )
+
+    def _job(self, name: str, member: Member, search: SearchRequest, progress: Progress) -> SearchJob:
+        return SearchJob(
+            member.model,
+            member.tokens,
+            search,
+            self.runner,
+            name=name,
+            seed=self.seed,
+            progress=progress,
+            revision=self.revision,
+            keep_bytes=self.keep_bytes,
+        )
+
+    def _write(self, run: Run, sweep: FamilySweep) -> None:
+        write_whole(run.path(SWEEP), encode_record(sweep))
+        for name, table in ((LOSS_TABLE, loss_table(sweep)), (BUDGET_TABLE, budget_table(sweep))):
+            if table.rows:  # a table without rows could not be read
+                write_whole(run.path(name), write_table(table))
+
+
+def _last(name: str) -> str:
+    """A model's own name: the last part of a path or a hub id."""
+    return Path(name).resolve().name if Path(name).is_dir() else name.rpartition("/")[2]
+
+
+def _family(names: Sequence[str]) -> str:
+    """What the names begin with, without the number at its end.
+
+    Raises:
+        UserError: If that is nothing.
+    """
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    family = re.sub(r"[-_.\d]+$", "", "".join(letters[0] for letters in same))
+    if not family:
+        raise UserError(f"{', '.join(names)}: the names have no beginning in common; say what they are with --family")
+    return family
+
+
+def _slug(text: str) -> str:
+    """A text as a folder's name."""
+    return re.sub(r"[^\w.]+", "-", text)

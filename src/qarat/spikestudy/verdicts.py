@@ -1,0 +1,265 @@
+"""What a study's arms say together: pure functions of the record."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import NamedTuple
+
+import msgspec
+
+from qarat.plans import short_name
+from qarat.records import Difference
+from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting
+from qarat.spikestudy.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
+
+__all__ = ["Duel", "SettingSays", "Steadied", "command", "duels", "recommend", "said_of", "steadied", "verdict_lines"]
+
+FP8_MARGIN = 0.002  # of perplexity: within so much, FP8 is taken to be as good as float
+_SLACK = 0.05  # of the twin's naive loss; a gain below it is not worth a dearer remedy
+
+
+class SettingSays(msgspec.Struct, frozen=True):
+    """What the arms of one setting say of protection.
+
+    Attributes:
+        setting: Low scheme.
+        naive: Loss over float.
+        protected: Loss over float.
+        restored: Share of naive's loss that protection gives back; NaN where naive loses nothing.
+        within: Whether protection keeps the budget.
+        controls: Random controls.
+        beaten: Of those, how many protection beats: the control lies above its 95 % interval, and the interval of their
+            paired difference above 0.
+        closest: The random control that loses least; None where there is none.
+        fp8: How much E4M3 loses over float protection; None where it was not measured.
+        fp8_equal: Whether that is within `FP8_MARGIN` of perplexity, in either direction.
+    """
+
+    setting: str
+    naive: Difference
+    protected: Difference
+    restored: float
+    within: bool
+    controls: int
+    beaten: int
+    closest: StudyArm | None
+    fp8: Difference | None
+    fp8_equal: bool
+
+
+class Duel(NamedTuple):
+    """Protection against one method alone.
+
+    Attributes:
+        arm: Of the method.
+        loss: The method's, over float.
+        over: The method's loss over protection's; above 0 protection wins.
+        together: Loss over float of both; None where it was not measured.
+    """
+
+    arm: StudyArm
+    loss: Difference
+    over: Difference
+    together: Difference | None
+
+    @property
+    def winner(self) -> str:
+        """``protection``, ``method``, or ``equal within error``; ``no error known`` where one source gives none."""
+        if math.isnan(self.over.standard_error):
+            return "no error known"
+        low, high = self.over.interval
+        return "equal within error" if low <= 0 <= high else "protection" if low > 0 else "method"
+
+
+class Steadied(NamedTuple):
+    """A remedy for 6 bits.
+
+    Attributes:
+        remedy: Bits, what shares a weight's and an input's scale, and what is done beside.
+        arm: The arm behind it.
+        loss: Over float.
+        effort: What it costs to run, smaller is cheaper: 0 nothing, 1 weights in float or a prefix kept, 2 scales found
+            at run time, 3 a rotation or float columns at run time.
+    """
+
+    remedy: str
+    arm: StudyArm
+    loss: Difference
+    effort: int
+
+
+def said_of(study: SpikeStudy, setting: str) -> SettingSays | None:
+    """What a setting's arms say; None where nothing was protected in it."""
+    naive, protected = study.find(setting, NAIVE), study.find(setting, PROTECTED)
+    if naive is None or protected is None:
+        return None
+    lost, kept = study.over_float(naive), study.over_float(protected)
+    controls = [a for a in study.of_group(setting, "control") if a.label.startswith((SAME_KIND, ANY_KIND))]
+    high = kept.interval[1]
+    beaten = [a for a in controls if study.over_float(a).nats > high and study.over(a, protected).interval[0] > 0]
+    e4m3 = study.find(setting, PROTECTED_IN["fp8"])
+    fp8 = None if e4m3 is None else study.over(e4m3, protected)
+    return SettingSays(
+        setting,
+        lost,
+        kept,
+        (lost.nats - kept.nats) / lost.nats if lost.nats > 0 else math.nan,
+        kept.nats <= study.budget_nats,
+        len(controls),
+        len(beaten),
+        min(controls, key=lambda a: study.over_float(a).nats, default=None),
+        fp8,
+        fp8 is not None and abs(math.expm1(fp8.nats)) <= FP8_MARGIN,
+    )
+
+
+def duels(study: SpikeStudy, setting: str) -> tuple[Duel, ...]:
+    """Protection against every method of a setting, the method that loses least first."""
+    protected = study.find(setting, PROTECTED)
+    if protected is None:
+        return ()
+    found: list[Duel] = []
+    for arm in study.of_group(setting, "method"):
+        if not arm.protected:
+            both = study.find(setting, f"{arm.label} + protected")
+            together = None if both is None else study.over_float(both)
+            found.append(Duel(arm, study.over_float(arm), study.over(arm, protected), together))
+    return tuple(sorted(found, key=lambda d: d.loss.nats))
+
+
+def steadied(study: SpikeStudy) -> tuple[Steadied, ...]:
+    """What was tried to make 6 bits steady, the smallest loss first; naive is where each setting begins."""
+    tried = [
+        arm
+        for arm in study.arms
+        if arm.setting.startswith("w=int6")
+        and not arm.failure
+        and (
+            arm.group in ("naive", "method")
+            or arm.label in (PROTECTED, EVERY_DOWN)
+            or (arm.group == "order" and arm.label.startswith("by damage"))
+        )
+    ]
+    found = [Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried]
+    return tuple(sorted(found, key=lambda s: s.loss.nats))
+
+
+def recommend(study: SpikeStudy) -> str:
+    """Which remedy for 6 bits to take, in words."""
+    tried = steadied(study)
+    naive = study.find(study.twin, NAIVE)
+    if not tried or naive is None:
+        return ""
+    within = [s for s in tried if s.loss.nats <= study.budget_nats]
+    if within:
+        best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
+        words = f"6 bits: take {best.remedy}; it keeps {study.budget} at {_said(best.loss)}"
+        return f"{words}: {command(study, best.arm)}"
+    allowed = tried[0].loss.nats + _SLACK * study.over_float(naive).nats
+    near = [s for s in tried if s.loss.nats <= allowed]
+    best = min(near, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
+    return (
+        f"6 bits: nothing that was tried keeps {study.budget}; {best.remedy} comes to {_said(best.loss)}, where naive "
+        f"loses {_said(study.over_float(naive))}: {command(study, best.arm)}. Take 8 bits where that is too much"
+    )
+
+
+def command(study: SpikeStudy, arm: StudyArm) -> str:
+    """The command that makes the model of an arm whose protected sites are in float."""
+    words = ["qarat", "run", study.name, "--low", arm.scheme]
+    words += ["--sites", *map(short_name, arm.protected)] if arm.protected else []
+    words += ["--transform", *arm.transforms] if arm.transforms else []
+    words += ["--prefix", str(arm.prefix)] if arm.prefix else []
+    return shlex.join(words)
+
+
+def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
+    """The verdict: the main setting in a sentence, its twin, FP8, the methods, and 6 bits."""
+    lines: list[str] = []
+    if not study.sites:
+        lines += _nothing(study)
+    for setting in (study.main, study.twin):
+        said = said_of(study, setting)
+        lines += [] if said is None else _protection(study, said)
+        against = duels(study, setting)
+        lines += [_duel_line(against)] if against else []
+    lines += [recommend(study)]
+    return tuple(line for line in lines if line)
+
+
+def _nothing(study: SpikeStudy) -> list[str]:
+    flagged = {s for rule in study.rules for s in rule.flagged}
+    spikes = (
+        f"the spike rules flag {', '.join(sorted(map(_short_stream, flagged)))}"
+        if flagged
+        else f"none of {len(study.rules)} spike rules flags a stream"
+    )
+    naive = study.find(study.main, NAIVE)
+    lost = "" if naive is None else f", and naive loses {_said(study.over_float(naive))} on the report tokens"
+    return [f"There is nothing to protect: {spikes}{lost}. The planner: {study.chosen}"]
+
+
+def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
+    names = ", ".join(map(short_name, study.sites))
+    restored = "" if math.isnan(said.restored) else f", {100 * said.restored:.0f} % of the loss restored"
+    budget = f"{'within' if said.within else 'not within'} {study.budget}"
+    setting, kept = brief_setting(said.setting), _said(said.protected)
+    lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
+    if said.closest is not None:
+        closest = study.over_float(said.closest)
+        lines.append(
+            f"  random controls: {said.beaten} of {said.controls} are worse beyond the 95 % interval; "
+            f"the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
+        )
+    if said.fp8 is not None:
+        equal = "within" if said.fp8_equal else "not within"
+        lines.append(
+            f"  E4M3 instead of float: {100 * math.expm1(said.fp8.nats):+.2f} % perplexity{_error(said.fp8)}, "
+            f"{equal} ±{100 * FP8_MARGIN:g} %"
+        )
+    return lines
+
+
+def _duel_line(against: tuple[Duel, ...]) -> str:
+    words = {
+        "protection": "protection beats",
+        "equal within error": "equal within error are",
+        "method": "protection is beaten by",
+        "no error known": "without a known error are",
+    }
+    parts = [
+        f"{said} {', '.join(d.arm.label for d in against if d.winner == winner)}"
+        for winner, said in words.items()
+        if any(d.winner == winner for d in against)
+    ]
+    return "  against methods alone: " + "; ".join(parts)
+
+
+def _remedy(arm: StudyArm) -> str:
+    return f"{brief_setting(arm.scheme)}: {arm.label}"
+
+
+def _effort(arm: StudyArm) -> int:
+    if "outliers" in arm.scheme or "hadamard" in arm.transforms:
+        return 3
+    if "static" not in arm.scheme:
+        return 2
+    return 1 if arm.protected or arm.prefix else 0
+
+
+def _short_stream(name: str) -> str:
+    block = next((part for part in name.split(".") if part.isdigit()), "?")
+    return f"{block}.{name.rpartition('.')[2]}"
+
+
+def _said(difference: Difference) -> str:
+    error = "" if math.isnan(difference.standard_error) else f" ± {1.96 * difference.standard_error:.4f}"
+    return f"{difference.nats:+.4f}{error} nats ({100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity)"
+
+
+def _error(difference: Difference) -> str:
+    if math.isnan(difference.standard_error):
+        return ""
+    low, high = (100 * math.expm1(min(bound, 700)) for bound in difference.interval)
+    return f" ({low:+.2f} to {high:+.2f})"

@@ -1,0 +1,337 @@
+"""The page without a browser: its figures, its words, its files, and what it says of what is not there."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shutil
+import struct
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from qarat.errors import UserError
+from qarat.formats import FORMATS
+from qarat.laws.fitting import fit_law
+from qarat.laws.tables import load_table
+from qarat.recordfiles import decode_record, encode_record
+from qarat.records import ActivationStats, Continuations, Provenance, Sweep
+from qarat.report.page import write_report
+from qarat.report.page.document import assemble, document
+from qarat.report.page.figures.base import DataTable, Figure, log_ticks
+from qarat.report.page.figures.curve import curve
+from qarat.report.page.figures.grids import laid_over
+from qarat.report.page.figures.intervals import Arm, intervals
+from qarat.report.page.figures.law_reach import law_reach
+from qarat.report.page.figures.law_sections import law_along
+from qarat.report.page.figures.profile import profile
+from qarat.report.page.figures.recovery import recovery
+from qarat.report.page.figures.series import Axis, Dot, Series
+from qarat.report.page.provenance import portable_command
+from qarat.report.page.rendering import to_svg
+from qarat.report.page.story import Story, gather
+from qarat.report.page.texts import texts
+from qarat.report.page.theme import DARK, LIGHT, vega_config
+from qarat.report.page.verdict import scheme_words, verdict
+from qarat.schemes import parse_scheme
+from qarat.workspace import read_manifest
+
+SECTIONS = ["cost", "spikes", "recovery", "plan", "damage", "law", "provenance"]
+FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan", "damage"}
+LAW_FIGURES = {"law-ratio", "law-reach", "law-fit", "law-residuals"}
+
+
+@pytest.fixture(scope="module")
+def story(tiny_run: Path, law_file: Path) -> Story:
+    return gather([tiny_run, law_file])
+
+
+@pytest.fixture(scope="module")
+def figures(story: Story) -> dict[str, Figure]:
+    parts = [part for _, parts in assemble(story) for part in parts]
+    return {part.key: part for part in parts if isinstance(part, Figure)}
+
+
+def rows_of(figure: Figure) -> list[dict[str, object]]:
+    """Every row of every data set of a definition."""
+    return [row for rows in figure.definition()["datasets"].values() for row in rows]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_every_figure_is_there_valid_and_free_of_colours(figures: dict[str, Figure]) -> None:
+    assert figures.keys() >= FIGURES | LAW_FIGURES
+    for figure in figures.values():
+        definition = figure.definition()  # checked against the schema
+        text = json.dumps(definition)
+        assert "http" not in text
+        assert not re.search(r'"#[0-9a-fA-F]{3,8}"', text)
+        assert figure.table.rows
+        assert figure.caption.endswith(".")
+        # A name of a style that no theme knows would be drawn in Vega's own colours.
+        styles = set(re.findall(r'"style": "([^"]+)"', text)) - {"cell"}
+        assert styles <= vega_config(LIGHT, "Arial")["style"].keys()
+
+
+def test_what_is_shown_on_hover_is_a_row_of_the_table(figures: dict[str, Figure]) -> None:
+    table = figures["spike-map"].table
+    cells = [row for row in rows_of(figures["spike-map"]) if "stream" in row]
+    assert [tuple(row[c] for c in table.columns) for row in cells] == list(table.rows)
+    assert {"token", "position", "channel", "value", "r", "maximum"} <= set(table.columns)
+
+
+def test_the_map_has_every_stream_and_outlines_the_spike(figures: dict[str, Figure], story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    cells = {row["stream"]: row for row in rows_of(figures["spike-map"])}
+    assert len(cells) == len(stats.streams)
+    spike = stats.streams["model.layers.1.down_in"]
+    assert cells["1.down_in"]["ratio"] == spike.ratio
+    assert cells["1.down_in"]["flagged"]
+    assert cells["1.down_in"]["position"] == str(spike.peaks[0].position)
+
+
+def test_the_profile_is_the_record_s(figures: dict[str, Figure], story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    spike = stats.streams["model.layers.1.down_in"]
+    line = [row["maximum"] for row in rows_of(figures["profile-1-down_in"]) if "floor" in row]
+    assert line == spike.arrays["position_maxima"].tolist()
+    means = [row for row in figures["profile-1-down_in"].table.rows if row[0] == "mean"]
+    assert len(means) == stats.length
+
+
+def test_a_long_window_s_profile_is_drawn_by_the_largest_of_neighbours(story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    spike = stats.streams["model.layers.1.down_in"]
+    long = torch.ones(4096)
+    long[1001] = 7.0
+    figure = profile(msgspec.structs.replace(spike, arrays={"position_maxima": long}), FORMATS["int8"])
+    line = [(row["position"], row["maximum"]) for row in rows_of(figure) if "floor" in row]
+    assert len(line) == 1024
+    assert (1000, 7.0) in line
+
+
+def test_grids_count_what_becomes_zero(story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    edges = stats.edges
+    counts = torch.zeros(len(edges) - 1, dtype=torch.int64)
+    for magnitude, count in ((0.25, 30), (2.0, 60), (127.0, 10)):
+        counts[int(torch.searchsorted(edges, torch.tensor(magnitude), right=True)) - 1] = count
+    spike = stats.streams["model.layers.1.down_in"]
+    stream = msgspec.structs.replace(spike, maximum=127.0, typical_maximum=2.0, arrays={"histogram": counts})
+    int8, e4m3, alone = laid_over(stream, edges, ["int8", "e4m3"])
+    assert int8.scale == 1.0
+    assert int8.zeros == pytest.approx(0.3)  # 0.25 is below half a step, 2 is two steps
+    assert e4m3.zeros == alone.zeros == 0.0
+    assert alone.scale == pytest.approx(2 / 127)
+    assert e4m3.snr_db > int8.snr_db
+
+
+def test_the_recovery_curve_takes_controls_beside_it(story: Story) -> None:
+    sweep = story.one(Sweep)
+    assert sweep is not None
+    control = Series("random sites", (Dot(0, 0.5), Dot(1, 0.45, y_range=(0.4, 0.5))))
+    figure = recovery(sweep, [control])
+    assert {row[0] for row in figure.table.rows} == {"this plan's order", "random sites"}
+    assert len(figure.table.rows) == len(sweep.trials) + 2
+    assert {"at": sweep.budget_nats, "name": f"budget {sweep.budget}"} in rows_of(figure)
+
+
+def test_intervals_keep_what_cannot_be_drawn_in_the_table() -> None:
+    arms = [Arm("first", 0.01, 0.005, 0.015), Arm("overflowed", math.inf), Arm("one source", 0.02)]
+    figure = intervals("key", "Title", "Caption.", arms, unit="nats")
+    assert [row[0] for row in figure.table.rows] == ["first", "overflowed", "one source"]
+    assert [row[2] for row in figure.table.rows] == ["+0.0050 to +0.0150", "n/a", "n/a"]
+    drawn = [row["arm"] for row in rows_of(figure)]
+    assert drawn == ["first", "one source"]
+
+
+def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
+    dots = (Dot(1, 0.1, y_range=(-0.1, 0.3), label="a"), Dot(2, -0.1, label="b"), Dot(3, math.nan, label="c"))
+    figure = curve("key", "Title", "Caption.", [Series("s", dots)], Axis("k"), Axis("loss", log=True), what="site")
+    assert [row[0] for row in figure.table.rows] == ["a", "b", "c"]
+    (drawn,) = [row for row in rows_of(figure) if row.get("label")]
+    assert (drawn["label"], drawn["y_high"]) == ("a", 0.3)
+    assert isinstance(drawn["y_low"], float)
+    assert 0 < drawn["y_low"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9, 12, [1, 2, 5, 10]),
+        (0.3, 120, [0.3, 1, 3, 10, 30, 100]),
+        (3e-4, 0.03, [5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02]),
+        (1e-6, 1e6, [1e-6, 1e-4, 1e-2, 1, 100, 1e4, 1e6]),
+        (0, 1, []),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == ticks
+
+
+def test_a_table_has_a_cell_for_every_column() -> None:
+    with pytest.raises(ValueError, match="2 columns a, b"):
+        DataTable(("a", "b"), (("1",),))
+
+
+def test_themes_have_the_same_names() -> None:
+    light, dark = (vega_config(colours, "Arial") for colours in (LIGHT, DARK))
+    assert light["style"].keys() == dark["style"].keys()
+    assert len(LIGHT.categories) == len(DARK.categories) == len({*LIGHT.categories})
+
+
+def test_laws_of_the_paper_are_drawn() -> None:
+    shares = fit_law(load_table("fig6"), "size-share", draws=0)
+    figure = law_reach(shares)
+    assert figure is not None
+    assert {row[0] for row in figure.table.rows} == {"ppl+5%", "ppl+10%", "ppl+20%"}
+    assert law_along(shares, "ratio") is None
+    blocks = law_along(fit_law(load_table("fig8"), "block-power", draws=0), "block")
+    assert blocks is not None
+    assert len({row[0] for row in blocks.table.rows}) == 6  # two sizes, three ratios
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_sections_come_in_their_order(report: Path) -> None:
+    page = report.read_text("utf-8")
+    assert re.findall(r'<section id="([^"]+)"', page) == SECTIONS
+
+
+def test_the_page_is_small_and_asks_the_network_for_nothing(report: Path) -> None:
+    assert report.stat().st_size < 5e6
+    page = report.read_text("utf-8")
+    assert "default-src 'none'" in page
+    outside_scripts = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "http" not in outside_scripts.replace("http-equiv", "")
+    assert not re.search(r'<(link|img|iframe)\b|\bsrc="', outside_scripts)
+    charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)
+    assert charts is not None
+    assert "http" not in charts[1]
+    assert json.loads(charts[1]).keys() >= FIGURES | LAW_FIGURES
+
+
+def test_every_figure_is_saved_as_svg_and_png(report: Path, figures: dict[str, Figure]) -> None:
+    folder = report.parent / "figures"
+    assert {p.name for p in folder.iterdir()} == {f"{key}.{kind}" for key in figures for kind in ("svg", "png")}
+    for key, figure in figures.items():
+        svg = ElementTree.fromstring((folder / f"{key}.svg").read_text("utf-8"))
+        words = "".join(svg.itertext())
+        assert figure.title in words
+        png = (folder / f"{key}.png").read_bytes()
+        width, height = struct.unpack(">II", png[16:24])
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        assert width > 1000
+        assert height > 300
+
+
+def test_the_same_records_give_the_same_bytes(report: Path, story: Story, figures: dict[str, Figure]) -> None:
+    assert document(story, assemble(story)) == report.read_text("utf-8")
+    svg = (report.parent / "figures" / "spike-map.svg").read_text("utf-8")
+    assert to_svg(figures["spike-map"]) == svg
+
+
+def test_the_page_names_no_place_on_the_machine(report: Path, tiny_run: Path) -> None:
+    page = report.read_text("utf-8")
+    assert str(tiny_run.parent) not in page
+    assert "qarat run model --calibration tiny.jsonl" in html.unescape(page)
+
+
+def test_a_command_keeps_its_words_and_loses_its_places() -> None:
+    command = "qarat run ../m --low 'w=int8/channel a=int8/tensor/static' -o /home/me/out --text=/data/x.txt --by ratio"
+    assert portable_command(command) == (
+        "qarat run m --low 'w=int8/channel a=int8/tensor/static' -o out --text=x.txt --by ratio"
+    )
+
+
+def test_text_of_a_model_is_never_markup() -> None:
+    origin = Provenance("m", "t", "c", {})
+    wild = "</pre><script>alert(1)</script>\x1b[31m"
+    page = texts(Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"}))
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "&lt;script&gt;" in page
+    assert "\n   <mark>more</mark>" in page
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_the_verdict_has_the_numbers(story: Story) -> None:
+    said = verdict(story)
+    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
+    assert "against float's " in said
+    assert "INT8 everywhere" in said
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("float", "float"),
+        ("w=int8/channel a=int8/tensor/static", "INT8"),
+        ("w=mxint4", "MXINT4 weights"),
+        ("w=int4/g128 a=e4m3/token", "INT4 weights and E4M3 inputs"),
+    ],
+)
+def test_schemes_in_words(scheme: str, words: str) -> None:
+    assert scheme_words(parse_scheme(scheme)) == words
+
+
+# ---------------------------------------------------------------- what is not there
+
+
+def test_an_unfinished_run_shows_what_is_there_and_says_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    shutil.copytree(tiny_run, folder)
+    manifest = read_manifest(folder)
+    kept = {step: manifest[step] for step in ("profile", "damage")}
+    (folder / "manifest.json").write_text(json.dumps(kept))
+    half = gather([tmp_path / "out"])  # as it will be called
+    assembled = assemble(half)
+    keys = {part.key for _, parts in assembled for part in parts if isinstance(part, Figure)}
+    assert "spike-map" in keys
+    assert not keys & {"plan", "recovery", "outcome"}
+    page = html.unescape(document(half, assembled))
+    assert "This run is not finished. Missing: plan, quantize, evaluate float" in page
+    assert "It continues with the same command: qarat run model" in page
+    assert "Not there yet: plan." in page
+    assert "starve ordinary tokens" in verdict(half)
+
+
+def test_stats_of_an_older_version_say_what_they_lack(tiny_run: Path, tmp_path: Path) -> None:
+    stats = decode_record(tiny_run / "stats.safetensors", ActivationStats)
+    for stream in stats.streams.values():
+        del stream.arrays["position_maxima"]
+    old = tmp_path / "stats.safetensors"
+    old.write_bytes(encode_record(stats))
+    parts = [part for _, parts in assemble(gather([old])) for part in parts]
+    assert not any(isinstance(part, Figure) and part.key.startswith("profile") for part in parts)
+    assert any("profile the model again" in part for part in parts if isinstance(part, str))
+
+
+def test_what_does_not_belong_together_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file: .*nothing\.json"):
+        write_report([tmp_path / "nothing.json"], tmp_path)
+    with pytest.raises(UserError, match="holds no run"):
+        write_report([tmp_path], tmp_path)
+    again = tmp_path / "other.json"
+    shutil.copy(tiny_run / "sweep.json", again)
+    with pytest.raises(UserError, match=r"one of a kind.*sweep\.json and other\.json"):
+        write_report([tiny_run, again], tmp_path)
+    sweep = decode_record(tiny_run / "sweep.json", Sweep)
+    stranger = msgspec.structs.replace(sweep, provenance=msgspec.structs.replace(sweep.provenance, model="f" * 64))
+    again.write_bytes(encode_record(stranger))
+    with pytest.raises(UserError, match=r"several models.*other\.json is of ffffffffffff"):
+        write_report([tiny_run / "stats.safetensors", again], tmp_path)
+    assert not (tmp_path / "report.html").exists()

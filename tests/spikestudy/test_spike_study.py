@@ -1,0 +1,159 @@
+"""The verb `study spikes` on a tiny model with a planted spike: all of it, killed and continued, and bad input."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat.conversion import quantize
+from qarat.data import load_token_sets
+from qarat.evaluation.perplexity import measure_perplexity
+from qarat.models import open_model
+from qarat.plans import assign
+from qarat.recordfiles import content_hash, decode_record
+from qarat.records import ActivationStats
+from qarat.report.page.document import assemble
+from qarat.report.page.figures.base import Figure
+from qarat.report.page.story import gather
+from qarat.report.page.verdict import verdict
+from qarat.schemes import LinearScheme
+from qarat.search.trials import Answer, TrialLog
+from qarat.spikestudies import MAIN, SpikeStudy
+from qarat.testing import plant_spike, tiny_checkpoint
+
+Qarat = Callable[..., Any]
+SITE = "model.layers.1.mlp.down_proj"
+KILLED = 9  # arms after which a study is killed
+
+
+@pytest.fixture(scope="module")
+def spiking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("models") / "spiking", hidden=64, intermediate=96)
+    return plant_spike(folder, 1, 3, 4096.0)
+
+
+def studied(qarat: Qarat, model: Path, small: list[str], out: Path, *words: object) -> SpikeStudy:
+    answer = qarat("study", "spikes", model, *small, "-o", out, "--quick", *words)
+    assert answer.code == 0, answer.err
+    assert "written" in answer.out
+    return decode_record(out / "study.json", SpikeStudy)
+
+
+def test_every_arm_of_a_quick_study(
+    qarat: Qarat, spiking: Path, tiny_text: Path, small: list[str], tmp_path: Path
+) -> None:
+    other = ("--other-calibration", Path(__file__).parents[2] / "LICENSE")
+    methods = ("--methods", "smooth", "llm-int8", "hadamard", "clip-mse", "prefix")
+    study = studied(qarat, spiking, small, tmp_path / "s", *other, *methods)
+    assert study.sites[0] == SITE
+    assert not study.missing
+    assert len({a.name for a in study.arms}) == len(study.arms)
+    assert not [a for a in study.arms if a.failure]
+    assert {a.group for a in study.arms} == {
+        "naive", "protection", "control", "order", "method", "bos", "calibration",
+    }  # fmt: skip
+    assert study.floats.keys() == {MAIN, "BOS once", "BOS never"}
+    naive, protected = study.find(study.main, "naive"), study.find(study.main, "protected")
+    assert naive is not None
+    assert protected is not None
+    model = open_model(str(spiking))
+    _, _, report = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    stats = decode_record(tmp_path / "s" / "stats-main.safetensors", ActivationStats)
+    plan = assign(model.fingerprint, 32, model.sites(), study.main, stats=content_hash(stats))
+    kept = plan.with_schemes(dict.fromkeys(study.sites, LinearScheme()), "protected")
+    for arm, chosen in ((naive, plan), (protected, kept)):
+        measured = measure_perplexity(quantize(model, chosen, stats), report, label=arm.label)
+        assert arm.nats == pytest.approx(measured.nats, rel=1e-6)
+    assert study.floats[MAIN].nats == pytest.approx(measure_perplexity(model, report, label="float").nats, rel=1e-6)
+    assert naive.bits == pytest.approx(plan.bits_per_weight())
+    parameters = {s.name: s.parameters for s in model.sites()}
+    assert protected.share == pytest.approx(sum(map(parameters.get, study.sites)) / sum(parameters.values()))  # type: ignore[arg-type]
+
+    smooth = study.find(study.main, "smooth")
+    assert smooth is not None
+    assert smooth.transforms[0].startswith("smooth/0.")
+    prefix = study.find(study.main, "prefix")
+    assert prefix is not None
+    assert prefix.prefix >= 1
+    shown = qarat("show", tmp_path / "s" / "study.json")
+    assert "protected: 1.down" in shown.out
+    assert qarat("show", tmp_path / "s").out == shown.out
+    story = gather([tmp_path / "s"])
+    figures = {part.key for _, parts in assemble(story) for part in parts if isinstance(part, Figure)}
+    assert {"study-8-channel-static", "study-6-channel-static", "study-six"} <= figures
+    assert verdict(story).startswith("8 channel static: naive loses")
+
+
+def test_a_killed_study_goes_on_from_its_last_arm(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--methods", "clip-mse", "prefix", "--rules", "damage")
+    added: list[str] = []
+    original = TrialLog.add
+
+    def counted(self: TrialLog, answer: Answer) -> None:
+        if len(added) == KILLED:
+            added.append("")
+            raise KeyboardInterrupt
+        added.append(answer.key)
+        original(self, answer)
+
+    monkeypatch.setattr(TrialLog, "add", counted)
+    out = tmp_path / "s"
+    assert qarat("study", "spikes", spiking, *small, "-o", out, "--quick", *few).code == 130
+    studied(qarat, spiking, small, out, *few)
+    continued = [key for key in added if key]
+    whole = tmp_path / "whole"
+    added[:] = [""] * (KILLED + 1)
+    studied(qarat, spiking, small, whole, *few)
+    once = [key for key in added if key]
+    assert sorted(continued) == sorted(once)  # nothing is measured twice, nothing is left out
+    assert (out / "study.json").read_bytes() == (whole / "study.json").read_bytes()
+
+
+def test_an_unfinished_study_says_what_is_missing(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarat.spikestudy.job.observe_front", killed)
+    words = ("--methods", "prefix", "--rules", "damage")
+    assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick", *words).code == 130
+    shown = qarat("show", tmp_path / "s")
+    assert "protected: 1.down" in shown.out
+    assert "not finished" in shown.out
+    assert "prefix" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--methods", "smoth", "hadamrd"), "did you mean hadamard"),
+        (("--methods", "smoth"), "did you mean smooth"),
+        (("--rules", "snt"), "did you mean snr"),
+        (("--quick", "--full"), "give one of them"),
+        (("--sites", "9.down"), "matches no site"),
+        (("--budget", "lots"), "lots"),
+        (("--most", "0"), "at least 1"),
+        (("--other-calibration", "no-such.txt"), "no-such.txt"),
+    ],
+)
+def test_bad_input(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    answer = qarat("study", "spikes", tiny_llama, *small, "-o", tmp_path / "s", *words)
+    assert answer.code in (1, 2)
+    assert says in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_figures_and_an_estimate_measure_nothing(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    listed = qarat("study", "spikes", "--published")
+    assert "9250.33" in listed.out
+    assert "None is the first paper's" in listed.out
+    assert qarat("study", "spikes", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run").code == 0
+    assert not list(tmp_path.iterdir())

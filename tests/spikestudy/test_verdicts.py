@@ -1,0 +1,121 @@
+"""What the arms say together, on losses made up so that the answers are known."""
+
+import math
+
+import msgspec
+import pytest
+
+from qarat.records import Evaluation, Provenance
+from qarat.spikestudies import MAIN, RuleSays, SpikeStudy, StudyArm
+from qarat.spikestudy.verdicts import command, duels, recommend, said_of, steadied, verdict_lines
+
+INT8, INT6 = "w=int8/channel a=int8/tensor/static", "w=int6/channel a=int6/tensor/static"
+SITE = "model.layers.1.mlp.down_proj"
+ORIGIN = Provenance("m" * 64, "t" * 64, "windows-11-bos", {})
+BASE = [20.0, 21.0, 19.0, 20.5, 19.5, 20.2]
+SHAPE = [0.02, -0.03, 0.01, -0.01, 0.03, -0.02]  # scatter of a window's loss, which sums to nothing
+
+
+def arm(label: str, nats: float, *, group: str = "method", setting: str = INT8, **fields: object) -> StudyArm:
+    """Loses ``nats`` a token over float, with some scatter from window to window."""
+    windows = tuple(b + 10 * nats + s for b, s in zip(BASE, SHAPE, strict=True))
+    values = {"scheme": setting, "protected": (), "protection": "float", "transforms": (), "prefix": 0}
+    values |= {"tokens": MAIN, "share": 0.0, "bits": 8.1, "nats": windows} | fields
+    return StudyArm(group=group, label=label, setting=setting, **values)  # type: ignore[arg-type]
+
+
+def study(*arms: StudyArm, sites: tuple[str, ...] = (SITE,)) -> SpikeStudy:
+    base = Evaluation("float", ORIGIN, "", tuple(BASE), (10,) * 6, tuple("abcdef"))
+    rules = (RuleSays("ratio", ("model.layers.1.down_in",) if sites else (), 3.0, "r > 64"),)
+    return SpikeStudy(
+        ORIGIN, "py", "s" * 64, "ppl+1%", math.log(1.01), INT8, INT6, sites, "1 protected", rules, {MAIN: base}, arms
+    )
+
+
+def full() -> SpikeStudy:
+    protected = {"protected": (SITE,), "share": 0.01}
+    return study(
+        arm("naive", 0.05, group="naive"),
+        arm("protected", 0.005, group="protection", **protected),
+        arm("protected in E4M3", 0.006, group="protection", **protected),
+        arm("random of the same kind 1: 0.down", 0.04, group="control"),
+        arm("random sites 1: 0.q", 0.0051, group="control"),
+        arm("hadamard", 0.02, transforms=("hadamard",)),
+        arm("hadamard + protected", 0.004, transforms=("hadamard",), **protected),
+        arm("clip-mse", 0.001, scheme=f"{INT8}/mse"),
+        arm("prefix", 0.005, prefix=1),
+    )
+
+
+def test_protection_against_its_controls() -> None:
+    said = said_of(full(), INT8)
+    assert said is not None
+    assert said.restored == pytest.approx(0.9)
+    assert said.within
+    assert (said.controls, said.beaten) == (2, 1)  # the second lies inside the interval
+    assert said.closest is not None
+    assert said.closest.label.startswith("random sites")
+    assert said.fp8 is not None
+    assert said.fp8.nats == pytest.approx(0.001)
+    assert said.fp8_equal
+    assert said_of(full(), INT6) is None
+
+
+def test_duels_know_who_wins() -> None:
+    winners = {d.arm.label: d.winner for d in duels(full(), INT8)}
+    assert winners == {"hadamard": "protection", "clip-mse": "method", "prefix": "equal within error"}
+    hadamard = next(d for d in duels(full(), INT8) if d.arm.label == "hadamard")
+    assert hadamard.together is not None
+    assert hadamard.together.nats == pytest.approx(0.004)
+    assert hadamard.over.nats == pytest.approx(0.015)
+
+
+def test_the_verdict_in_words() -> None:
+    first, controls, fp8, methods = verdict_lines(full())
+    assert "1.down in float" in first
+    assert "90 % of the loss restored, within ppl+1%" in first
+    assert "1 of 2 are worse" in controls
+    assert "within ±0.2 %" in fp8
+    assert methods.endswith(
+        "protection beats hadamard; equal within error are prefix; protection is beaten by clip-mse"
+    )
+
+
+def test_where_nothing_is_protected_it_says_why() -> None:
+    line = verdict_lines(study(arm("naive", 0.002, group="naive"), sites=()))[0]
+    assert line.startswith("There is nothing to protect: none of 1 spike rules flags a stream, and naive loses +0.0020")
+
+
+def test_the_cheapest_remedy_within_the_budget_is_recommended() -> None:
+    arms = [
+        arm("naive", 0.4, group="naive", setting=INT6),
+        arm("naive", 0.004, group="naive", setting="w=int6/channel a=int6/token"),
+        arm("clip-mse", 0.009, setting=INT6, scheme=f"{INT6}/mse"),
+        arm("by snr, k=1", 0.001, setting=INT6, group="order"),
+        arm("random sites 1: 0.q", 0.0001, setting=INT6, group="control"),
+    ]
+    tried = study(*arms)
+    assert [s.loss.nats for s in steadied(tried)] == pytest.approx([0.004, 0.009, 0.4])
+    assert "take 6 channel static/mse: clip-mse" in recommend(tried)  # static scales cost nothing to run
+    assert f"--low '{INT6}/mse'" in recommend(tried)
+    worse = study(arms[0], arm("clip-mse", 0.1, setting=INT6, scheme=f"{INT6}/mse"))
+    assert "nothing that was tried keeps ppl+1%" in recommend(worse)
+    assert "Take 8 bits" in recommend(worse)
+
+
+def test_the_command_makes_the_arm() -> None:
+    words = command(full(), arm("x", 0, protected=(SITE,), transforms=("smooth/0.5",), prefix=1))
+    assert words == f"qarat run py --low '{INT8}' --sites 1.down --transform smooth/0.5 --prefix 1"
+
+
+def test_one_source_gives_no_winner() -> None:
+    alone = full()
+    base = alone.floats[MAIN]
+    single = Evaluation(base.label, base.provenance, "", base.nats, base.predicted, ("a",) * 6)
+    found = msgspec.structs.replace(alone, floats={MAIN: single})
+    assert {d.winner for d in duels(found, INT8)} == {"no error known"}
+
+
+def test_arms_of_other_tokens_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="other tokens"):
+        full().over(arm("a", 0), arm("b", 0, tokens="BOS never"))

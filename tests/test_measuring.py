@@ -1,0 +1,87 @@
+"""Measuring by a description: the model opened again elsewhere gives what the one that is open gives."""
+
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from qarat.data import TokenSet
+from qarat.errors import UserError
+from qarat.evaluation.incremental import Failure
+from qarat.measuring import MeterSpec, Question, make_meter, measure_with, specify
+from qarat.models import Model, open_model
+from qarat.observation import observe
+from qarat.plans import assign
+from qarat.testing import tiny_checkpoint
+from qarat.workspace import Runtime
+
+SPELLINGS = ("float", "w=int4/g8", "w=int8/channel a=int8/tensor/static")
+
+
+@pytest.fixture
+def tokens() -> TokenSet:
+    ids = torch.randint(2, 98, (4, 16), generator=torch.Generator().manual_seed(0))
+    return TokenSet("selection", "windows-16-nobos", ids, tuple("abcd"), ("0" * 64,), ("a",))
+
+
+def questions_of(model: Model) -> list[Question]:
+    return [Question(assign(model.fingerprint, 32, model.sites(), spelling), spelling) for spelling in SPELLINGS]
+
+
+def elsewhere(spec: MeterSpec) -> MeterSpec:
+    return pickle.loads(pickle.dumps(spec))
+
+
+def test_a_spec_gives_what_the_open_model_gives(tiny_model: Model, tokens: TokenSet):
+    stats = observe(tiny_model, tokens)
+    spec = specify(tiny_model, str(tiny_model.folder), tokens, stats)
+    meter = make_meter(tiny_model, tokens, stats)
+    wanted = measure_with(meter)(questions_of(tiny_model))
+    assert spec()(questions_of(tiny_model)) == wanted
+    assert elsewhere(spec)()(questions_of(tiny_model)) == wanted
+    assert sum(measured.forwards for measured in wanted) == meter.forwards
+
+
+def test_only_the_description_travels(tiny_model: Model, tokens: TokenSet):
+    spec = specify(tiny_model, str(tiny_model.folder), tokens, None)
+    assert spec.opened is tiny_model
+    assert elsewhere(spec).opened is None
+    assert len(pickle.dumps(spec)) < 5000
+
+
+def test_a_relative_folder_is_found_from_anywhere(
+    tiny_llama: Path, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tiny_llama.parent)
+    model = open_model(tiny_llama.name)
+    spec = elsewhere(specify(model, tiny_llama.name, tokens, None))
+    monkeypatch.chdir(tmp_path)
+    assert len(spec()(questions_of(model)[:1])) == 1
+
+
+def test_another_model_by_the_same_name_is_refused(tiny_model: Model, tokens: TokenSet, tmp_path: Path):
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    spec = elsewhere(specify(tiny_model, str(other), tokens, None))
+    with pytest.raises(UserError, match=r"other on .* is another model \(.*put the same files there"):
+        spec()
+
+
+def test_workers_of_one_machine_share_its_memory(tiny_llama: Path, tokens: TokenSet):
+    model = open_model(str(tiny_llama), Runtime(memory=1 << 20))
+    opened: list[Model] = []
+
+    def measure(share: int) -> None:
+        spec = elsewhere(specify(model, str(tiny_llama), tokens, None, share=share))
+        opened.append(spec._open())
+
+    measure(1)
+    measure(4)
+    assert [m.runtime.memory for m in opened] == [1 << 20, 1 << 18]
+    assert msgspec.structs.replace(opened[1].runtime, memory=1 << 20) == model.runtime
+
+
+def test_failures_travel(tiny_model: Model):
+    failure = Failure("x", questions_of(tiny_model)[1].plan, "the loss of window 0 (text) is nan")
+    assert pickle.loads(pickle.dumps(failure)) == failure

@@ -1,0 +1,171 @@
+"""The search verb and its job: same bytes however often it is stopped, wherever it is measured, whatever is kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat.errors import UserError
+from qarat.plans import Plan
+from qarat.recordfiles import content_hash, decode_record
+from qarat.records import Evaluation
+from qarat.search import trials
+from qarat.searches import SearchResult, pareto
+from qarat.searching import SearchRequest, plan_file
+
+Qarat = Callable[..., Any]
+INT8 = "w=int8/channel a=int8/tensor/static"
+
+
+def searched(qarat: Qarat, model: Path, small: list[str], out: Path, *words: object) -> SearchResult:
+    answer = qarat("search", model, *small, "-o", out, *words)
+    assert answer.code == 0, answer.err
+    assert "written" in answer.out
+    return decode_record(out / "search.json", SearchResult)
+
+
+def test_budgets_of_every_kind_from_one_search(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    budgets = ("ppl+20%", "nats+0.000001", "ratio=0.5")
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", "--budget", *budgets)
+    assert [r.budget for r in result.reached] == list(budgets)
+    for reached in result.reached:
+        plan = decode_record(tmp_path / "s" / plan_file(reached.budget), Plan)
+        if reached.trial >= 0:
+            assert plan.ratio() == pytest.approx(result.trials[reached.trial].ratio)
+            assert len(reached.report) == len(result.float_report.nats)
+        else:
+            assert plan.ratio() == 0
+        assert plan.note == reached.verdict
+    assert result.trials[result.reached[2].trial].ratio >= 0.5
+    assert [t.ratio for t in pareto(result.trials, "ratio")] == sorted(t.ratio for t in pareto(result.trials, "ratio"))
+    assert result.cost.pricing > 0
+
+
+def test_the_plan_of_a_budget_loses_what_the_search_says(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", "--low", INT8, "--budget", "ratio=0.6")
+    plan, stats = tmp_path / "s" / plan_file("ratio=0.6"), tmp_path / "s" / "stats.safetensors"
+    assert qarat("quantize", tiny_llama, "--plan", plan, "--stats", stats).code == 0
+    assert qarat("evaluate", "quantized", *small, "-o", "loss.json").code == 0
+    measured = decode_record(Path("loss.json"), Evaluation)
+    assert measured.nats == pytest.approx(result.reached[0].report, rel=1e-6)
+
+
+def test_layers_macs_and_menus(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    layers = searched(qarat, tiny_llama, small, tmp_path / "a", "--granularity", "layer", "--points", 0.5)
+    assert all(label.count("+") == 6 for label in layers.units)
+    macs = searched(qarat, tiny_llama, small, tmp_path / "b", "--basis", "macs", "--points", 0.5)
+    assert any(label.endswith(".qk") for label in macs.units)
+    menu = ["--menu", "w=int8/channel", "--budget", "bits=8", "bytes=20kB"]
+    several = searched(qarat, tiny_llama, small, tmp_path / "c", *menu)
+    assert several.axis == "bits"
+    assert several.trials[several.reached[0].trial].bits <= 8
+
+
+@pytest.mark.parametrize("words", [["--strategy", "random", "--trials", "6"], ["--strategy", "predicted"]])
+def test_what_is_kept_and_who_measures_changes_nothing(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, words: list[str]
+) -> None:
+    words = [*words, "--budget", "ratio=0.5", "ppl+5%"]
+    one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)
+    kept = searched(qarat, tiny_llama, small, tmp_path / "kept", *words, "--keep", "0")
+    assert kept.trials == one.trials
+    assert kept.reached == one.reached
+    assert kept.cost.measuring >= one.cost.measuring
+
+
+def test_two_workers_find_the_same(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    words = ["--strategy", "random", "--trials", "4", "--budget", "ratio=0.5"]
+    one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)
+    two = searched(qarat, tiny_llama, small, tmp_path / "two", *words, "--workers", "2")
+    assert [t.choice for t in two.trials] == [t.choice for t in one.trials]
+    losses = [[t.damage.nats for t in result.trials] for result in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_a_killed_search_goes_on(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--strategy", "random", "--trials", "5", "--budget", "ratio=0.5", "ratio=0.75"]
+    whole = searched(qarat, tiny_llama, small, tmp_path / "whole", *words)
+
+    add, count = trials.TrialLog.add, 0
+
+    def die(self: trials.TrialLog, answer: trials.Answer) -> None:
+        nonlocal count
+        count += 1
+        if count == 7:
+            raise KeyboardInterrupt
+        add(self, answer)
+
+    monkeypatch.setattr(trials.TrialLog, "add", die)
+    assert qarat("search", tiny_llama, *small, "-o", tmp_path / "cut", *words).code == 130
+    log = tmp_path / "cut.partial" / "trials.jsonl"
+    assert len(log.read_text().splitlines()) == 1 + 6
+    monkeypatch.setattr(trials.TrialLog, "add", add)
+    after = searched(qarat, tiny_llama, small, tmp_path / "cut", *words)
+    assert after.trials == whole.trials
+    assert after.reached == whole.reached
+    assert after.cost.measuring >= whole.cost.measuring  # nothing that was spent is forgotten
+
+
+def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    partial = tmp_path / "s.partial"
+    partial.mkdir()
+    (partial / "manifest.json").write_text("{}")
+    (partial / "trials.jsonl").write_text(json.dumps({"qarat": "trials/1", "provenance": {}, "base": "x"}) + "\n")
+    answer = qarat("search", tiny_llama, *small, "-o", out)
+    assert answer.code == 1
+    assert "log of another search" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "ppl-5%"], "is no budget; write"),
+        (["--budget", "bits=5"], "ask for ratio="),
+        (["--strategy", "predicated"], "predicted"),
+        (["--metric", "fischer"], "fisher"),
+        (["--low", "float"], "stands twice"),
+        (["--low", "w=int4/channel", "--basis", "macs"], "need inputs"),
+        (["--points", "1.5"], "at most 1"),
+        (["--trials", "0"], "at least 1"),
+        (["--workers", "0"], "at least 1"),
+        (["--set", "nothing: float"], "matches no site"),
+        (["--set", "*: float"], "decides every site"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, words: list[str], said: str
+) -> None:
+    answer = qarat("search", tiny_llama, *small, "-o", tmp_path / "s", *words)
+    assert answer.code in (1, 2)
+    assert said in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_writes_nothing(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    answer = qarat("search", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run")
+    assert answer.code == 0
+    assert "search" in answer.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_reads_back_equal(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    result = searched(qarat, tiny_llama, small, tmp_path / "s")
+    again = decode_record(tmp_path / "s" / "search.json", SearchResult)
+    assert content_hash(result) == content_hash(again)
+    assert qarat("show", tmp_path / "s" / "search.json").code == 0
+
+
+def test_a_request_is_checked_without_a_model() -> None:
+    SearchRequest().check()
+    with pytest.raises(UserError, match="--granularity"):
+        SearchRequest(granularity="site").check()
