@@ -211,7 +211,7 @@ def _no_spikes(study: SpikeStudy) -> list[str]:
             f", spread over many sites: the dearest alone gives back {100 * gain / study.over_float(naive).nats:.0f} %"
         )
     rules = f"none of {len(study.rules)} spike rules flags a stream"
-    return [f"There is no spike to protect: {rules}{lost}. A finer scale is the remedy, not sites in float"]
+    return [f"There is no spike to protect: {rules}{lost}"]
 
 
 def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
