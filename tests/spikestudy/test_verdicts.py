@@ -86,6 +86,18 @@ def test_where_nothing_is_protected_it_says_why() -> None:
     assert line.startswith("There is nothing to protect: none of 1 spike rules flags a stream, and naive loses +0.0020")
 
 
+def test_sites_that_are_dear_without_a_spike_are_said_to_be_none() -> None:
+    found = study(
+        arm("naive", 0.02, group="naive"),
+        arm("by damage, k=1", 0.012, group="order", protected=(SITE,)),
+        arm("protected", 0.005, group="protection", protected=(SITE,)),
+    )
+    quiet = msgspec.structs.replace(found, rules=(RuleSays("ratio", (), 3.0, "r > 64"),))
+    line = verdict_lines(quiet)[0]
+    assert line.startswith("There is no spike to protect: none of 1 spike rules flags a stream. Naive loses +0.0200")
+    assert "the dearest alone gives back 40 %" in line
+
+
 def test_the_cheapest_remedy_within_the_budget_is_recommended() -> None:
     arms = [
         arm("naive", 0.4, group="naive", setting=INT6),

@@ -10,6 +10,7 @@ import msgspec
 from qarat.budgets import parse_loss_budget
 from qarat.conversion import quantize
 from qarat.damage import fisher
+from qarat.errors import UserError
 from qarat.estimates import SWEEP_FORWARDS, price_forwards
 from qarat.evaluation.outliers import measure_float_columns
 from qarat.models import Model
@@ -70,7 +71,7 @@ class StudyJob:
             progress: Told of every stage.
 
         Raises:
-            UserError: A pattern that matches nothing.
+            UserError: A pattern that matches nothing, or a method that was named and does not fit the model.
         """
         model.require_float("study")
         self.model, self.tokens, self.request = model, tokens, request
@@ -79,13 +80,29 @@ class StudyJob:
         self.plan_request = Request(asking.MAIN.low, budget=request.budget, sites=request.sites)
         draft_plan(model, self.plan_request)
         self.every = [s for s in model.sites() if s.kind == "projection"]
+        self.methods, self.unfit = self._fitting_methods()
+
+    def _fitting_methods(self) -> tuple[dict[str, asking.Method], list[Left]]:
+        """The methods that the model can have, and why it cannot have the others."""
+        methods, unfit = dict(self.request.asked_methods), list[Left]()
+        for name, method in self.request.asked_methods.items():
+            if not method.transform or parse_transform(method.transform).needs_stats:
+                continue
+            try:
+                parse_transform(method.transform).apply(self.model, None)
+            except UserError as error:
+                if name in self.request.methods:
+                    raise UserError(f"--methods {name}: {error}") from None
+                del methods[name]
+                unfit.append(Left(f"the method {name}", str(error)))
+        return methods, unfit
 
     def work(self) -> dict[str, float]:
         """Tokens that each step sends through the whole model, for an estimate; of arms by what they usually share."""
         calibration, selection, report = (
             t.windows.numel() for t in (self.tokens.calibration, self.tokens.selection, self.tokens.report)
         )
-        extent, methods = self.extent, self.request.asked_methods
+        extent, methods = self.extent, self.methods
         tried = sum(len(parse_transform(m.transform).choices) for m in methods.values() if m.transform)
         worlds = 2 * len(self.tokens.bos) + len(extent.rich) * 4
         arms = len(extent.settings) * (8 + 2 * extent.few) + len(extent.rich) * (
@@ -151,7 +168,7 @@ class StudyJob:
 
     def _strengths(self, run: Run) -> dict[str, dict[str, str]]:
         """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
-        autos = {n: m.transform for n, m in self.request.asked_methods.items() if m.transform.startswith("smooth")}
+        autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
         lows = [s.low for s in self.extent.rich]
 
         def work() -> None:
@@ -171,7 +188,7 @@ class StudyJob:
         """Every arm, and what is left out."""
         stats, menu = decode_record(run.path(_stats_file(MAIN)), ActivationStats), decode_record(run.path(_MENU), Menu)
         asked: list[Asked] = []
-        left: list[Left] = []
+        left = list(self.unfit)
         for setting in self.extent.settings:
             rich = setting in self.extent.rich
             asked += protection_arms(setting, sites)
@@ -179,7 +196,7 @@ class StudyJob:
             for order in self.request.asked_orders if rich else ():
                 ranked = rank_sites(order, setting, stats, menu, self.every)
                 asked += order_arms(setting, order, ranked, self.extent.counts)
-            for name, method in self.request.asked_methods.items() if rich else ():
+            for name, method in self.methods.items() if rich else ():
                 if method.prefix and not shared_front(self.tokens.calibration):
                     continue
                 world = PREFIX if method.prefix else strengths.get(name, {}).get(setting.low, method.transform)
@@ -189,7 +206,7 @@ class StudyJob:
                 asked += world_arms(setting, "bos", bos_world(rule), sites)
             if self.tokens.other is not None:
                 asked += world_arms(setting, "calibration", OTHER, sites)
-        if not shared_front(self.tokens.calibration) and PREFIX in self.request.asked_methods:
+        if not shared_front(self.tokens.calibration) and PREFIX in self.methods:
             left.append(Left("the prefix", "windows do not begin with the same token; give --bos each"))
         if not sites:
             why = decode_record(run.path(_PLAN), Plan).note

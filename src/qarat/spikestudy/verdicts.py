@@ -179,6 +179,8 @@ def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
     lines: list[str] = []
     if not study.sites:
         lines += _nothing(study)
+    elif not any(rule.flagged for rule in study.rules):
+        lines += _no_spikes(study)
     for setting in (study.main, study.twin):
         said = said_of(study, setting)
         lines += [] if said is None else _protection(study, said)
@@ -198,6 +200,18 @@ def _nothing(study: SpikeStudy) -> list[str]:
     naive = study.find(study.main, NAIVE)
     lost = "" if naive is None else f", and naive loses {_said(study.over_float(naive))} on the report tokens"
     return [f"There is nothing to protect: {spikes}{lost}. The planner: {study.chosen}"]
+
+
+def _no_spikes(study: SpikeStudy) -> list[str]:
+    naive, first = study.find(study.main, NAIVE), study.find(study.main, "by damage, k=1")
+    lost = "" if naive is None else f". Naive loses {_said(study.over_float(naive))}"
+    if naive is not None and first is not None:
+        gain = study.over_float(naive).nats - study.over_float(first).nats
+        lost += (
+            f", spread over many sites: the dearest alone gives back {100 * gain / study.over_float(naive).nats:.0f} %"
+        )
+    rules = f"none of {len(study.rules)} spike rules flags a stream"
+    return [f"There is no spike to protect: {rules}{lost}"]
 
 
 def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
