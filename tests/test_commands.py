@@ -229,3 +229,41 @@ def test_stats_other_than_the_plan_was_made_with_are_refused(
     assert answer.code == 1
     assert "plan again" in answer.err
     assert not Path("new").exists()
+
+
+def test_a_transformed_run_has_a_page_and_can_be_compared(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "rotated"
+    answer = well(qarat("run", tiny_llama, *small, "--transform", "hadamard", "--budget", "nats+9", "-o", out))
+    assert (out / "report.html").is_file()
+    assert "the page to look at" in answer.out
+    assert "KL" in well(qarat("evaluate", out, *small, "--against", tiny_llama)).out
+    assert "stored in different ways" in well(qarat("compare", tiny_llama, out, *small)).out
+
+
+@pytest.mark.parametrize("transform", ["smooth/auto", "smooth/0.5"])
+def test_smoothing_leaves_a_prefix_out(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, transform: str
+) -> None:
+    words = ["--transform", transform, "--prefix", "1", "--budget", "nats+9", "--no-page"]
+    well(qarat("run", tiny_llama, *small, *words, "-o", tmp_path / "s"))
+    seen = decode_record(tmp_path / "s" / "before-transform-0.safetensors", ActivationStats)
+    assert len(seen.prefix) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--limit", "3"], "--report-samples says how many"),
+        (["--convention", "wikitext2-32", "--length", "16"], "only --report-text and --limit"),
+        (["--task-data", "."], "name those with --tasks"),
+        (["--tasks", "x", "--convention", "wikitext2-32"], "are about the report text"),
+    ],
+)
+def test_options_that_mean_nothing_together_are_refused(
+    qarat: Qarat, tiny_llama: Path, words: list[str], said: str
+) -> None:
+    answer = qarat("evaluate", tiny_llama, *words)
+    assert answer.code == 2
+    assert said in answer.err

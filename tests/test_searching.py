@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from qarat.budgets import AccuracyBudget
 from qarat.errors import UserError
 from qarat.plans import Plan
 from qarat.recordfiles import content_hash, decode_record
-from qarat.records import Evaluation
+from qarat.records import Difference, Evaluation, Provenance, TaskScore, ZeroShot
 from qarat.search import trials
-from qarat.searches import SearchResult, pareto
+from qarat.searches import SearchResult, SearchTrial, pareto
 from qarat.searching import SearchRequest, plan_file
+from qarat.searching.accuracy import reach_accuracy
 
 Qarat = Callable[..., Any]
 INT8 = "w=int8/channel a=int8/tensor/static"
@@ -137,6 +139,8 @@ def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small:
         (["--low", "w=int4/channel", "--basis", "macs"], "need inputs"),
         (["--points", "1.5"], "at most 1"),
         (["--trials", "0"], "at least 1"),
+        (["--low", INT8, "--high", "fp8"], "cannot tell them apart"),
+        (["--budget", "acc(code_continuation)-1%"], "cannot choose plans"),
         (["--workers", "0"], "at least 1"),
         (["--set", "nothing: float"], "matches no site"),
         (["--set", "*: float"], "decides every site"),
@@ -169,3 +173,34 @@ def test_a_request_is_checked_without_a_model() -> None:
     SearchRequest().check()
     with pytest.raises(UserError, match="--granularity"):
         SearchRequest(granularity="site").check()
+
+
+def trial(label: str, ratio: float) -> SearchTrial:
+    return SearchTrial(label, (0,), ratio, 4.0, 0.0, Difference(0.1, 0.01, 3))
+
+
+def scored(hits: int) -> ZeroShot:
+    items = tuple(float(i < hits) for i in range(100))
+    score = TaskScore("arc_easy", "1", "acc", hits / 100, 0.05, items)
+    return ZeroShot("x", Provenance("m", "t", "lm-eval", {}), "", (score,))
+
+
+def test_a_budget_of_accuracy_takes_the_cheapest_plan_that_keeps_it() -> None:
+    hits = {"a": 60, "b": 59, "c": 57, "d": 40}
+    curve = [(i, trial(name, 0.2 * (i + 1))) for i, name in enumerate(hits)]
+    budget = AccuracyBudget("acc(arc_easy)-2%", "arc_easy", 0.02)
+    reached = reach_accuracy(budget, curve, scored(60), lambda t: scored(hits[t.label]))
+    assert (reached.trial, reached.verdict.startswith("b: accuracy 0.590, float 0.600")) == (1, True)
+    nothing = reach_accuracy(budget, curve[3:], scored(60), lambda t: scored(hits[t.label]))
+    assert nothing.trial == -1
+    with pytest.raises(UserError, match="no metric acc"):
+        reach_accuracy(AccuracyBudget("acc(x)-2%", "x", 0.02), curve, scored(60), lambda t: scored(1))
+
+
+def test_overrides_are_pinned_also_at_the_low_scheme(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    low = "w=mxint4 a=mxint4"
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", "--set", f"0.down: {low}", "--budget", "ratio=0.5")
+    assert "0.down" not in result.units
+    assert decode_record(tmp_path / "s" / plan_file("ratio=0.5"), Plan).ratio() >= 0.5

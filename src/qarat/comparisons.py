@@ -17,6 +17,7 @@ import msgspec
 
 from qarat.divergences import Divergence
 from qarat.errors import UserError
+from qarat.fingerprints import source_of
 from qarat.records import Evaluation, TaskScore, ZeroShot, clustered_mean, paired_difference, same_origin
 
 __all__ = ["Comparable", "Compared", "Comparison", "Contrast", "compare", "score_difference"]
@@ -110,8 +111,8 @@ class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Fingerprints of the float models, each once."""
-        return tuple(dict.fromkeys(c.model for c in self.compared))
+        """Fingerprints of the float models, each once; a transformed one is the model it was made from."""
+        return tuple(dict.fromkeys(source_of(c.model) for c in self.compared))
 
     @property
     def what(self) -> str:

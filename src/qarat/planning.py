@@ -15,7 +15,7 @@ from qarat.budgets import parse_loss_budget
 from qarat.conversion import check_stats
 from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.fingerprints import brief
+from qarat.fingerprints import brief, transforms_of
 from qarat.formats import nearest_names
 from qarat.measuring import make_meter
 from qarat.models import Model
@@ -256,6 +256,12 @@ def find_plan(
         PlanError: As `naive_plan`; or a menu without prices of the low scheme.
         UserError: Selection windows that do not begin with the prefix.
     """
+    done = transforms_of(model.fingerprint)
+    if len(done) != len(request.transforms):
+        raise UserError(
+            f"the request has {len(request.transforms)} transforms, the model {len(done)}: plan the model that "
+            "`qarat.preparation.prepare` makes"
+        )
     naive = naive_plan(model, request, stats)
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)

@@ -17,8 +17,7 @@ from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import Model, Transform
-from qarat.observation import observe
-from qarat.planning import Request, naive_plan
+from qarat.planning import Request, naive_plan, profile
 from qarat.recordfiles import decode_record, encode_record
 from qarat.records import ActivationStats
 from qarat.transforms import choose, parse_transform
@@ -85,7 +84,7 @@ def prepare(
     for text in request.transforms:
         step, seen = parse_transform(text), None
         if step.needs_stats:
-            seen = observe(done.model, calibration, attention=False, progress=progress)
+            seen = profile(done.model, calibration, request.prefix, attention=False, progress=progress)
         if step.choices:
             text = _chosen(done.model, step.choices, request, seen, calibration, selection, progress)
         done = Prepared(_apply(done.model, text, seen), (*done.transforms, text), (*done.stats, seen))
@@ -176,7 +175,8 @@ def _chosen(
     def measure(text: str) -> float:
         transformed = _apply(model, text, stats)
         # Only a rule can make an attention product low.
-        seen = observe(transformed, calibration, attention=bool(request.rules), progress=progress)
+        products = bool(request.rules)
+        seen = profile(transformed, calibration, request.prefix, attention=products, progress=progress)
         low = quantize(transformed, naive_plan(transformed, request, seen), seen)
         return measure_perplexity(low, selection, label=text, progress=progress).loss
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from qarat import options
 from qarat.commands.common import ending, load_tokens, open_float_named, quoted, runtime_of, show_estimate
 from qarat.comparing import compare_named
@@ -25,7 +27,7 @@ def evaluate(asked: options.Evaluate, screen: Screen) -> Lines:
     """Measure perplexity, divergence from float, or zero-shot accuracy."""
     if asked.out is not None:
         check_file(asked.out)
-    _check(asked.measure)
+    _check(asked.measure, asked.text)
     opened = open_for_evaluation(asked.model, runtime_of(asked.machine), revision=asked.general.revision)
     if asked.general.dry_run:
         return _estimate(asked, screen, opened)
@@ -43,10 +45,11 @@ def compare(asked: options.Compare, screen: Screen) -> Lines:
         raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
     if asked.out is not None:
         check_file(asked.out)
-    _check(asked.measure)
+    _check(asked.measure, asked.text)
     if asked.general.dry_run:
         raise ArgumentError("--dry-run: what has to be measured is known once everything is opened; try `evaluate`")
-    measured_anew = bool(asked.measure.tasks or asked.measure.against or asked.measure.convention)
+    how = asked.measure
+    measured_anew = bool(how.tasks or how.against or how.convention) or asked.text != options.Text()
     comparison = compare_named(
         asked.names,
         lambda opened: _measure(asked, screen, opened),
@@ -61,9 +64,13 @@ def compare(asked: options.Compare, screen: Screen) -> Lines:
     return (f"written: {quoted(asked.out)}",)
 
 
-def _check(asked: options.Measure) -> None:
+def _check(asked: options.Measure, text: options.Text) -> None:
     if asked.limit is not None and asked.limit < 1:
         raise ArgumentError(f"--limit {asked.limit}: give at least 1")
+    if asked.limit is not None and not asked.tasks and not asked.convention:
+        raise ArgumentError("--limit is of --tasks or a --convention; otherwise --report-samples says how many windows")
+    if asked.convention and text != dataclasses.replace(options.Text(), report_text=text.report_text):
+        raise ArgumentError("--convention says how text is cut; only --report-text and --limit go with it")
     if asked.tasks and (asked.against or asked.convention):
         raise ArgumentError("--tasks measures accuracy; --against and --convention are about the report text")
     if asked.task_data is not None and not asked.tasks:
@@ -88,6 +95,8 @@ def _report(asked: options.Evaluate | options.Compare, screen: Screen, model: Mo
     text = asked.text
     if asked.measure.convention is None:
         return load_tokens(asked, model, screen)[2]
+    if text.report_text is None:
+        screen.note("no --report-text was given, so the convention is put to the Python source that ships with qarat")
     limit, seed = asked.measure.limit, asked.general.seed
     return load_by_convention(model, asked.measure.convention, text.report_text, limit=limit, seed=seed)
 

@@ -9,10 +9,10 @@ from qarat.budgets import parse_size
 from qarat.commands.common import check_weights, command_line, load_tokens, open_float, quoted, show_estimate
 from qarat.errors import ArgumentError
 from qarat.estimates import SWEEP_FORWARDS, price_forwards
-from qarat.models import Model
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
-from qarat.searching import STATS, TRIALS, SearchJob, SearchRequest, plan_file
+from qarat.searches import SearchResult
+from qarat.searching import POINTS, STATS, TRIALS, SearchJob, SearchRequest, plan_file
 from qarat.workspace import Run
 
 __all__ = ["search"]
@@ -41,7 +41,7 @@ def search(asked: options.Search, screen: Screen) -> Lines:
             keep_bytes=keep,
         )
         if asked.general.dry_run:
-            return _estimate(screen, model, request, tokens[1].windows.numel(), len(job.space.options))
+            return _estimate(screen, job, tokens[1].windows.numel())
         try:
             folder.begin(command=screen.command)
             result = job.execute(folder)
@@ -49,7 +49,7 @@ def search(asked: options.Search, screen: Screen) -> Lines:
             folder.leave(TRIALS)
             raise
     screen.show(result)
-    return _ending(asked, out, request, job.static)
+    return _ending(asked, out, result, job.static)
 
 
 def _request(asked: options.Search) -> SearchRequest:
@@ -72,19 +72,23 @@ def _request(asked: options.Search) -> SearchRequest:
     return request
 
 
-def _estimate(screen: Screen, model: Model, request: SearchRequest, tokens: int, schemes: int) -> Lines:
-    check_weights(model)
-    plans = SWEEP_FORWARDS if request.strategy == "predicted" else request.trials * max(1, len(request.points))
-    work = {"damage": price_forwards(schemes) * tokens, "search": plans * tokens}
-    return show_estimate(screen, model, work, states=tokens * (model.blocks + 1))
+def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
+    check_weights(job.model)
+    points, units = len(job.points) or len(POINTS[job.request.granularity]), len(job.space.units)
+    drawn = job.request.trials * points
+    plans = {"predicted": SWEEP_FORWARDS, "greedy": units * (units + 1) // 2}.get(job.request.strategy, drawn)
+    priced = price_forwards(len(job.space.options)) if job.request.strategy == "predicted" else 0
+    work = {"damage": priced * tokens, "search": plans * tokens}
+    return show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
 
 
-def _ending(asked: options.Search, out: Path, request: SearchRequest, static: bool) -> Lines:
-    plan = out / plan_file(request.budgets[0])
+def _ending(asked: options.Search, out: Path, result: SearchResult, static: bool) -> Lines:
     stats = ["--stats", out / STATS] if static else []
+    plans = [out / plan_file(found.budget) for found in result.reached if found.trial >= 0]
+    quantizing = [f"  {command_line('quantize', asked, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (
         f"written: {quoted(out)} (every trial in search.json, a plan for each budget)",
         "try next:",
-        f"  {command_line('quantize', asked, '--plan', plan, *stats)}",
+        *quantizing,
         f"  qarat show {quoted(out / 'search.json')}",
     )

@@ -18,6 +18,7 @@ from qarat.commands.common import (
 from qarat.data import Bos, TokenSet, check_disjoint, make_token_set, read_documents
 from qarat.errors import ArgumentError
 from qarat.models import Model
+from qarat.report.page import write_report
 from qarat.screens import Lines, Screen
 from qarat.spikestudies import Left
 from qarat.spikestudy import PUBLISHED, RESULT, StudyJob, StudyRequest, StudyTokens
@@ -50,8 +51,10 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
         folder.leave()
         raise
     screen.show(study)
+    page = write_report([out], out, progress=screen.progress)
     return (
         f"written: {quoted(out)} (every arm with the loss of every window in {RESULT})",
+        f"the page to look at: {quoted(page)}",
         "try next:",
         f"  qarat show {quoted(out / RESULT)}",
         f"  {command_line('run', asked)}",

@@ -69,8 +69,8 @@ def damage(asked: options.Damage, screen: Screen) -> Lines:
         work = {f"damage {name}": price_forwards(len(schemes)) * tokens for name in wanted}
         return show_estimate(screen, model, work, states=tokens * (model.blocks + 1))
     prefix = {"prefix": stats.prefix} if stats is not None and stats.prefix else {}
-    if prefix and wanted != ["fisher"]:
-        raise ArgumentError(f"--metrics {' '.join(wanted)}: with a prefix in float, fisher alone prices")
+    if prefix and (wanted != ["fisher"] or asked.check):
+        raise ArgumentError("with a prefix in float, fisher alone prices, and --check measures without one")
     menus = {
         name: price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
         for name, price in prices.items()

@@ -108,8 +108,9 @@ def _parse(name: str, model: Model) -> tuple[str, int, str]:
     if match is None or (match[1] == "windows") != bool(match[3]) or (match[1] == "windows" and not match[2]):
         raise UserError(f"unknown convention {name!r}: {nearest_names(name, CONVENTIONS)}")
     length = int(match[2]) if match[2] else {"wikitext2": 2048, "llama.cpp": 512}.get(match[1], model.length)
-    if length < 2:
-        raise UserError(f"{name}: a window of {length} tokens predicts nothing; it needs at least 2")
+    least = 3 if match[1] == "llama.cpp" else 2  # of which the second half is scored
+    if length < least:
+        raise UserError(f"{name}: a window of {length} tokens predicts nothing; it needs at least {least}")
     return match[1], length, match[3] or ""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from qarat.data import NOTHING, TokenSet
 from qarat.divergences import Divergence, DivergentToken, PositionBin
 from qarat.errors import UserError
+from qarat.fingerprints import brief, source_of
 from qarat.models import Model
 from qarat.workspace import Progress, no_progress
 
@@ -60,9 +61,9 @@ def measure_divergence(
         UserError: If the two are not one model, or not in the same arithmetic; if a divergence is NaN or Inf.
     """
     base.require_float("compare with")
-    if model.fingerprint != base.fingerprint:
-        theirs, ours = base.fingerprint[:12], model.fingerprint[:12]
-        raise UserError(f"{label} was made from the model {ours}…, the float model given is {theirs}…; give that one")
+    if source_of(model.fingerprint) != source_of(base.fingerprint):
+        theirs, ours = brief(base.fingerprint), brief(model.fingerprint)
+        raise UserError(f"{label} was made from the model {ours}, the float model given is {theirs}; give that one")
     if model.runtime.dtype != base.runtime.dtype:
         raise UserError(f"{label} is computed in {model.runtime.dtype}, float in {base.runtime.dtype}; use one dtype")
     pair = base, model

@@ -46,7 +46,7 @@ class Search:
     basis: Literal["parameters", "macs"] = "parameters"
     """What Q_r counts; by macs, the attention products are decided too."""
     budget: Annotated[tuple[str, ...], arg(metavar="BUDGET ...")] = ("ppl+5%",)
-    """What may be lost (ppl+5%, nats+0.05) or spent (ratio=0.9, bits=4.5, bytes=2.1GB); several cost little more."""
+    """What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; with --menu bits=4.5, bytes=2.1GB)."""
     points: Annotated[tuple[float, ...], arg(metavar="N ...", help_behavior_hint="")] = ()
     """Ratios (with --menu: bits per weight) at which the curve is measured as well."""
     strategy: Annotated[str, arg(metavar="NAME")] = "predicted"

@@ -28,7 +28,7 @@ class StudySpikes:
     overwrite: Flag = False
     """Replace FOLDER if it is there."""
     quick: Flag = False
-    """INT8 and INT6 per channel with static inputs alone, fewer controls, at most two sites."""
+    """INT8 and INT6 per channel with static inputs alone, fewer controls, orders of at most two sites."""
     full: Flag = False
     """Orders and methods at every static setting, five random controls everywhere."""
     methods: Annotated[tuple[str, ...], arg(metavar="METHOD ...", help_behavior_hint="(default: all)")] = ()

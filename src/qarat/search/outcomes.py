@@ -71,9 +71,10 @@ def _within_loss(
         if not measured:
             return _nothing(budget, "no plan could be measured")
         _, best = min(measured, key=lambda pair: pair[1].damage.nats)
-        return _nothing(budget, f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}")
+        words = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
+        return _nothing(budget, words + _doubt(budget, best, float_loss))
     index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
-    low, high = (_edge(budget.nats, measured, space, sign * Z) for sign in (1, -1))
+    low, high = sorted(_edge(budget.nats, measured, space, sign * Z) for sign in (1, -1))
     words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
     return Reached(budget.spelling, index, low, high, words)
 
@@ -88,12 +89,13 @@ def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space
     for position, loss in reversed(points):
         if not curve or loss < curve[-1][1]:
             curve.append((position, loss))
-    curve.append((space.position(space.highest), 0.0))
+    if space.loses_nothing:
+        curve.append((space.position(space.highest), 0.0))
     previous = curve[0]
     if previous[1] <= nats:
         return abs(previous[0])
     for position, loss in curve[1:]:
-        if loss <= nats:
+        if loss <= nats < previous[1]:
             share = (previous[1] - nats) / (previous[1] - loss)
             return abs(previous[0] + share * (position - previous[0]))
         previous = (position, loss)
@@ -103,8 +105,12 @@ def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space
 def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> str:
     """What to do where the budget is smaller than what the measurement can tell."""
     noise = Z * trial.damage.standard_error
-    if math.isnan(noise) or noise <= budget.nats:
+    if math.isnan(noise):
+        return "; how sure that is cannot be said of a single source"
+    if noise <= budget.nats:
         return ""
+    if not budget.nats:
+        return f"; its error is ±{noise:.4f}, and no measurement tells a loss of exactly nothing"
     tokens = sum(float_loss.predicted)
     needed = tokens * (noise / budget.nats) ** 2
     return (

@@ -6,7 +6,7 @@ plan it stands for. So strategies are about choices alone, and a new one is one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -99,6 +99,11 @@ class Space:
     def axis(self) -> str:
         """What plans of this space are ordered by: Q_r between two options, bits per weight among more."""
         return "ratio" if len(self.options) == 2 else "bits"
+
+    @cached_property
+    def loses_nothing(self) -> bool:
+        """Whether the highest plan is the float model: no site low by an override, nothing above low but float."""
+        return all(a.is_float for a in self.plan(self.highest, "").assignments)
 
     @property
     def highest(self) -> Choice:
@@ -207,6 +212,7 @@ def make_space(
     *,
     layers: bool = False,
     tied: bool = False,
+    pinned: Collection[str] = (),
     basis: str = "parameters",
     length: int = 1,
 ) -> Space:
@@ -217,6 +223,7 @@ def make_space(
         options: The low scheme first.
         layers: Whether whole blocks are decided, instead of sites.
         tied: Whether sites that an engine fuses share their option.
+        pinned: Names of sites that a rule decides, also where it says the low scheme.
         basis: What Q_r counts: ``parameters``, with attention products alike in all plans; or ``macs``, with the
             products among the units.
         length: Tokens of a window.
@@ -224,7 +231,7 @@ def make_space(
     Raises:
         UserError: If nothing is left to decide.
     """
-    fixed = {a.site.name for a in base.exceptions()}
+    fixed = {*pinned, *(a.site.name for a in base.exceptions())}
     open_sites = [s for s in base.sites if s.name not in fixed]
     units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
     if not units:

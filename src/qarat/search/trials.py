@@ -90,5 +90,5 @@ def _check_header(path: Path, found: str, wanted: str) -> None:
     if different:
         raise UserError(
             f"{path} is the log of another search: {', '.join(sorted(different))} differ; give another -o, or "
-            "--overwrite to begin anew"
+            f"delete {path.parent} to begin anew"
         )

@@ -11,13 +11,15 @@ from qarat import damage
 from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget
 from qarat.conversion import check_stats, quantize
 from qarat.data import TokenSet
+from qarat.errors import UserError
 from qarat.estimates import price_forwards
-from qarat.evaluation.zero_shot import measure_tasks
+from qarat.evaluation.harness import import_harness
+from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
 from qarat.measuring import specify
 from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
-from qarat.plans import Plan
+from qarat.plans import Plan, match_sites
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
 from qarat.runners import Runner
@@ -78,7 +80,8 @@ class SearchJob:
         self.name, self.revision = name, revision
         self.progress, self.keep_bytes = progress, keep_bytes
         self.space = self._space(draft_plan(model, request.as_plan_request()))
-        self._points(self.space)
+        self.points = self._points(self.space)
+        _check_tasks(request.parsed_budgets())
 
     @property
     def static(self) -> bool:
@@ -123,9 +126,11 @@ class SearchJob:
 
     def _space(self, base: Plan) -> Space:
         request = self.request
+        matched = [match_sites(pattern, base.sites) for pattern, _ in request.as_plan_request().overrides()]
         return make_space(
             base,
             request.options(),
+            pinned={site.name for sites in matched for site in sites},
             layers=request.granularity == "layer",
             tied=request.runtime in ENGINES_THAT_FUSE,
             basis=request.basis,
@@ -218,7 +223,7 @@ class SearchJob:
         losses = tuple(b.nats for b in budgets if isinstance(b, LossBudget))
         points = self._points(space)
         # Strategies that draw need points to draw at, and a budget of accuracy a curve to go along.
-        needed = not losses or not strategy.predicts or any(isinstance(b, AccuracyBudget) for b in budgets)
+        needed = not losses or strategy.draws or any(isinstance(b, AccuracyBudget) for b in budgets)
         if not points and needed:
             points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
         predictions = space.predictions(decode_record(run.path(MENU), Menu)) if strategy.predicts else None
@@ -255,6 +260,22 @@ class SearchJob:
 
     def _price_tokens(self) -> TokenSet:
         return self.selection.subset(min(self.request.price_windows, len(self.selection)))
+
+
+def _check_tasks(budgets: Sequence[Budget]) -> None:
+    """Check, before any work, that the tasks of budgets can be measured, on questions that no report is about.
+
+    Raises:
+        UserError: The harness is missing; or a task whose questions are the report text, or need a folder.
+    """
+    for budget in budgets:
+        if isinstance(budget, AccuracyBudget):
+            if budget.task in OWN_TASKS or budget.task.endswith("_local"):
+                raise UserError(
+                    f"--budget {budget.spelling}: {budget.task} cannot choose plans, as its questions are the report "
+                    "text or lie in a folder; take a task of the lm-evaluation-harness"
+                )
+            import_harness("lm_eval")
 
 
 def plan_file(budget: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from qarat import damage
@@ -75,6 +77,9 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         options = self.options()
         if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
             raise UserError(f"{spellings[0]!r} stands twice among --low, --menu and --high")
+        self._check_bits(options)
+        if not self.budgets and not self.points:
+            raise UserError("give --budget or --points: without either there is nothing to find out")
         if self.basis == "macs" and any(o.product == MatmulScheme() for o in options[:-1]):
             raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
         if any(not 0 < p <= (1 if len(options) == 2 else 32) for p in self.points):
@@ -82,6 +87,17 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.trials < 1 or self.price_windows < 1:
             raise UserError("--trials and --price-windows: give at least 1")
         self.parsed_budgets()
+
+    def _check_bits(self, options: Sequence[Option]) -> None:
+        """Q_r counts weight bits: between two schemes the high one must have more, or both would count as low."""
+        low, high = options[0].projection.weight, options[-1].projection.weight
+        if low is None or len(options) > 2:
+            return
+        if high is not None and high.number_format.bits <= low.number_format.bits:
+            raise UserError(
+                f"--high {self.high} has no more weight bits than --low {self.low}, so Q_r cannot tell them apart; "
+                "give another --high, such as float"
+            )
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets as values.
@@ -93,7 +109,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def schemes(self) -> tuple[str, ...]:
         """Spellings of all schemes, the low one first."""
-        return (self.low, *self.menu, PROTECTIONS.get(self.high, self.high))
+        return (self.low, *(PROTECTIONS.get(text, text) for text in (*self.menu, self.high)))
 
     def options(self) -> tuple[Option, ...]:
         """What each unit may get, the low scheme first."""

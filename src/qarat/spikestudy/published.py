@@ -82,4 +82,7 @@ def published_of(name: str) -> Figures:
         name: A folder, or a hub id.
     """
     said = name.rstrip("/").rpartition("/")[2].casefold().replace("_", "-")
-    return Figures(tuple(row for row in PUBLISHED.rows if row.model.casefold() in said))
+    plain = said.removeprefix("meta-").removesuffix("-hf")  # not -chat or -instruct: those are other weights
+    return Figures(
+        tuple(row for row in PUBLISHED.rows if plain in (row.model.casefold(), f"{row.model.casefold()}-v0.1"))
+    )

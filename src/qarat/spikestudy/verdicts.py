@@ -151,18 +151,29 @@ def recommend(study: SpikeStudy) -> str:
     naive = study.find(study.twin, NAIVE)
     if not tried or naive is None:
         return ""
-    within = [s for s in tried if s.loss.nats <= study.budget_nats]
+    # What is chosen among so many on the tokens it is quoted on has to hold with its whole interval.
+    within = [s for s in tried if s.loss.interval[1] <= study.budget_nats]
     if within:
         best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
         words = f"6 bits: take {best.remedy}; it keeps {study.budget} at {_said(best.loss)}"
-        return f"{words}: {command(study, best.arm)}"
-    allowed = tried[0].loss.nats + _SLACK * study.over_float(naive).nats
+        return words + _how(study, best.arm)
+    allowed = tried[0].loss.nats + _SLACK * max(0.0, study.over_float(naive).nats)
     near = [s for s in tried if s.loss.nats <= allowed]
     best = min(near, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
     return (
-        f"6 bits: nothing that was tried keeps {study.budget}; {best.remedy} comes to {_said(best.loss)}, where naive "
-        f"loses {_said(study.over_float(naive))}: {command(study, best.arm)}. Take 8 bits where that is too much"
+        f"6 bits: nothing that was tried keeps {study.budget} with its whole interval; {best.remedy} comes to "
+        f"{_said(best.loss)}, where naive loses {_said(study.over_float(naive))}{_how(study, best.arm)}. "
+        "Take 8 bits where that is too much"
     )
+
+
+def _how(study: SpikeStudy, arm: StudyArm) -> str:
+    """What makes the model of a recommended arm; a run without sites to name would choose some by itself."""
+    if arm.protected:
+        return f": {command(study, arm)} (with the study's text options)"
+    transforms = f", --transform {' '.join(arm.transforms)}" if arm.transforms else ""
+    prefix = f", --prefix {arm.prefix}" if arm.prefix else ""
+    return f": low scheme '{arm.scheme}'{transforms}{prefix}, nothing protected"
 
 
 def command(study: SpikeStudy, arm: StudyArm) -> str:
@@ -199,7 +210,9 @@ def _nothing(study: SpikeStudy) -> list[str]:
     )
     naive = study.find(study.main, NAIVE)
     lost = "" if naive is None else f", and naive loses {_said(study.over_float(naive))} on the report tokens"
-    return [f"There is nothing to protect: {spikes}{lost}. The planner: {study.chosen}"]
+    within = naive is None or study.over_float(naive).nats <= study.budget_nats
+    begin = "There is nothing to protect" if within else "No protection that was tried helps"
+    return [f"{begin}: {spikes}{lost}. The planner: {study.chosen}"]
 
 
 def _no_spikes(study: SpikeStudy) -> list[str]:
@@ -222,9 +235,13 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
     lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
     if said.closest is not None:
         closest = study.over_float(said.closest)
+        worse = (
+            "no error is known, as the report text is one source"
+            if math.isnan(closest.standard_error)
+            else f"{said.beaten} of {said.controls} are worse beyond the 95 % interval"
+        )
         lines.append(
-            f"  random controls: {said.beaten} of {said.controls} are worse beyond the 95 % interval; "
-            f"the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
+            f"  random controls: {worse}; the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
         )
     if said.fp8 is not None:
         equal = "within" if said.fp8_equal else "not within"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qarat.errors import UserError
+from qarat.fingerprints import brief, source_of
 from qarat.pipeline import LABELS, STEPS
 from qarat.plans import Plan
 from qarat.recordfiles import Record, content_hash, decode_record
@@ -110,8 +111,9 @@ def _check_one_of_each(records: Mapping[str, Record]) -> None:
 
 def _check_one_model(records: Mapping[str, Record]) -> None:
     models = {name: model for name, record in records.items() if (model := _model(record))}
-    if len(set(models.values())) > 1:
-        listed = ", ".join(f"{name} is of {model[:12]}…" for name, model in models.items())
+    # A transformed model is the one it was made from, as far as losses go: a run has records of both.
+    if len(set(map(source_of, models.values()))) > 1:
+        listed = ", ".join(f"{name} is of {brief(model)}" for name, model in models.items())
         raise UserError(f"these records are of several models; make a page of each: {listed}")
 
 

@@ -25,7 +25,7 @@ def verdict(story: Story) -> str:
     if study := story.one(SpikeStudy):
         return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
     if plan and {"float", "naive", "plan"} <= evaluations.keys():
-        return _outcome(plan, evaluations)
+        return _outcome(plan, evaluations, story)
     if len(story.evaluations) > 1:
         return _comparison(story.evaluations)
     if stats := story.one(ActivationStats):
@@ -77,12 +77,19 @@ def _format_words(part: TensorScheme | None) -> str:
     return "a table of its own" if name.startswith("{") else name.upper()
 
 
-def _outcome(plan: Plan, evaluations: dict[str, Evaluation]) -> str:
+def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> str:
     naive = paired_difference(evaluations["naive"], evaluations["float"])
     lost = paired_difference(evaluations["plan"], evaluations["float"])
     low, kept = scheme_words(parse_scheme(plan.low)), plan.exceptions()
     projections = sum(a.site.kind == "projection" for a in plan.assignments)
     ours, floats = fixed(evaluations["plan"].perplexity, 2), fixed(evaluations["float"].perplexity, 2)
+    sweep = story.one(Sweep)
+    if not kept and sweep is not None and lost.nats > sweep.budget_nats:
+        return (
+            f"No protection that was tried keeps {sweep.budget}: with all {projections} projections in {low}, "
+            f"perplexity is {ours} against float's {floats} ({perplexity_change(lost.nats)} %). "
+            "A finer low scheme may do."
+        )
     if not kept:
         return (
             f"Nothing needs protection: with all {projections} projections in {low}, perplexity is {ours} against "

@@ -51,9 +51,11 @@ class Strategy(Protocol):
 
     Attributes:
         predicts: Whether it needs `Goal.predictions`.
+        draws: Whether it needs `Goal.points`, also where there are budgets of loss.
     """
 
     predicts: bool
+    draws: bool
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         """Yield batches to be measured; each is answered by what its plans lose over float, None where that failed."""

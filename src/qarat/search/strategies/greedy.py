@@ -15,7 +15,7 @@ __all__ = ["make"]
 
 
 class _Greedy:
-    predicts = False
+    predicts, draws = False, False
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         choice, loss, step = space.highest, 0.0, 0

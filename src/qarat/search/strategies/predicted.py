@@ -24,7 +24,7 @@ MOST = 10  # measurements that a loss budget may take
 
 
 class _Predicted:
-    predicts = True
+    predicts, draws = True, False
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         assert goal.predictions is not None
@@ -35,7 +35,7 @@ class _Predicted:
             known |= dict(zip(asked, answers, strict=True))
         for loss in goal.losses:
             for _ in range(MOST):
-                index = _next_index(plans, known, loss)
+                index = _next_index(plans, known, loss, free=space.loses_nothing)
                 if index is None:
                     break
                 (known[index],) = yield [plans[index]]
@@ -63,11 +63,19 @@ def _index_at(space: Space, plans: Sequence[Proposal], point: float) -> int:
     return next(enough, len(plans) - 1)
 
 
-def _next_index(plans: Sequence[Proposal], known: dict[int, Difference | None], loss: float) -> int | None:
-    """The plan to measure next on the way to a loss budget; None when its edge is found."""
-    measured = {i: d.nats for i, d in known.items() if d is not None}
-    # The dearest plan of all leaves everything high; where that is float it loses nothing, and is not measured.
-    within = max((i for i, nats in measured.items() if nats <= loss), default=0 if 0 not in known else -1)
+def _next_index(
+    plans: Sequence[Proposal], known: dict[int, Difference | None], loss: float, *, free: bool
+) -> int | None:
+    """The plan to measure next on the way to a loss budget; None when its edge is found.
+
+    Args:
+        plans: The frontier, the dearest first.
+        known: Index to what was measured; None where that failed, which counts as beyond any budget.
+        loss: The budget, nats per token.
+        free: Whether the dearest plan is float itself, and need not be measured.
+    """
+    measured = {i: math.inf if d is None else d.nats for i, d in known.items()}
+    within = max((i for i, nats in measured.items() if nats <= loss), default=0 if free else -1)
     beyond = min((i for i, nats in measured.items() if nats > loss and i > within), default=len(plans))
     between = [i for i in range(within + 1, beyond) if i not in known]
     if not between:
@@ -85,7 +93,7 @@ def _scale(plans: Sequence[Proposal], measured: dict[int, float]) -> float:
 
     Damages do not add: together sites lose more, or less, than each alone.
     """
-    ratios = [nats / plans[i].predicted for i, nats in measured.items() if nats > 0 and plans[i].predicted > 0]
+    ratios = [n / plans[i].predicted for i, n in measured.items() if 0 < n < math.inf and plans[i].predicted > 0]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
 
 

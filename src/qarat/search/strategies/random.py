@@ -15,7 +15,7 @@ __all__ = ["make"]
 
 
 class _Random:
-    predicts = False
+    predicts, draws = False, True
 
     def __init__(self, trials: int, seed: int) -> None:
         self._trials, self._seed = trials, seed
