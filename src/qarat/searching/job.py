@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from qarat import damage
-from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget
+from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.conversion import check_stats, quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
@@ -30,16 +30,16 @@ from qarat.search.space import Option, Space, make_space
 from qarat.search.strategies import make_strategy
 from qarat.search.strategies.base import Goal, Strategy
 from qarat.search.trials import TrialLog
-from qarat.searches import Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.searches import Choice, Reached, SearchCost, SearchResult, SearchTrial, pareto
 from qarat.searching.accuracy import reach_accuracy
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
-from qarat.workspace import Progress, Run, write_whole
+from qarat.workspace import Progress, Run, hash_json, write_whole
 
 __all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
 
 STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
-TALLY = "forwards.txt"
+TALLY = "forwards-{}.txt"
 
 
 class SearchJob:
@@ -159,7 +159,9 @@ class SearchJob:
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
         strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.seed)
-        measurer = self._measurer(stats, self.selection, run.path(TALLY))
+        # Of this request: another one in the same folder takes the log over, and not what the first one spent.
+        asked = hash_json(msgspec.to_builtins(self.request))[:8]
+        measurer = self._measurer(stats, self.selection, run.path(TALLY.format(asked)))
         log = TrialLog(run.path(TRIALS), self._log_header(space))
         watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
         driver = Driver(space, measurer, log, watcher)
@@ -169,8 +171,7 @@ class SearchJob:
         cost = SearchCost(self._pricing_cost(strategy), measurer.forwards)
         write_whole(run.path(RESULT), encode_record(self._result(space, driver, float_report, reached, cost)))
         for budget, found in zip(self.request.budgets, reached, strict=True):
-            # A budget that nothing meets has its verdict, and the plan that loses least, so that no file is missing.
-            plan = space.plan(space.highest if found.trial < 0 else driver.trials[found.trial].choice, budget)
+            plan = space.plan(_choice(parse_budget(budget), found, driver.trials, space), budget)
             write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
 
     def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver) -> Reached:
@@ -241,9 +242,13 @@ class SearchJob:
         chosen = list(dict.fromkeys(trials[r.trial].choice for r in reached if r.trial >= 0))
         driver = Driver(space, self._measurer(stats, self.report), TrialLog(None, {}))
         losses = dict(zip(chosen, driver.losses(chosen), strict=True))
-        return driver.float_loss, [
-            msgspec.structs.replace(r, report=losses[trials[r.trial].choice]) if r.trial >= 0 else r for r in reached
-        ]
+
+        def measured(found: Reached) -> Reached:
+            report = losses[trials[found.trial].choice]
+            verdict = found.verdict if report else f"{found.verdict}; on the report tokens it cannot be measured"
+            return msgspec.structs.replace(found, report=report, verdict=verdict)
+
+        return driver.float_loss, [measured(found) if found.trial >= 0 else found for found in reached]
 
     def _stats(self, run: Run) -> ActivationStats | None:
         return decode_record(run.path(STATS), ActivationStats) if self.static else None
@@ -276,6 +281,19 @@ def _check_tasks(budgets: Sequence[Budget]) -> None:
                     "text or lie in a folder; take a task of the lm-evaluation-harness"
                 )
             import_harness("lm_eval")
+
+
+def _choice(budget: Budget, found: Reached, trials: Sequence[SearchTrial], space: Space) -> Choice:
+    """What is written for a budget: its plan; where nothing meets it the nearest there is, so that no file is missing.
+
+    Nearest is the highest plan for a loss, and the cheapest that was tried for a cost.
+    """
+    if found.trial >= 0:
+        return trials[found.trial].choice
+    tried = [t for t in trials if not t.failure]
+    if isinstance(budget, CostBudget) and tried:
+        return max(tried, key=lambda t: t.position(space.axis)).choice
+    return space.highest
 
 
 def plan_file(budget: str) -> str:

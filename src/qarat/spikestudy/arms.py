@@ -45,6 +45,11 @@ class Asked(NamedTuple):
     protected: tuple[str, ...] = ()
     protection: str = FLOAT
 
+    @property
+    def name(self) -> str:
+        """As of `StudyArm`: label and setting."""
+        return f"{self.label}, {self.setting}"
+
 
 def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[Asked]:
     """Naive; and the sites in float, in FP8, or only their inputs freed.

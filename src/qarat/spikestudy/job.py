@@ -255,10 +255,10 @@ class StudyJob:
         if world.tokens not in floats:
             floats[world.tokens] = _float_loss(world, meter.float_nats())
         here = [a for a in asked if a.world == name]
-        said = {a.label: notes.get(a.scheme, "") or self._note(name, world, study.sites) for a in here}
+        said = {a.name: notes.get(a.scheme, "") or self._note(name, world, study.sites) for a in here}
         progress = functools.partial(_of_world, self.progress, name)
         arms = {arm.name: arm for arm in (*study.arms, *meter.measure(here, said, progress))}
-        names = [f"{a.label}, {a.setting}" for a in asked]
+        names = [a.name for a in asked]
         study = msgspec.structs.replace(
             study,
             floats=floats,

@@ -69,12 +69,12 @@ class WorldMeter:
 
         Args:
             asked: Of this world.
-            notes: By label.
+            notes: By name.
             progress: Called with the plans done.
         """
         questions = [self._question(a.scheme, a.protected, a.protection) for a in asked]
         self._ask(questions, progress)
-        return [self._arm(a, q, notes.get(a.label, "")) for a, q in zip(asked, questions, strict=True)]
+        return [self._arm(a, q, notes.get(a.name, "")) for a, q in zip(asked, questions, strict=True)]
 
     def _question(self, scheme: str, protected: Sequence[str], protection: str) -> _Question:
         plan = self._world.plan(scheme, self._stats)
