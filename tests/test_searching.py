@@ -166,7 +166,9 @@ def test_a_result_reads_back_equal(qarat: Qarat, tiny_llama: Path, small: list[s
     result = searched(qarat, tiny_llama, small, tmp_path / "s")
     again = decode_record(tmp_path / "s" / "search.json", SearchResult)
     assert content_hash(result) == content_hash(again)
-    assert qarat("show", tmp_path / "s" / "search.json").code == 0
+    shown = qarat("show", tmp_path / "s" / "search.json")
+    assert shown.code == 0
+    assert qarat("show", tmp_path / "s").out == shown.out
 
 
 def test_a_request_is_checked_without_a_model() -> None:

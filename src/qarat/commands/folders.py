@@ -33,6 +33,8 @@ from qarat.records import ActivationStats, Evaluation, ZeroShot
 from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
+from qarat.searching import RESULT as SEARCH
+from qarat.spikestudy import FOUND_WITH
 from qarat.spikestudy import RESULT as STUDY
 from qarat.verifications import Verification
 from qarat.verifying import verify_against_float, verify_against_run, verify_alone
@@ -150,8 +152,12 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
-        if (folder / STUDY).is_file():
-            screen.show(decode_record(folder / STUDY))
+        results = [folder / name for name in (STUDY, SEARCH) if (folder / name).is_file()]
+        if results:
+            screen.show(*map(decode_record, results))
+        elif (folder / FOUND_WITH[0]).is_file():
+            command = read_command(folder)
+            screen.note(f"{folder} is a study that has not measured its first arms; it continues with: {command}")
         elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)
         else:
