@@ -95,7 +95,7 @@ class Bench:
         ratios = [share * space.ratio((0,) * len(space.units)) for share in RATIOS]
         budgets = tuple(f"ratio={ratio:.9f}" for ratio in ratios)
         found = {name: self.search(0, strategy=name, budgets=budgets, rules=rules) for name in STRATEGIES}
-        best = [min(t.damage.nats for t in every.trials if t.ratio >= ratio) for ratio in ratios]
+        best = [min(t.damage.nats for t in every.trials if t.ratio >= ratio - 1e-9) for ratio in ratios]
         return {
             "plans": len(every.trials),
             "shares": RATIOS,
