@@ -13,7 +13,7 @@ from qarat.scales import static_scales
 from qarat.schemes import LinearScheme, Scheme, TensorScheme
 from qarat.tensors import Scales
 
-__all__ = ["check_static", "static_operands", "static_scales_of"]
+__all__ = ["check_static", "is_static", "static_operands", "static_scales_of"]
 
 
 def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:
@@ -25,6 +25,12 @@ def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str,
     """
     operands = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
     return [(name, s) for name, s in zip(streams, operands, strict=True) if s is not None and s.static]
+
+
+def is_static(scheme: Scheme) -> bool:
+    """Whether any of its scales come from stats."""
+    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return any(part is not None and part.static for part in parts)
 
 
 def check_static(

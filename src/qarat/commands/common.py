@@ -22,16 +22,16 @@ from qarat.models import Model, open_model
 from qarat.planning import Request, describe_matches
 from qarat.recordfiles import decode_record
 from qarat.records import ActivationStats
-from qarat.schemes import LinearScheme, Scheme, SchemeError, parse_scheme
+from qarat.schemes import Scheme, SchemeError, parse_scheme
 from qarat.screens import Lines, Screen
 from qarat.workspace import Run, Runtime
 
 __all__ = [
     "check_weights",
+    "check_workers",
     "command_line",
     "ending",
     "is_reference",
-    "is_static",
     "load_stats",
     "load_tokens",
     "note_matches",
@@ -72,10 +72,14 @@ def prefix_of(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def is_static(scheme: Scheme) -> bool:
-    """Whether any of its scales come from stats."""
-    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
-    return any(part is not None and part.static for part in parts)
+def check_workers(runners: options.Runners) -> None:
+    """Refuse fewer than one worker, before anything is opened.
+
+    Raises:
+        ArgumentError: If that was asked for.
+    """
+    if runners.workers < 1:
+        raise ArgumentError(f"--workers {runners.workers}: give at least 1")
 
 
 def runtime_of(asked: options.Machine) -> Runtime:

@@ -6,8 +6,15 @@ from pathlib import Path
 
 from qarat import options
 from qarat.budgets import parse_size
-from qarat.commands.common import check_weights, command_line, load_tokens, open_float, quoted, show_estimate
-from qarat.errors import ArgumentError
+from qarat.commands.common import (
+    check_weights,
+    check_workers,
+    command_line,
+    load_tokens,
+    open_float,
+    quoted,
+    show_estimate,
+)
 from qarat.estimates import SWEEP_FORWARDS, price_forwards
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
@@ -21,8 +28,7 @@ __all__ = ["search"]
 def search(asked: options.Search, screen: Screen) -> Lines:
     """Find the plans that budgets allow, in a folder that survives a kill."""
     request = _request(asked)
-    if asked.runners.workers < 1:
-        raise ArgumentError(f"--workers {asked.runners.workers}: give at least 1")
+    check_workers(asked.runners)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-search")
     folder = Run(out, overwrite=asked.overwrite)
     model = open_float(asked)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from qarat import conversion, options, planning
 from qarat import damage as metrics
+from qarat.calibration import is_static
 from qarat.commands.common import (
     command_line,
     ending,
-    is_static,
     load_stats,
     load_tokens,
     note_matches,

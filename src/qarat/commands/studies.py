@@ -8,8 +8,8 @@ from pathlib import Path
 
 from qarat import options
 from qarat.budgets import parse_size
-from qarat.commands.common import check_weights, load_tokens, open_float_named, quoted, show_estimate
-from qarat.errors import ArgumentError, NotPassedError
+from qarat.commands.common import check_weights, check_workers, load_tokens, open_float_named, quoted, show_estimate
+from qarat.errors import NotPassedError
 from qarat.estimates import SWEEP_FORWARDS, estimate, price_forwards
 from qarat.runners import open_runner
 from qarat.screens import Lines, Screen
@@ -32,7 +32,7 @@ __all__ = ["study_ratio", "sweep"]
 def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
     """Do the second founding paper's experiment on a model, in a folder that survives a kill."""
     request = _study_request(asked)
-    _check_workers(asked.runners)
+    check_workers(asked.runners)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-ratio")
     folder = Run(out, overwrite=asked.overwrite)
     model = open_float_named(asked.model, asked)
@@ -68,7 +68,7 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
 def sweep(asked: options.Sweep, screen: Screen) -> Lines:
     """Search a family of models, and write the table that laws are fitted to."""
     request = _sweep_request(asked)
-    _check_workers(asked.runners)
+    check_workers(asked.runners)
     folder = Run(asked.out, overwrite=asked.overwrite)
 
     def open_member(name: str) -> Member:
@@ -141,11 +141,6 @@ def _sweep_request(asked: options.Sweep) -> SweepRequest:
     )
     request.check()
     return request
-
-
-def _check_workers(runners: options.Runners) -> None:
-    if runners.workers < 1:
-        raise ArgumentError(f"--workers {runners.workers}: give at least 1")
 
 
 def _estimate_sweep(

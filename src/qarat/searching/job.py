@@ -9,6 +9,7 @@ import msgspec
 
 from qarat import damage
 from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
+from qarat.calibration import is_static
 from qarat.conversion import check_stats, quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
@@ -86,8 +87,8 @@ class SearchJob:
     @property
     def static(self) -> bool:
         """Whether any scale comes from stats, so that the model has to be profiled."""
-        return any(_is_static(scheme) for option in self.space.options for scheme in option) or any(
-            _is_static(a.scheme) for a in self.space.base.assignments
+        return any(is_static(scheme) for option in self.space.options for scheme in option) or any(
+            is_static(a.scheme) for a in self.space.base.assignments
         )
 
     @property
@@ -299,8 +300,3 @@ def _choice(budget: Budget, found: Reached, trials: Sequence[SearchTrial], space
 def plan_file(budget: str) -> str:
     """Name of the file with the plan of a budget: ``plan-ppl+5pct.json``."""
     return f"plan-{budget.replace('%', 'pct')}.json"
-
-
-def _is_static(scheme: Scheme) -> bool:
-    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
-    return any(part is not None and part.static for part in parts)
