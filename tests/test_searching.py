@@ -45,6 +45,7 @@ def test_budgets_of_every_kind_from_one_search(
     assert result.trials[result.reached[2].trial].ratio >= 0.5
     assert [t.ratio for t in pareto(result.trials, "ratio")] == sorted(t.ratio for t in pareto(result.trials, "ratio"))
     assert result.cost.pricing > 0
+    assert result.correction.pairs == len([t for t in result.trials if t.predicted > 0 and t.damage.nats > 0])
 
 
 def test_the_plan_of_a_budget_loses_what_the_search_says(
@@ -68,6 +69,10 @@ def test_layers_macs_and_menus(qarat: Qarat, tiny_llama: Path, small: list[str],
     several = searched(qarat, tiny_llama, small, tmp_path / "c", *menu)
     assert several.axis == "bits"
     assert several.trials[several.reached[0].trial].bits <= 8
+    two = searched(qarat, tiny_llama, small, tmp_path / "d", "--budget", "bits=8")
+    assert two.axis == "bits"
+    assert two.trials[two.reached[0].trial].bits <= 8
+    assert two.correction.pairs == 0  # one plan is nothing to fit it to
 
 
 @pytest.mark.parametrize("words", [["--strategy", "random", "--trials", "6"], ["--strategy", "predicted"]])
@@ -132,7 +137,7 @@ def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small:
     ("words", "said"),
     [
         (["--budget", "ppl-5%"], "is no budget; write"),
-        (["--budget", "bits=5"], "ask for ratio="),
+        (["--budget", "bits=5", "ratio=0.5"], "search for it alone"),
         (["--strategy", "predicated"], "predicted"),
         (["--metric", "fischer"], "fisher"),
         (["--low", "float"], "stands twice"),

@@ -11,13 +11,26 @@ from collections.abc import Sequence
 
 import msgspec
 
+from qarat.metricrecords import Correction
 from qarat.records import Difference, Evaluation, Provenance, paired_difference
 
-__all__ = ["NOTHING", "Choice", "Reached", "SearchCost", "SearchResult", "SearchTrial", "pareto"]
+__all__ = [
+    "NOTHING",
+    "NO_CORRECTION",
+    "Choice",
+    "Reached",
+    "SearchCost",
+    "SearchResult",
+    "SearchTrial",
+    "interval_words",
+    "pareto",
+]
 
 Choice = tuple[int, ...]
 NOTHING = Difference(math.nan, math.nan, 0)
 """The loss of what was not measured."""
+NO_CORRECTION = Correction(math.nan, math.nan, math.nan, 0, math.nan, math.nan)
+"""What was not fitted."""
 
 
 class SearchTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +66,8 @@ class Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         budget: Spelling.
         trial: Index of the chosen trial; -1 where nothing meets the budget.
         low: Lower end of the 95 % interval of what is reachable, on the result's axis: from the paired standard errors
-            of the trials on both sides of the budget. NaN where the budget is no loss.
+            of the trials on both sides of the budget. NaN where no trial lies beyond that end, but plans do; and where
+            the budget is no loss.
         high: Upper end.
         verdict: In words.
         report: Its loss on the report tokens, nats of every window; empty where it was not measured.
@@ -97,6 +111,8 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         trials: In the order in which they were proposed.
         reached: One a budget.
         cost: Of it all.
+        correction: Fitted to all measured plans: what their losses come to, given the sum of predictions. Of no pairs
+            where there are no predictions, fewer than three plans, or losses that fall as predictions rise.
     """
 
     provenance: Provenance
@@ -113,6 +129,7 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trials: tuple[SearchTrial, ...]
     reached: tuple[Reached, ...]
     cost: SearchCost
+    correction: Correction = NO_CORRECTION
 
     def report_loss(self, reached: Reached) -> Evaluation:
         """The loss of a budget's plan on the report tokens; only where it was measured."""
@@ -121,6 +138,15 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def on_report(self, reached: Reached) -> Difference:
         """What a budget's plan loses over float on the report tokens; NaN where it was not measured."""
         return paired_difference(self.report_loss(reached), self.float_report) if reached.report else NOTHING
+
+
+def interval_words(low: float, high: float) -> str:
+    """The interval of what is reachable; one end where no trial lies beyond the other, empty where there is none."""
+    if math.isnan(low) and math.isnan(high):
+        return ""
+    if math.isnan(high):
+        return f"{low:.3f} or more"
+    return f"{high:.3f} or less" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def pareto(trials: Sequence[SearchTrial], axis: str) -> tuple[SearchTrial, ...]:

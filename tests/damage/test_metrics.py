@@ -216,6 +216,23 @@ def test_batches_and_memory_change_nothing(tiny: Path, metric: str):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_pricing_costs_the_forwards_that_are_counted(tiny: Path, metric: str, monkeypatch: pytest.MonkeyPatch):
+    model, tokens = open_model(str(tiny)), token_set()
+    spent, run = [0, 0], Model.run_block
+
+    def count(self: Model, index: int, block: Any, hidden: Tensor) -> Tensor:
+        # Hidden states of a recomputation carry gradients; the backward that follows counts two more.
+        spent[hidden.requires_grad] += hidden.shape[0] * hidden.shape[1]
+        return run(self, index, block, hidden)
+
+    monkeypatch.setattr(Model, "run_block", count)
+    schemes = [parse_scheme(spelling) for spelling in (INT8, "w=int4/channel", PRODUCT)]
+    damage.load(metric)(model, tokens, schemes)
+    counted = damage.block_forwards(metric)(model, schemes)
+    assert counted * tokens.windows.numel() == spent[False] + 3 * spent[True]
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_fewer_bits_cost_more_and_the_unit_is_told(tiny: Path, metric: str):
     spellings = [f"w=int{b}/channel a=int{b}/token" for b in (8, 4, 2)]
     model = open_model(str(tiny))

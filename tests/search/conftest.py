@@ -37,9 +37,9 @@ class Fake:
         self.menu = [parse_scheme(text) for text in menu]
         self.base = assign("m", 16, self.sites, menu[0])
 
-    def space(self, *, layers: bool = False) -> Space:
+    def space(self, *, layers: bool = False, axis: str = "") -> Space:
         options = [Option(scheme) for scheme in self.menu if isinstance(scheme, LinearScheme)]
-        return make_space(self.base, options, layers=layers)
+        return make_space(self.base, options, layers=layers, axis=axis or ("ratio" if len(options) == 2 else "bits"))
 
     def price(self, name: str, scheme: object) -> float:
         return self.costs[name] * {LOW: 1.0, MIDDLE: 0.1, "float": 0.0}[str(scheme)]

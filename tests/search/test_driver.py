@@ -1,5 +1,7 @@
 """The driver and its log: each plan measured once, also over a kill."""
 
+import math
+
 import pytest
 
 from qarat.budgets import AccuracyBudget, CostBudget, LossBudget, parse_budget
@@ -10,7 +12,7 @@ from qarat.search.outcomes import point_of, reach
 from qarat.search.strategies import make_strategy
 from qarat.search.strategies.base import Goal
 from qarat.search.trials import TrialLog
-from qarat.searches import SearchTrial
+from qarat.searches import SearchTrial, interval_words
 
 GOAL = Goal((0.5, 0.75), ())
 
@@ -118,6 +120,52 @@ def test_bits_and_bytes_are_the_same_limit(fake):
     weights = sum(s.parameters for s in made.sites)
     in_bytes = costing(f"bytes={weights}")
     assert point_of(in_bytes, space) == point_of(costing("bits=8"), space) == -8
+
+
+def test_two_schemes_are_ordered_by_bits_where_a_budget_asks_for_them(fake):
+    made = fake(seed=5)
+    space = made.space(axis="bits")
+    driver = Driver(space, made.measure, TrialLog(None, {}))
+    budget = costing("bits=8")
+    driver.run(
+        make_strategy("predicted", trials=1, seed=0),
+        Goal((point_of(budget, space),), (), space.predictions(made.prices())),
+    )
+    chosen = driver.trials[reach(budget, driver.trials, space, driver.float_loss).trial]
+    assert 7 < chosen.bits <= 8
+    with pytest.raises(UserError, match="ordered by bits; search for it alone"):
+        point_of(costing("ratio=0.5"), space)
+
+
+def ends(made, nats, *trials, axis="ratio"):
+    """The interval within a budget of 0.1, given (how many units are low, loss) of each trial."""
+    space = made.space(axis=axis)
+    units = len(space.units)
+
+    def trial(low, loss):
+        choice = (0,) * low + (1,) * (units - low)
+        return SearchTrial("x", choice, space.ratio(choice), space.bits(choice), 0.0, Difference(loss, 0.01, 9))
+
+    driver = Driver(space, made.measure, TrialLog(None, {}))
+    reached = reach(budgeted(nats), [trial(*t) for t in trials], space, driver.float_loss)
+    return reached.low, reached.high
+
+
+def test_an_interval_is_open_where_plans_lie_beyond_the_last_trial(fake):
+    made = fake()
+    units = len(made.space().units)
+    low, high = ends(made, "nats+0.1", (units // 2, 0.05))
+    assert 0 < low < 1
+    assert math.isnan(high)
+    assert interval_words(low, high) == f"{low:.3f} or more"
+    fewest, most = ends(made, "nats+0.1", (units // 2, 0.05), axis="bits")
+    assert math.isnan(fewest)
+    assert interval_words(fewest, most) == f"{most:.3f} or less"
+    # Nothing lies beyond everything low.
+    low, high = ends(made, "nats+0.1", (units // 2, 0.05), (units, 0.09))
+    assert low < high == pytest.approx(1)
+    assert interval_words(low, high) == f"{low:.3f} to 1.000"
+    assert interval_words(math.nan, math.nan) == ""
 
 
 def test_what_nothing_meets_says_the_best(fake):

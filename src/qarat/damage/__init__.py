@@ -1,8 +1,8 @@
 """Damage: what every scheme would cost at every site; one file per metric, the folder is the registry.
 
-A metric is a module of this folder with `METRIC`, its name (the module's with ``-`` for ``_``), and `price`; the first
-line of its docstring is what help says of it. Prices are in nats per token where the menu says so, and rank sites
-otherwise.
+A metric is a module of this folder with `METRIC`, its name (the module's with ``-`` for ``_``), `price`, and
+`block_forwards`, what that costs; the first line of its docstring is what help says of it. Prices are in nats per token
+where the menu says so, and rank sites otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from qarat.errors import UserError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from qarat.schemes import Scheme
     from qarat.workspace import Progress
 
-__all__ = ["DEFAULT", "Price", "describe", "load", "names"]
+__all__ = ["DEFAULT", "BlockForwards", "Price", "block_forwards", "describe", "load", "names"]
 
 DEFAULT = "fisher"
 _NOT_METRICS = ("capture", "changes", "checking")  # what metrics share, and what is said of them
@@ -47,6 +48,17 @@ class Price(Protocol):
         ...
 
 
+class BlockForwards(Protocol):
+    """What pricing costs, in forwards through one block; a recomputation counts one, a backward two (DESIGN section 7).
+
+    Products with the schemes' weights are not forwards, and are not counted.
+    """
+
+    def __call__(self, model: Model, schemes: Sequence[Scheme]) -> int:
+        """For every token of the selection set."""
+        ...
+
+
 def names() -> list[str]:
     """The metrics there are."""
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METRICS)
@@ -63,9 +75,22 @@ def load(name: str) -> Price:
     Raises:
         UserError: Unknown name; names the nearest known ones.
     """
+    return cast(Price, _module(name).price)
+
+
+def block_forwards(name: str) -> BlockForwards:
+    """The metric's `block_forwards`.
+
+    Raises:
+        UserError: As `load`.
+    """
+    return cast(BlockForwards, _module(name).block_forwards)
+
+
+def _module(name: str) -> ModuleType:
     if name not in names():
         raise UserError(f"unknown damage metric {name!r}; {nearest_names(name, names())}")
-    return cast(Price, importlib.import_module(f"{__name__}.{name.replace('-', '_')}").price)
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _first_line(module: str) -> str:

@@ -19,6 +19,7 @@ from qarat.models import Model
 from qarat.workspace import Progress
 
 __all__ = [
+    "PASSES",
     "STAGE",
     "CapturedBatch",
     "Objective",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 STAGE = "damage"  # what progress is told
+PASSES = 4  # what `capture_backward` costs, in forwards: a forward, a recomputation, a backward that counts two
 
 Objective = Callable[[Tensor, int], Tensor]
 """What is differentiated: from a window's log-probabilities, (length, vocabulary) float32, and its index in the token

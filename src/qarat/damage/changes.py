@@ -30,6 +30,7 @@ __all__ = [
     "Prices",
     "SiteChange",
     "check_request",
+    "fits",
     "has_products",
     "make_menu",
     "per_token",
@@ -55,7 +56,7 @@ def check_request(
         UserError: Static scales without stats, or with stats of another model or prefix or without a stream that is
             needed; a model that is quantized.
     """
-    fitting = [(site, scheme) for site in model.sites() for scheme in schemes if _fits(site, scheme)]
+    fitting = [(site, scheme) for site in model.sites() for scheme in schemes if fits(site, scheme)]
     needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
     check_static(needed, stats, model.fingerprint, prefix)
     model.require_float("price")
@@ -66,7 +67,8 @@ def has_products(schemes: Sequence[Scheme]) -> bool:
     return any(isinstance(scheme, MatmulScheme) for scheme in schemes)
 
 
-def _fits(site: Site, scheme: Scheme) -> bool:
+def fits(site: Site, scheme: Scheme) -> bool:
+    """Whether a scheme is one of the site's kind: of projections, or of attention products."""
     return isinstance(scheme, MatmulScheme) == (site.kind == "product")
 
 
@@ -106,7 +108,7 @@ class BlockChanges:
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
         """Every site with every scheme that fits it."""
-        return ((site, scheme) for site in self.keys for scheme in self._schemes if _fits(site, scheme))
+        return ((site, scheme) for site in self.keys for scheme in self._schemes if fits(site, scheme))
 
     def linear(self, site: Site) -> nn.Linear:
         """The projection in float."""

@@ -18,7 +18,7 @@ from qarat.records import Evaluation, Menu, Trial, paired_difference, same_origi
 from qarat.schemes import MatmulScheme, Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["check", "fit_correction", "measure_sites"]
+__all__ = ["FEWEST", "check", "fit_correction", "measure_sites"]
 
 MEASURING = "measure sites"  # the stage that progress is told
 FEWEST = 3  # sites or pairs: of two, any ranking is right or wrong and any power law exact

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from qarat.damage.capture import capture_backward, draw_labels
+from qarat.damage.capture import PASSES, capture_backward, draw_labels
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -20,10 +20,15 @@ from qarat.records import ActivationStats, Menu
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "UNIT", "price"]
+__all__ = ["METRIC", "UNIT", "block_forwards", "price"]
 
 METRIC = "elementwise"
 UNIT = "nats per token, were channels independent"
+
+
+def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+    """A forward, a recomputation and a backward."""
+    return PASSES * model.blocks
 
 
 def price(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from qarat.damage.capture import capture_backward, draw_labels
+from qarat.damage.capture import PASSES, capture_backward, draw_labels
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -29,9 +29,14 @@ from qarat.records import NATS, ActivationStats, Menu
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "price"]
+__all__ = ["METRIC", "block_forwards", "price"]
 
 METRIC = "fisher"
+
+
+def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+    """A forward, a recomputation and a backward."""
+    return PASSES * model.blocks
 
 
 def price(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qarat.damage.capture import capture_backward, next_tokens
+from qarat.damage.capture import PASSES, capture_backward, next_tokens
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -22,10 +22,15 @@ from qarat.records import ActivationStats, Menu
 from qarat.schemes import LinearScheme, Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "UNIT", "price"]
+__all__ = ["METRIC", "UNIT", "block_forwards", "price"]
 
 METRIC = "gradient-error"
 UNIT = "nats per token, a bound to first order"
+
+
+def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+    """A forward, a recomputation and a backward."""
+    return PASSES * model.blocks
 
 
 def price(

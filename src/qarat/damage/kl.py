@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qarat.attention import PRODUCTS
 from qarat.damage.capture import STAGE, forward_states
-from qarat.damage.changes import BlockChanges, check_request, make_menu
+from qarat.damage.changes import BlockChanges, check_request, fits, make_menu
 from qarat.data import TokenSet
 from qarat.models import Model
 from qarat.plans import Site
@@ -24,9 +24,15 @@ from qarat.records import NATS, ActivationStats, Menu
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "price"]
+__all__ = ["METRIC", "block_forwards", "price"]
 
 METRIC = "kl"
+
+
+def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+    """A forward, and for every site and scheme another from its block on."""
+    changed = sum(fits(site, scheme) * (model.blocks - site.block) for site in model.sites() for scheme in schemes)
+    return model.blocks + changed
 
 
 @torch.no_grad()

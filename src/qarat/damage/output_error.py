@@ -21,10 +21,15 @@ from qarat.records import ActivationStats, Menu
 from qarat.schemes import Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "UNIT", "price"]
+__all__ = ["METRIC", "UNIT", "block_forwards", "price"]
 
 METRIC = "output-error"
 UNIT = "squared output error per token"
+
+
+def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+    """One forward."""
+    return model.blocks
 
 
 def price(

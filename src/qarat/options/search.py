@@ -46,9 +46,9 @@ class Search:
     basis: Literal["parameters", "macs"] = "parameters"
     """What Q_r counts; by macs, the attention products are decided too."""
     budget: Annotated[tuple[str, ...], arg(metavar="BUDGET ...")] = ("ppl+5%",)
-    """What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; with --menu bits=4.5, bytes=2.1GB)."""
+    """What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; bits=4.5, bytes=2.1GB)."""
     points: Annotated[tuple[float, ...], arg(metavar="N ...", help_behavior_hint="")] = ()
-    """Ratios (with --menu: bits per weight) at which the curve is measured as well."""
+    """Ratios at which the curve is measured as well; bits per weight with a --menu, or a budget of bits or bytes."""
     strategy: Annotated[str, arg(metavar="NAME")] = "predicted"
     """Who proposes plans: predicted, greedy, random or tpe."""
     metric: Annotated[str, arg(metavar="NAME")] = "fisher"
@@ -56,7 +56,7 @@ class Search:
     trials: Annotated[int, arg(metavar="N")] = 50
     """Plans that random and tpe try at each point."""
     price_windows: Annotated[int, arg(metavar="N")] = 16
-    """Selection windows that prices come from."""
+    """At most so many selection windows, that prices come from."""
     set: Rules = ()
     """Override the scheme of some sites; may be given several times, the last match wins."""
     runtime: Annotated[str, arg(metavar="ENGINE")] = "any"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qarat.records import Difference
 from qarat.report.layout import cells, count, decimals, fixed, label, number, perplexity_change, table, title, words
-from qarat.searches import Reached, SearchResult, SearchTrial, pareto
+from qarat.searches import Reached, SearchResult, SearchTrial, interval_words, pareto
 
 __all__ = ["show_search", "with_error"]
 
@@ -22,7 +23,7 @@ def show_search(record: SearchResult) -> RenderableType:
     parts: list[RenderableType] = [title("search", record.provenance.model, *facts)]
     if record.reached:
         parts += [_budgets(record), Text(), *(words(f"{r.budget}: {r.verdict}") for r in record.reached), Text()]
-    parts += [_curve(record), words(_cost(record), "dim")]
+    parts += [_curve(record), *map(words, _adding_up(record)), words(_cost(record), "dim")]
     failed = [t for t in record.trials if t.failure]
     if failed:
         parts.append(words(f"{count(len(failed), 'plan')} could not be measured; the first: {failed[0].failure}"))
@@ -49,11 +50,10 @@ def _budget_cells(record: SearchResult, reached: Reached) -> tuple[str, ...]:
     if reached.trial < 0:
         return ("none", "", "", "", "", "")
     trial = record.trials[reached.trial]
-    interval = "" if math.isnan(reached.low) else f"{fixed(reached.low, 3)} to {fixed(reached.high, 3)}"
     report = record.on_report(reached)
     return (
         fixed(abs(trial.position(record.axis)), 3),
-        interval,
+        interval_words(reached.low, reached.high),
         fixed(trial.bits, 2),
         with_error(trial.damage),
         with_error(report),
@@ -86,6 +86,19 @@ def _curve_cells(trial: SearchTrial, digits: int) -> tuple[str, ...]:
         fixed(trial.damage.standard_error, digits),
         perplexity_change(trial.damage.nats),
     )
+
+
+def _adding_up(record: SearchResult) -> Iterable[str]:
+    """How the plans' losses compare with the sums of their sites' predictions."""
+    fit = record.correction
+    if fit.pairs:
+        middle = math.sqrt(fit.smallest * fit.largest)
+        power = f" (to the power {fixed(fit.power, 2)})" if fit.power != 1 else ""
+        left = "" if math.isnan(fit.residual) else f"; {fixed(100 * fit.residual, 0)} % are left unexplained"
+        yield (
+            f"Damages add up to {fixed(fit.apply(middle) / middle, 2)} times their sum{power} over "
+            f"{count(fit.pairs, 'plan')}{left}"
+        )
 
 
 def _cost(record: SearchResult) -> str:

@@ -24,7 +24,7 @@ from qarat.report.layout import (
     words,
 )
 from qarat.report.searches import with_error
-from qarat.searches import SearchCost
+from qarat.searches import SearchCost, interval_words
 from qarat.studies import FamilySweep, RatioStudy, StudyArm, StudyPlan, StudyReach, SweepPoint
 
 __all__ = ["show_ratio_study", "show_sweep_of_family"]
@@ -106,7 +106,7 @@ def _budgets(record: RatioStudy) -> Table:
 def _reach(reach: StudyReach) -> str:
     if math.isnan(reach.plan.ratio):
         return "none"
-    return f"{fixed(reach.plan.ratio, 3)} ({fixed(reach.low, 3)} to {fixed(reach.high, 3)})"
+    return f"{fixed(reach.plan.ratio, 3)} ({interval_words(reach.low, reach.high)})"
 
 
 def _further(record: RatioStudy) -> Iterable[str]:

@@ -28,11 +28,8 @@ def point_of(budget: CostBudget, space: Space) -> float:
         UserError: If the axis is the other one.
     """
     if (budget.kind == "ratio") != (space.axis == "ratio"):
-        asked = "bits=… or bytes=…" if space.axis == "bits" else "ratio=…"
-        raise UserError(
-            f"--budget {budget.spelling}: with {len(space.options)} schemes plans are ordered by "
-            f"{space.axis}; ask for {asked}"
-        )
+        remedy = "search for it alone" if len(space.options) == 2 else "ask for bits=… or bytes=…"
+        raise UserError(f"--budget {budget.spelling}: plans of this search are ordered by {space.axis}; {remedy}")
     if budget.kind == "ratio":
         return budget.amount
     weights = sum(a.site.parameters for a in space.base.assignments)
@@ -74,7 +71,8 @@ def _within_loss(
         words = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
         return _nothing(budget, words + _doubt(budget, best, float_loss))
     index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
-    low, high = sorted(_edge(budget.nats, measured, space, sign * Z) for sign in (1, -1))
+    dear, cheap = (space.place(_edge(budget.nats, measured, space, sign * Z)) for sign in (1, -1))
+    low, high = (dear, cheap) if space.axis == "ratio" else (cheap, dear)
     words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
     return Reached(budget.spelling, index, low, high, words)
 
@@ -83,6 +81,8 @@ def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space
     """Where the curve, moved by so many standard errors, crosses a loss; between two trials by a straight line.
 
     Every plan that costs less is better known to lose more, so the curve is the least loss at that cost or cheaper.
+    Where it crosses beyond all trials, the last of them bounds one end of the interval; the other is NaN, unless no
+    plan lies there.
     """
     points = sorted((space.position(t.choice), t.damage.nats + errors * t.damage.standard_error) for _, t in measured)
     curve: list[tuple[float, float]] = []
@@ -93,13 +93,13 @@ def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space
         curve.append((space.position(space.highest), 0.0))
     previous = curve[0]
     if previous[1] <= nats:
-        return abs(previous[0])
+        return previous[0] if errors > 0 or previous[0] >= space.cheapest - ROUNDING else math.nan
     for position, loss in curve[1:]:
         if loss <= nats < previous[1]:
             share = (previous[1] - nats) / (previous[1] - loss)
-            return abs(previous[0] + share * (position - previous[0]))
+            return previous[0] + share * (position - previous[0])
         previous = (position, loss)
-    return abs(previous[0])
+    return previous[0] if errors < 0 or previous[0] <= space.position(space.highest) + ROUNDING else math.nan
 
 
 def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> str:

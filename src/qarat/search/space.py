@@ -79,9 +79,13 @@ class Space:
         base: A plan for every site; those of no unit keep its schemes.
         units: What is decided.
         options: What each unit may get, the low scheme first, the highest last.
+        basis: What Q_r counts, ``parameters`` or ``macs``.
+        axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
     """
 
-    def __init__(self, base: Plan, units: Sequence[Unit], options: Sequence[Option], basis: str, length: int) -> None:
+    def __init__(
+        self, base: Plan, units: Sequence[Unit], options: Sequence[Option], basis: str, length: int, axis: str
+    ) -> None:
         """Keep them.
 
         Args:
@@ -90,15 +94,11 @@ class Space:
             options: At least two.
             basis: What Q_r counts, ``parameters`` or ``macs``.
             length: Tokens of a window, on which the MACs of attention products depend.
+            axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
         """
         self.base, self.units, self.options = base, tuple(units), tuple(options)
-        self.basis, self.length = basis, length
+        self.basis, self.length, self.axis = basis, length, axis
         self._assignments: dict[str, Assignment] = {a.site.name: a for a in base.assignments}
-
-    @property
-    def axis(self) -> str:
-        """What plans of this space are ordered by: Q_r between two options, bits per weight among more."""
-        return "ratio" if len(self.options) == 2 else "bits"
 
     @cached_property
     def loses_nothing(self) -> bool:
@@ -109,6 +109,12 @@ class Space:
     def highest(self) -> Choice:
         """Every unit at its highest option."""
         return (len(self.options) - 1,) * len(self.units)
+
+    @cached_property
+    def cheapest(self) -> float:
+        """The position beyond which no choice lies."""
+        costs, fixed = self.costs(self.axis)
+        return (1.0 if self.axis == "ratio" else 0.0) - (float(costs.min(axis=1).sum()) + fixed)
 
     def plan(self, choice: Choice, reason: str) -> Plan:
         """The plan that a choice stands for."""
@@ -128,6 +134,10 @@ class Space:
     def position(self, choice: Choice) -> float:
         """Where a choice stands on the axis; larger is cheaper."""
         return self.ratio(choice) if self.axis == "ratio" else -self.bits(choice)
+
+    def place(self, position: float) -> float:
+        """What a position means: Q_r, or bits per weight."""
+        return position if self.axis == "ratio" else -position
 
     def costs(self, kind: str) -> tuple[Costs, float]:
         """What every option costs at every unit, (units, options), and what the sites of no unit cost.
@@ -215,6 +225,7 @@ def make_space(
     pinned: Collection[str] = (),
     basis: str = "parameters",
     length: int = 1,
+    axis: str = "ratio",
 ) -> Space:
     """The space of a base plan, whose overridden sites are left as they are.
 
@@ -227,6 +238,7 @@ def make_space(
         basis: What Q_r counts: ``parameters``, with attention products alike in all plans; or ``macs``, with the
             products among the units.
         length: Tokens of a window.
+        axis: What plans are ordered by, ``ratio`` or ``bits``; more than two options can be ordered by bits only.
 
     Raises:
         UserError: If nothing is left to decide.
@@ -236,4 +248,4 @@ def make_space(
     units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
     if not units:
         raise UserError("nothing is left to search: --set decides every site")
-    return Space(base, units, options, basis, length)
+    return Space(base, units, options, basis, length, axis)

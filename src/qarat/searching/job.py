@@ -11,12 +11,13 @@ from qarat import damage
 from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.calibration import is_static
 from qarat.conversion import check_stats, quantize
+from qarat.damage.checking import FEWEST, fit_correction
 from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.estimates import price_forwards
 from qarat.evaluation.harness import import_harness
 from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
 from qarat.measuring import specify
+from qarat.metricrecords import Correction
 from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
@@ -27,11 +28,11 @@ from qarat.runners import Runner
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.search.driver import Driver
 from qarat.search.outcomes import point_of, reach
-from qarat.search.space import Option, Space, make_space
+from qarat.search.space import Space, make_space
 from qarat.search.strategies import make_strategy
 from qarat.search.strategies.base import Goal, Strategy
 from qarat.search.trials import TrialLog
-from qarat.searches import Choice, Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.searches import NO_CORRECTION, Choice, Reached, SearchCost, SearchResult, SearchTrial, pareto
 from qarat.searching.accuracy import reach_accuracy
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
@@ -136,21 +137,22 @@ class SearchJob:
             tied=request.runtime in ENGINES_THAT_FUSE,
             basis=request.basis,
             length=self.selection.windows.shape[1],
+            axis=request.axis,
         )
 
     def _profile(self, run: Run) -> None:
         write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
 
     def _price(self, run: Run) -> None:
-        schemes = dict.fromkeys(s for option in self.space.options for s in self._priced(option))
         price = damage.load(self.request.metric)
-        menu = price(
-            self.model, self._price_tokens(), list(schemes), self._stats(run), seed=self.seed, progress=self.progress
-        )
+        schemes, stats = self._priced_schemes(), self._stats(run)
+        menu = price(self.model, self._price_tokens(), schemes, stats, seed=self.seed, progress=self.progress)
         write_whole(run.path(MENU), encode_record(menu))
 
-    def _priced(self, option: Option) -> list[Scheme]:
-        return [s for s in option if s not in (LinearScheme(), MatmulScheme())]
+    def _priced_schemes(self) -> list[Scheme]:
+        """Every scheme of the options, float left out, each once."""
+        schemes = dict.fromkeys(scheme for option in self.space.options for scheme in option)
+        return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
 
     def _search(self, run: Run) -> None:
         stats = self._stats(run)
@@ -218,6 +220,7 @@ class SearchJob:
             tuple(driver.trials),
             tuple(reached),
             cost,
+            _correction(driver.trials),
         )
 
     def _goal(self, run: Run, space: Space, strategy: Strategy) -> Goal:
@@ -261,11 +264,20 @@ class SearchJob:
     def _pricing_cost(self, strategy: Strategy) -> int:
         if not strategy.predicts:
             return 0
-        # Products with priced schemes are not block forwards: of a pass they count what it costs without any.
-        return price_forwards(0) * self._price_tokens().windows.numel() * self.model.blocks
+        count = damage.block_forwards(self.request.metric)
+        return count(self.model, self._priced_schemes()) * self._price_tokens().windows.numel()
 
     def _price_tokens(self) -> TokenSet:
         return self.selection.subset(min(self.request.price_windows, len(self.selection)))
+
+
+def _correction(trials: Sequence[SearchTrial]) -> Correction:
+    """What predictions come to; losses lost in noise cannot be fitted."""
+    pairs = [(t.predicted, t.damage.nats) for t in trials if t.predicted > 0 and t.damage.nats > 0]
+    try:
+        return fit_correction(pairs) if len(pairs) >= FEWEST else NO_CORRECTION
+    except UserError:  # losses fall where predictions rise: there is nothing that a correction could put right
+        return NO_CORRECTION
 
 
 def _check_tasks(budgets: Sequence[Budget]) -> None:

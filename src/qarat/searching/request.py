@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from qarat import damage
-from qarat.budgets import Budget, parse_budget
+from qarat.budgets import Budget, CostBudget, parse_budget
 from qarat.errors import UserError
 from qarat.formats import nearest_names
 from qarat.planning import PROTECTIONS, Request
@@ -21,7 +21,7 @@ POINTS = {"matmul": (0.5, 0.75, 0.9, 0.95), "layer": (0.5, 0.6, 0.7, 0.8, 0.9, 0
 """Ratios at which curves are measured where none are asked for: the second paper's, without those that small models
 cannot tell apart."""
 BITS = (12.0, 8.0, 6.0, 5.0)
-"""The same with a menu of several schemes, in bits per weight."""
+"""The same where plans are ordered by bits per weight."""
 GRANULARITIES = tuple(POINTS)
 
 
@@ -35,14 +35,14 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         granularity: ``matmul`` (each site is decided) or ``layer`` (each block).
         basis: What Q_r counts: ``parameters``, or ``macs`` with the attention products among the units.
         budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``.
-        points: Ratios (bits, with a menu of several) at which the curve is measured; empty takes the usual ones where
+        points: Ratios (or bits, see `axis`) at which the curve is measured; empty takes the usual ones where
             there is no budget.
         strategy: Of `qarat.search.strategies`.
         metric: Behind predictions; of `qarat.damage`.
         trials: Plans a point, for strategies that draw.
         rules: Ordered ``pattern: scheme`` overrides, as for plans.
         runtime: ``any``, or an engine whose fused projections must share a scheme.
-        price_windows: Selection windows that prices come from.
+        price_windows: At most so many selection windows, that prices come from.
     """
 
     low: str = "w=mxint4 a=mxint4"
@@ -82,8 +82,11 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UserError("give --budget or --points: without either there is nothing to find out")
         if self.basis == "macs" and any(o.product == MatmulScheme() for o in options[:-1]):
             raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
-        if any(not 0 < p <= (1 if len(options) == 2 else 32) for p in self.points):
-            raise UserError("--points are ratios above 0 and at most 1 (bits per weight where there is a --menu)")
+        if any(not 0 < p <= (1 if self.axis == "ratio" else 32) for p in self.points):
+            raise UserError(
+                "--points are ratios above 0 and at most 1, or bits per weight where there is a --menu or a budget of "
+                "bits or bytes"
+            )
         if self.trials < 1 or self.price_windows < 1:
             raise UserError("--trials and --price-windows: give at least 1")
         self.parsed_budgets()
@@ -98,6 +101,12 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"--high {self.high} has no more weight bits than --low {self.low}, so Q_r cannot tell them apart; "
                 "give another --high, such as float"
             )
+
+    @property
+    def axis(self) -> str:
+        """What plans are ordered by: Q_r between two schemes; bits per weight among more, or where a budget asks so."""
+        sized = any(isinstance(b, CostBudget) and b.kind != "ratio" for b in self.parsed_budgets())
+        return "bits" if self.menu or sized else "ratio"
 
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets as values.

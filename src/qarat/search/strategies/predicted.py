@@ -7,6 +7,7 @@ where the prediction, scaled by what was measured so far, crosses the budget.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ from qarat.search.strategies.base import Asking, Goal, Proposal, Strategy
 __all__ = ["make"]
 
 STEPS = 100  # limits on the axis between dearest and cheapest, at which the frontier is computed
-MOST = 10  # measurements that a loss budget may take
+GUESSES = 3  # measurements where predictions place them, before halving goes straight to the budget's edge
 
 
 class _Predicted:
@@ -34,8 +35,8 @@ class _Predicted:
             answers = yield [plans[i] for i in asked]
             known |= dict(zip(asked, answers, strict=True))
         for loss in goal.losses:
-            for _ in range(MOST):
-                index = _next_index(plans, known, loss, free=space.loses_nothing)
+            for tried in itertools.count():
+                index = _next_index(plans, known, loss, free=space.loses_nothing, guess=tried < GUESSES)
                 if index is None:
                     break
                 (known[index],) = yield [plans[index]]
@@ -64,7 +65,7 @@ def _index_at(space: Space, plans: Sequence[Proposal], point: float) -> int:
 
 
 def _next_index(
-    plans: Sequence[Proposal], known: dict[int, Difference | None], loss: float, *, free: bool
+    plans: Sequence[Proposal], known: dict[int, Difference | None], loss: float, *, free: bool, guess: bool
 ) -> int | None:
     """The plan to measure next on the way to a loss budget; None when its edge is found.
 
@@ -73,6 +74,7 @@ def _next_index(
         known: Index to what was measured; None where that failed, which counts as beyond any budget.
         loss: The budget, nats per token.
         free: Whether the dearest plan is float itself, and need not be measured.
+        guess: Whether the prediction may place the next one, as long as it has not failed.
     """
     measured = {i: math.inf if d is None else d.nats for i, d in known.items()}
     within = max((i for i, nats in measured.items() if nats <= loss), default=0 if free else -1)
@@ -81,11 +83,11 @@ def _next_index(
     if not between:
         return None
     scale = _scale(plans, measured)
+    missed = any((plans[i].predicted * scale <= loss) != (nats <= loss) for i, nats in measured.items())
+    if missed or not guess:
+        return between[len(between) // 2]
     crossing = [i for i in between if plans[i].predicted * scale <= loss]
-    guess = crossing[-1] if crossing else between[0]
-    # Far from what is known the prediction decides; once it has failed on one side, halving is safer.
-    misses = sum(1 for i in measured if (plans[i].predicted * scale <= loss) != (measured[i] <= loss))
-    return between[len(between) // 2] if misses else guess
+    return crossing[-1] if crossing else between[0]
 
 
 def _scale(plans: Sequence[Proposal], measured: dict[int, float]) -> float:
