@@ -1,9 +1,9 @@
-"""How much can go low: the largest Q_r within +5, +10 and +20 % perplexity, by format, site by site and by block.
+"""How much can go low: the largest Q_r within +1, +5, +10 and +20 % perplexity, by format, site by site and by block.
 
     python benchmarks/reach.py py-128 -o reach.json
 
 Claims of the second founding paper, put to our models: deciding each site reaches further than deciding whole blocks;
-and, where the low scheme has static scales per tensor, the search finds without hints the sites that spikes make dear.
+and, where the low scheme has static scales per tensor, the search finds without hints the sites that spike rules name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any
 import common
 from search import Bench
 
+from qarat.observation import observe
+from qarat.plans import short_name
 from qarat.report.progress import StageProgress
+from qarat.schemes import LinearScheme, parse_scheme
 from qarat.searches import Reached, SearchResult
+from qarat.spikes import diagnose
 
 FORMATS = {
     "mxint4": "w=mxint4 a=mxint4",
@@ -27,28 +31,39 @@ FORMATS = {
     "int8, static per tensor": "w=int8/tensor a=int8/tensor/static",
     "int6, static per tensor": "w=int6/tensor a=int6/tensor/static",
 }
-BUDGETS = ("ppl+5%", "ppl+10%", "ppl+20%")
+BUDGETS = ("ppl+1%", "ppl+5%", "ppl+10%", "ppl+20%")
+MOST_NAMED = 8  # units: a plan that keeps more of them high is not about spikes
 
 
 def reach(bench: Bench, low: str, granularity: str) -> dict[str, Any]:
-    """One search: what each budget reaches, and which units the plan of the smallest one keeps high."""
+    """One search: what each budget reaches."""
     bench.low = low
     result = bench.search(0, granularity=granularity, budgets=BUDGETS)
     found: dict[str, Any] = {r.budget: _reached(result, r) for r in result.reached}
-    first = result.reached[0]
-    if first.trial >= 0:
-        choice = result.trials[first.trial].choice
-        found["kept high"] = [label for label, option in zip(result.units, choice, strict=True) if option]
-    found["cost"] = result.cost.pricing + result.cost.measuring
-    return found
+    return found | {"cost": result.cost.pricing + result.cost.measuring}
 
 
 def _reached(result: SearchResult, reached: Reached) -> dict[str, Any]:
     if reached.trial < 0:
         return {"ratio": 0.0, "verdict": reached.verdict}
-    loss = result.on_report(reached)
-    ratio = result.trials[reached.trial].ratio
-    return {"ratio": ratio, "low": reached.low, "high": reached.high, "report": loss.nats, "error": loss.standard_error}
+    loss, trial = result.on_report(reached), result.trials[reached.trial]
+    high = [label for label, option in zip(result.units, trial.choice, strict=True) if option]
+    return {
+        "ratio": trial.ratio,
+        "low": reached.low,
+        "high": reached.high,
+        "report": loss.nats,
+        "error": loss.standard_error,
+        "kept high": high if len(high) <= MOST_NAMED else len(high),
+    }
+
+
+def flagged(bench: Bench) -> dict[str, list[str]]:
+    """The inputs of projections that spike rules name, under INT8, and which rules do."""
+    low = parse_scheme(FORMATS["int8, static per tensor"])
+    assert isinstance(low, LinearScheme)
+    streams = diagnose(observe(bench.model, bench.tokens[0]), low.input)
+    return {short_name(s.stream): list(s.flagged_by) for s in streams if s.flagged_by and s.kind.endswith("_in")}
 
 
 def main() -> None:
@@ -67,7 +82,9 @@ def main() -> None:
             name: {granularity: reach(bench, low, granularity) for granularity in ("matmul", "layer")}
             for name, low in FORMATS.items()
         }
-    text = json.dumps({"model": asked.model, "formats": found, "machine": common.machine()}, indent=1)
+        spikes = flagged(bench)
+    result = {"model": asked.model, "formats": found, "flagged": spikes, "machine": common.machine()}
+    text = json.dumps(result, indent=1)
     print(text)
     if asked.output is not None:
         asked.output.write_text(text + "\n")
