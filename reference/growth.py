@@ -137,7 +137,7 @@ def _summary(growth: Growth) -> list[str]:
 
 def follow(growths: Sequence[Growth]) -> list[str]:
     """Maximum and r of that block's input through training, in Markdown."""
-    columns = ["maximum (r) at", *(f"{share:.0%} of training" for share in SHARES)]
+    columns = ["maximum (r) after this share of training", *(f"{100 * share:g} %" for share in SHARES)]
     return _table(columns, [[growth.name, *(_at(growth, share) for share in SHARES)] for growth in growths])
 
 
