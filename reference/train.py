@@ -233,8 +233,7 @@ class State:
 
     def save(self, path: Path, recipe: Recipe) -> None:
         saved = {
-            "recipe": json.dumps(asdict(recipe)),
-            "corpus": corpus_hash(),
+            **identity(recipe),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -246,20 +245,24 @@ class State:
 
     def load(self, path: Path, recipe: Recipe) -> None:
         saved = torch.load(path, weights_only=True)
-        if saved["recipe"] != json.dumps(asdict(recipe)):
+        # A state of before one of these was written is taken at its word.
+        others = [(key, saved[key], here) for key, here in identity(recipe).items() if saved.get(key, here) != here]
+        if others:
             raise SystemExit(
-                f"{path} belongs to another recipe:\n  there {saved['recipe']}\n  here  {json.dumps(asdict(recipe))}\n"
-                "Delete the folder to begin anew, or ask for the recipe it was begun with."
-            )
-        if saved.get("corpus", corpus_hash()) != corpus_hash():
-            raise SystemExit(
-                f"{path} was begun with another {corpus.LISTING.name}: "
-                "bring that back, or delete the folder to begin anew."
+                "\n".join(
+                    f"{path} belongs to another {k}:\n  there {there}\n  here  {here}" for k, there, here in others
+                )
+                + "\nDelete the folder to begin anew, or ask for what it was begun with."
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.curve, self.spikes = saved["curve"], saved["spikes"]
+
+
+def identity(recipe: Recipe) -> dict[str, str | int]:
+    """What decides the bytes of a model; the number of threads by the order in which sums are added up."""
+    return {"recipe": json.dumps(asdict(recipe)), "corpus": corpus_hash(), "number of threads": torch.get_num_threads()}
 
 
 def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path | None:

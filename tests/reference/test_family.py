@@ -104,14 +104,17 @@ def test_a_state_of_another_recipe_is_refused(train: ModuleType, toy: Any):
     assert (train.WORK / "toy" / "state.pt").exists()
 
 
-def test_a_state_of_another_corpus_is_refused(
+def test_a_state_of_another_corpus_or_number_of_threads_is_refused(
     train: ModuleType, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train.train(toy, threads=1, stop_after=4)
     monkeypatch.setattr(train.corpus, "LISTING", tmp_path / "corpus.tsv")
     train.corpus.LISTING.write_text("another\n")
-    with pytest.raises(SystemExit, match=r"begun with another corpus\.tsv"):
-        train.train(toy, threads=1)
+    with pytest.raises(SystemExit) as told:
+        train.train(toy, threads=2)
+    torch.set_num_threads(1)
+    assert "belongs to another corpus" in str(told.value)
+    assert "belongs to another number of threads:\n  there 1\n  here  2" in str(told.value)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
