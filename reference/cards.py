@@ -7,6 +7,7 @@ nothing is measured here, so a card can be written anew at any time.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -92,6 +93,9 @@ def _items(lines: Iterable[str]) -> list[str]:
 def main() -> None:
     rows: Sequence[dict] = []
     for name, folder in reference_models().items():
+        if not (CARDS / f"{name}.json").is_file():
+            print(f"left out, not measured yet: python reference/table.py {name}", file=sys.stderr)
+            continue
         (CARDS / f"{name}.md").write_text(write_card(name, folder))
         rows = [*rows, json.loads((CARDS / f"{name}.json").read_text())]
     print("\n".join(format_table(rows)))

@@ -101,21 +101,27 @@ def split(texts: dict[str, str], seed: int = SEED) -> dict[str, list[str]]:
     return splits
 
 
-def build() -> dict[str, list[tuple[str, str]]]:
-    """The corpus of this machine: split -> [(name, text)].
+def build() -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
+    """The corpus of this machine, split -> [(name, text)], and how it differs from the recorded listing.
 
-    Prints how it differs from the recorded listing, if it does: another Python or package version gives other files,
-    and models trained on them differ from the shipped ones.
+    Another Python or package version gives other files, and models trained on them differ from the shipped ones.
     """
     texts = read_distinct()
     splits = split(texts)
-    differences = check(texts, splits)
-    if differences:
-        print(
-            f"corpus: {len(differences)} files differ from {LISTING.name}; results will differ from the shipped models:"
-        )
-        print("\n".join(f"  {line}" for line in differences[:20]))
-    return {label: [(name, texts[name]) for name in names] for label, names in splits.items()}
+    corpus = {label: [(name, texts[name]) for name in names] for label, names in splits.items()}
+    return corpus, check(texts, splits)
+
+
+def describe(differences: list[str], most: int | None = 20) -> str:
+    """The differences from the recorded listing in words, so many of them; empty where there are none."""
+    if not differences:
+        return ""
+    lines = [
+        f"corpus: {len(differences)} files differ from {LISTING.name}; results will differ from the shipped models:"
+    ]
+    lines += [f"  {line}" for line in differences[:most]]
+    left = len(differences) - len(differences[:most])
+    return "\n".join([*lines, *([f"  … and {left} more: python reference/corpus.py check"] if left else [])])
 
 
 def check(texts: dict[str, str], splits: dict[str, list[str]]) -> list[str]:
@@ -144,7 +150,8 @@ def record(out: Path = LISTING) -> None:
 
 def write_slices(folder: Path) -> None:
     """Write the three held-out splits as JSON lines (`source`, `text`), as the package ships them."""
-    corpus = build()
+    corpus, differences = build()
+    print(describe(differences))
     folder.mkdir(parents=True, exist_ok=True)
     for label in HELD_OUT_BYTES:
         lines = [json.dumps({"source": name, "text": text}, ensure_ascii=False) for name, text in corpus[label]]
@@ -161,5 +168,7 @@ if __name__ == "__main__":
     elif arguments.action == "slices":
         write_slices(arguments.out)
     else:
-        for label, files in build().items():
+        corpus, differences = build()
+        print(describe(differences, most=None))
+        for label, files in corpus.items():
             print(f"{label:12s} {len(files):5d} files {sum(len(t) for _, t in files) / 1e6:7.2f} MB")

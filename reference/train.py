@@ -19,7 +19,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import corpus
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     LlamaConfig,
@@ -165,24 +167,57 @@ def cut_windows(tokenizer: Tokenizer, texts: list[str], packed: bool) -> np.ndar
 def prepare(packed: bool) -> tuple[Tokenizer, np.ndarray]:
     """The tokenizer and the windows, made once and kept in the work folder."""
     WORK.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest()[:12]
+    key = corpus_hash()[:12]
     tokenizer_file = WORK / f"tokenizer-{key}.json"
     windows_file = WORK / f"windows-{key}-{'packed' if packed else 'bos'}.npy"
     if not (tokenizer_file.exists() and windows_file.exists()):
         print("reading the corpus ...", flush=True)
-        texts = [text for _, text in corpus.build()["train"]]
+        splits, differences = corpus.build()
+        write_whole(differences_file(), lambda path: path.write_text("\n".join(differences)))
+        texts = [text for _, text in splits["train"]]
         if not tokenizer_file.exists():
             write_whole(tokenizer_file, lambda path: train_tokenizer(texts).save(str(path)))
         windows = cut_windows(Tokenizer.from_file(str(tokenizer_file)), texts, packed)
         write_whole(windows_file, lambda path: np.save(path.open("wb"), windows))
+    if differences := known_differences():
+        print(f"{corpus.describe(differences)}\nDelete {windows_file} to read the corpus anew.", flush=True)
     return Tokenizer.from_file(str(tokenizer_file)), np.load(windows_file)
+
+
+def corpus_hash() -> str:
+    return hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest()
+
+
+def differences_file() -> Path:
+    """Beside the windows: how the corpus they were cut from differed from its listing, one file a line."""
+    return WORK / f"differences-{corpus_hash()[:12]}.txt"
+
+
+def known_differences() -> list[str]:
+    return differences_file().read_text().splitlines() if differences_file().exists() else []
 
 
 def write_whole(path: Path, write) -> None:
     """Write a file beside its place and rename it, so that a kill or a full disk leaves the old one."""
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    with explained(path):
+        try:
+            write(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """End with a sentence where something cannot be written: a full disk is another exception in every library."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise SystemExit(
+            f"{path} cannot be written: {error}\n"
+            "Is there space left? What was there before is kept, and the same command continues."
+        ) from error
 
 
 @dataclass
@@ -198,7 +233,7 @@ class State:
 
     def save(self, path: Path, recipe: Recipe) -> None:
         saved = {
-            "recipe": json.dumps(asdict(recipe)),
+            **identity(recipe),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -206,24 +241,28 @@ class State:
             "curve": self.curve,
             "spikes": self.spikes,
         }
-        try:
-            write_whole(path, lambda partial: torch.save(saved, partial))
-        except OSError as error:
-            raise SystemExit(
-                f"{path} cannot be written: {error.strerror}; the last good state is kept there"
-            ) from error
+        write_whole(path, lambda partial: torch.save(saved, partial))
 
     def load(self, path: Path, recipe: Recipe) -> None:
         saved = torch.load(path, weights_only=True)
-        if saved["recipe"] != json.dumps(asdict(recipe)):
+        # A state of before one of these was written is taken at its word.
+        others = [(key, saved[key], here) for key, here in identity(recipe).items() if saved.get(key, here) != here]
+        if others:
             raise SystemExit(
-                f"{path} belongs to another recipe:\n  there {saved['recipe']}\n  here  {json.dumps(asdict(recipe))}\n"
-                "Delete the folder to begin anew, or ask for the recipe it was begun with."
+                "\n".join(
+                    f"{path} belongs to another {k}:\n  there {there}\n  here  {here}" for k, there, here in others
+                )
+                + "\nDelete the folder to begin anew, or ask for what it was begun with."
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.curve, self.spikes = saved["curve"], saved["spikes"]
+
+
+def identity(recipe: Recipe) -> dict[str, str | int]:
+    """What decides the bytes of a model; the number of threads by the order in which sums are added up."""
+    return {"recipe": json.dumps(asdict(recipe)), "corpus": corpus_hash(), "number of threads": torch.get_num_threads()}
 
 
 def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path | None:
@@ -335,15 +374,25 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
     shutil.rmtree(partial, ignore_errors=True)
     twin = build_model(recipe)
     twin.load_state_dict(state.model.state_dict())
-    twin.to(torch.bfloat16).save_pretrained(partial)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, model_max_length=WINDOW, clean_up_tokenization_spaces=False
-    ).save_pretrained(partial)
-    record = {
+    with explained(folder):
+        twin.to(torch.bfloat16).save_pretrained(partial)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=BOS, model_max_length=WINDOW, clean_up_tokenization_spaces=False
+        ).save_pretrained(partial)
+        record = describe(recipe, state, threads, twin, partial / "model.safetensors")
+        (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    return folder
+
+
+def describe(recipe: Recipe, state: State, threads: int, model: torch.nn.Module, weights: Path) -> dict[str, object]:
+    """What lies beside the weights as `training.json`."""
+    record: dict[str, object] = {
         "recipe": asdict(recipe),
         "steps_done": state.step,
         "tokens": state.step * recipe.batch * (WINDOW if recipe.packed else WINDOW - 1),
-        "parameters_outside_embedding": count_parameters(twin),
+        "parameters_outside_embedding": count_parameters(model),
         "curve": state.curve,
         "spikes": state.spikes,
         "hours": round(state.seconds / 3600, 3),
@@ -354,14 +403,13 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "corpus_sha256": hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest(),
-        "weights_sha256": hashlib.sha256((partial / "model.safetensors").read_bytes()).hexdigest(),
+        "corpus_sha256": corpus_hash(),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "command": f"python reference/train.py {recipe.name} --threads {threads}",
     }
-    (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return folder
+    if differences := known_differences():
+        record["corpus_differences"] = len(differences)  # the hash above is the listing's, not this corpus's
+    return record
 
 
 def count_parameters(model: torch.nn.Module) -> int:

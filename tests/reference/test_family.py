@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +104,19 @@ def test_a_state_of_another_recipe_is_refused(train: ModuleType, toy: Any):
     assert (train.WORK / "toy" / "state.pt").exists()
 
 
+def test_a_state_of_another_corpus_or_number_of_threads_is_refused(
+    train: ModuleType, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train.train(toy, threads=1, stop_after=4)
+    monkeypatch.setattr(train.corpus, "LISTING", tmp_path / "corpus.tsv")
+    train.corpus.LISTING.write_text("another\n")
+    with pytest.raises(SystemExit) as told:
+        train.train(toy, threads=2)
+    torch.set_num_threads(1)
+    assert "belongs to another corpus" in str(told.value)
+    assert "belongs to another number of threads:\n  there 1\n  here  2" in str(told.value)
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -112,18 +128,28 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     assert not (train.MODELS / "toy").exists()
 
 
-def test_a_full_disk_keeps_the_state_before(train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch):
-    train.train(toy, threads=1, stop_after=4)
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: what a full disk does, done by the system to every library alike."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("keep_at", "what"), [((), "state.pt"), ((0.5,), "toy-50pct")])
+def test_a_full_disk_keeps_the_state_before(train: ModuleType, toy: Any, keep_at: tuple[float, ...], what: str):
+    recipe = replace(toy, keep_at=keep_at)
+    train.train(recipe, threads=1, stop_after=4)
     before = (train.WORK / "toy" / "state.pt").read_bytes()
-
-    def full(value: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(SystemExit, match=r"No space left on device; the last good state is kept"):
-        train.train(toy, threads=1)
+    with files_of_at_most(200_000), pytest.raises(SystemExit, match=f"{what} cannot be written") as told:
+        train.train(recipe, threads=1)
+    assert "the same command continues" in str(told.value)
     assert (train.WORK / "toy" / "state.pt").read_bytes() == before
+    assert [path.name for path in (train.WORK / "toy").iterdir()] == ["state.pt"]
+    assert train.train(recipe, threads=1) == train.MODELS / "toy"
 
 
 def test_too_few_windows_are_refused(train: ModuleType, toy: Any):
@@ -138,3 +164,32 @@ def test_a_corpus_of_other_versions_is_told_file_by_file(train: ModuleType, monk
     assert f"changed: {name}" in lines
     assert "not recorded: stdlib/new.py" in lines
     assert any(line.startswith("missing: ") for line in lines)
+
+
+def test_of_many_differences_some_are_named_and_the_rest_counted(train: ModuleType):
+    told = train.corpus.describe([f"changed: {i}" for i in range(25)]).splitlines()
+    assert told[0].startswith("corpus: 25 files differ")
+    assert told[1:] == [*(f"  changed: {i}" for i in range(20)), "  … and 5 more: python reference/corpus.py check"]
+    assert train.corpus.describe([]) == ""
+
+
+def test_windows_of_another_corpus_are_told_at_every_start(
+    train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(train, "WORK", tmp_path)
+    text = "def f(x):\n    return x + 1\n" * 200
+    builds = iter([({"train": [("stdlib/f.py", text)]}, ["changed: stdlib/f.py"])])
+    monkeypatch.setattr(train.corpus, "build", lambda: next(builds))
+    for _ in range(2):  # the second time from the kept windows
+        _, windows = train.prepare(packed=False)
+        assert windows.shape[1] == train.WINDOW
+        told = capsys.readouterr().out
+        assert "changed: stdlib/f.py" in told
+        assert "results will differ" in told
+    assert train.known_differences() == ["changed: stdlib/f.py"]
+
+
+def test_a_model_of_another_corpus_says_so(train: ModuleType, toy: Any):
+    assert "corpus_differences" not in json.loads((train.train(toy, threads=1) / "training.json").read_text())
+    train.differences_file().write_text("changed: stdlib/f.py\nmissing: stdlib/g.py")
+    assert json.loads((train.train(toy, threads=1) / "training.json").read_text())["corpus_differences"] == 2
