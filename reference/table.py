@@ -19,12 +19,13 @@ import qarat
 from qarat.checkpoints import reference_models
 from qarat.conversion import build_block
 from qarat.evaluation.incremental import Meter
-from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
+from qarat.evaluation.zero_shot import measure_tasks
 from qarat.planning import naive_plan
 from qarat.plans import short_name
 from qarat.records import Difference
 from qarat.schemes import LinearScheme
-from qarat.search import make_units, rank_by_damage
+from qarat.search.space import make_units
+from qarat.search.sweep import rank_by_damage
 from qarat.workspace import Runtime
 
 CARDS = Path(__file__).parent / "cards"
@@ -49,10 +50,20 @@ class Bench:
         return self.naive.with_schemes(dict.fromkeys(projections, LinearScheme()), "kept")
 
 
-def measure(name: str, threads: int) -> dict[str, object]:
-    """One row of the table."""
+def measure(
+    name: str, threads: int, *, samples: int = 64, report_samples: int = 256, questions: int | None = None
+) -> dict[str, object]:
+    """One row of the table.
+
+    Args:
+        name: Of a reference model.
+        threads: To compute with.
+        samples: At most so many calibration windows, and selection windows.
+        report_samples: At most so many report windows.
+        questions: So many of code continuation; None for all.
+    """
     model = qarat.open_model(name, Runtime(threads=threads))
-    calibration, selection, report = qarat.load_token_sets(model)
+    calibration, selection, report = qarat.load_token_sets(model, samples=samples, report_samples=report_samples)
     stats = qarat.observe(model, calibration)
     low = qarat.parse_scheme(LOWS["INT8"])
     assert isinstance(low, LinearScheme)
@@ -99,7 +110,7 @@ def measure(name: str, threads: int) -> dict[str, object]:
             "random": [_pair(bench.damage(draw)) for draw in draws],
             "all_down": _pair(bench.damage(downs)),
         }
-    (score,) = measure_tasks(model, OWN_TASKS, label="float").scores
+    (score,) = measure_tasks(model, ["code_continuation"], label="float", limit=questions).scores
     row["code_continuation"] = {"accuracy": score.value, "error": score.standard_error, "questions": len(score.items)}
     return row
 

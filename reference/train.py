@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import corpus
 import numpy as np
@@ -102,7 +103,7 @@ FAMILY = {
 
 
 def build_model(recipe: Recipe) -> torch.nn.Module:
-    shape = dict(
+    shape: dict[str, Any] = dict(
         vocab_size=VOCABULARY,
         hidden_size=recipe.hidden,
         intermediate_size=recipe.intermediate,
@@ -342,7 +343,7 @@ def as_ids(windows: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def watch(model: torch.nn.Module, windows: torch.Tensor) -> list[list[float]]:
+def watch(model: Any, windows: torch.Tensor) -> list[list[float]]:
     """Of every block's `down_proj` input: the maximum, r (DESIGN section 6) and the position of the largest token."""
     seen: list[list[float]] = []
 
@@ -372,7 +373,7 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
     """Write the model as a Hugging Face folder in bf16, beside its place and then renamed."""
     folder, partial = MODELS / name, MODELS / f"{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    twin = build_model(recipe)
+    twin: Any = build_model(recipe)
     twin.load_state_dict(state.model.state_dict())
     with explained(folder):
         twin.to(torch.bfloat16).save_pretrained(partial)
@@ -425,7 +426,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=FAMILY)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,43 @@
+"""The family's table and cards: measured on a shipped model, few windows of it, and written from that."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qarat.checkpoints import reference_models
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cards() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "reference"))
+    try:
+        import cards  # pyright: ignore[reportMissingImports]
+    finally:
+        sys.path.pop(0)
+    return cards
+
+
+def test_a_model_is_measured_and_gets_its_card(cards: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import table  # pyright: ignore[reportMissingImports]  (found beside cards, which has imported it)
+
+    row = table.measure("py-64", 1, samples=2, report_samples=4, questions=4)
+    int8, int6 = row["INT8"], row["INT6"]
+    assert len(row["protected"]) == len(set(row["protected"])) <= table.MOST
+    assert int6["naive"]["nats"] > int8["naive"]["nats"] > int8["protected"]["nats"]
+    assert len(int8["random"]) == table.DRAWS
+    assert row["code_continuation"]["questions"] == 4
+    assert len(row["streams"]) == 3
+
+    monkeypatch.setattr(cards, "CARDS", tmp_path)
+    monkeypatch.setattr(cards, "reference_models", lambda: {"py-64": reference_models()["py-64"], "py-x": tmp_path})
+    (tmp_path / "py-64.json").write_text(json.dumps(row))
+    cards.main()
+    card = (tmp_path / "py-64.md").read_text()
+    assert f"{row['loss']:.4f} nats per token" in card
+    assert card.count("random other `down_proj`") == table.DRAWS
+    assert not (tmp_path / "py-x.md").exists()
