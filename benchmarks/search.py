@@ -33,7 +33,7 @@ from qarat.search.space import Space, make_space
 from qarat.search.strategies.base import Asking, Goal, Proposal
 from qarat.search.trials import TrialLog
 from qarat.searches import Reached, SearchResult
-from qarat.searching import SearchJob, SearchRequest
+from qarat.searching import Member, SearchJob, SearchRequest, Setting
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.workspace import Progress, Run, Runtime
 
@@ -61,8 +61,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder, open_runner() as runner:
             run = Run(Path(folder) / "run")
             run.begin()
-            job = SearchJob(self.model, self.tokens, asked, runner, name=self.name, seed=seed, progress=self.progress)
-            return job.execute(run)
+            member, setting = Member(self.name, self.model, self.tokens), Setting(runner, seed, self.progress)
+            return SearchJob(member, asked, setting).execute(run)
 
     def compare(self, seed: int, metric: str) -> dict[str, Any]:
         """Random search against the predicted plans at the ratios that it came to."""

@@ -216,7 +216,7 @@ def test_a_failed_point_stops_nothing_else_and_is_tried_again(
     execute = SearchJob.execute
 
     def broken(self: SearchJob, run: Any) -> SearchResult:
-        if self.name.endswith("tiny-a") and "static" in self.request.low:
+        if self.member.name.endswith("tiny-a") and "static" in self.request.low:
             raise RuntimeError("out of luck")
         return execute(self, run)
 

@@ -16,13 +16,23 @@ from qarat.commands.common import (
     show_estimate,
 )
 from qarat.estimates import SWEEP_FORWARDS, price_forwards
-from qarat.runners import open_runner
+from qarat.runners import Runner, open_runner
 from qarat.screens import Lines, Screen
 from qarat.searches import SearchResult
-from qarat.searching import POINTS, STATS, TRIALS, SearchJob, SearchRequest, plan_file
+from qarat.searching import POINTS, STATS, TRIALS, Member, SearchJob, SearchRequest, Setting, plan_file
 from qarat.workspace import Run
 
-__all__ = ["search"]
+__all__ = ["search", "setting_of"]
+
+
+def setting_of(asked: options.Searching, runner: Runner, screen: Screen) -> Setting:
+    """How plans of a search, a study or a sweep are measured.
+
+    Raises:
+        UserError: A malformed size.
+    """
+    keep = None if asked.keep is None else parse_size(asked.keep)
+    return Setting(runner, asked.general.seed, screen.progress, asked.general.revision, keep)
 
 
 def search(asked: options.Search, screen: Screen) -> Lines:
@@ -33,19 +43,8 @@ def search(asked: options.Search, screen: Screen) -> Lines:
     folder = Run(out, overwrite=asked.overwrite)
     model = open_float(asked)
     tokens = load_tokens(asked, model, screen)
-    keep = None if asked.keep is None else parse_size(asked.keep)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
-        job = SearchJob(
-            model,
-            tokens,
-            request,
-            runner,
-            name=asked.model,
-            seed=asked.general.seed,
-            progress=screen.progress,
-            revision=asked.general.revision,
-            keep_bytes=keep,
-        )
+        job = SearchJob(Member(asked.model, model, tokens), request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             return _estimate(screen, job, tokens[1].windows.numel())
         try:

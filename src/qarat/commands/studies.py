@@ -7,8 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qarat import options
-from qarat.budgets import parse_size
-from qarat.commands.common import check_weights, check_workers, load_tokens, open_float_named, quoted, show_estimate
+from qarat.commands.common import (
+    check_weights,
+    check_workers,
+    load_tokens,
+    open_float_named,
+    quoted,
+    show_estimate,
+)
+from qarat.commands.search import setting_of
 from qarat.errors import NotPassedError
 from qarat.estimates import SWEEP_FORWARDS, estimate, price_forwards
 from qarat.runners import open_runner
@@ -38,17 +45,7 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
     model = open_float_named(asked.model, asked)
     tokens = load_tokens(asked, model, screen)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
-        job = StudyJob(
-            model,
-            tokens,
-            request,
-            runner,
-            name=asked.model,
-            seed=asked.general.seed,
-            progress=screen.progress,
-            revision=asked.general.revision,
-            keep_bytes=None if asked.keep is None else parse_size(asked.keep),
-        )
+        job = StudyJob(Member(asked.model, model, tokens), request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             windows = tokens[1].windows.numel()
             arms = len(request.blocks) * len(request.granularities())
@@ -73,19 +70,10 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
 
     def open_member(name: str) -> Member:
         model = open_float_named(name, asked)
-        return Member(model, load_tokens(asked, model, screen))
+        return Member(name, model, load_tokens(asked, model, screen))
 
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
-        job = SweepJob(
-            asked.models,
-            open_member,
-            request,
-            runner,
-            seed=asked.general.seed,
-            progress=screen.progress,
-            revision=asked.general.revision,
-            keep_bytes=None if asked.keep is None else parse_size(asked.keep),
-        )
+        job = SweepJob(asked.models, open_member, request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             return _estimate_sweep(screen, asked.models, open_member, len(request.searches()))
         folder.begin(command=screen.command)
@@ -147,7 +135,7 @@ def _estimate_sweep(
     screen: Screen, models: Sequence[str], open_member: Callable[[str], Member], searches: int
 ) -> Lines:
     for name in models:
-        model, tokens = open_member(name)
+        _, model, tokens = open_member(name)
         check_weights(model)
         windows = tokens[1].windows.numel()
         work = {f"{searches} searches": float(searches * (price_forwards(1) + SWEEP_FORWARDS) * windows)}

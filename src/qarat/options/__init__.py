@@ -43,6 +43,7 @@ __all__ = [
     "Run",
     "Runners",
     "Search",
+    "Searching",
     "Show",
     "StudyRatio",
     "StudySpikes",
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 Computing = Profile | Search | StudyRatio | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
+Searching = Search | StudyRatio | Sweep
 Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
 VERBS: dict[str, type[Options]] = {
     "run": Run,

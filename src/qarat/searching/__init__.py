@@ -10,8 +10,9 @@ from __future__ import annotations
 from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
 from qarat.searching.nested import SEARCHES
 from qarat.searching.request import POINTS, SearchRequest
+from qarat.searching.setting import Member, Setting
 from qarat.searching.study import STUDY, StudyJob, StudyRequest
-from qarat.searching.sweep import BUDGET_TABLE, LOSS_TABLE, SWEEP, Member, SweepJob, SweepRequest
+from qarat.searching.sweep import BUDGET_TABLE, LOSS_TABLE, SWEEP, SweepJob, SweepRequest
 
 __all__ = [
     "BUDGET_TABLE",
@@ -27,6 +28,7 @@ __all__ = [
     "Member",
     "SearchJob",
     "SearchRequest",
+    "Setting",
     "StudyJob",
     "StudyRequest",
     "SweepJob",

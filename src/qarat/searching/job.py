@@ -18,13 +18,11 @@ from qarat.evaluation.harness import import_harness
 from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
 from qarat.measuring import specify
 from qarat.metricrecords import Correction
-from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
 from qarat.plans import Plan, match_sites
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
-from qarat.runners import Runner
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.search.driver import Driver
 from qarat.search.outcomes import point_of, reach
@@ -36,7 +34,8 @@ from qarat.searches import NO_CORRECTION, Choice, Reached, SearchCost, SearchRes
 from qarat.searching.accuracy import reach_accuracy
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
-from qarat.workspace import Progress, Run, hash_json, write_whole
+from qarat.searching.setting import Member, Setting
+from qarat.workspace import Run, hash_json, write_whole
 
 __all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
 
@@ -45,43 +44,24 @@ TALLY = "forwards-{}.txt"
 
 
 class SearchJob:
-    """One search: a model, its three token sets, and what is to be found out."""
+    """One search: a model, what is to be found out, and how."""
 
-    def __init__(
-        self,
-        model: Model,
-        tokens: tuple[TokenSet, TokenSet, TokenSet],
-        request: SearchRequest,
-        runner: Runner,
-        *,
-        name: str,
-        seed: int,
-        progress: Progress,
-        revision: str | None = None,
-        keep_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, member: Member, request: SearchRequest, setting: Setting) -> None:
         """Check the request against the model; nothing long is done.
 
         Args:
-            model: In float.
-            tokens: Calibration, selection and report.
+            member: Model and tokens.
             request: Checked already.
-            runner: Where plans are measured.
-            name: That the model was opened by, for workers that open it anew.
-            seed: Of draws and labels.
-            progress: Told of every stage.
-            revision: Of the hub id.
-            keep_bytes: Bound on hidden states kept between measurements.
+            setting: How plans are measured.
 
         Raises:
             UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis.
         """
-        model.require_float("search")
-        self.model, self.request, self.runner, self.seed = model, request, runner, seed
-        self.calibration, self.selection, self.report = tokens
-        self.name, self.revision = name, revision
-        self.progress, self.keep_bytes = progress, keep_bytes
-        self.space = self._space(draft_plan(model, request.as_plan_request()))
+        member.model.require_float("search")
+        self.member, self.request, self.setting = member, request, setting
+        self.model, self.progress = member.model, setting.progress
+        self.calibration, self.selection, self.report = member.tokens
+        self.space = self._space(draft_plan(self.model, request.as_plan_request()))
         self.points = self._points(self.space)
         _check_tasks(request.parsed_budgets())
 
@@ -101,7 +81,7 @@ class SearchJob:
             "dtype": self.model.runtime.dtype,
             "calibration": self.calibration.fingerprint if self.static else "",
             "selection": self.selection.fingerprint,
-            "seed": self.seed,
+            "seed": self.setting.seed,
             "request": msgspec.to_builtins(self.request),
             "report": self.report.fingerprint,
         }
@@ -146,7 +126,7 @@ class SearchJob:
     def _price(self, run: Run) -> None:
         price = damage.load(self.request.metric)
         schemes, stats = self._priced_schemes(), self._stats(run)
-        menu = price(self.model, self._price_tokens(), schemes, stats, seed=self.seed, progress=self.progress)
+        menu = price(self.model, self._price_tokens(), schemes, stats, seed=self.setting.seed, progress=self.progress)
         write_whole(run.path(MENU), encode_record(menu))
 
     def _priced_schemes(self) -> list[Scheme]:
@@ -161,7 +141,7 @@ class SearchJob:
         )
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
-        strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.seed)
+        strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.setting.seed)
         # Of this request: another one in the same folder takes the log over, and not what the first one spent.
         asked = hash_json(msgspec.to_builtins(self.request))[:8]
         measurer = self._measurer(stats, self.selection, run.path(TALLY.format(asked)))
@@ -192,14 +172,14 @@ class SearchJob:
     def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
         spec = specify(
             self.model,
-            self.name,
+            self.member.name,
             tokens,
             stats,
-            revision=self.revision,
-            keep_bytes=self.keep_bytes,
-            share=self.runner.share,
+            revision=self.setting.revision,
+            keep_bytes=self.setting.keep_bytes,
+            share=self.setting.runner.share,
         )
-        return Measurer(self.runner, spec, tally)
+        return Measurer(self.setting.runner, spec, tally)
 
     def _result(
         self, space: Space, driver: Driver, float_report: Evaluation, reached: Sequence[Reached], cost: SearchCost

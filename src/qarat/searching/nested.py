@@ -6,9 +6,9 @@ from qarat.recordfiles import decode_record
 from qarat.searches import Reached, SearchResult
 from qarat.searching.job import RESULT, TRIALS, SearchJob
 from qarat.studies import StudyPlan, StudyReach
-from qarat.workspace import Progress, Run
+from qarat.workspace import Run
 
-__all__ = ["SEARCHES", "chosen_plan", "prefixed", "reach_of", "search_within"]
+__all__ = ["SEARCHES", "chosen_plan", "reach_of", "search_within"]
 
 
 SEARCHES = "searches"
@@ -52,8 +52,3 @@ def reach_of(result: SearchResult, budget: str) -> StudyReach:
     """What a loss budget of a search reaches."""
     reached = next(r for r in result.reached if r.budget == budget)
     return StudyReach(budget, chosen_plan(result, reached), reached.low, reached.high)
-
-
-def prefixed(progress: Progress, place: str) -> Progress:
-    """A progress callback that says where in the larger run it is."""
-    return lambda stage, done, total: progress(f"{place} {stage}", done, total)

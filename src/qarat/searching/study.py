@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
 
 import msgspec
 
 from qarat import damage
 from qarat.budgets import parse_loss_budget
-from qarat.data import TokenSet
 from qarat.errors import UserError
-from qarat.models import Model
 from qarat.recordfiles import encode_record
 from qarat.records import paired_difference
-from qarat.runners import Runner
 from qarat.searches import NOTHING, Reached, SearchResult
 from qarat.searching.ablations import best_of, windows_taken
 from qarat.searching.blocks import with_block
 from qarat.searching.job import SearchJob
-from qarat.searching.nested import chosen_plan, prefixed, reach_of, search_within
+from qarat.searching.nested import chosen_plan, reach_of, search_within
 from qarat.searching.request import SearchRequest
+from qarat.searching.setting import Member, Setting
 from qarat.studies import BestOf, RatioStudy, StudyArm, StudyPoint, Windows
-from qarat.workspace import Progress, Run, write_whole
+from qarat.workspace import Run, write_whole
 
 __all__ = ["STUDY", "StudyJob", "StudyRequest"]
 
@@ -111,43 +108,22 @@ class StudyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StudyJob:
-    """A study: a model, its three token sets, and what is to be found out."""
+    """A study: a model, what is to be found out, and how."""
 
-    def __init__(
-        self,
-        model: Model,
-        tokens: tuple[TokenSet, TokenSet, TokenSet],
-        request: StudyRequest,
-        runner: Runner,
-        *,
-        name: str,
-        seed: int,
-        progress: Progress,
-        revision: str | None = None,
-        keep_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, member: Member, request: StudyRequest, setting: Setting) -> None:
         """Check the request against the model; nothing long is done.
 
         Args:
-            model: In float.
-            tokens: Calibration, selection and report.
+            member: Model and tokens.
             request: Checked already.
-            runner: Where plans are measured.
-            name: That the model was opened by.
-            seed: Of draws and labels.
-            progress: Told of every stage.
-            revision: Of the hub id.
-            keep_bytes: Bound on hidden states kept between measurements.
+            setting: How plans are measured.
 
         Raises:
             UserError: As `SearchJob`.
         """
-        self.model, self.tokens, self.request, self.progress = model, tokens, request, progress
-        self._job = partial(
-            SearchJob, model, tokens, runner=runner, name=name, seed=seed, revision=revision, keep_bytes=keep_bytes
-        )
+        self.member, self.request, self.setting = member, request, setting
         for block, (granularity, _) in product(request.blocks, request.granularities()):
-            self._job(request.search(block, granularity), progress=progress)
+            SearchJob(member, request.search(block, granularity), setting)
 
     def execute(self, run: Run) -> RatioStudy:
         """Do every search that is not done yet, and put the folder into place."""
@@ -157,9 +133,9 @@ class StudyJob:
             for block, (granularity, ratios) in product(request.blocks, request.granularities())
         ]
         ablated, trials, windows = self._ablations(run)
-        selection, report = self.tokens[1:]
+        _, selection, report = self.member.tokens
         study = RatioStudy(
-            self.model.provenance(selection.fingerprint, selection.convention),
+            self.member.model.provenance(selection.fingerprint, selection.convention),
             report.fingerprint,
             request.basis,
             request.metric,
@@ -219,8 +195,7 @@ class StudyJob:
         return words, tuple(best_of(losses, n) for n in sorted(set(request.best_of)) if n <= len(losses)), windows
 
     def _search(self, run: Run, place: str, block: int, granularity: str, **more: object) -> SearchResult:
-        request = self.request.search(block, granularity, **more)
-        job = self._job(request, progress=prefixed(self.progress, place))
+        job = SearchJob(self.member, self.request.search(block, granularity, **more), self.setting.within(place))
         return search_within(run, place.replace(" ", "-"), job)
 
 

@@ -11,43 +11,28 @@ import traceback
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from qarat import damage
 from qarat.budgets import parse_loss_budget
 from qarat.checkpoints import trained_tokens
-from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.laws.tables import write_table
-from qarat.models import Model
 from qarat.recordfiles import encode_record
-from qarat.runners import Runner
 from qarat.searches import SearchResult
 from qarat.searching.blocks import format_words, granularity_word, low_schemes, mean_block
 from qarat.searching.job import SearchJob
-from qarat.searching.nested import chosen_plan, prefixed, reach_of, search_within
+from qarat.searching.nested import chosen_plan, reach_of, search_within
 from qarat.searching.request import SearchRequest
+from qarat.searching.setting import Member, Setting
 from qarat.searching.tables import budget_table, loss_table
 from qarat.studies import FamilySweep, SweepPoint
-from qarat.workspace import Progress, Run, write_whole
+from qarat.workspace import Run, write_whole
 
-__all__ = ["BUDGET_TABLE", "LOSS_TABLE", "SWEEP", "Member", "SweepJob", "SweepRequest"]
+__all__ = ["BUDGET_TABLE", "LOSS_TABLE", "SWEEP", "SweepJob", "SweepRequest"]
 
 SWEEP, LOSS_TABLE, BUDGET_TABLE = "sweep.json", "sweep.csv", "budgets.csv"
-
-
-class Member(NamedTuple):
-    """One model of a family, opened.
-
-    Attributes:
-        model: In float.
-        tokens: Calibration, selection and report.
-    """
-
-    model: Model
-    tokens: tuple[TokenSet, TokenSet, TokenSet]
 
 
 class SweepRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,16 +95,7 @@ class SweepJob:
     """A sweep: models by name, and what is to be measured of each."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        open_member: Callable[[str], Member],
-        request: SweepRequest,
-        runner: Runner,
-        *,
-        seed: int,
-        progress: Progress,
-        revision: str | None = None,
-        keep_bytes: int | None = None,
+        self, names: Sequence[str], open_member: Callable[[str], Member], request: SweepRequest, setting: Setting
     ) -> None:
         """Open every model once, and check every search against it; nothing long is done.
 
@@ -127,18 +103,13 @@ class SweepJob:
             names: Of the models; each is open only while it is measured.
             open_member: Opens one.
             request: Checked already.
-            runner: Where plans are measured.
-            seed: Of labels.
-            progress: Told of every stage.
-            revision: Of hub ids.
-            keep_bytes: Bound on hidden states kept between measurements.
+            setting: How plans are measured.
 
         Raises:
             UserError: Names that are the same or have no beginning in common, or whatever is wrong with any model,
                 all at once.
         """
-        self.names, self.request, self.runner, self.seed = tuple(names), request, runner, seed
-        self.progress, self.revision, self.keep_bytes = progress, revision, keep_bytes
+        self.names, self.request, self.setting = tuple(names), request, setting
         self._open = open_member
         self._searches = request.searches()
         called = [_last(name) for name in names]
@@ -150,7 +121,7 @@ class SweepJob:
             try:
                 member = open_member(name)
                 for search in self._searches:
-                    self._job(name, member, search, progress)
+                    SearchJob(member, search, setting)
             except UserError as error:
                 problems.append(f"{name}: {error}")
         if problems:
@@ -166,17 +137,16 @@ class SweepJob:
             member = self._open(name)
             for search in self._searches:
                 place = f"{len(points) + 1}/{len(self.names) * len(self._searches)} {_last(name)} {search.low},"
-                job = self._job(name, member, search, prefixed(self.progress, place))
-                points.append(self._point(run, name, member, job))
+                points.append(self._point(run, SearchJob(member, search, self.setting.within(place))))
         sweep = FamilySweep(self.family, f"{self.request.granularity}-wise", self.request.basis, tuple(points))
         self._write(run, sweep)
         if not any(point.failure for point in points):
             run.finish()
         return sweep
 
-    def _point(self, run: Run, name: str, member: Member, job: SearchJob) -> SweepPoint:
-        folder = f"{_slug(_last(name))}/{_slug(job.request.low)}"
-        point = self._describe(name, member, job.request.low)
+    def _point(self, run: Run, job: SearchJob) -> SweepPoint:
+        folder = f"{_slug(_last(job.member.name))}/{_slug(job.request.low)}"
+        point = self._describe(job.member, job.request.low)
         try:
             result = search_within(run, folder, job)
         except Exception as error:  # whatever it is, other points may still be measured; the log has all of it
@@ -194,7 +164,7 @@ class SweepJob:
             reached=tuple(reach_of(result, budget) for budget in self.request.budgets),
         )
 
-    def _describe(self, name: str, member: Member, low: str) -> SweepPoint:
+    def _describe(self, member: Member, low: str) -> SweepPoint:
         sites = member.model.sites()
         _, selection, report = member.tokens
         evaluation = (
@@ -202,7 +172,7 @@ class SweepJob:
             f"{self.request.metric}, chosen on {len(selection)} others"
         )
         return SweepPoint(
-            _last(name),
+            _last(member.name),
             float(sum(site.parameters for site in sites)),
             trained_tokens(member.model.folder),
             format_words(low),
@@ -210,19 +180,6 @@ class SweepJob:
             granularity_word(low),
             mean_block(low, sites),
             evaluation,
-        )
-
-    def _job(self, name: str, member: Member, search: SearchRequest, progress: Progress) -> SearchJob:
-        return SearchJob(
-            member.model,
-            member.tokens,
-            search,
-            self.runner,
-            name=name,
-            seed=self.seed,
-            progress=progress,
-            revision=self.revision,
-            keep_bytes=self.keep_bytes,
         )
 
     def _write(self, run: Run, sweep: FamilySweep) -> None:
