@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from qarat import data
 from qarat.cli import main
+from qarat.exporters.native import read_native
+from qarat.fingerprints import spellings_of
 from qarat.options import BUNDLED
 from qarat.plans import Plan, short_name
-from qarat.recordfiles import decode_record
+from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats, Evaluation, Menu, Sweep, ZeroShot
 from qarat.testing import tiny_checkpoint, tiny_documents
 
@@ -240,6 +243,67 @@ def test_a_transformed_run_has_a_page_and_can_be_compared(
     assert "the page to look at" in answer.out
     assert "KL" in well(qarat("evaluate", out, *small, "--against", tiny_llama)).out
     assert "stored in different ways" in well(qarat("compare", tiny_llama, out, *small)).out
+
+
+def next_words(answer: Any) -> list[str]:
+    """What a verb says to try next, to be typed as it stands."""
+    (line,) = [line for line in answer.out.splitlines() if line.startswith("try next: qarat ")]
+    return shlex.split(line)[3:]
+
+
+def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    well(qarat("profile", tiny_llama, *small, "-o", "before.safetensors", "--no-attention"))
+    transforms = ["--transform", "smooth/0.5", "hadamard", "--transform-stats", "before.safetensors"]
+    answer = well(qarat("profile", tiny_llama, *small, *transforms))
+    for verb in ("damage", "plan", "quantize", "evaluate"):
+        words = next_words(answer)
+        assert words[0] == verb
+        answer = well(qarat(*words, *(small if verb == "evaluate" else [])))
+    plan = decode_record(Path("plan.json"), Plan)
+    assert spellings_of(plan.model) == ("smooth/0.5", "hadamard")
+    assert plan.stats == content_hash(decode_record(Path("stats.safetensors"), ActivationStats))
+    assert spellings_of(decode_record(Path("menu.json"), Menu).provenance.model) == ("smooth/0.5", "hadamard")
+    model, _ = read_native(Path("quantized"))
+    assert model.fingerprint == plan.model
+    assert model.is_rotated
+
+
+def test_the_plan_of_a_transformed_run_is_quantized_again(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    transforms = ["--transform", "smooth/0.6/all", "hadamard"]
+    well(qarat("run", tiny_llama, *small, *transforms, "--budget", "nats+9", "--no-page", "-o", "run"))
+    words = ["quantize", tiny_llama, "--plan", "run/plan.json", "--stats", "run/stats.safetensors", "--threads", "1"]
+    answer = qarat(*words)
+    assert answer.code == 1
+    given = [*transforms, "--transform-stats", "run/before-transform-0.safetensors"]
+    assert f"give {shlex.join(given)}" in answer.err
+    well(qarat(*words, *given))
+    assert tree(Path("quantized")) == tree(Path("run/model"))
+
+
+def test_other_transforms_than_a_record_s_are_refused(
+    qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
+) -> None:
+    before = tree(made)
+    rotated = ["--transform", "hadamard"]
+    for words in (["damage", *small], ["plan", *small], ["quantize", "-o", "new"]):
+        answer = qarat(words[0], tiny_llama, *words[1:], *rotated)
+        assert answer.code == 1
+        assert "+hadamard; give no --transform" in answer.err
+        assert tree(made) == before
+    stats = ["--transform-stats", "stats.safetensors"]
+    for transforms, said in (
+        (["--transform", "smooth/auto"], "--transform smooth/auto: `qarat run` chooses"),
+        (["--transform", "smooth/auto"], "give one, such as smooth/0.4, smooth/0.5, smooth/0.6"),
+        (["--transform", "hadamard", "smooth/0.6"], "--transform-stats: 0 given, 1 needed: for smooth/0.6"),
+        (["--transform", "hadamard", *stats], "--transform-stats: 1 given, 0 needed"),
+        (["--transform", "hadamard", "smooth/0.6", *stats], "--transform smooth/0.6: smoothing needs stats of"),
+        (["--transform", "hadamar"], "unknown transform 'hadamar'"),
+        (["--transform", "smooth/0.6", "--transform-stats", "none.safetensors"], "none.safetensors"),
+    ):
+        answer = qarat("profile", tiny_llama, *small, *transforms, "-o", "new.safetensors")
+        assert answer.code == 1
+        assert said in answer.err
+        assert tree(made) == before
 
 
 @pytest.mark.parametrize("transform", ["smooth/auto", "smooth/0.5"])
