@@ -329,6 +329,11 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recoveries: tuple[Trial, ...]
     verdict: str
 
+    @property
+    def protected(self) -> frozenset[str]:
+        """Full names of the sites that the plan protects; what a rule overrides is none of them."""
+        return frozenset(site for trial in self.recoveries for site in trial.sites)
+
     def __post_init__(self) -> None:
         if nameless := [t.label for t in (*self.alone, *self.recoveries) if not t.sites]:
             raise ValueError(f"trials of single sites that name none: {', '.join(nameless)}")

@@ -10,9 +10,9 @@ from typing import TypeVar
 from qarat.errors import UserError
 from qarat.fingerprints import brief, source_of
 from qarat.pipeline import LABELS, STEPS
-from qarat.plans import Plan
+from qarat.plans import Assignment, Plan
 from qarat.recordfiles import Record, content_hash, decode_record
-from qarat.records import Evaluation, Provenance
+from qarat.records import Evaluation, Provenance, Sweep
 from qarat.spikestudies import SpikeStudy
 from qarat.spikestudy import FOUND_WITH
 from qarat.spikestudy import RESULT as STUDY
@@ -47,6 +47,12 @@ class Story:
     def one(self, kind: type[R]) -> R | None:
         """The record of a kind that has one at the most."""
         return next(iter(self.all(kind)), None)
+
+    @property
+    def protected(self) -> tuple[Assignment, ...]:
+        """The projections that the plan protects; a plan without its sweep does not tell those from overrides."""
+        plan, sweep = self.one(Plan), self.one(Sweep)
+        return tuple(a for a in (plan.exceptions() if plan else ()) if sweep is None or a.site.name in sweep.protected)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
