@@ -10,7 +10,7 @@ from qarat.conversion import quantize
 from qarat.data import load_token_sets
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
-from qarat.plans import assign
+from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats
 from qarat.report.page.document import assemble
@@ -20,7 +20,9 @@ from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
 from qarat.search.trials import Answer, TrialLog
 from qarat.spikestudies import MAIN, SpikeStudy
+from qarat.spikestudy import StudyJob, StudyRequest, StudyTokens
 from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.workspace import Run, no_progress
 
 Qarat = Callable[..., Any]
 SITE = "model.layers.1.mlp.down_proj"
@@ -125,6 +127,25 @@ def test_an_unfinished_study_says_what_is_missing(
     assert "protected: 1.down" in shown.out
     assert "not finished" in shown.out
     assert "prefix" in shown.out
+
+
+def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:
+    model = open_model(str(spiking))
+    sets = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)
+    run = Run(tmp_path / "s")
+    run.begin()
+    chosen: list[tuple[str, ...]] = []
+    for most in (1, 2):
+        request = StudyRequest("quick", budget="nats+0", most=most)
+        job = StudyJob(model, StudyTokens(*sets, {}, None, ()), request, name="m", seed=0, progress=no_progress)
+        job._find_sites(run)
+        chosen.append(job._sites(run))
+        plan = decode_record(run.path("plan.json"), Plan)
+        # What the arms protect is what was planned and measured, and the study's words are of that plan.
+        assert {a.site.name for a in plan.exceptions()} == set(chosen[-1])
+        assert plan.note.endswith(f"or more than the {most} that were allowed")
+    assert chosen[0] == (SITE,)
+    assert len(chosen[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,15 @@ class StudyJob:
 
         def plan() -> None:
             seen, menu = decode_record(run.path(stats), ActivationStats), decode_record(run.path(_MENU), Menu)
-            found = find_plan(self.model, self.plan_request, seen, menu, self.tokens.selection, progress=self.progress)
+            found = find_plan(
+                self.model, self.plan_request, seen, menu, self.tokens.selection,
+                most=self.request.most, progress=self.progress,
+            )  # fmt: skip
             for file, record in zip((_PLAN, _SWEEP), found, strict=True):
                 write_whole(run.path(file), encode_record(record))
 
         run.step("damage", [self._key(), lows], [_MENU], price, after=["profile"])
-        asked = [self._key(), msgspec.to_builtins(self.plan_request)]
+        asked = [self._key(), msgspec.to_builtins(self.plan_request), self.request.most]
         run.step("plan", asked, [_PLAN, _SWEEP], plan, after=["profile", "damage"])
 
     def _profile(self, run: Run) -> None:
@@ -161,10 +164,9 @@ class StudyJob:
         write_whole(run.path(_stats_file(MAIN)), encode_record(stats))
 
     def _sites(self, run: Run) -> tuple[str, ...]:
-        """The protected sites, those first whose protection buys most; no more than were asked for."""
+        """The protected sites, those first whose protection buys most."""
         recoveries = sorted(decode_record(run.path(_SWEEP), Sweep).recoveries, key=lambda t: -t.damage.nats)
-        named = [site for trial in recoveries for site in trial.sites]
-        return tuple(named if self.request.sites else named[: self.request.most])
+        return tuple(site for trial in recoveries for site in trial.sites)
 
     def _strengths(self, run: Run) -> dict[str, dict[str, str]]:
         """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
