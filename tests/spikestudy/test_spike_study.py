@@ -12,7 +12,7 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
 from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
-from qarat.records import ActivationStats
+from qarat.records import ActivationStats, Menu
 from qarat.report.page.document import assemble
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.story import gather
@@ -127,6 +127,33 @@ def test_an_unfinished_study_says_what_is_missing(
     assert "protected: 1.down" in shown.out
     assert "not finished" in shown.out
     assert "prefix" in shown.out
+
+
+def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_missing(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarat.spikestudy.job.find_plan", killed)
+    assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick").code == 130
+    shown = qarat("show", tmp_path / "s")
+    assert shown.code == 0
+    assert "down_in" in shown.out
+    assert "predicted damage" in shown.out
+    assert "is a study that is not finished; missing: plan, smooth, columns, every arm" in shown.err
+    assert f"it continues with the same command: qarat study spikes {spiking}" in shown.err
+    story = gather([tmp_path / "s"])
+    assert [type(r) for r in story.records] == [ActivationStats, Menu]
+    assert story.missing == ("plan", "smooth", "columns", "every arm")
+
+
+def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Path) -> None:
+    Run(tmp_path / "s").begin(command="qarat study spikes py-128")
+    shown = qarat("show", tmp_path / "s")
+    assert "missing: profile, damage, plan, smooth, columns, every arm" in shown.err
+    assert "evaluate" not in shown.err
+    assert gather([tmp_path / "s"]).missing[-1] == "every arm"
 
 
 def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:
