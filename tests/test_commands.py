@@ -200,6 +200,20 @@ def test_tasks_are_measured_instead_of_perplexity(qarat: Qarat, tmp_path: Path) 
         assert qarat("evaluate", BUNDLED, *tasks, *wrong).code == 2
 
 
+def test_a_run_and_its_export_are_asked_the_same_questions(qarat: Qarat, small: list[str], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "long", length=320)
+    out = tmp_path / "out"
+    well(qarat("run", folder, *small, "--budget", "nats+9", "--no-page", "--export", "compressed-tensors", "-o", out))
+    tasks = ["--tasks", "code_continuation", "--limit", "3", "--threads", "1"]
+    for name, opened in (("plan", out), ("export", out / "compressed-tensors")):
+        well(qarat("evaluate", opened, *tasks, "-o", tmp_path / f"{name}.json"))
+    plan, export = (decode_record(tmp_path / f"{name}.json", ZeroShot) for name in ("plan", "export"))
+    assert (plan.label, export.label) == ("plan", "export")
+    assert plan.scores == export.scores
+    assert plan.plan == export.plan != ""
+    assert "identical" in well(qarat("compare", tmp_path / "plan.json", tmp_path / "export.json")).out
+
+
 # ---------------------------------------------------------------- strangers
 
 

@@ -369,6 +369,11 @@ def test_scores_alone():
     assert "0.2500" in row
 
 
+def test_questions_are_counted_also_where_none_has_a_score_of_its_own():
+    group = TaskScore("group", "1.0", "acc", 0.5, math.nan, (), 1234)
+    line_with(show(render(ZeroShot("float", make_provenance(), "", (group,)))), "group", "1,234", "0.5000", "n/a")
+
+
 def test_scores_are_compared_question_by_question():
     first, plan = make_zero_shot("float", 1, 0, 1, 1), make_zero_shot("plan", 1, 0, 0, 0)
     row = line_with(show(render_all([first, plan])), "plan")

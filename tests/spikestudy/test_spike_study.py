@@ -1,5 +1,6 @@
 """The verb `study spikes` on a tiny model with a planted spike: all of it, killed and continued, and bad input."""
 
+import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from qarat.models import open_model
 from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats, Menu
-from qarat.report.page.document import assemble
+from qarat.report.page.document import assemble, document
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.story import gather
 from qarat.report.page.verdict import verdict
@@ -127,6 +128,12 @@ def test_an_unfinished_study_says_what_is_missing(
     assert "protected: 1.down" in shown.out
     assert "not finished" in shown.out
     assert "prefix" in shown.out
+    story = gather([tmp_path / "s"])
+    missing = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy).missing
+    assert story.missing == (f"{len(missing)} arms ({'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''})",)
+    page = html.unescape(document(story, assemble(story)))
+    assert f"This run is not finished. Missing: {story.missing[0]}. It continues with the same command: qarat" in page
+    assert 'id="chart-study-8-channel-static"' in page
 
 
 def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_missing(

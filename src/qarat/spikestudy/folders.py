@@ -33,6 +33,6 @@ def read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     missing = (*(step for step in STEPS if step not in done), "every arm")
     if (folder / RESULT).is_file():
         study = found[RESULT] = decode_record(folder / RESULT, SpikeStudy)
-        missing = (f"{len(study.missing)} arms",) if study.missing else ()
+        missing = (study.missing_words,) if study.missing else ()
     names = [name for step, outputs in STEPS.items() if step in done for name in outputs if name in FOUND_WITH]
     return found | {name: decode_record(folder / name) for name in names}, missing
