@@ -273,6 +273,8 @@ def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llam
         words = next_words(answer)
         assert words[0] == verb
         answer = well(qarat(*words, *(small if verb == "evaluate" else [])))
+    answer = qarat("quantize", tiny_llama, "-o", "new")
+    assert "give --transform smooth/0.5 hadamard --transform-stats STATS, STATS being what was given" in answer.err
     plan = decode_record(Path("plan.json"), Plan)
     assert spellings_of(plan.model) == ("smooth/0.5", "hadamard")
     assert plan.stats == content_hash(decode_record(Path("stats.safetensors"), ActivationStats))

@@ -187,8 +187,8 @@ def stats_behind(transforms: Sequence[str], given: Sequence[Path]) -> list[Path 
     if len(given) != len(needing):
         raise UserError(
             f"--transform-stats: {len(given)} given, {len(needing)} needed{': for ' if needing else ''}"
-            f"{', '.join(needing)}; each is what `qarat profile` finds with the transforms in front alone, in a run's "
-            f"folder {_kept(0)}"
+            f"{', '.join(needing)}; each is what `qarat profile` finds with only the transforms in front of it; a run "
+            f"keeps it as {_kept(0)}"
         )
     files = iter(given)
     return [next(files) if steps[text].needs_stats else None for text in transforms]
