@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 
 from qarat import data
 from qarat.cli import main
+from qarat.exporters.native import read_native
+from qarat.fingerprints import spellings_of
 from qarat.options import BUNDLED
 from qarat.plans import Plan, short_name
-from qarat.recordfiles import decode_record
+from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats, Evaluation, Menu, Sweep, ZeroShot
 from qarat.testing import tiny_checkpoint, tiny_documents
 
@@ -197,6 +200,20 @@ def test_tasks_are_measured_instead_of_perplexity(qarat: Qarat, tmp_path: Path) 
         assert qarat("evaluate", BUNDLED, *tasks, *wrong).code == 2
 
 
+def test_a_run_and_its_export_are_asked_the_same_questions(qarat: Qarat, small: list[str], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "long", length=320)
+    out = tmp_path / "out"
+    well(qarat("run", folder, *small, "--budget", "nats+9", "--no-page", "--export", "compressed-tensors", "-o", out))
+    tasks = ["--tasks", "code_continuation", "--limit", "3", "--threads", "1"]
+    for name, opened in (("plan", out), ("export", out / "compressed-tensors")):
+        well(qarat("evaluate", opened, *tasks, "-o", tmp_path / f"{name}.json"))
+    plan, export = (decode_record(tmp_path / f"{name}.json", ZeroShot) for name in ("plan", "export"))
+    assert (plan.label, export.label) == ("plan", "export")
+    assert plan.scores == export.scores
+    assert plan.plan == export.plan != ""
+    assert "identical" in well(qarat("compare", tmp_path / "plan.json", tmp_path / "export.json")).out
+
+
 # ---------------------------------------------------------------- strangers
 
 
@@ -240,6 +257,69 @@ def test_a_transformed_run_has_a_page_and_can_be_compared(
     assert "the page to look at" in answer.out
     assert "KL" in well(qarat("evaluate", out, *small, "--against", tiny_llama)).out
     assert "stored in different ways" in well(qarat("compare", tiny_llama, out, *small)).out
+
+
+def next_words(answer: Any) -> list[str]:
+    """What a verb says to try next, to be typed as it stands."""
+    (line,) = [line for line in answer.out.splitlines() if line.startswith("try next: qarat ")]
+    return shlex.split(line)[3:]
+
+
+def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    well(qarat("profile", tiny_llama, *small, "-o", "before.safetensors", "--no-attention"))
+    transforms = ["--transform", "smooth/0.5", "hadamard", "--transform-stats", "before.safetensors"]
+    answer = well(qarat("profile", tiny_llama, *small, *transforms))
+    for verb in ("damage", "plan", "quantize", "evaluate"):
+        words = next_words(answer)
+        assert words[0] == verb
+        answer = well(qarat(*words, *(small if verb == "evaluate" else [])))
+    answer = qarat("quantize", tiny_llama, "-o", "new")
+    assert "give --transform smooth/0.5 hadamard --transform-stats STATS, STATS being what was given" in answer.err
+    plan = decode_record(Path("plan.json"), Plan)
+    assert spellings_of(plan.model) == ("smooth/0.5", "hadamard")
+    assert plan.stats == content_hash(decode_record(Path("stats.safetensors"), ActivationStats))
+    assert spellings_of(decode_record(Path("menu.json"), Menu).provenance.model) == ("smooth/0.5", "hadamard")
+    model, _ = read_native(Path("quantized"))
+    assert model.fingerprint == plan.model
+    assert model.is_rotated
+
+
+def test_the_plan_of_a_transformed_run_is_quantized_again(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
+    transforms = ["--transform", "smooth/0.6/all", "hadamard"]
+    well(qarat("run", tiny_llama, *small, *transforms, "--budget", "nats+9", "--no-page", "-o", "run"))
+    words = ["quantize", tiny_llama, "--plan", "run/plan.json", "--stats", "run/stats.safetensors", "--threads", "1"]
+    answer = qarat(*words)
+    assert answer.code == 1
+    given = [*transforms, "--transform-stats", "run/before-transform-0.safetensors"]
+    assert f"give {shlex.join(given)}" in answer.err
+    well(qarat(*words, *given))
+    assert tree(Path("quantized")) == tree(Path("run/model"))
+
+
+def test_other_transforms_than_a_record_s_are_refused(
+    qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
+) -> None:
+    before = tree(made)
+    rotated = ["--transform", "hadamard"]
+    for words in (["damage", *small], ["plan", *small], ["quantize", "-o", "new"]):
+        answer = qarat(words[0], tiny_llama, *words[1:], *rotated)
+        assert answer.code == 1
+        assert "+hadamard; give no --transform" in answer.err
+        assert tree(made) == before
+    stats = ["--transform-stats", "stats.safetensors"]
+    for transforms, said in (
+        (["--transform", "smooth/auto"], "--transform smooth/auto: `qarat run` chooses"),
+        (["--transform", "smooth/auto"], "give one, such as smooth/0.4, smooth/0.5, smooth/0.6"),
+        (["--transform", "hadamard", "smooth/0.6"], "--transform-stats: 0 given, 1 needed: for smooth/0.6"),
+        (["--transform", "hadamard", *stats], "--transform-stats: 1 given, 0 needed"),
+        (["--transform", "hadamard", "smooth/0.6", *stats], "--transform smooth/0.6: smoothing needs stats of"),
+        (["--transform", "hadamar"], "unknown transform 'hadamar'"),
+        (["--transform", "smooth/0.6", "--transform-stats", "none.safetensors"], "none.safetensors"),
+    ):
+        answer = qarat("profile", tiny_llama, *small, *transforms, "-o", "new.safetensors")
+        assert answer.code == 1
+        assert said in answer.err
+        assert tree(made) == before
 
 
 @pytest.mark.parametrize("transform", ["smooth/auto", "smooth/0.5"])

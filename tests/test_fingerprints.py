@@ -1,4 +1,4 @@
-from qarat.fingerprints import brief, join, source_of, transforms_of
+from qarat.fingerprints import brief, join, source_of, spellings_of, transforms_of
 
 SOURCE = "ab" * 32
 
@@ -7,6 +7,7 @@ def test_a_fingerprint_comes_apart_as_it_was_joined():
     words = ("smooth/0.5@0123456789ab", "hadamard")
     assert source_of(join(SOURCE, words)) == SOURCE
     assert transforms_of(join(SOURCE, words)) == words
+    assert spellings_of(join(SOURCE, words)) == ("smooth/0.5", "hadamard")
 
 
 def test_a_checkpoint_goes_by_its_hash_alone():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["brief", "join", "source_of", "transforms_of"]
+__all__ = ["brief", "join", "source_of", "spellings_of", "transforms_of"]
 
 _JOIN = "+"
 _SHOWN = 12  # digits that a person compares
@@ -33,6 +33,11 @@ def source_of(fingerprint: str) -> str:
 def transforms_of(fingerprint: str) -> tuple[str, ...]:
     """What was done to the checkpoint, in order."""
     return tuple(fingerprint.split(_JOIN)[1:])
+
+
+def spellings_of(fingerprint: str) -> tuple[str, ...]:
+    """What was done to the checkpoint, in order, as it was asked for: ``smooth/0.5``, without the stats behind it."""
+    return tuple(word.partition("@")[0] for word in transforms_of(fingerprint))
 
 
 def brief(fingerprint: str) -> str:

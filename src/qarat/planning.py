@@ -26,7 +26,7 @@ from qarat.recordfiles import content_hash
 from qarat.records import ActivationStats, Menu, Sweep
 from qarat.schemes import LOW, LinearScheme, SchemeError, parse_scheme
 from qarat.search.space import Unit, make_units
-from qarat.search.sweep import rank_by_damage, sweep
+from qarat.search.sweep import MOST, rank_by_damage, sweep
 from qarat.spikes import PLANNING_RULES, find_spikes, sites_of, spiking_front
 from qarat.transforms import parse_transform
 from qarat.workspace import Progress, no_progress
@@ -237,6 +237,7 @@ def find_plan(
     menu: Menu,
     selection: TokenSet,
     *,
+    most: int = MOST,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Sweep]:
     """Choose the sites to protect, and measure what each protection buys.
@@ -247,6 +248,7 @@ def find_plan(
         stats: Of the calibration set.
         menu: Prices of the low scheme.
         selection: The selection set, on which choices are measured.
+        most: Protect no more sites (or ties) than so many, unless the request says which.
         progress: Called after every measurement.
 
     Returns:
@@ -268,7 +270,9 @@ def find_plan(
     ranked, order, exactly = rank_units(request, naive, stats, menu)
     meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive))
     budget = parse_loss_budget(request.budget)
-    plan, record = sweep(naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, progress=progress)
+    plan, record = sweep(
+        naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, most=most, progress=progress
+    )
     check_stats(plan, stats)
     return plan, record
 

@@ -7,7 +7,9 @@ together that do not know each other.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +18,7 @@ from qarat.conversion import quantize
 from qarat.data import TokenSet
 from qarat.errors import UserError
 from qarat.evaluation.perplexity import measure_perplexity
+from qarat.fingerprints import spellings_of
 from qarat.models import Model, Transform
 from qarat.planning import Request, naive_plan, profile
 from qarat.recordfiles import decode_record, encode_record
@@ -23,7 +26,16 @@ from qarat.records import ActivationStats
 from qarat.transforms import choose, parse_transform
 from qarat.workspace import Progress, Run, no_progress, write_whole
 
-__all__ = ["Prepared", "apply_again", "outline", "prepare", "prepare_in", "tokens_to_prepare"]
+__all__ = [
+    "Prepared",
+    "apply_again",
+    "options_for",
+    "outline",
+    "prepare",
+    "prepare_in",
+    "stats_behind",
+    "tokens_to_prepare",
+]
 
 APPLIED = "transforms.json"
 
@@ -108,7 +120,7 @@ def prepare_in(
         The transformed model, and its transforms as they were applied.
     """
     needed = [parse_transform(text).needs_stats for text in request.transforms]
-    files = [f"before-transform-{number}.safetensors" if needs else "" for number, needs in enumerate(needed)]
+    files = [_kept(number) if needs else "" for number, needs in enumerate(needed)]
 
     def work() -> None:
         done = prepare(model, request, calibration, selection, progress=progress)
@@ -152,6 +164,55 @@ def apply_again(model: Model, transforms: Sequence[str], stats: Sequence[Activat
     for text, seen in zip(transforms, stats, strict=True):
         model = _apply(model, text, seen)
     return model
+
+
+def stats_behind(transforms: Sequence[str], given: Sequence[Path]) -> list[Path | None]:
+    """Which file of stats each transform is made from, None where it needs none; no file is opened.
+
+    Args:
+        transforms: As they are to be applied, so with no choice left.
+        given: A file for each that needs stats, in their order.
+
+    Raises:
+        UserError: As `qarat.transforms.parse_transform`; a choice that is left; too few files, or too many.
+    """
+    steps = {text: parse_transform(text) for text in transforms}
+    for text, step in steps.items():
+        if step.choices:
+            raise UserError(
+                f"--transform {text}: `qarat run` chooses, by the loss on the selection tokens (its {APPLIED} says "
+                f"what); here give one, such as {', '.join(step.choices)}"
+            )
+    needing = [text for text in transforms if steps[text].needs_stats]
+    if len(given) != len(needing):
+        raise UserError(
+            f"--transform-stats: {len(given)} given, {len(needing)} needed{': for ' if needing else ''}"
+            f"{', '.join(needing)}; each is what `qarat profile` finds with only the transforms in front of it; a run "
+            f"keeps it as {_kept(0)}"
+        )
+    files = iter(given)
+    return [next(files) if steps[text].needs_stats else None for text in transforms]
+
+
+def options_for(fingerprint: str, folder: Path) -> str:
+    """The options that make a transformed model of its checkpoint, for messages.
+
+    Args:
+        fingerprint: Of the transformed model; of a checkpoint as it is, no option does it.
+        folder: In which the stats behind it are looked for, as a run keeps them.
+    """
+    transforms = spellings_of(fingerprint)
+    if not transforms:
+        return "no --transform"
+    kept = [folder / _kept(n) for n, text in enumerate(transforms) if parse_transform(text).needs_stats]
+    files = [str(file) if file.is_file() else "STATS" for file in kept]
+    words = shlex.join(["--transform", *transforms, *(["--transform-stats", *files] if files else [])])
+    return words + (", STATS being what was given when it was profiled" if "STATS" in files else "")
+
+
+def _kept(number: int) -> str:
+    """The file in which a run keeps what its transform of that number, from 0 on, was made from."""
+    return f"before-transform-{number}.safetensors"
 
 
 def _apply(model: Model, text: str, stats: ActivationStats | None) -> Model:

@@ -329,6 +329,11 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recoveries: tuple[Trial, ...]
     verdict: str
 
+    @property
+    def protected(self) -> frozenset[str]:
+        """Full names of the sites that the plan protects; what a rule overrides is none of them."""
+        return frozenset(site for trial in self.recoveries for site in trial.sites)
+
     def __post_init__(self) -> None:
         if nameless := [t.label for t in (*self.alone, *self.recoveries) if not t.sites]:
             raise ValueError(f"trials of single sites that name none: {', '.join(nameless)}")
@@ -358,6 +363,7 @@ class TaskScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         value: As the lm-evaluation-harness gives it.
         standard_error: Its error over questions; NaN where it gives none.
         items: Each question's score, in the task's order; empty where the metric has none a question.
+        questions: How many it is of; 0 in records from before it was kept.
     """
 
     task: str
@@ -366,6 +372,7 @@ class TaskScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: float
     standard_error: float
     items: tuple[float, ...]
+    questions: int = 0
 
 
 class ZeroShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ __all__ = ["MAIN", "Left", "RuleSays", "SpikeStudy", "StudyArm", "brief_setting"
 
 MAIN = "main"
 """The tokens of arms that are measured as the study was asked to cut them."""
+_NAMED = 4  # missing arms that are named
 
 
 def brief_setting(low: str) -> str:
@@ -132,6 +133,13 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arms: tuple[StudyArm, ...]
     left: tuple[Left, ...] = ()
     missing: tuple[str, ...] = ()
+
+    @property
+    def missing_words(self) -> str:
+        """How many arms are missing, and the first of them: ``1 arm (naive, w=int8/…)``; empty for a whole study."""
+        names = "; ".join(self.missing[:_NAMED]) + ("; …" if len(self.missing) > _NAMED else "")
+        arms = "1 arm" if len(self.missing) == 1 else f"{len(self.missing)} arms"
+        return f"{arms} ({names})" if self.missing else ""
 
     @property
     def settings(self) -> tuple[str, ...]:

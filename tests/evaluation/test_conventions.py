@@ -162,6 +162,30 @@ def test_articles_of_the_published_test_set():
     assert len(read_rows(str(path))) == 4358  # as the split on the hub
 
 
+class Rows(dict[str, list[str]]):
+    """As much of a dataset as is read."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self)
+
+
+@pytest.mark.parametrize("name", [f"wikitext2-{N}", f"lm-eval-words-{N}", f"llama.cpp-{N}"])
+def test_a_dataset_on_the_hub_is_cut_as_its_file_is(
+    tiny_model: Model, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "wiki.raw"
+    # In WikiText's files a blank line has its space, which the hub's empty row does not say.
+    path.write_text(WIKI.format("a line " * 20).replace("\n\n", "\n \n"))
+    rows = Rows(text=list(read_rows(str(path))))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    file, hub = (load_by_convention(tiny_model, name, given) for given in (str(path), "hub:me/wikitext:test"))
+    assert torch.equal(hub.windows, file.windows)
+    assert torch.equal(hub.wanted, file.wanted)
+    assert hub.predicted == file.predicted
+
+
 def test_windows_are_those_of_the_three_token_sets(tiny_model: Model, tiny_text: Path):
     bos: Any = tiny_model.tokenizer.bos_token_id
     tokens = load_by_convention(tiny_model, f"windows-{N}-bos", str(tiny_text), limit=5)

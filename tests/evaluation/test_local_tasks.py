@@ -119,6 +119,13 @@ def test_the_harness_scores_them_as_by_hand(model: Model, tmp_path: Path):
     assert (scores["copa_local"], scores["winogrande_local"]) == (0, 1)  # else the questions would tell little
 
 
+def test_every_file_that_is_no_good_is_named(model: Model, tmp_path: Path):
+    pytest.importorskip("lm_eval")
+    write(tmp_path, "copa_local", {**PIQA, "gold": 2})
+    with pytest.raises(UserError, match=r"(?s)copa_val\.jsonl, line 1: .*piqa_local reads .*piqa_val\.jsonl"):
+        measure_tasks(model, ["copa_local", "piqa_local"], label="float", data=tmp_path)
+
+
 def test_without_their_folder_they_are_refused(model: Model):
     pytest.importorskip("lm_eval")
     with pytest.raises(UserError, match="piqa_local reads questions of your own: give --task-data"):

@@ -52,12 +52,19 @@ def test_the_record(model: Model):
     (score,) = record.scores
     assert (record.label, record.plan) == ("float", "p")
     assert (score.task, score.version, score.metric, len(score.items)) == ("code_continuation", "1.0", "acc", LIMIT)
+    assert score.questions == LIMIT
     assert math.isclose(score.value, sum(score.items) / LIMIT)
     assert record.provenance.model == model.fingerprint
     assert record.provenance.convention.startswith("lm-eval ")
     assert seen[0][1] == 0
     assert seen[-1][1] == seen[-1][2] == LIMIT * 4
     assert [s[1] for s in seen] == sorted(s[1] for s in seen)
+
+
+def test_questions_are_counted_where_none_has_a_score_of_its_own():
+    row = {"alias": "a group", "acc,none": 0.5, "acc_stderr,none": "N/A", "sample_len": 30}
+    (score,) = zero_shot._scores("group", row, {"samples": {}, "versions": {}})
+    assert (score.value, score.items, score.questions) == (0.5, (), 30)
 
 
 def test_fewer_questions_are_other_tokens(model: Model):

@@ -19,7 +19,8 @@ from qarat.errors import UserError
 from qarat.formats import FORMATS
 from qarat.laws.fitting import fit_law
 from qarat.laws.tables import load_table
-from qarat.recordfiles import decode_record, encode_record
+from qarat.plans import Plan
+from qarat.recordfiles import Record, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Provenance, Sweep
 from qarat.report.page import write_report
 from qarat.report.page.document import assemble, document
@@ -273,6 +274,67 @@ def test_the_verdict_has_the_numbers(story: Story) -> None:
     assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
     assert "against float's " in said
     assert "INT8 everywhere" in said
+
+
+def changed(story: Story, *records: Record) -> Story:
+    """A story with some of its records replaced by others of the same kind."""
+    kinds = tuple(map(type, records))
+    return Story((*(r for r in story.records if not isinstance(r, kinds)), *records))
+
+
+def overridden(plan: Plan, name: str, scheme: str) -> Plan:
+    return plan.with_schemes({f"model.layers.{name}_proj": parse_scheme(scheme)}, "matches it")
+
+
+def test_overrides_are_no_protection(story: Story) -> None:
+    plan, sweep = story.one(Plan), story.one(Sweep)
+    assert plan is not None
+    assert sweep is not None
+    plan = overridden(overridden(plan, "0.mlp.up", "float"), "0.mlp.gate", "w=int4/g32 a=int8/token")
+    several = changed(story, plan)
+    assert [a.site.name for a in several.protected] == ["model.layers.1.mlp.down_proj"]
+    said = verdict(several)
+    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
+    assert "INT8 everywhere (as in the plan, with 2 projections as --set decides) " in said
+    table = {row[0]: row[3] for row in several_rows(several)}
+    assert table.keys() == {"1.down", "0.up", "0.gate"}
+    assert table["0.up"] == ""
+    assert table["1.down"] != ""
+    nothing = msgspec.structs.replace(sweep, recoveries=(), budget_nats=9.0)
+    low = overridden(plan, "1.mlp.down", plan.low)
+    said = verdict(changed(story, low, nothing))
+    assert said.startswith(
+        "Nothing needs protection: with 2 projections as --set decides and the other 12 projections in INT8, perplexity"
+    )
+
+
+def several_rows(story: Story) -> tuple[tuple[str, ...], ...]:
+    """The page's table of what is not in the low scheme."""
+    page = document(story, assemble(story))
+    body = page.partition("not in the low scheme")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    return tuple(tuple(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)) for row in rows)
+
+
+def test_a_transformed_run_does_not_call_protection_what_its_transforms_bought(story: Story) -> None:
+    plan = story.one(Plan)
+    assert plan is not None
+    model = f"{plan.model}+smooth/0.6@0123456789ab+hadamard"
+    evaluations = [
+        msgspec.structs.replace(e, provenance=msgspec.structs.replace(e.provenance, model=model))
+        for e in story.evaluations
+        if e.label != "float"
+    ]
+    floats = [e for e in story.evaluations if e.label == "float"]
+    rotated = changed(story, msgspec.structs.replace(plan, model=model, prefix=(0,)), *floats, *evaluations)
+    said = "INT8 everywhere (as in the plan, with smooth/0.6, hadamard and a prefix of 1 token in float) "
+    assert said in verdict(rotated)
+    (figure,) = [p for _, parts in assemble(rotated) for p in parts if isinstance(p, Figure) and p.key == "outcome"]
+    assert [row[0] for row in figure.table.rows] == [
+        "float", "naive, with smooth/0.6, hadamard", "plan, with smooth/0.6, hadamard",
+    ]  # fmt: skip
+    assert "Naive and plan alike are of the model with smooth/0.6, hadamard" in figure.caption
+    assert {row["group"] for row in rows_of(figure) if "group" in row} == {"float", "naive", "plan"}
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,17 @@ def test_plan_without_protection_or_sweep():
 
 def test_a_long_list_of_protected_sites_is_cut_aloud():
     plan = make_plan(*(f"{b}.{leaf}" for b in range(9) for leaf in ("q", "k", "v", "o", "down")), blocks=9)
-    assert "and 5 more protected sites" in show(render(plan))
+    assert "and 5 more sites" in show(render(plan))
+
+
+def test_overrides_are_listed_without_being_called_protected():
+    sweep = msgspec.structs.replace(make_sweep(), recoveries=())
+    text = show(render(make_plan("2.up", reason="matches 2.up"), sweep=sweep))
+    assert "no projection is protected" in text
+    assert "matches 2.up" in line_with(text, "2.up", "float")
+    text = show(render(make_plan("1.down", "2.up"), sweep=make_sweep()))
+    assert "no projection is protected" not in text
+    line_with(text, "2.up", "float")
 
 
 # ---------------------------------------------------------------- sweep
@@ -320,6 +330,20 @@ def test_compare_is_paired_with_the_first():
     assert "12 windows of 3 sources, 3,060 predicted tokens, windows-256-bos" in text
 
 
+def test_naive_says_what_was_done_to_it_as_well():
+    first, *others = make_evaluation("float"), make_evaluation("naive", 0.02), make_evaluation("plan", 0.001)
+    model = f"{MODEL}+smooth/0.6@0123456789ab+hadamard"
+    other = msgspec.structs.replace(make_provenance(), model=model)
+    naive, plan = (msgspec.structs.replace(e, provenance=other) for e in others)
+    text = show(compare([first, naive, plan]))
+    assert line_with(text, first.label, f"{first.perplexity:.2f}").split()[0] == "float"
+    assert "naive, with smooth/0.6, hadamard" in text
+    assert "naive and plan alike are of the model with smooth/0.6, hadamard" in text
+    rotated = msgspec.structs.replace(plan, provenance=make_provenance(f"{MODEL}+hadamard"))
+    assert "alike" not in show(compare([first, naive, rotated]))  # here the transforms are what differs
+    assert "alike" not in show(compare([first, naive]))
+
+
 def test_compare_with_one_source_has_no_error():
     text = show(compare([make_evaluation("float", sources=1), make_evaluation("naive", 0.02, sources=1)]))
     assert "n/a" in line_with(text, "naive")
@@ -343,6 +367,11 @@ def test_scores_alone():
     row = line_with(show(render(make_zero_shot("float", 1, 0, 1, 1))), "code_continuation", "acc", "float")
     assert "0.7500" in row
     assert "0.2500" in row
+
+
+def test_questions_are_counted_also_where_none_has_a_score_of_its_own():
+    group = TaskScore("group", "1.0", "acc", 0.5, math.nan, (), 1234)
+    line_with(show(render(ZeroShot("float", make_provenance(), "", (group,)))), "group", "1,234", "0.5000", "n/a")
 
 
 def test_scores_are_compared_question_by_question():

@@ -53,13 +53,14 @@ class Fake:
         return Evaluation(label, PROVENANCE, "", nats, (PREDICTED,) * 5, tuple("aabbc"))
 
     def sweep(
-        self, budget: float, *, exactly: int | None = None, protect: str = "float", tied: bool = False
+        self, budget: float, *, exactly: int | None = None, most: int = MOST, protect: str = "float", tied: bool = False
     ) -> tuple[Plan, Sweep]:
         units = make_units(self.sites, tied=tied)
         allowed = LossBudget(f"nats+{budget}", budget)
         return sweep(
-            self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly
-        )
+            self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly,
+            most=most,
+        )  # fmt: skip
 
 
 def short(name: str) -> str:
@@ -217,6 +218,23 @@ def test_exactly_so_many(count: int) -> None:
 def test_exactly_goes_beyond_the_most() -> None:
     fake = Fake(blocks(*[0.1] * (MOST + 2)))
     assert len(protected(fake.sweep(10.0, exactly=MOST + 2)[0])) == MOST + 2
+
+
+def test_no_more_are_tried_than_are_allowed() -> None:
+    fake = Fake(blocks(0.5, 0.4, 0.3, 0.2))
+    plan, record = fake.sweep(0.01, most=2)
+    assert protected(plan) == ["0.down", "1.down"]
+    assert [t.label for t in record.trials] == ["k=0", "k=1", "k=2"]
+    assert "is not met" in record.verdict
+    assert record.verdict.endswith("or more than the 2 that were allowed")
+    assert plan.note == record.verdict
+
+
+def test_a_bound_that_is_not_in_the_way_is_not_spoken_of() -> None:
+    fake = Fake(blocks(0.5, 0.4, 0.3, 0.2))
+    assert fake.sweep(0.5, most=2) == fake.sweep(0.5)
+    assert "allowed" not in fake.sweep(0.01, most=4)[1].verdict
+    assert len(protected(fake.sweep(0.01, exactly=3, most=2)[0])) == 3
 
 
 # ---------------------------------------------------------------- laws

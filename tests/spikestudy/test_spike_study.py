@@ -1,5 +1,6 @@
 """The verb `study spikes` on a tiny model with a planted spike: all of it, killed and continued, and bad input."""
 
+import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from qarat.conversion import quantize
 from qarat.data import load_token_sets
 from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
-from qarat.plans import assign
+from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
-from qarat.records import ActivationStats
-from qarat.report.page.document import assemble
+from qarat.records import ActivationStats, Menu
+from qarat.report.page.document import assemble, document
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.story import gather
 from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
 from qarat.search.trials import Answer, TrialLog
 from qarat.spikestudies import MAIN, SpikeStudy
+from qarat.spikestudy import StudyJob, StudyRequest, StudyTokens
 from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.workspace import Run, no_progress
 
 Qarat = Callable[..., Any]
 SITE = "model.layers.1.mlp.down_proj"
@@ -125,6 +128,58 @@ def test_an_unfinished_study_says_what_is_missing(
     assert "protected: 1.down" in shown.out
     assert "not finished" in shown.out
     assert "prefix" in shown.out
+    story = gather([tmp_path / "s"])
+    missing = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy).missing
+    assert story.missing == (f"{len(missing)} arms ({'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''})",)
+    page = html.unescape(document(story, assemble(story)))
+    assert f"This run is not finished. Missing: {story.missing[0]}. It continues with the same command: qarat" in page
+    assert 'id="chart-study-8-channel-static"' in page
+
+
+def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_missing(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarat.spikestudy.job.find_plan", killed)
+    assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick").code == 130
+    shown = qarat("show", tmp_path / "s")
+    assert shown.code == 0
+    assert "down_in" in shown.out
+    assert "predicted damage" in shown.out
+    assert "is a study that is not finished; missing: plan, smooth, columns, every arm" in shown.err
+    assert f"it continues with the same command: qarat study spikes {spiking}" in shown.err
+    story = gather([tmp_path / "s"])
+    assert [type(r) for r in story.records] == [ActivationStats, Menu]
+    assert story.missing == ("plan", "smooth", "columns", "every arm")
+
+
+def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Path) -> None:
+    Run(tmp_path / "s").begin(command="qarat study spikes py-128")
+    shown = qarat("show", tmp_path / "s")
+    assert "missing: profile, damage, plan, smooth, columns, every arm" in shown.err
+    assert "evaluate" not in shown.err
+    assert gather([tmp_path / "s"]).missing[-1] == "every arm"
+
+
+def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:
+    model = open_model(str(spiking))
+    sets = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)
+    run = Run(tmp_path / "s")
+    run.begin()
+    chosen: list[tuple[str, ...]] = []
+    for most in (1, 2):
+        request = StudyRequest("quick", budget="nats+0", most=most)
+        job = StudyJob(model, StudyTokens(*sets, {}, None, ()), request, name="m", seed=0, progress=no_progress)
+        job._find_sites(run)
+        chosen.append(job._sites(run))
+        plan = decode_record(run.path("plan.json"), Plan)
+        # What the arms protect is what was planned and measured, and the study's words are of that plan.
+        assert {a.site.name for a in plan.exceptions()} == set(chosen[-1])
+        assert plan.note.endswith(f"or more than the {most} that were allowed")
+    assert chosen[0] == (SITE,)
+    assert len(chosen[1]) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from qarat.data import TokenSet, load_token_sets
 from qarat.errors import ArgumentError, UserError
 from qarat.estimates import estimate
 from qarat.exporters.native import is_native
-from qarat.fingerprints import brief
+from qarat.fingerprints import brief, source_of
 from qarat.models import Model, open_model
 from qarat.planning import Request, describe_matches
+from qarat.preparation import apply_again, options_for, stats_behind
 from qarat.recordfiles import decode_record
 from qarat.records import ActivationStats
 from qarat.schemes import Scheme, SchemeError, parse_scheme
@@ -27,6 +28,7 @@ from qarat.screens import Lines, Screen
 from qarat.workspace import Run, Runtime
 
 __all__ = [
+    "check_transforms",
     "check_weights",
     "check_workers",
     "command_line",
@@ -37,6 +39,7 @@ __all__ = [
     "note_matches",
     "open_float",
     "open_float_named",
+    "open_transformed",
     "prefix_of",
     "quoted",
     "request_of",
@@ -119,6 +122,35 @@ def open_float_named(name: str, asked: options.Computing | options.Compare | opt
     return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
 
 
+def open_transformed(asked: options.Profile | options.Damage | options.Plan | options.Quantize) -> Model:
+    """Open the float model and do to it what was asked for.
+
+    Raises:
+        UserError: As `qarat.preparation.stats_behind`, `open_float`, or `qarat.preparation.apply_again`.
+    """
+    transforms = asked.transforms.transform
+    files = stats_behind(transforms, asked.transforms.transform_stats)
+    model = open_float(asked)
+    stats = [None if file is None else decode_record(file, ActivationStats) for file in files]
+    return apply_again(model, transforms, stats)
+
+
+def check_transforms(path: Path, made_of: str, model: Model) -> None:
+    """Refuse a record of the same checkpoint under other transforms.
+
+    Args:
+        path: Of the record.
+        made_of: Fingerprint of the model that it is of.
+        model: That it is to be used for.
+
+    Raises:
+        UserError: Saying what to give.
+    """
+    if made_of != model.fingerprint and source_of(made_of) == source_of(model.fingerprint):
+        theirs, ours = brief(made_of), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; give {options_for(made_of, path.parent)}")
+
+
 def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets."""
     text: options.Text = asked.text
@@ -157,6 +189,7 @@ def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None
     if not needed and not path.is_file():
         return None
     stats = decode_record(path, ActivationStats)
+    check_transforms(path, stats.provenance.model, model)
     if stats.provenance.model != model.fingerprint:
         theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
         raise UserError(f"{path} is of the model {theirs}, this is {ours}; run `qarat profile` on it")
@@ -188,13 +221,16 @@ def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Li
 
 
 def command_line(verb: str, asked: options.Computing, *words: object) -> str:
-    """A command line on the same model, with the same text, machine and seed."""
+    """A command line on the same model, with what the verb takes of the same text, transforms, machine and seed."""
+    taken = {field.name for field in dataclasses.fields(options.VERBS[verb])}
+    groups = [getattr(asked, name, None) for name in ("transforms", "text", "machine", "general") if name in taken]
     carried: list[str] = []
-    for group in (getattr(asked, "text", options.Text()), asked.machine, asked.general):
+    for group in filter(None, groups):
         for field in dataclasses.fields(group):
             value = getattr(group, field.name)
             if field.name not in ("json", "config", "dry_run") and value != field.default:
-                carried += [f"--{field.name.replace('_', '-')}", str(value)]
+                values = value if isinstance(value, tuple) else (value,)
+                carried += [f"--{field.name.replace('_', '-')}", *map(str, values)]
     return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
 
 

@@ -34,8 +34,8 @@ from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
 from qarat.searching import RESULT as SEARCH
-from qarat.spikestudy import FOUND_WITH
 from qarat.spikestudy import RESULT as STUDY
+from qarat.spikestudy import is_study, read_study
 from qarat.verifications import Verification
 from qarat.verifying import verify_against_float, verify_against_run, verify_alone
 from qarat.workspace import Run, check_file, check_folder, read_command, write_whole
@@ -155,9 +155,8 @@ def show(asked: options.Show, screen: Screen) -> Lines:
         results = [folder / name for name in (STUDY, SEARCH) if (folder / name).is_file()]
         if results:
             screen.show(*map(decode_record, results))
-        elif (folder / FOUND_WITH[0]).is_file():
-            command = read_command(folder)
-            screen.note(f"{folder} is a study that has not measured its first arms; it continues with: {command}")
+        elif is_study(folder):
+            _show_begun_study(folder, screen, **context)
         elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)
         else:
@@ -168,6 +167,15 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     for record in records:
         screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
     return ()
+
+
+def _show_begun_study(folder: Path, screen: Screen, **context: Any) -> None:
+    """What a study has found that has not measured its first arms."""
+    found, missing = read_study(folder)
+    for record in found.values():
+        screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
+    screen.note(f"{folder} is a study that is not finished; missing: {', '.join(missing)}")
+    screen.note(f"it continues with the same command: {read_command(folder) or 'qarat study spikes'}")
 
 
 def _show_run(folder: Path, screen: Screen, low: str) -> None:

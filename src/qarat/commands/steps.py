@@ -9,12 +9,13 @@ from qarat import conversion, options, planning
 from qarat import damage as metrics
 from qarat.calibration import is_static
 from qarat.commands.common import (
+    check_transforms,
     command_line,
     ending,
     load_stats,
     load_tokens,
     note_matches,
-    open_float,
+    open_transformed,
     prefix_of,
     quoted,
     request_of,
@@ -43,7 +44,7 @@ def profile(asked: options.Profile, screen: Screen) -> Lines:
     """Measure every stream of a model in one pass."""
     low = scheme_of("--low", asked.low)
     check_file(asked.out)
-    model = open_float(asked)
+    model = open_transformed(asked)
     calibration, _, _ = load_tokens(asked, model, screen)
     if asked.general.dry_run:
         return show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
@@ -61,7 +62,7 @@ def damage(asked: options.Damage, screen: Screen) -> Lines:
     wanted = metrics.names() if asked.metrics == ("all",) else list(asked.metrics)
     prices = {name: metrics.load(name) for name in wanted}
     check_file(asked.out)
-    model = open_float(asked)
+    model = open_transformed(asked)
     stats = load_stats(asked.stats, model, any(is_static(s) for s in schemes))
     _, selection, _ = load_tokens(asked, model, screen)
     if asked.general.dry_run:
@@ -107,10 +108,12 @@ def _check_metrics(
 
 def plan(asked: options.Plan, screen: Screen) -> Lines:
     """Decide which sites to protect, by measurement."""
-    request = request_of(asked.planning, prefix="auto")  # that is: as the stats have it
+    request = request_of(asked.planning, "auto", asked.transforms.transform)  # the prefix is as the stats have it
     check_file(asked.out)
-    model = open_float(asked)
+    model = open_transformed(asked)
     stats, menu = decode_record(asked.stats, ActivationStats), decode_record(asked.menu, Menu)
+    check_transforms(asked.stats, stats.provenance.model, model)
+    check_transforms(asked.menu, menu.provenance.model, model)
     rank_units(request, naive_plan(model, request, stats), stats, menu)
     _, selection, _ = load_tokens(asked, model, screen)
     note_matches(request, model, screen)
@@ -130,7 +133,8 @@ def quantize(asked: options.Quantize, screen: Screen) -> Lines:
     """Quantize a model by a plan and write it as a native folder."""
     check_place(asked.out, overwrite=asked.overwrite)
     chosen = decode_record(asked.plan, Plan)
-    model = open_float(asked)
+    model = open_transformed(asked)
+    check_transforms(asked.plan, chosen.model, model)
     stats = load_stats(asked.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
     quantized = conversion.quantize(model.in_float32(), chosen, stats)
     if asked.general.dry_run:

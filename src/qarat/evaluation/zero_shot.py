@@ -56,7 +56,8 @@ def measure_tasks(
 
     Raises:
         UserError: The harness is not installed; unknown tasks (with the nearest names); local tasks without their
-            files, or with malformed ones (every row, with its line); questions longer than the model's windows.
+            files, or with malformed ones (every row of every file, with its line); questions longer than the model's
+            windows.
     """
     harness = import_harness("lm_eval")
     with _quiet():
@@ -64,7 +65,7 @@ def measure_tasks(
         theirs = any(name not in OWN_TASKS for name in tasks)
         manager = import_harness("lm_eval.tasks").TaskManager(include_defaults=theirs)
         _check_names(tasks, manager.all_tasks)
-        own = {name: _own_task(name, data) for name in dict.fromkeys(tasks) if name in OWN_TASKS}
+        own = _own_tasks(tasks, data)
         answer: Any = harness.simple_evaluate(
             model=_wrap(model, f"evaluate {label}", progress),
             tasks=[own.get(name, name) for name in dict.fromkeys(tasks)],
@@ -101,7 +102,23 @@ def _scores(task: str, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Ite
             float(value),
             float(error) if isinstance(error, int | float) else math.nan,
             tuple(float(x) for x in items) if whole else (),
+            row.get("sample_len", 0),
         )
+
+
+def _own_tasks(tasks: Sequence[str], data: Path | None) -> dict[str, Any]:
+    """Those of the tasks that are this project's, by name."""
+    found: dict[str, Any] = {}
+    offences: list[str] = []
+    for name in dict.fromkeys(tasks):
+        if name in OWN_TASKS:
+            try:
+                found[name] = _own_task(name, data)
+            except UserError as error:
+                offences.append(str(error))
+    if offences:
+        raise UserError("\n".join(offences))
+    return found
 
 
 def _own_task(name: str, data: Path | None) -> Any:

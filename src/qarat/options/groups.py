@@ -26,6 +26,7 @@ __all__ = [
     "Scheme",
     "StatsFile",
     "Text",
+    "Transforms",
 ]
 
 BUNDLED = "py-128"
@@ -60,6 +61,16 @@ class Text:
     """Tokens of a window."""
     bos: Literal["auto", "each", "once", "never"] = "auto"
     """Whether each window begins with BOS, only the first of a document, none, or as the tokenizer does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transforms:
+    """What is done to the float model first; its function is kept."""
+
+    transform: Annotated[tuple[str, ...], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Change the float model first: hadamard, smooth/0.5 (see docs/formats.md). The same for every step of one plan."""
+    transform_stats: Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
+    """For each smooth, stats of the model that it is applied to, from `qarat profile`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from qarat.options.groups import (
     Scheme,
     StatsFile,
     Text,
+    Transforms,
 )
 
 METRICS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in describe().items())
@@ -43,6 +44,7 @@ class Profile:
     """Leave the operands of the attention products out."""
     prefix: Prefix = "0"
     """Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes."""
+    transforms: Transforms = field(default_factory=Transforms)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -65,6 +67,7 @@ class Damage:
     )
     check: Flag = False
     """Measure every site alone as well, under the first scheme, and say how well each metric predicts that."""
+    transforms: Transforms = field(default_factory=Transforms)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -83,6 +86,7 @@ class Plan:
     out: Out = Path("plan.json")
     """Where the plan goes; its measurements go beside it, to NAME.sweep.json."""
     planning: Planning = field(default_factory=Planning)
+    transforms: Transforms = field(default_factory=Transforms)
     text: Text = field(default_factory=Text)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)
@@ -102,5 +106,6 @@ class Quantize:
     """Folder to write."""
     overwrite: Flag = False
     """Replace FOLDER if it is there."""
+    transforms: Transforms = field(default_factory=Transforms)
     machine: Machine = field(default_factory=Machine)
     general: General = field(default_factory=General)

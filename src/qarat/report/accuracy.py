@@ -38,7 +38,8 @@ def compare_accuracy(records: Sequence[ZeroShot]) -> RenderableType:
             score = scores[key]
             change, error = score_difference(score, base)
             difference = (fixed(change, 4, sign=True), fixed(error, 4)) if record is not first else ("", "")
-            questions = f"{len(score.items):,}" if score.items else ""
+            asked = score.questions or len(score.items)
+            questions = f"{asked:,}" if asked else ""
             numbers = fixed(score.value, 4), fixed(score.standard_error, 4)
             cells(out, *key, record.label, questions, *numbers, *difference)
     tasks = count(len({task for task, _ in theirs[0]}), "task")

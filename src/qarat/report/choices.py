@@ -34,7 +34,7 @@ from qarat.search.space import Unit
 __all__ = ["show_menu", "show_plan", "show_sweep"]
 
 ROWS = 10  # of a ranking; what is left out is said below it
-PROTECTED = 40  # protected sites listed
+OTHERS = 40  # sites listed that are not in the low scheme
 
 
 def show_menu(
@@ -111,13 +111,13 @@ def show_plan(record: Plan, *, sweep: Sweep | None = None) -> RenderableType:
     parts += [Text(), _schemes(record)]
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     parts += [Text(), *(words(f"{count(n, 'attention product')} in {scheme}") for scheme, n in products.items())]
-    protected = record.exceptions()
-    if protected:
-        parts += [Text(), _protected(record, protected[:PROTECTED], sweep.recoveries if sweep else ())]
-    else:
+    others = record.exceptions()
+    if not others or (sweep and not sweep.protected):
         parts += [words("no projection is protected")]
-    if len(protected) > PROTECTED:
-        parts.append(words(f"and {len(protected) - PROTECTED} more protected sites; the plan's file lists all", "dim"))
+    if others:
+        parts += [Text(), _others(record, others[:OTHERS], sweep.recoveries if sweep else ())]
+    if len(others) > OTHERS:
+        parts.append(words(f"and {len(others) - OTHERS} more sites; the plan's file lists all", "dim"))
     return Group(*parts)
 
 
@@ -148,8 +148,8 @@ def _schemes(plan: Plan) -> RenderableType:
     return out
 
 
-def _protected(plan: Plan, protected: Sequence[Assignment], recoveries: Sequence[Trial]) -> RenderableType:
-    """The sites above the low scheme, and what leaving each one low would cost."""
+def _others(plan: Plan, others: Sequence[Assignment], recoveries: Sequence[Trial]) -> RenderableType:
+    """The sites that are not in the low scheme; of those that are protected, what leaving them low would cost."""
     total = sum(a.site.parameters for a in plan.assignments)
     digits = decimals([t.damage.nats for t in recoveries])
     recovered: dict[str, tuple[str, str]] = {}
@@ -159,13 +159,13 @@ def _protected(plan: Plan, protected: Sequence[Assignment], recoveries: Sequence
         recovered |= {site: (f"with {short_name(first)}", "") for site in tied}
     measured = [number("recovers\n(nats)"), number("± SE\n(nats)")] if recoveries else []
     out = table(
-        label("protected", wrap=False),
+        label("not low", wrap=False),
         label("scheme"),
         number("parameters\n(%)"),
         *measured,
         label("reason", style="dim"),
     )
-    for a in protected:
+    for a in others:
         figures = recovered.get(a.site.name, ("", "")) if recoveries else ()
         cells(out, short_name(a.site.name), str(a.scheme), share(a.site.parameters, total, 2), *figures, a.reason)
     return out

@@ -9,10 +9,27 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qarat.errors import UserError
+from qarat.fingerprints import spellings_of
 from qarat.records import Evaluation, paired_difference
 from qarat.report.layout import cells, count, decimals, fixed, label, number, perplexity_change, table, title, words
 
-__all__ = ["compare", "show_evaluation"]
+__all__ = ["arm_words", "compare", "show_evaluation", "transform_words"]
+
+
+def arm_words(evaluation: Evaluation) -> str:
+    """An evaluation's label, with what was done to the model before it was quantized: ``naive, with hadamard``."""
+    transforms = spellings_of(evaluation.provenance.model)
+    return f"{evaluation.label}, with {', '.join(transforms)}" if transforms else evaluation.label
+
+
+def transform_words(evaluations: Sequence[Evaluation]) -> str:
+    """What several evaluations of one transformed model do not show; empty where there are none."""
+    transformed = [e for e in evaluations if spellings_of(e.provenance.model)]
+    if len(transformed) < 2 or len({e.provenance.model for e in transformed}) > 1:
+        return ""
+    labels = ", ".join(e.label for e in transformed[:-1]) + f" and {transformed[-1].label}"
+    done = ", ".join(spellings_of(transformed[0].provenance.model))
+    return f"{labels} alike are of the model with {done}; what that buys is seen beside a run without it"
 
 
 def show_evaluation(record: Evaluation) -> RenderableType:
@@ -47,12 +64,12 @@ def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
         number("95 % interval\n(nats)"),
         number("Δ perplexity\n(%)"),
     )
-    cells(out, first.label, fixed(first.perplexity, 2), "", "", "", "")
+    cells(out, arm_words(first), fixed(first.perplexity, 2), "", "", "", "")
     for evaluation, difference in zip(others, differences, strict=True):
         low, high = (fixed(bound, digits, sign=True) for bound in difference.interval)
         cells(
             out,
-            evaluation.label,
+            arm_words(evaluation),
             fixed(evaluation.perplexity, 2),
             fixed(difference.nats, digits, sign=True),
             fixed(difference.standard_error, digits),
@@ -65,6 +82,8 @@ def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
         lines.append(
             f"Δ: nats per {first.unit} over {first.label}, paired by window; errors over {count(clusters, 'cluster')}"
         )
+    if said := transform_words(evaluations):
+        lines.append(said)
     if others and differences[0].clusters == 1:
         lines.append("one source alone gives no standard error")
     return Group(out, Text(), *(words(line, "dim") for line in lines))

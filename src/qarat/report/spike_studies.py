@@ -197,6 +197,5 @@ def _lines(record: SpikeStudy) -> list[str]:
     lines += [f"left out: {left.what}: {left.why}" for left in record.left]
     lines += [f"could not be measured: {a.name}: {a.failure}" for a in record.arms if a.failure]
     if record.missing:
-        shown = "; ".join(record.missing[:4]) + ("; …" if len(record.missing) > 4 else "")
-        lines.append(f"not finished: {count(len(record.missing), 'arm')} missing ({shown}); the same command goes on")
+        lines.append(f"not finished; missing: {record.missing_words}; the same command goes on")
     return lines

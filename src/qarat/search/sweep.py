@@ -49,6 +49,7 @@ def sweep(
     *,
     order: str,
     exactly: int | None = None,
+    most: int = MOST,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Sweep]:
     """Find how many of the ranked units to protect, by measurement.
@@ -61,14 +62,17 @@ def sweep(
         measure: Loss of a plan on the selection tokens.
         order: What ranked them, for the record.
         exactly: Protect just so many of the first, instead of stopping at the budget.
+        most: Protect no more than so many, unless ``exactly`` says how many.
         progress: Called after every measurement.
 
     Returns:
         The plan, and the measurements behind it.
     """
     driver = _Driver(naive, protect, measure, progress, total=_guess_total(ranked, exactly))
-    trials = _protect_ever_more(driver, ranked, budget, exactly)
+    trials = _protect_ever_more(driver, ranked, budget, exactly, most)
     chosen, verdict = _choose(trials, budget, exactly)
+    if exactly is None and len(trials) - 1 == most < len(ranked) and trials[-1].damage.nats > budget.nats:
+        verdict += f", or more than the {most} that were allowed"
     units = list(ranked[:chosen])
     recoveries = [driver.recovery(unit, units) for unit in units]
     released = [] if exactly is not None else _release(driver, units, recoveries, budget, trials[0].damage.nats)
@@ -97,12 +101,14 @@ def sweep(
     return plan, record
 
 
-def _protect_ever_more(driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None) -> list[Trial]:
+def _protect_ever_more(
+    driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None, most: int
+) -> list[Trial]:
     """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
     trials: list[Trial] = []
     idle = 0
-    most = min(len(ranked), MOST) if exactly is None else exactly
-    for k in range(most + 1):
+    last = min(len(ranked), most) if exactly is None else exactly
+    for k in range(last + 1):
         trials.append(driver.trial(f"k={k}", ranked[:k]))
         loss = trials[-1].damage.nats
         gain = trials[-2].damage.nats - loss if k else float("inf")

@@ -6,14 +6,14 @@ then every arm on the report tokens, each kept in a log as it is measured; so a 
 
 from __future__ import annotations
 
-from qarat.spikestudy.job import FOUND_WITH, RESULT, StudyJob
+from qarat.spikestudy.folders import is_study, read_study
+from qarat.spikestudy.job import RESULT, StudyJob
 from qarat.spikestudy.published import PUBLISHED
 from qarat.spikestudy.request import EXTENTS, METHODS, ORDERS, StudyRequest
 from qarat.spikestudy.worlds import StudyTokens
 
 __all__ = [
     "EXTENTS",
-    "FOUND_WITH",
     "METHODS",
     "ORDERS",
     "PUBLISHED",
@@ -21,4 +21,6 @@ __all__ = [
     "StudyJob",
     "StudyRequest",
     "StudyTokens",
+    "is_study",
+    "read_study",
 ]

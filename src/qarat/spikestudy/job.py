@@ -37,12 +37,20 @@ from qarat.spikestudy.worlds import OTHER, PREFIX, StudyTokens, World, bos_world
 from qarat.transforms import parse_transform
 from qarat.workspace import Progress, Run, write_whole
 
-__all__ = ["FOUND_WITH", "RESULT", "StudyJob"]
+__all__ = ["FOUND_WITH", "RESULT", "STEPS", "StudyJob"]
 
 RESULT = "study.json"
 _MENU, _PLAN, _SWEEP, _STRENGTHS, _COLUMNS = "menu.json", "plan.json", "sweep.json", "strengths.json", "columns.json"
 _NEW_PART = 0.7  # of an arm's blocks, what no other arm has computed; seen with eight blocks
-FOUND_WITH = ("stats-main.safetensors", _MENU, _PLAN, _SWEEP)
+STEPS: dict[str, tuple[str, ...]] = {
+    "profile": ("stats-main.safetensors",),
+    "damage": (_MENU,),
+    "plan": (_PLAN, _SWEEP),
+    "smooth": (_STRENGTHS,),
+    "columns": (_COLUMNS,),
+}
+"""What each step in front of the arms writes, in the order they are done."""
+FOUND_WITH = (*STEPS["profile"], *STEPS["damage"], *STEPS["plan"])
 """What the protected sites were found with, beside the result."""
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
@@ -136,7 +144,7 @@ class StudyJob:
 
     def _find_sites(self, run: Run) -> None:
         stats = _stats_file(MAIN)
-        run.step("profile", self._key(), [stats], lambda: self._profile(run))
+        run.step("profile", self._key(), STEPS["profile"], lambda: self._profile(run))
         lows = [s.low for s in self.extent.rich]
 
         def price() -> None:
@@ -148,23 +156,25 @@ class StudyJob:
 
         def plan() -> None:
             seen, menu = decode_record(run.path(stats), ActivationStats), decode_record(run.path(_MENU), Menu)
-            found = find_plan(self.model, self.plan_request, seen, menu, self.tokens.selection, progress=self.progress)
+            found = find_plan(
+                self.model, self.plan_request, seen, menu, self.tokens.selection,
+                most=self.request.most, progress=self.progress,
+            )  # fmt: skip
             for file, record in zip((_PLAN, _SWEEP), found, strict=True):
                 write_whole(run.path(file), encode_record(record))
 
-        run.step("damage", [self._key(), lows], [_MENU], price, after=["profile"])
-        asked = [self._key(), msgspec.to_builtins(self.plan_request)]
-        run.step("plan", asked, [_PLAN, _SWEEP], plan, after=["profile", "damage"])
+        run.step("damage", [self._key(), lows], STEPS["damage"], price, after=["profile"])
+        asked = [self._key(), msgspec.to_builtins(self.plan_request), self.request.most]
+        run.step("plan", asked, STEPS["plan"], plan, after=["profile", "damage"])
 
     def _profile(self, run: Run) -> None:
         stats = profile(self.model, self.tokens.calibration, attention=False, progress=self.progress)
         write_whole(run.path(_stats_file(MAIN)), encode_record(stats))
 
     def _sites(self, run: Run) -> tuple[str, ...]:
-        """The protected sites, those first whose protection buys most; no more than were asked for."""
+        """The protected sites, those first whose protection buys most."""
         recoveries = sorted(decode_record(run.path(_SWEEP), Sweep).recoveries, key=lambda t: -t.damage.nats)
-        named = [site for trial in recoveries for site in trial.sites]
-        return tuple(named if self.request.sites else named[: self.request.most])
+        return tuple(site for trial in recoveries for site in trial.sites)
 
     def _strengths(self, run: Run) -> dict[str, dict[str, str]]:
         """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
@@ -179,7 +189,7 @@ class StudyJob:
             }
             write_whole(run.path(_STRENGTHS), msgspec.json.encode(found) + b"\n")
 
-        run.step("smooth", [self._key(), autos, lows], [_STRENGTHS], work, after=["profile"])
+        run.step("smooth", [self._key(), autos, lows], STEPS["smooth"], work, after=["profile"])
         return msgspec.json.decode(run.path(_STRENGTHS).read_bytes(), type=dict[str, dict[str, str]])
 
     def _asked(
@@ -227,7 +237,7 @@ class StudyJob:
                 found[scheme] = sum(shares.values()) / len(shares)
             write_whole(run.path(_COLUMNS), msgspec.json.encode(found) + b"\n")
 
-        run.step("columns", [self._key(), list(schemes)], [_COLUMNS], work, after=["profile"])
+        run.step("columns", [self._key(), list(schemes)], STEPS["columns"], work, after=["profile"])
         shares = msgspec.json.decode(run.path(_COLUMNS).read_bytes(), type=dict[str, float])
         return {scheme: f"{100 * share:.1f} % of the inputs' columns in float" for scheme, share in shares.items()}
 

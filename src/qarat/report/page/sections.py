@@ -5,12 +5,12 @@ What another kind of record has to show is one more function in `SECTIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qarat.formats import FORMATS
 from qarat.lawrecords import Law
-from qarat.plans import Plan, short_name
+from qarat.plans import Assignment, Plan, short_name
 from qarat.records import ActivationStats, Continuations, Menu, StreamStats, Sweep
 from qarat.report.layout import count, decimals, fixed, share
 from qarat.report.page.figures.base import DataTable, Figure
@@ -89,7 +89,7 @@ def _spikes(story: Story) -> tuple[Part, ...]:
         return ()
     low = low_input(story)
     parts: list[Part] = [spike_map(stats, low)]
-    streams, left = _notable(stats, low, story.one(Plan))
+    streams, left = _notable(stats, low, story.protected)
     if not streams:
         streams = [max(_read(stats), key=lambda s: s.ratio)]
         parts.append(
@@ -107,9 +107,11 @@ def _spikes(story: Story) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _notable(stats: ActivationStats, low: TensorScheme | None, plan: Plan | None) -> tuple[list[StreamStats], int]:
+def _notable(
+    stats: ActivationStats, low: TensorScheme | None, kept: Sequence[Assignment]
+) -> tuple[list[StreamStats], int]:
     """What protected sites read, then what rules flag, up to so many; and how many are left."""
-    protected = [name for a in (plan.exceptions() if plan else ()) for name in a.site.streams]
+    protected = [name for a in kept for name in a.site.streams]
     flagged = [name for rule in PLANNING_RULES for name in find_spikes(stats, rule, low).flagged]
     names = [name for name in dict.fromkeys([*protected, *flagged]) if name in stats.streams]
     return [stats.streams[name] for name in names[:_SPIKES]], len(names[_SPIKES:])
@@ -129,12 +131,12 @@ def _plan(story: Story) -> tuple[Part, ...]:
     plan, sweep = story.one(Plan), story.one(Sweep)
     if plan is None:
         return ()
-    kept = _protected(plan, sweep)
+    kept = _others(plan, sweep)
     return (strip(plan), element("div", table(kept), class_="scroll", tabindex="0")) if kept.rows else (strip(plan),)
 
 
-def _protected(plan: Plan, sweep: Sweep | None) -> DataTable:
-    """What is kept above the low scheme, and what leaving it low would cost."""
+def _others(plan: Plan, sweep: Sweep | None) -> DataTable:
+    """What is not in the low scheme; of what is protected, what leaving it low would cost."""
     recovered = {site: t.damage for t in (sweep.recoveries if sweep else ()) for site in t.sites}
     digits = decimals([d.nats for d in recovered.values()])
     total = sum(a.site.parameters for a in plan.assignments)

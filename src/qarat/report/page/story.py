@@ -10,12 +10,10 @@ from typing import TypeVar
 from qarat.errors import UserError
 from qarat.fingerprints import brief, source_of
 from qarat.pipeline import LABELS, STEPS
-from qarat.plans import Plan
+from qarat.plans import Assignment, Plan
 from qarat.recordfiles import Record, content_hash, decode_record
-from qarat.records import Evaluation, Provenance
-from qarat.spikestudies import SpikeStudy
-from qarat.spikestudy import FOUND_WITH
-from qarat.spikestudy import RESULT as STUDY
+from qarat.records import Evaluation, Provenance, Sweep
+from qarat.spikestudy import is_study, read_study
 from qarat.workspace import read_command, read_manifest
 
 __all__ = ["Story", "gather", "origin"]
@@ -47,6 +45,12 @@ class Story:
     def one(self, kind: type[R]) -> R | None:
         """The record of a kind that has one at the most."""
         return next(iter(self.all(kind)), None)
+
+    @property
+    def protected(self) -> tuple[Assignment, ...]:
+        """The projections that the plan protects; a plan without its sweep does not tell those from overrides."""
+        plan, sweep = self.one(Plan), self.one(Sweep)
+        return tuple(a for a in (plan.exceptions() if plan else ()) if sweep is None or a.site.name in sweep.protected)
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -84,20 +88,12 @@ def gather(paths: Sequence[Path]) -> Story:
 
 def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     """The records of a run by file name, and the steps that are missing."""
+    if is_study(folder):
+        return read_study(folder)
     done = read_manifest(folder)
-    if (folder / STUDY).is_file():
-        return _read_study(folder)
     names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
     records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
     return records, tuple(step for step in STEPS if step not in done)
-
-
-def _read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
-    """The records of a study at its main setting, and how many arms are missing."""
-    study = decode_record(folder / STUDY, SpikeStudy)
-    records: dict[str, Record] = {STUDY: study}
-    records |= {name: decode_record(folder / name) for name in FOUND_WITH}
-    return records, (f"{len(study.missing)} arms",) if study.missing else ()
 
 
 def _check_one_of_each(records: Mapping[str, Record]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qarat.fingerprints import spellings_of
 from qarat.lawrecords import Law
 from qarat.laws.forms import form_named
 from qarat.plans import Plan
@@ -80,20 +83,18 @@ def _format_words(part: TensorScheme | None) -> str:
 def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> str:
     naive = paired_difference(evaluations["naive"], evaluations["float"])
     lost = paired_difference(evaluations["plan"], evaluations["float"])
-    low, kept = scheme_words(parse_scheme(plan.low)), plan.exceptions()
+    low, kept, beside = scheme_words(parse_scheme(plan.low)), story.protected, _beside(plan, story)
     projections = sum(a.site.kind == "projection" for a in plan.assignments)
     ours, floats = fixed(evaluations["plan"].perplexity, 2), fixed(evaluations["float"].perplexity, 2)
-    sweep = story.one(Sweep)
-    if not kept and sweep is not None and lost.nats > sweep.budget_nats:
-        return (
-            f"No protection that was tried keeps {sweep.budget}: with all {projections} projections in {low}, "
-            f"perplexity is {ours} against float's {floats} ({perplexity_change(lost.nats)} %). "
-            "A finer low scheme may do."
-        )
     if not kept:
+        overridden = len(plan.exceptions())
+        rest = f"the other {projections - overridden} projections" if overridden else f"all {projections} projections"
+        said, more, sweep = "Nothing needs protection", "", story.one(Sweep)
+        if sweep and lost.nats > sweep.budget_nats:
+            said, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
         return (
-            f"Nothing needs protection: with all {projections} projections in {low}, perplexity is {ours} against "
-            f"float's {floats} ({perplexity_change(lost.nats)} %)."
+            f"{said}: with {_listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
+            f"({perplexity_change(lost.nats)} %).{more}"
         )
     units = [u.label for u in make_units([a.site for a in kept], tied=True)]
     names = ", ".join(units[:_NAMED]) + (" and others" if len(units) > _NAMED else "")
@@ -101,11 +102,28 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     size = share(sum(a.site.parameters for a in kept), total)
     schemes = {scheme_words(a.scheme) for a in kept}
     kind = schemes.pop() if len(schemes) == 1 else "higher precision"
+    alike = f" (as in the plan, with {_listed(beside)})" if beside else ""
     return (
         f"Keeping {len(kept)} of {projections} projections in {kind} ({names}; {size} % of the parameters) holds "
-        f"perplexity at {ours} against float's {floats} ({perplexity_change(lost.nats)} %), where {low} everywhere "
-        f"{_naive_words(naive, lost)}."
+        f"perplexity at {ours} against float's {floats} ({perplexity_change(lost.nats)} %), where {low} everywhere"
+        f"{alike} {_naive_words(naive, lost)}."
     )
+
+
+def _beside(plan: Plan, story: Story) -> list[str]:
+    """What naive and the plan have in common beside the low scheme, so that protection did not buy it."""
+    overridden = len(plan.exceptions()) - len(story.protected)
+    return [
+        *spellings_of(plan.model),
+        *([f"a prefix of {count(len(plan.prefix), 'token')} in float"] if plan.prefix else []),
+        *([f"{count(overridden, 'projection')} as --set decides"] if overridden else []),
+    ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _naive_words(naive: Difference, lost: Difference) -> str:

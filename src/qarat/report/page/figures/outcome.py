@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from qarat.records import Evaluation, paired_difference
 from qarat.report.layout import count, fixed, perplexity_change
+from qarat.report.outcomes import arm_words, transform_words
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.intervals import Arm, intervals
 
@@ -23,18 +24,20 @@ def outcome(evaluations: Sequence[Evaluation], budget: tuple[float, str] | None 
         UserError: They are of other models or tokens.
     """
     first, *others = evaluations
-    arms = [Arm(first.label, 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
+    arms = [Arm(arm_words(first), 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
     clusters = 0
     for evaluation in others:
         difference = paired_difference(evaluation, first)
         clusters = difference.clusters
         details = (fixed(evaluation.perplexity, 2), perplexity_change(difference.nats))
-        arms.append(Arm(evaluation.label, difference.nats, *difference.interval, evaluation.label, details))
+        arms.append(Arm(arm_words(evaluation), difference.nats, *difference.interval, evaluation.label, details))
     windows = count(len(first.nats), "window")
     caption = (
         f"Loss over {first.label} on {windows} of text that neither calibration nor planning has seen. Bars: 95 %, "
         f"paired by window, over {count(clusters, 'source')}."
     )
+    if said := transform_words(evaluations):
+        caption += f" {said[0].upper()}{said[1:]}."
     return intervals(
         "outcome",
         "Loss over float",
