@@ -115,6 +115,10 @@ def test_a_killed_search_goes_on(
     assert qarat("search", tiny_llama, *small, "-o", tmp_path / "cut", *words).code == 130
     log = tmp_path / "cut.partial" / "trials.jsonl"
     assert len(log.read_text().splitlines()) == 1 + 6
+    shown = qarat("show", tmp_path / "cut")
+    assert (shown.code, shown.out) == (0, "")
+    assert "not finished: 6 plans measured so far" in shown.err
+    assert f"continues with the same command: qarat search {tiny_llama}" in shown.err
     monkeypatch.setattr(trials.TrialLog, "add", add)
     after = searched(qarat, tiny_llama, small, tmp_path / "cut", *words)
     assert after.trials == whole.trials

@@ -188,6 +188,10 @@ def test_a_sweep_writes_tables_that_laws_read(
 ) -> None:
     code, out, err = qarat("sweep", *family, *small, *SWEEP, "-o", tmp_path / "s")
     assert code == 0, err
+    assert qarat("show", tmp_path / "s").out == qarat("show", tmp_path / "s" / "sweep.json").out != ""
+    page = qarat("report", tmp_path / "s")
+    assert page.code == 1
+    assert "is of searching, of which there is no page" in page.err
     sweep = decode_record(tmp_path / "s" / "sweep.json", FamilySweep)
     assert (sweep.family, len(sweep.points)) == ("tiny", 2 * 3)
     rows = read_table(tmp_path / "s" / "sweep.csv").rows

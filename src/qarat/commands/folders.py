@@ -34,6 +34,7 @@ from qarat.report.page import write_report
 from qarat.schemes import LinearScheme
 from qarat.screens import Lines, Screen
 from qarat.searching import RESULT as SEARCH
+from qarat.searching import SWEEP, count_plans, is_searching
 from qarat.spikestudy import RESULT as STUDY
 from qarat.spikestudy import is_study, read_study
 from qarat.verifications import Verification
@@ -152,11 +153,13 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
-        results = [folder / name for name in (STUDY, SEARCH) if (folder / name).is_file()]
+        results = [folder / name for name in (STUDY, SEARCH, SWEEP) if (folder / name).is_file()]
         if results:
             screen.show(*map(decode_record, results))
         elif is_study(folder):
             _show_begun_study(folder, screen, **context)
+        elif is_searching(folder):
+            _note_begun_search(folder, screen)
         elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)
         else:
@@ -176,6 +179,13 @@ def _show_begun_study(folder: Path, screen: Screen, **context: Any) -> None:
         screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
     screen.note(f"{folder} is a study that is not finished; missing: {', '.join(missing)}")
     screen.note(f"it continues with the same command: {read_command(folder) or 'qarat study spikes'}")
+
+
+def _note_begun_search(folder: Path, screen: Screen) -> None:
+    """What a search, or many, has come to that has no result yet."""
+    plans = count_plans(folder)
+    screen.note(f"{folder} holds searching that is not finished: {plans:,} plans measured so far")
+    screen.note(f"it continues with the same command: {read_command(folder)}")
 
 
 def _show_run(folder: Path, screen: Screen, low: str) -> None:

@@ -8,7 +8,7 @@ and sweeps are many such jobs, each a folder and a step of a larger run.
 from __future__ import annotations
 
 from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
-from qarat.searching.nested import SEARCHES
+from qarat.searching.nested import SEARCHES, count_plans, is_searching
 from qarat.searching.request import POINTS, SearchRequest
 from qarat.searching.setting import Member, Setting
 from qarat.searching.study import STUDY, StudyJob, StudyRequest
@@ -33,5 +33,7 @@ __all__ = [
     "StudyRequest",
     "SweepJob",
     "SweepRequest",
+    "count_plans",
+    "is_searching",
     "plan_file",
 ]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from qarat.recordfiles import decode_record
 from qarat.searches import Reached, SearchResult
 from qarat.searching.job import RESULT, TRIALS, SearchJob
 from qarat.studies import StudyPlan, StudyReach
-from qarat.workspace import Run
+from qarat.workspace import Run, read_command
 
-__all__ = ["SEARCHES", "chosen_plan", "reach_of", "search_within"]
+__all__ = ["SEARCHES", "chosen_plan", "count_plans", "is_searching", "reach_of", "search_within"]
 
 
 SEARCHES = "searches"
@@ -52,3 +55,14 @@ def reach_of(result: SearchResult, budget: str) -> StudyReach:
     """What a loss budget of a search reaches."""
     reached = next(r for r in result.reached if r.budget == budget)
     return StudyReach(budget, chosen_plan(result, reached), reached.low, reached.high)
+
+
+def is_searching(folder: Path) -> bool:
+    """Whether a folder is of a search, a study of ratios or a sweep, however far it has come: its log tells."""
+    words = shlex.split(read_command(folder))
+    return words[:1] == ["qarat"] and (words[1:2] in (["search"], ["sweep"]) or words[1:3] == ["study", "ratio"])
+
+
+def count_plans(folder: Path) -> int:
+    """Plans measured so far by all searches of a folder; the first line of a trial log is no plan."""
+    return sum(max(0, len(log.read_text().splitlines()) - 1) for log in folder.rglob(TRIALS))

@@ -13,6 +13,7 @@ from qarat.pipeline import LABELS, STEPS
 from qarat.plans import Assignment, Plan
 from qarat.recordfiles import Record, content_hash, decode_record
 from qarat.records import Evaluation, Provenance, Sweep
+from qarat.searching import is_searching
 from qarat.spikestudy import is_study, read_study
 from qarat.workspace import read_command, read_manifest
 
@@ -66,7 +67,8 @@ def gather(paths: Sequence[Path]) -> Story:
         paths: A run's folder, finished or ``.partial``, and files.
 
     Raises:
-        UserError: Nothing there; two records of which a page has room for one; records of several models.
+        UserError: Nothing there; a folder of searching; two records of which a page has room for one; records of
+            several models.
     """
     records: dict[str, Record] = {}
     missing: tuple[str, ...] = ()
@@ -90,6 +92,11 @@ def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     """The records of a run by file name, and the steps that are missing."""
     if is_study(folder):
         return read_study(folder)
+    if is_searching(folder):
+        raise UserError(
+            f"{folder} is of searching, of which there is no page: `qarat show {folder}` prints it, and a law fitted "
+            "to a sweep has one (`qarat law fit`, then `qarat report law.json`)"
+        )
     done = read_manifest(folder)
     names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
     records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
