@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from qarat import data
+from qarat import data, options
 from qarat.cli import main
+from qarat.commands.common import command_line
 from qarat.exporters.native import read_native
 from qarat.fingerprints import spellings_of
 from qarat.options import BUNDLED
@@ -347,3 +348,12 @@ def test_options_that_mean_nothing_together_are_refused(
     answer = qarat("evaluate", tiny_llama, *words)
     assert answer.code == 2
     assert said in answer.err
+
+
+def test_a_following_command_keeps_what_was_asked_for() -> None:
+    planning = options.Planning(low="w=int8/tensor", sites=("0.down", "1.down"), set=("1.*: float", "2.up: fp8"))
+    asked = options.Run(model="m", planning=planning, machine=options.Machine(threads=1))
+    words = ["qarat", "run", "m", "--low", "w=int6/channel", "-o", "again"]
+    kept = ["--sites", "0.down", "1.down", "--set", "1.*: float", "--set", "2.up: fp8", "--threads", "1"]
+    assert shlex.split(command_line("run", asked, *words[3:])) == [*words, *kept]
+    assert shlex.split(command_line("quantize", asked)) == ["qarat", "quantize", "m", "--threads", "1"]

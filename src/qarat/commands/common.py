@@ -221,16 +221,19 @@ def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Li
 
 
 def command_line(verb: str, asked: options.Computing, *words: object) -> str:
-    """A command line on the same model, with what the verb takes of the same text, transforms, machine and seed."""
+    """A command line on the same model, with what the verb takes of the same options; what is in ``words`` wins."""
     taken = {field.name for field in dataclasses.fields(options.VERBS[verb])}
-    groups = [getattr(asked, name, None) for name in ("transforms", "text", "machine", "general") if name in taken]
+    names = ("planning", "transforms", "text", "machine", "general")
     carried: list[str] = []
-    for group in filter(None, groups):
+    for group in filter(None, (getattr(asked, name, None) for name in names if name in taken)):
         for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            if field.name not in ("json", "config", "dry_run") and value != field.default:
-                values = value if isinstance(value, tuple) else (value,)
-                carried += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+            option, value = f"--{field.name.replace('_', '-')}", getattr(group, field.name)
+            if field.name in ("json", "config", "dry_run") or value == field.default or option in words:
+                continue
+            if field.name == "set":  # given once for every rule
+                carried += [word for rule in value for word in (option, rule)]
+            else:
+                carried += [option, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
 
 

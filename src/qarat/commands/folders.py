@@ -79,6 +79,8 @@ def run(asked: options.Run, screen: Screen) -> Lines:
     if asked.page:
         write_report([out], out, progress=screen.progress)
     harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]
+    harder += ["--transform", *asked.transform] if asked.transform else []
+    harder += ["--prefix", asked.prefix] if asked.prefix != "0" else []
     name = out.name + ("-int6" if request.low != INT6 else "-int8")
     return (
         f"written: {quoted(out)} (the quantized model in {quoted(out / pipeline.MODEL)}, and every record behind it)",
