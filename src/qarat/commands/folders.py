@@ -155,7 +155,9 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
-        results = [folder / name for name in (STUDY, SEARCH, SWEEP) if (folder / name).is_file()]
+        # A run has a sweep.json as well: the measurements behind its plan.
+        names = (STUDY, SEARCH, *([SWEEP] if is_searching(folder) else []))
+        results = [folder / name for name in names if (folder / name).is_file()]
         if results:
             screen.show(*map(decode_record, results))
         elif is_study(folder):
