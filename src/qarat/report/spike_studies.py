@@ -85,7 +85,7 @@ _PROTECTION = ("naive", "protection", "control")
 def _settings(record: SpikeStudy) -> RenderableType:
     heads = (
         "naive",
-        "protected",
+        "pro-\ntected",
         "E4M3",
         "E5M2",
         "inputs\nonly",
