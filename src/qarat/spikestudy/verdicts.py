@@ -10,7 +10,7 @@ import msgspec
 
 from qarat.plans import short_name
 from qarat.records import Difference
-from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting
+from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting, setting_words
 from qarat.spikestudy.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 
 __all__ = ["Duel", "SettingSays", "Steadied", "command", "duels", "recommend", "said_of", "steadied", "verdict_lines"]
@@ -155,13 +155,14 @@ def recommend(study: SpikeStudy) -> str:
     within = [s for s in tried if s.loss.interval[1] <= study.budget_nats]
     if within:
         best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
-        words = f"6 bits: take {best.remedy}; it keeps {study.budget} at {_said(best.loss)}"
+        words = f"6 bits: take {_remedy_words(study, best.arm)}; it keeps {study.budget} at {_said(best.loss)}"
         return words + _how(study, best.arm)
     allowed = tried[0].loss.nats + _SLACK * max(0.0, study.over_float(naive).nats)
     near = [s for s in tried if s.loss.nats <= allowed]
     best = min(near, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
     return (
-        f"6 bits: nothing that was tried keeps {study.budget} with its whole interval; {best.remedy} comes to "
+        f"6 bits: nothing that was tried keeps {study.budget} with its whole interval; "
+        f"{_remedy_words(study, best.arm)} comes to "
         f"{_said(best.loss)}, where naive loses {_said(study.over_float(naive))}{_how(study, best.arm)}. "
         "Take 8 bits where that is too much"
     )
@@ -231,7 +232,7 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
     names = ", ".join(map(short_name, study.sites))
     restored = "" if math.isnan(said.restored) else f", {100 * said.restored:.0f} % of the loss restored"
     budget = f"{'within' if said.within else 'not within'} {study.budget}"
-    setting, kept = brief_setting(said.setting), _said(said.protected)
+    setting, kept = setting_words(said.setting), _said(said.protected)
     lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
     if said.closest is not None:
         closest = study.over_float(said.closest)
@@ -241,7 +242,7 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
             else f"{said.beaten} of {said.controls} are worse beyond the 95 % interval"
         )
         lines.append(
-            f"  random controls: {worse}; the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
+            f"  Random controls: {worse}; the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
         )
     if said.fp8 is not None:
         equal = "within" if said.fp8_equal else "not within"
@@ -264,11 +265,17 @@ def _duel_line(against: tuple[Duel, ...]) -> str:
         for winner, said in words.items()
         if any(d.winner == winner for d in against)
     ]
-    return "  against methods alone: " + "; ".join(parts)
+    return "  Against methods alone: " + "; ".join(parts)
 
 
 def _remedy(arm: StudyArm) -> str:
     return f"{brief_setting(arm.scheme)}: {arm.label}"
+
+
+def _remedy_words(study: SpikeStudy, arm: StudyArm) -> str:
+    """A remedy in a sentence."""
+    beside = f"{', '.join(map(short_name, study.sites))} protected" if arm.label == PROTECTED else arm.label
+    return f"{setting_words(arm.scheme)} with {beside}" if arm.label != NAIVE else setting_words(arm.scheme)
 
 
 def _effort(arm: StudyArm) -> int:

@@ -16,6 +16,7 @@ from qarat.report.page.sections import SECTIONS, Part, Section
 from qarat.report.page.story import Story, origin
 from qarat.report.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
 from qarat.report.page.verdict import facts, verdict
+from qarat.spikestudies import SpikeStudy
 
 __all__ = ["assemble", "document"]
 
@@ -60,8 +61,9 @@ def document(story: Story, assembled: Assembled) -> str:
 def _subject(story: Story) -> str:
     origins = [where.model for record in story.records if (where := origin(record))]
     models = dict.fromkeys([*(plan.model for plan in story.all(Plan)), *origins])
-    law = story.one(Law)
-    return f"model {next(iter(models))[:12]}" if models else law.data if law else "a run"
+    law, study = story.one(Law), story.one(SpikeStudy)
+    name = f"{Path(study.name).name}, " if study else ""
+    return f"{name}model {next(iter(models))[:12]}" if models else law.data if law else "a run"
 
 
 def _awaited(section: Section, story: Story) -> list[str]:

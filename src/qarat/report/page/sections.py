@@ -5,8 +5,9 @@ What another kind of record has to show is one more function in `SECTIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from qarat.formats import FORMATS
 from qarat.lawrecords import Law
@@ -77,10 +78,20 @@ def _study(story: Story) -> tuple[Part, ...]:
     study = story.one(SpikeStudy)
     if study is None:
         return ()
-    parts: list[Part] = [_paragraph(line.strip() + ".") for line in verdict_lines(study)]
+    parts: list[Part] = list(_points(verdict_lines(study)))
     parts += [arms_of(study, s) for s in study.settings if study.of_group(s, "method", "order")]
     parts += [six_bits(study)] if steadied(study) else []
     return (*parts, *(_paragraph(f"Left out, {left.what}: {left.why}.") for left in study.left))
+
+
+def _points(lines: Sequence[str]) -> Iterator[str]:
+    """Paragraphs; indented lines are a list below the one before them."""
+    for inner, group in groupby(lines, key=lambda line: line.startswith(" ")):
+        said = [line.strip() + "." for line in group]
+        if inner:
+            yield element("ul", *(element("li", prose(line)) for line in said))
+        else:
+            yield from map(_paragraph, said)
 
 
 def _spikes(story: Story) -> tuple[Part, ...]:

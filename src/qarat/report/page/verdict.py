@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qarat.fingerprints import spellings_of
 from qarat.lawrecords import Law
 from qarat.laws.forms import form_named
-from qarat.plans import Plan
+from qarat.plans import Plan, short_name
 from qarat.records import ActivationStats, Difference, Evaluation, Sweep, paired_difference
 from qarat.report.layout import count, fixed, megabytes, perplexity_change, share
 from qarat.report.page.story import Story
@@ -15,7 +16,8 @@ from qarat.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
 from qarat.search.space import make_units
 from qarat.spikes import PLANNING_RULES, find_spikes
 from qarat.spikestudies import SpikeStudy
-from qarat.spikestudy.verdicts import verdict_lines
+from qarat.spikestudy.arms import PROTECTED
+from qarat.spikestudy.verdicts import said_of, verdict_lines
 
 __all__ = ["facts", "low_input", "scheme_words", "verdict"]
 
@@ -26,7 +28,7 @@ def verdict(story: Story) -> str:
     """One sentence; where a run is unfinished, what can be said so far."""
     plan, evaluations = story.one(Plan), {e.label: e for e in story.evaluations}
     if study := story.one(SpikeStudy):
-        return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
+        return _study(study)
     if plan and {"float", "naive", "plan"} <= evaluations.keys():
         return _outcome(plan, evaluations, story)
     if len(story.evaluations) > 1:
@@ -78,6 +80,25 @@ def _format_words(part: TensorScheme | None) -> str:
         return ""
     name = part.spell("w").split("/")[0]
     return "a table of its own" if name.startswith("{") else name.upper()
+
+
+def _study(study: SpikeStudy) -> str:
+    """What protection buys at the main setting; without protected sites, why there are none."""
+    said = said_of(study, study.main)
+    if said is None or not study.sites:
+        return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
+    arm = study.find(study.main, PROTECTED)
+    size = f" ({share(arm.share, 1, 2)} % of the parameters)" if arm else ""
+    low, names = scheme_words(parse_scheme(study.main)), ", ".join(map(short_name, study.sites))
+    naive, kept = (f"{perplexity_change(loss.nats)} %" for loss in (said.naive, said.protected))
+    if math.isnan(said.restored):
+        return (
+            f"{low} costs nothing that could be taken back: perplexity {naive} over float; with {names} kept, {kept}."
+        )
+    return (
+        f"Keeping {names} in float{size} takes back {fixed(100 * said.restored, 0)} % of what {low} costs: perplexity "
+        f"{kept} over float, where {low} everywhere costs {naive}."
+    )
 
 
 def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> str:

@@ -8,7 +8,7 @@ from qarat.records import Difference
 from qarat.report.layout import count, fixed, perplexity_change, share
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.intervals import Arm, intervals
-from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting
+from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting, setting_words
 from qarat.spikestudy.verdicts import steadied
 
 __all__ = ["SHOWN", "arms_of", "six_bits"]
@@ -27,10 +27,9 @@ def arms_of(study: SpikeStudy, setting: str) -> Figure:
         setting: Low scheme.
     """
     found = sorted(((study.over_float(a), a) for a in study.of_group(setting, *SHOWN)), key=lambda pair: pair[0].nats)
-    brief = brief_setting(setting)
     return intervals(
-        f"study-{brief.replace(' ', '-')}",
-        f"Protection, controls and methods: {brief}",
+        f"study-{brief_setting(setting).replace(' ', '-')}",
+        f"Protection, controls and methods in {setting_words(setting)}",
         f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Random controls protect as many sites.",
         [_arm(a.label, loss, a) for loss, a in found],
         unit="nats per token",
