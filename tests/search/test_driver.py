@@ -166,6 +166,9 @@ def test_an_interval_is_open_where_plans_lie_beyond_the_last_trial(fake):
     assert low < high == pytest.approx(1)
     assert interval_words(low, high) == f"{low:.3f} to 1.000"
     assert interval_words(math.nan, math.nan) == ""
+    # A straight line to a plan far beyond the budget crosses it well beyond the plan that is chosen.
+    low, high = ends(made, "nats+0.1", (units // 2, 0.05), (units, 0.2))
+    assert low == made.space().ratio((0,) * (units // 2) + (1,) * (units - units // 2)) < high
 
 
 def test_what_nothing_meets_says_the_best(fake):

@@ -71,8 +71,10 @@ def _within_loss(
         words = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
         return _nothing(budget, words + _doubt(budget, best, float_loss))
     index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
-    dear, cheap = (space.place(_edge(budget.nats, measured, space, sign * Z)) for sign in (1, -1))
-    low, high = (dear, cheap) if space.axis == "ratio" else (cheap, dear)
+    # Between two plans there may be none, and then the line crosses beyond the one that is within the budget.
+    dear = min(_edge(budget.nats, measured, space, Z), space.position(trial.choice))
+    ends = space.place(dear), space.place(_edge(budget.nats, measured, space, -Z))
+    low, high = ends if space.axis == "ratio" else ends[::-1]
     words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
     return Reached(budget.spelling, index, low, high, words)
 
