@@ -3,8 +3,7 @@
 import hashlib
 import json
 import resource
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +23,8 @@ PACKAGE_LIMIT, FAMILY_LIMIT, FILE_LIMIT = 10_000_000, 45_000_000, 12_000_000  # 
 
 
 @pytest.fixture(scope="module")
-def train() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "reference"))
-    try:
-        import train  # pyright: ignore[reportMissingImports]
-    finally:
-        sys.path.pop(0)
-    return train
+def train(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("train")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 
 from qarat.checkpoints import reference_models
 
-ROOT = Path(__file__).parents[2]
 FIGURE_LIMIT = 150_000  # bytes
 # Of two blocks: maximum, r and position of the largest token.
 SPIKES = [
@@ -23,13 +23,8 @@ SPIKES = [
 
 
 @pytest.fixture(scope="module")
-def growth() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "reference"))
-    try:
-        import growth  # pyright: ignore[reportMissingImports]
-    finally:
-        sys.path.pop(0)
-    return growth
+def growth(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("growth")
 
 
 @pytest.fixture

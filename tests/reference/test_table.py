@@ -1,7 +1,7 @@
 """The family's table and cards: measured on a shipped model, few windows of it, and written from that."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -9,22 +9,20 @@ import pytest
 
 from qarat.checkpoints import reference_models
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture(scope="module")
+def table(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("table")
 
 
 @pytest.fixture(scope="module")
-def cards() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "reference"))
-    try:
-        import cards  # pyright: ignore[reportMissingImports]
-    finally:
-        sys.path.pop(0)
-    return cards
+def cards(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("cards")
 
 
-def test_a_model_is_measured_and_gets_its_card(cards: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import table  # pyright: ignore[reportMissingImports]  (found beside cards, which has imported it)
-
+def test_a_model_is_measured_and_gets_its_card(
+    table: ModuleType, cards: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     row = table.measure("py-64", 1, samples=2, report_samples=4, questions=4)
     int8, int6 = row["INT8"], row["INT6"]
     assert len(row["protected"]) == len(set(row["protected"])) <= table.MOST
