@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 
 from qarat.errors import UserError
@@ -47,6 +48,19 @@ def test_predicted_is_optimal_where_losses_add_and_measures_a_point_once(fake):
     assert len(driver.trials) == len(POINTS)
     for point in POINTS:
         assert best(space, driver.trials, point) == pytest.approx(optimum(made, space, point), rel=1e-9)
+
+
+def test_among_what_errors_cannot_tell_apart_the_earlier_stays_high(fake):
+    made = fake()
+    space = made.space()
+    assert space.depths.tolist() == pytest.approx([unit // 3 / 3 for unit in range(12)])  # three in each block
+    size = np.array([[unit.parameters, 0.0] for unit in space.units])
+    driver = Driver(space, made.measure, TrialLog(None, {}))
+    for errors, kept in ((None, None), (0.1 * size, [0] * 6 + [1] * 6)):
+        driver.run(make_strategy("predicted", trials=1, seed=0), Goal((0.5,), (), size, errors))
+        low = [1 - option for option in driver.trials[-1].choice]
+        assert driver.trials[-1].predicted == pytest.approx(float(size[:, 0] @ low))  # as priced, not as shifted
+        assert kept is None or low == kept
 
 
 @pytest.mark.parametrize("together", [0.0, 20.0])

@@ -6,7 +6,8 @@ plan it stands for. So strategies are about choices alone, and a new one is one 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -153,21 +154,42 @@ class Space:
         Raises:
             UserError: Listing the sites and schemes that the menu does not price.
         """
-        prices = {(e.site, e.scheme): e.damage for e in menu.entries}
+        return self._table({(e.site, e.scheme): e.damage for e in menu.entries}, math.fsum)
+
+    def prediction_errors(self, menu: Menu) -> np.ndarray:
+        """Standard errors of `predictions`, same shape; those of a unit's sites are taken as independent.
+
+        Of a menu from a single window, or from none, nothing is known of them: they are 0.
+
+        Raises:
+            UserError: As `predictions`.
+        """
+        errors = {(e.site, e.scheme): 0.0 if math.isnan(e.standard_error) else e.standard_error for e in menu.entries}
+        return self._table(errors, lambda values: math.hypot(*values))
+
+    def _table(self, known: Mapping[tuple[str, str], float], combine: Callable[[list[float]], float]) -> np.ndarray:
+        """What is known of every site and scheme, for every unit and option; float counts as 0."""
         missing: list[str] = []
 
-        def price(name: str, option: Option) -> float:
+        def look_up(name: str, option: Option) -> float:
             scheme = option.at(self._assignments[name].site)
             if scheme in (LinearScheme(), MatmulScheme()):
                 return 0.0
-            if (name, str(scheme)) not in prices:
+            if (name, str(scheme)) not in known:
                 missing.append(f"{name}: {scheme}")
-            return prices.get((name, str(scheme)), 0.0)
+            return known.get((name, str(scheme)), 0.0)
 
-        table = np.array([[sum(price(n, o) for n in unit.sites) for o in self.options] for unit in self.units])
+        table = [[combine([look_up(n, o) for n in unit.sites]) for o in self.options] for unit in self.units]
         if missing:
             raise UserError("the menu has no price for:\n  " + "\n  ".join(missing[:12]))
-        return table
+        return np.array(table)
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """How deep each unit lies, (units,) float64: 0 in the first block, 1 in the last."""
+        blocks = [self._assignments[unit.sites[0]].site.block for unit in self.units]
+        last = max(site.block for site in self.base.sites)
+        return np.array(blocks) / max(1, last)
 
     @cached_property
     def high_shares(self) -> Costs:

@@ -211,8 +211,11 @@ class SearchJob:
         needed = not losses or strategy.draws or any(isinstance(b, AccuracyBudget) for b in budgets)
         if not points and needed:
             points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
-        predictions = space.predictions(decode_record(run.path(MENU), Menu)) if strategy.predicts else None
-        return Goal(tuple(dict.fromkeys(points)), losses, predictions)
+        points = tuple(dict.fromkeys(points))
+        if not strategy.predicts:
+            return Goal(points, losses)
+        menu = decode_record(run.path(MENU), Menu)
+        return Goal(points, losses, space.predictions(menu), space.prediction_errors(menu))
 
     def _points(self, space: Space) -> list[float]:
         """Places on the axis that were asked for, as points or as budgets of cost."""

@@ -36,11 +36,13 @@ class Goal(NamedTuple):
         points: Places on the space's axis at which the best plan is wanted, cheap enough or cheaper.
         losses: Budgets in nats per token, for each of which the cheapest plan is wanted.
         predictions: Damage of every option at every unit, (units, options); None for strategies that do without.
+        errors: Standard errors of the predictions, same shape; None where they are not known.
     """
 
     points: tuple[float, ...]
     losses: tuple[float, ...]
     predictions: np.ndarray | None = None
+    errors: np.ndarray | None = None
 
 
 Asking = Generator[Sequence[Proposal], Sequence[Difference | None], None]
