@@ -151,7 +151,8 @@ def record(out: Path = LISTING) -> None:
 def write_slices(folder: Path) -> None:
     """Write the three held-out splits as JSON lines (`source`, `text`), as the package ships them."""
     corpus, differences = build()
-    print(describe(differences))
+    if differences:
+        print(describe(differences))
     folder.mkdir(parents=True, exist_ok=True)
     for label in HELD_OUT_BYTES:
         lines = [json.dumps({"source": name, "text": text}, ensure_ascii=False) for name, text in corpus[label]]
@@ -169,6 +170,7 @@ if __name__ == "__main__":
         write_slices(arguments.out)
     else:
         corpus, differences = build()
-        print(describe(differences, most=None))
+        if differences:
+            print(describe(differences, most=None))
         for label, files in corpus.items():
             print(f"{label:12s} {len(files):5d} files {sum(len(t) for _, t in files) / 1e6:7.2f} MB")

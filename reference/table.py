@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import qarat
@@ -79,7 +80,7 @@ def measure(
     dearest = ranked[:count]
     downs = [s.name for s in chooser.naive.sites if s.leaf == "down_proj"]
     others = sorted(set(downs) - set(dearest))
-    draws = [random.Random(seed).sample(others, count) for seed in range(DRAWS)]
+    draws = random.Random(0).sample(list(combinations(others, count)), DRAWS)
 
     row: dict[str, object] = {
         "model": name,

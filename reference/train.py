@@ -168,34 +168,37 @@ def cut_windows(tokenizer: Tokenizer, texts: list[str], packed: bool) -> np.ndar
 def prepare(packed: bool) -> tuple[Tokenizer, np.ndarray]:
     """The tokenizer and the windows, made once and kept in the work folder."""
     WORK.mkdir(parents=True, exist_ok=True)
-    key = corpus_hash()[:12]
-    tokenizer_file = WORK / f"tokenizer-{key}.json"
-    windows_file = WORK / f"windows-{key}-{'packed' if packed else 'bos'}.npy"
-    if not (tokenizer_file.exists() and windows_file.exists()):
+    tokenizer_file, kept = WORK / f"tokenizer-{corpus_hash()[:12]}.json", windows_file(packed)
+    if not (tokenizer_file.exists() and kept.exists()):
         print("reading the corpus ...", flush=True)
         splits, differences = corpus.build()
-        write_whole(differences_file(), lambda path: path.write_text("\n".join(differences)))
+        write_whole(differences_file(packed), lambda path: path.write_text("\n".join(differences)))
         texts = [text for _, text in splits["train"]]
         if not tokenizer_file.exists():
-            write_whole(tokenizer_file, lambda path: train_tokenizer(texts).save(str(path)))
+            trained = train_tokenizer(texts)
+            write_whole(tokenizer_file, lambda path: trained.save(str(path)))
         windows = cut_windows(Tokenizer.from_file(str(tokenizer_file)), texts, packed)
-        write_whole(windows_file, lambda path: np.save(path.open("wb"), windows))
-    if differences := known_differences():
-        print(f"{corpus.describe(differences)}\nDelete {windows_file} to read the corpus anew.", flush=True)
-    return Tokenizer.from_file(str(tokenizer_file)), np.load(windows_file)
+        write_whole(kept, lambda path: np.save(path.open("wb"), windows))
+    if differences := known_differences(packed):
+        print(f"{corpus.describe(differences)}\nDelete {kept} to read the corpus anew.", flush=True)
+    return Tokenizer.from_file(str(tokenizer_file)), np.load(kept)
 
 
 def corpus_hash() -> str:
     return hashlib.sha256(corpus.LISTING.read_bytes()).hexdigest()
 
 
-def differences_file() -> Path:
+def windows_file(packed: bool) -> Path:
+    return WORK / f"windows-{corpus_hash()[:12]}-{'packed' if packed else 'bos'}.npy"
+
+
+def differences_file(packed: bool) -> Path:
     """Beside the windows: how the corpus they were cut from differed from its listing, one file a line."""
-    return WORK / f"differences-{corpus_hash()[:12]}.txt"
+    return windows_file(packed).with_suffix(".differences.txt")
 
 
-def known_differences() -> list[str]:
-    return differences_file().read_text().splitlines() if differences_file().exists() else []
+def known_differences(packed: bool) -> list[str]:
+    return differences_file(packed).read_text().splitlines() if differences_file(packed).exists() else []
 
 
 def write_whole(path: Path, write) -> None:
@@ -375,8 +378,9 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
     shutil.rmtree(partial, ignore_errors=True)
     twin: Any = build_model(recipe)
     twin.load_state_dict(state.model.state_dict())
+    twin.to(torch.bfloat16)
     with explained(folder):
-        twin.to(torch.bfloat16).save_pretrained(partial)
+        twin.save_pretrained(partial)
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token=BOS, model_max_length=WINDOW, clean_up_tokenization_spaces=False
         ).save_pretrained(partial)
@@ -408,7 +412,7 @@ def describe(recipe: Recipe, state: State, threads: int, model: torch.nn.Module,
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "command": f"python reference/train.py {recipe.name} --threads {threads}",
     }
-    if differences := known_differences():
+    if differences := known_differences(recipe.packed):
         record["corpus_differences"] = len(differences)  # the hash above is the listing's, not this corpus's
     return record
 

@@ -87,6 +87,14 @@ def test_what_is_kept_and_who_measures_changes_nothing(
     assert kept.cost.measuring >= one.cost.measuring
 
 
+def test_prices_that_are_not_nats_are_not_added_up(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    words = ["--metric", "weight-error", "--points", "0.3", "0.5", "0.7", "0.9", "--budget", "ppl+20%"]
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", *words)
+    assert (result.metric, result.cost.pricing, result.correction.pairs) == ("weight-error", 0, 0)
+
+
 def test_two_workers_find_the_same(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
     words = ["--strategy", "random", "--trials", "4", "--budget", "ratio=0.5"]
     one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)

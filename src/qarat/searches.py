@@ -112,7 +112,7 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reached: One a budget.
         cost: Of it all.
         correction: Fitted to all measured plans: what their losses come to, given the sum of predictions. Of no pairs
-            where there are no predictions, fewer than three plans, or losses that fall as predictions rise.
+            where there are no predictions in nats, fewer than three plans, or losses that fall as predictions rise.
     """
 
     provenance: Provenance

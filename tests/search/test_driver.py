@@ -137,14 +137,14 @@ def test_two_schemes_are_ordered_by_bits_where_a_budget_asks_for_them(fake):
         point_of(costing("ratio=0.5"), space)
 
 
-def ends(made, nats, *trials, axis="ratio"):
+def ends(made, nats, *trials, axis="ratio", error=0.01):
     """The interval within a budget of 0.1, given (how many units are low, loss) of each trial."""
     space = made.space(axis=axis)
     units = len(space.units)
 
     def trial(low, loss):
         choice = (0,) * low + (1,) * (units - low)
-        return SearchTrial("x", choice, space.ratio(choice), space.bits(choice), 0.0, Difference(loss, 0.01, 9))
+        return SearchTrial("x", choice, space.ratio(choice), space.bits(choice), 0.0, Difference(loss, error, 9))
 
     driver = Driver(space, made.measure, TrialLog(None, {}))
     reached = reach(budgeted(nats), [trial(*t) for t in trials], space, driver.float_loss)
@@ -166,6 +166,8 @@ def test_an_interval_is_open_where_plans_lie_beyond_the_last_trial(fake):
     assert low < high == pytest.approx(1)
     assert interval_words(low, high) == f"{low:.3f} to 1.000"
     assert interval_words(math.nan, math.nan) == ""
+    # A text of one source gives no error, and so no interval.
+    assert all(map(math.isnan, ends(made, "nats+0.1", (units // 2, 0.05), (units, 0.2), error=math.nan)))
     # A straight line to a plan far beyond the budget crosses it well beyond the plan that is chosen.
     low, high = ends(made, "nats+0.1", (units // 2, 0.05), (units, 0.2))
     assert low == made.space().ratio((0,) * (units // 2) + (1,) * (units - units // 2)) < high

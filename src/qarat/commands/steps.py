@@ -81,7 +81,10 @@ def damage(asked: options.Damage, screen: Screen) -> Lines:
     screen.show(*menus.values())
     if asked.check:
         _check_metrics(asked, screen, model, selection, stats, list(menus.values()))
-    return ending(asked.out, command_line("plan", asked, "--stats", asked.stats, "--menu", asked.out))
+    # A plan's low scheme is one of projections.
+    priced = [text for text, scheme in zip(asked.schemes, schemes, strict=True) if isinstance(scheme, LinearScheme)]
+    low = ["--low", priced[0]] if priced and options.LOW not in asked.schemes else []
+    return ending(asked.out, command_line("plan", asked, "--stats", asked.stats, "--menu", asked.out, *low))
 
 
 def _menu_file(out: Path, name: str, wanted: Sequence[str]) -> Path:

@@ -71,12 +71,20 @@ def _within_loss(
         words = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
         return _nothing(budget, words + _doubt(budget, best, float_loss))
     index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
-    # Between two plans there may be none, and then the line crosses beyond the one that is within the budget.
-    dear = min(_edge(budget.nats, measured, space, Z), space.position(trial.choice))
-    ends = space.place(dear), space.place(_edge(budget.nats, measured, space, -Z))
-    low, high = ends if space.axis == "ratio" else ends[::-1]
+    low, high = _interval(budget.nats, measured, space, space.position(trial.choice))
     words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
     return Reached(budget.spelling, index, low, high, words)
+
+
+def _interval(
+    nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space, chosen: float
+) -> tuple[float, float]:
+    """Both ends of what is reachable; unknown where a single source gives no error."""
+    if any(math.isnan(t.damage.standard_error) for _, t in measured):
+        return math.nan, math.nan
+    # Between two plans there may be none, and then the line crosses beyond the one that is within the budget.
+    dear, cheap = min(_edge(nats, measured, space, Z), chosen), _edge(nats, measured, space, -Z)
+    return (dear, cheap) if space.axis == "ratio" else (space.place(cheap), space.place(dear))
 
 
 def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space, errors: float) -> float:
@@ -101,7 +109,7 @@ def _edge(nats: float, measured: Sequence[tuple[int, SearchTrial]], space: Space
             share = (previous[1] - nats) / (previous[1] - loss)
             return previous[0] + share * (position - previous[0])
         previous = (position, loss)
-    return previous[0] if errors < 0 or previous[0] <= space.position(space.highest) + ROUNDING else math.nan
+    return previous[0] if previous[0] <= space.position(space.highest) + ROUNDING else math.nan
 
 
 def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> str:

@@ -148,11 +148,12 @@ class SearchJob:
         log = TrialLog(run.path(TRIALS), self._log_header(space))
         watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
         driver = Driver(space, measurer, log, watcher)
-        driver.run(strategy, self._goal(run, space, strategy))
+        menu = decode_record(run.path(MENU), Menu) if strategy.predicts else None
+        driver.run(strategy, self._goal(space, strategy, menu))
         reached = [self._reach(budget, stats, space, driver) for budget in self.request.parsed_budgets()]
         float_report, reached = self._on_report(stats, space, driver.trials, reached)
         cost = SearchCost(self._pricing_cost(strategy), measurer.forwards)
-        write_whole(run.path(RESULT), encode_record(self._result(space, driver, float_report, reached, cost)))
+        write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
         for budget, found in zip(self.request.budgets, reached, strict=True):
             plan = space.plan(_choice(parse_budget(budget), found, driver.trials, space), budget)
             write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
@@ -182,13 +183,19 @@ class SearchJob:
         return Measurer(self.setting.runner, spec, tally)
 
     def _result(
-        self, space: Space, driver: Driver, float_report: Evaluation, reached: Sequence[Reached], cost: SearchCost
+        self,
+        space: Space,
+        driver: Driver,
+        menu: Menu | None,
+        float_report: Evaluation,
+        reached: Sequence[Reached],
+        cost: SearchCost,
     ) -> SearchResult:
         request = self.request
         return SearchResult(
             driver.float_loss.provenance,
             request.strategy,
-            request.metric if cost.pricing else "",
+            request.metric if menu is not None else "",
             request.granularity,
             request.basis,
             space.axis,
@@ -200,10 +207,10 @@ class SearchJob:
             tuple(driver.trials),
             tuple(reached),
             cost,
-            _correction(driver.trials),
+            _correction(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
         )
 
-    def _goal(self, run: Run, space: Space, strategy: Strategy) -> Goal:
+    def _goal(self, space: Space, strategy: Strategy, menu: Menu | None) -> Goal:
         budgets = self.request.parsed_budgets()
         losses = tuple(b.nats for b in budgets if isinstance(b, LossBudget))
         points = self._points(space)
@@ -212,9 +219,8 @@ class SearchJob:
         if not points and needed:
             points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
         points = tuple(dict.fromkeys(points))
-        if not strategy.predicts:
+        if menu is None:
             return Goal(points, losses)
-        menu = decode_record(run.path(MENU), Menu)
         return Goal(points, losses, space.predictions(menu), space.prediction_errors(menu))
 
     def _points(self, space: Space) -> list[float]:

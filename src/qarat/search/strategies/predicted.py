@@ -38,9 +38,11 @@ class _Predicted:
         if asked := sorted({_index_at(space, plans, point) for point in goal.points}):
             answers = yield [plans[i] for i in asked]
             known |= dict(zip(asked, answers, strict=True))
+        # The dearest plan is float, and need not be measured, unless a price that is no price moved another one there.
+        free = space.loses_nothing and plans[0].choice == space.highest
         for loss in goal.losses:
             for tried in itertools.count():
-                index = _next_index(plans, known, loss, free=space.loses_nothing, guess=tried < GUESSES)
+                index = _next_index(plans, known, loss, free=free, guess=tried < GUESSES)
                 if index is None:
                     break
                 (known[index],) = yield [plans[index]]
