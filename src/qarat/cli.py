@@ -166,7 +166,7 @@ def _plain_errors() -> Iterator[_Outcome]:
     except UserError as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
-        fail(INTERRUPTED, "interrupted; nothing is half-written, and `qarat run` continues with the same command")
+        fail(INTERRUPTED, "interrupted; nothing is half-written, and the same command goes on from what is done")
     except SystemExit as error:  # from tyro, which has said why
         outcome.code = error.code if isinstance(error.code, int) else MISUSED
     except BrokenPipeError:  # whoever read stdout has had enough

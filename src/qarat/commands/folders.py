@@ -155,14 +155,15 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
+        searching = is_searching(folder)
         # A run has a sweep.json as well: the measurements behind its plan.
-        names = (STUDY, SEARCH, *([SWEEP] if is_searching(folder) else []))
+        names = (STUDY, SEARCH, *([SWEEP] if searching else []))
         results = [folder / name for name in names if (folder / name).is_file()]
         if results:
             screen.show(*map(decode_record, results))
         elif is_study(folder):
             _show_begun_study(folder, screen, **context)
-        elif is_searching(folder):
+        elif searching:
             _note_begun_search(folder, screen)
         elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)
