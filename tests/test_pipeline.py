@@ -153,7 +153,7 @@ def test_ctrl_c_at_every_report_of_progress(
 
     stopped_by(monkeypatch, stop)
     while main([*words, "-o", str(out)]) == cli.INTERRUPTED:
-        assert "continues with the same command" in capsys.readouterr().err
+        assert "the same command goes on from what is done" in capsys.readouterr().err
         assert not out.exists()
     evaluations = [f"evaluate {label}" for label in pipeline.LABELS]
     assert {stage for stage, _ in seen} == {"observe", "damage", "sweep", "write", "continue", *evaluations}
