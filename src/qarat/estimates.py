@@ -27,7 +27,7 @@ and mxfp4 on one CPU core."""
 
 
 def price_forwards(schemes: int) -> int:
-    """Forwards that pricing takes: one, one recomputed, a backward of two, and a product per scheme."""
+    """Forwards that pricing takes at most: one, one recomputed, a backward of two, and a product per scheme."""
     return 4 + schemes
 
 

@@ -81,6 +81,7 @@ class Model:
         tokenizer: Of the checkpoint.
         folder: Where the checkpoint lies.
         is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
+        memory: Bound on what is held, in bytes.
         keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
         length: Tokens the model was trained to take at once.
     """
@@ -107,7 +108,8 @@ class Model:
         self._rotation = Rotation.of(self._sites[-1].shape[1], runtime.device) if turns else None
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
-        self.keeps_blocks = self.block_bytes() * self.blocks <= runtime.memory_bytes()
+        self.memory = runtime.memory_bytes()
+        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
         self._kept: dict[int, nn.Module] = {}
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
 

@@ -85,7 +85,7 @@ class SearchCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a search spent, in block × token forwards (DESIGN section 7).
 
     Attributes:
-        pricing: For predictions: a forward counts one, a recomputation one, a backward two.
+        pricing: For predictions: a forward counts one, a backward two, a recomputation, where memory asks for it, one.
         measuring: For the trials, by all calls: a search that was killed begins with cold caches.
     """
 

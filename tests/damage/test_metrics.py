@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from qarat import damage
 from qarat.attention import PRODUCTS
 from qarat.conversion import quantize
+from qarat.damage import capture
 from qarat.damage.capture import draw_labels
 from qarat.data import TokenSet
 from qarat.errors import UserError
@@ -215,20 +216,23 @@ def test_batches_and_memory_change_nothing(tiny: Path, metric: str):
         assert one.damage == pytest.approx(other.damage, rel=1e-5)
 
 
+@pytest.mark.parametrize("memory", [1 << 30, 1])
 @pytest.mark.parametrize("metric", METRICS)
-def test_pricing_costs_the_forwards_that_are_counted(tiny: Path, metric: str, monkeypatch: pytest.MonkeyPatch):
-    model, tokens = open_model(str(tiny)), token_set()
+def test_pricing_costs_the_forwards_that_are_counted(
+    tiny: Path, metric: str, memory: int, monkeypatch: pytest.MonkeyPatch
+):
+    model, tokens = open_model(str(tiny), Runtime(memory=memory)), token_set()
     spent, run = [0, 0], Model.run_block
 
     def count(self: Model, index: int, block: Any, hidden: Tensor) -> Tensor:
-        # Hidden states of a recomputation carry gradients; the backward that follows counts two more.
+        # Hidden states carry gradients where a backward follows, which counts two more.
         spent[hidden.requires_grad] += hidden.shape[0] * hidden.shape[1]
         return run(self, index, block, hidden)
 
     monkeypatch.setattr(Model, "run_block", count)
     schemes = [parse_scheme(spelling) for spelling in (INT8, "w=int4/channel", PRODUCT)]
     damage.load(metric)(model, tokens, schemes)
-    counted = damage.block_forwards(metric)(model, schemes)
+    counted = damage.block_forwards(metric)(model, tokens, schemes)
     assert counted * tokens.windows.numel() == spent[False] + 3 * spent[True]
 
 
@@ -257,3 +261,30 @@ def test_a_quantized_model_is_refused(tiny: Path, metric: str):
     low = quantize(model, assign(model.fingerprint, model.source_bits, model.sites(), INT8))
     with pytest.raises(UserError, match="quantized already"):
         damage.load(metric)(low, token_set(), [parse_scheme(INT8)])
+
+
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("length", [8, 64])
+def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, products: bool, length: int):
+    model = open_model(str(tiny))
+    windows = torch.arange(2 * length).reshape(2, length) % 40
+    weights = {p.untyped_storage().data_ptr() for _, block in model.walk() for p in block.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Any] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hidden = model.embed(windows)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for index, block in model.walk():
+            graph = capture._build_graph(model, index, block, hidden, products)
+            hidden = graph.output.detach()
+            alive.append(graph)
+            for captured in (graph.captured.outputs.values(), *graph.captured.operands.values()):
+                list(map(keep, captured))
+    bound = capture._graph_bytes(model, length) * windows.numel()
+    assert 0.1 * bound < sum(kept.values()) <= bound

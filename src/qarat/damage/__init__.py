@@ -54,8 +54,8 @@ class BlockForwards(Protocol):
     Products with the schemes' weights are not forwards, and are not counted.
     """
 
-    def __call__(self, model: Model, schemes: Sequence[Scheme]) -> int:
-        """For every token of the selection set."""
+    def __call__(self, model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+        """For every token of the set."""
         ...
 
 

@@ -1,10 +1,12 @@
 """What metrics look at inside a block: operands and output of every site, and the gradient of the output.
 
-Forward keeps each block's inputs, backward recomputes one block at a time with gradients: memory is that of the walk.
+Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward keeps each block's
+inputs, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the same.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +21,6 @@ from qarat.models import Model
 from qarat.workspace import Progress
 
 __all__ = [
-    "PASSES",
     "STAGE",
     "CapturedBatch",
     "Objective",
@@ -28,10 +29,10 @@ __all__ = [
     "draw_labels",
     "forward_states",
     "next_tokens",
+    "passes",
 ]
 
 STAGE = "damage"  # what progress is told
-PASSES = 4  # what `capture_backward` costs, in forwards: a forward, a recomputation, a backward that counts two
 
 Objective = Callable[[Tensor, int], Tensor]
 """What is differentiated: from a window's log-probabilities, (length, vocabulary) float32, and its index in the token
@@ -102,33 +103,54 @@ def capture_backward(
         products: Whether the attention products are wanted too.
     """
     batches = tokens.batches(model.runtime.batch_tokens)
-    entrances = forward_states(model, batches, progress)
+    kept: defaultdict[int, list[_Graph]] = defaultdict(list)
+
+    def run(index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        if not _keeps_graphs(model, tokens):  # capturing all the same, so that rounding is the same
+            return _run_capturing(model, index, block, hidden, Captured(), products)
+        kept[index].append(_build_graph(model, index, block, hidden, products))
+        return kept[index][-1].output.detach()
+
+    entrances = forward_states(model, batches, progress, run)
     gradients = [
         _differentiate(model, hidden, objective, first)
         for hidden, first in zip(entrances.pop(), _offsets(batches), strict=True)
     ]
     for index in reversed(range(model.blocks)):
         block = model.block(index)
-        inputs = entrances.pop()
+        inputs, graphs = entrances.pop(), kept.pop(index, [])
         for j in range(len(batches)):
-            gradients[j], captured = _backward(model, index, block, inputs[j], gradients[j], products)
-            yield CapturedBatch(index, block, captured)
+            graph = graphs[j] if graphs else _build_graph(model, index, block, inputs[j], products)
+            gradients[j] = _backward(graph, gradients[j])
+            yield CapturedBatch(index, block, graph.captured)
         progress(STAGE, 2 * model.blocks - index, 2 * model.blocks)
 
 
-def forward_states(model: Model, batches: Sequence[Tensor], progress: Progress) -> list[list[Tensor]]:
+def passes(model: Model, tokens: TokenSet) -> int:
+    """What `capture_backward` costs, in forwards: one, a backward that counts two, and a recomputation if need be."""
+    return 3 if _keeps_graphs(model, tokens) else 4
+
+
+def forward_states(
+    model: Model,
+    batches: Sequence[Tensor],
+    progress: Progress,
+    run: Callable[[int, nn.Module, Tensor], Tensor] | None = None,
+) -> list[list[Tensor]]:
     """Hidden states at the entrance of every block, and behind the last, by block and batch.
 
     Args:
         model: In float or quantized.
         batches: (windows, length) token ids each.
         progress: Called after every block, of which a backward pass will see as many again.
+        run: Runs a block; default `Model.run_block`.
     """
+    run = run or model.run_block
     states = [[model.embed(batch) for batch in batches]]
     progress(STAGE, 0, 2 * model.blocks)
     with torch.no_grad():
         for index, block in model.walk():
-            states.append([model.run_block(index, block, hidden) for hidden in states[-1]])
+            states.append([run(index, block, hidden) for hidden in states[-1]])
             progress(STAGE, index + 1, 2 * model.blocks)
     return states
 
@@ -189,31 +211,69 @@ def _differentiate(model: Model, hidden: Tensor, objective: Objective, first: in
     return torch.stack(gradients)
 
 
-def _backward(
-    model: Model, index: int, block: nn.Module, hidden: Tensor, gradient: Tensor, products: bool
-) -> tuple[Tensor, Captured]:
-    """Recompute a block with gradients.
+class _Graph(NamedTuple):
+    """A block's pass that can be differentiated.
+
+    Attributes:
+        entrance: (windows, length, hidden), a leaf.
+        output: The same shape.
+        captured: What its sites saw; its outputs are part of the graph until `_backward`.
+    """
+
+    entrance: Tensor
+    output: Tensor
+    captured: Captured
+
+
+def _build_graph(model: Model, index: int, block: nn.Module, hidden: Tensor, products: bool) -> _Graph:
+    """Run a block with gradients.
 
     Args:
         model: For the arguments that blocks take.
         index: Of the block.
         block: With its weights.
         hidden: (windows, length, hidden) at the block's entrance.
-        gradient: Of the objective, with respect to the block's output; same shape.
         products: Whether the attention products are wanted too.
-
-    Returns:
-        The gradient with respect to ``hidden``, and what was captured on the way.
     """
     captured = Captured()
     hidden = hidden.detach().requires_grad_(True)
     with torch.enable_grad():
-        output = _run_capturing(model, index, block, hidden, captured, products)
+        return _Graph(hidden, _run_capturing(model, index, block, hidden, captured, products), captured)
+
+
+def _backward(graph: _Graph, gradient: Tensor) -> Tensor:
+    """Gradient with respect to a block's entrance; those of its sites' outputs go into what was captured.
+
+    Args:
+        graph: Of the block.
+        gradient: Of the objective, with respect to the block's output.
+    """
+    captured = graph.captured
     names = list(captured.outputs)
-    found = torch.autograd.grad(output, [hidden, *(captured.outputs[n] for n in names)], gradient)
+    found = torch.autograd.grad(graph.output, [graph.entrance, *captured.outputs.values()], gradient)
     captured.gradients = dict(zip(names, found[1:], strict=True))
     captured.outputs = {n: y.detach() for n, y in captured.outputs.items()}
-    return found[0], captured
+    return found[0]
+
+
+def _keeps_graphs(model: Model, tokens: TokenSet) -> bool:
+    """Whether what a backward pass needs of all blocks fits a quarter of the memory bound."""
+    return _graph_bytes(model, tokens.windows.shape[1]) * tokens.windows.numel() <= model.memory // 4
+
+
+def _graph_bytes(model: Model, length: int) -> int:
+    """What a backward pass needs of all blocks, for each token; a bound from above.
+
+    Args:
+        model: Whose sites and dtype count.
+        length: Of a window.
+    """
+    shapes = [site.shape for site in model.sites() if site.kind != "product"]
+    # Inputs and outputs of the projections, each once more for what lies between them: norms, rotation, gate.
+    linear = sum(2 * (rows + cols) for rows, cols in shapes)
+    # Scores, with mask, probabilities, and those in the dtype of the values.
+    attention = 4 * model.blocks * model.config.num_attention_heads * length
+    return (linear + attention) * model.runtime.torch_dtype.itemsize
 
 
 def _run_capturing(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from qarat.damage.capture import PASSES, capture_backward, draw_labels
+from qarat.damage.capture import capture_backward, draw_labels, passes
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -26,9 +26,9 @@ METRIC = "elementwise"
 UNIT = "nats per token, were channels independent"
 
 
-def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
-    """A forward, a recomputation and a backward."""
-    return PASSES * model.blocks
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """A forward, a backward, and between them a recomputation where memory asks for it."""
+    return passes(model, tokens) * model.blocks
 
 
 def price(

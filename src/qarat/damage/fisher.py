@@ -10,8 +10,8 @@ the true Fisher information, and there is no first-order term. The inner product
 squaring element by element instead (ModelOpt's score) loses the calibration in nats. What is left out: terms that
 couple two sites or two tokens, and everything beyond second order, so damages well above 0.1 nats come out low.
 
-Forward keeps each block's inputs, backward recomputes one block at a time: memory is that of the walk. A further scheme
-costs one more product per site, not another pass.
+Where memory is short, backward recomputes one block at a time, and takes what the walk takes (`qarat.damage.capture`).
+A further scheme costs one more product per site, not another pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from qarat.damage.capture import PASSES, capture_backward, draw_labels
+from qarat.damage.capture import capture_backward, draw_labels, passes
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -34,9 +34,9 @@ __all__ = ["METRIC", "block_forwards", "price"]
 METRIC = "fisher"
 
 
-def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
-    """A forward, a recomputation and a backward."""
-    return PASSES * model.blocks
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """A forward, a backward, and between them a recomputation where memory asks for it."""
+    return passes(model, tokens) * model.blocks
 
 
 def price(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qarat.damage.capture import PASSES, capture_backward, next_tokens
+from qarat.damage.capture import capture_backward, next_tokens, passes
 from qarat.damage.changes import SiteChange, check_request, has_products, make_menu, price_changes
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -28,9 +28,9 @@ METRIC = "gradient-error"
 UNIT = "nats per token, a bound to first order"
 
 
-def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
-    """A forward, a recomputation and a backward."""
-    return PASSES * model.blocks
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """A forward, a backward, and between them a recomputation where memory asks for it."""
+    return passes(model, tokens) * model.blocks
 
 
 def price(

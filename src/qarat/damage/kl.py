@@ -29,7 +29,7 @@ __all__ = ["METRIC", "block_forwards", "price"]
 METRIC = "kl"
 
 
-def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
     """A forward, and for every site and scheme another from its block on."""
     changed = sum(fits(site, scheme) * (model.blocks - site.block) for site in model.sites() for scheme in schemes)
     return model.blocks + changed

@@ -27,7 +27,7 @@ METRIC = "output-error"
 UNIT = "squared output error per token"
 
 
-def block_forwards(model: Model, schemes: Sequence[Scheme]) -> int:
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
     """One forward."""
     return model.blocks
 

@@ -253,8 +253,8 @@ class SearchJob:
     def _pricing_cost(self, strategy: Strategy) -> int:
         if not strategy.predicts:
             return 0
-        count = damage.block_forwards(self.request.metric)
-        return count(self.model, self._priced_schemes()) * self._price_tokens().windows.numel()
+        count, tokens = damage.block_forwards(self.request.metric), self._price_tokens()
+        return count(self.model, tokens, self._priced_schemes()) * tokens.windows.numel()
 
     def _price_tokens(self) -> TokenSet:
         return self.selection.subset(min(self.request.price_windows, len(self.selection)))
