@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from qarat.budgets import AccuracyBudget
+from qarat.data import load_token_sets
 from qarat.errors import UserError
+from qarat.models import open_model
 from qarat.plans import Plan
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import Difference, Evaluation, Provenance, TaskScore, ZeroShot
 from qarat.search import trials
 from qarat.searches import SearchResult, SearchTrial, pareto
-from qarat.searching import SearchRequest, plan_file
+from qarat.searching import SearchRequest, plan_file, search_plans
 from qarat.searching.accuracy import reach_accuracy
 
 Qarat = Callable[..., Any]
@@ -46,6 +48,22 @@ def test_budgets_of_every_kind_from_one_search(
     assert [t.ratio for t in pareto(result.trials, "ratio")] == sorted(t.ratio for t in pareto(result.trials, "ratio"))
     assert result.cost.pricing > 0
     assert result.correction.pairs == len([t for t in result.trials if t.predicted > 0 and t.damage.nats > 0])
+
+
+def test_the_same_from_python(
+    qarat: Qarat, tiny_llama: Path, tiny_text: Path, small: list[str], tmp_path: Path
+) -> None:
+    searched(qarat, tiny_llama, small, tmp_path / "s", "--budget", "ratio=0.6")
+    model = open_model(str(tiny_llama))
+    tokens = load_token_sets(model, calibration=str(tiny_text), samples=4, report_samples=6, length=32)
+    search_plans(model, tokens, SearchRequest(budgets=("ratio=0.6",)), tmp_path / "p")
+    for name in ("search.json", plan_file("ratio=0.6")):
+        assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "p" / name).read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        search_plans(model, tokens, SearchRequest(), tmp_path / "p")
+    with pytest.raises(UserError, match="tpe"):
+        search_plans(model, tokens, SearchRequest(strategy="tpo"), tmp_path / "q")
+    assert not list(tmp_path.glob("q*"))
 
 
 def test_the_plan_of_a_budget_loses_what_the_search_says(

@@ -329,6 +329,16 @@ class Run:
         ):
             _delete(self.folder, self.MANIFEST)
 
+    @contextmanager
+    def work(self, *begun: str, **facts: object) -> Iterator[None]:
+        """Begin, and where an exception ends the work, leave; arguments and errors as `leave` and `begin`."""
+        try:
+            self.begin(**facts)
+            yield
+        except BaseException:
+            self.leave(*begun)
+            raise
+
     def finish(self) -> None:
         """Put the finished folder into place, replacing an older run only now."""
         put_into_place(self.out, self.MANIFEST)

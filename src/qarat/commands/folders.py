@@ -70,12 +70,8 @@ def run(asked: options.Run, screen: Screen) -> Lines:
         check_weights(model)
         screen.show(job.estimate())
         return ()
-    try:
-        folder.begin(command=screen.command)
+    with folder.work(command=screen.command):
         job.execute(folder)
-    except BaseException:
-        folder.leave()
-        raise
     if asked.page:
         write_report([out], out, progress=screen.progress)
     harder = ["--low", INT6] if request.low != INT6 else ["--low", options.LOW]

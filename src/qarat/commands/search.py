@@ -47,12 +47,8 @@ def search(asked: options.Search, screen: Screen) -> Lines:
         job = SearchJob(Member(asked.model, model, tokens), request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             return _estimate(screen, job, tokens[1].windows.numel())
-        try:
-            folder.begin(command=screen.command)
+        with folder.work(TRIALS, command=screen.command):
             result = job.execute(folder)
-        except BaseException:
-            folder.leave(TRIALS)
-            raise
     screen.show(result)
     return _ending(asked, out, result, job.static)
 

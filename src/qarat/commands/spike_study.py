@@ -44,12 +44,8 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
     if asked.general.dry_run:
         check_weights(model)
         return show_estimate(screen, model, job.work(), states=tokens.report.windows.numel() * model.blocks)
-    try:
-        folder.begin(command=screen.command)
+    with folder.work(command=screen.command):
         study = job.execute(folder)
-    except BaseException:
-        folder.leave()
-        raise
     screen.show(study)
     page = write_report([out], out, progress=screen.progress)
     return (

@@ -52,12 +52,8 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
             predicted = arms * (price_forwards(1) + SWEEP_FORWARDS)
             work = {"random": float(request.plans() * windows), "predicted": float(predicted * windows)}
             return show_estimate(screen, model, work, states=windows * (model.blocks + 1))
-        folder.begin(command=screen.command)
-        try:
+        with folder.work(SEARCHES, command=screen.command):
             study = job.execute(folder)
-        except BaseException:
-            folder.leave(SEARCHES)
-            raise
     screen.show(study)
     return (f"written: {quoted(out)} (every search in {SEARCHES}/, what came of them in {STUDY})",)
 
@@ -76,12 +72,8 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
         job = SweepJob(asked.models, open_member, request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             return _estimate_sweep(screen, asked.models, open_member, len(request.searches()))
-        folder.begin(command=screen.command)
-        try:
+        with folder.work(SEARCHES, command=screen.command):
             found = job.execute(folder)
-        except BaseException:
-            folder.leave(SEARCHES)
-            raise
     screen.show(found)
     failed = [f"{p.model}, {p.low}: {p.failure}" for p in found.points if p.failure]
     if failed:

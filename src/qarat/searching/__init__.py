@@ -7,7 +7,7 @@ and sweeps are many such jobs, each a folder and a step of a larger run.
 
 from __future__ import annotations
 
-from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file
+from qarat.searching.job import MENU, RESULT, STATS, TRIALS, SearchJob, plan_file, search_plans
 from qarat.searching.nested import SEARCHES, count_plans, is_searching
 from qarat.searching.request import POINTS, SearchRequest
 from qarat.searching.setting import Member, Setting
@@ -36,4 +36,5 @@ __all__ = [
     "count_plans",
     "is_searching",
     "plan_file",
+    "search_plans",
 ]

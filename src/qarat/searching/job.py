@@ -18,11 +18,13 @@ from qarat.evaluation.harness import import_harness
 from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
 from qarat.measuring import specify
 from qarat.metricrecords import Correction
+from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
 from qarat.plans import Plan, match_sites
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
+from qarat.runners import open_runner
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.search.driver import Driver
 from qarat.search.outcomes import point_of, reach
@@ -35,9 +37,9 @@ from qarat.searching.accuracy import reach_accuracy
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
 from qarat.searching.setting import Member, Setting
-from qarat.workspace import Run, hash_json, write_whole
+from qarat.workspace import Progress, Run, hash_json, no_progress, write_whole
 
-__all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file"]
+__all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file", "search_plans"]
 
 STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
 TALLY = "forwards-{}.txt"
@@ -258,6 +260,38 @@ class SearchJob:
 
     def _price_tokens(self) -> TokenSet:
         return self.selection.subset(min(self.request.price_windows, len(self.selection)))
+
+
+def search_plans(
+    model: Model,
+    tokens: tuple[TokenSet, TokenSet, TokenSet],
+    request: SearchRequest,
+    out: Path,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> SearchResult:
+    """Find the plans that budgets allow, as the verb ``search`` does; a folder that was begun is gone on with.
+
+    Args:
+        model: In float.
+        tokens: Calibration, selection and report.
+        request: What is to be found out.
+        out: Folder of result, plans and trial log; it must not be there yet.
+        seed: Of draws and labels.
+        workers: Processes that measure plans; 1 is this one.
+        progress: Told of every stage.
+
+    Raises:
+        UserError: What is wrong with the request, for this model or at all; ``out`` is there.
+    """
+    request.check()
+    run = Run(out)
+    with open_runner(workers) as runner:
+        job = SearchJob(Member(str(model.folder), model, tokens), request, Setting(runner, seed, progress))
+        with run.work(TRIALS):
+            return job.execute(run)
 
 
 def _correction(trials: Sequence[SearchTrial]) -> Correction:

@@ -31,12 +31,8 @@ def search_within(run: Run, folder: str, job: SearchJob) -> SearchResult:
     def work() -> None:
         # What lies there whole is of an earlier request, or its step was not written down in time.
         inner = Run(run.path(place), overwrite=True)
-        inner.begin()
-        try:
+        with inner.work(TRIALS):
             job.execute(inner)
-        except BaseException:
-            inner.leave(TRIALS)
-            raise
 
     result = f"{place}/{RESULT}"
     run.step(folder, job.key, [result], work)
