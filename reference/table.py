@@ -3,8 +3,8 @@
 For every model: report loss and code continuation; the three inputs of projections with the worst signal-to-noise
 ratio; and the damage of INT8 and INT6 (weights per channel, inputs per tensor static) on the report tokens: everything
 low; with the k dearest sites by Fisher damage in float; with k random other `down_proj` instead, five draws; with all
-`down_proj` in float. The order and k (at most three: the first that leaves at most a fifth) come from the selection
-tokens, under INT8, and hold for INT6 too. `cards.py` writes the model cards from what this has measured.
+`down_proj` in float. The order and k (at most three: the first whose 95 % interval leaves at most a fifth) come from
+the selection tokens, under INT8, and hold for INT6 too. `cards.py` writes the model cards from what this has measured.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def measure(
     ranked = [
         site for unit in rank_by_damage(make_units(chooser.naive.sites, tied=False), damages) for site in unit.sites
     ]
-    naive = chooser.damage([]).nats
-    count = next((k for k in range(1, MOST) if chooser.damage(ranked[:k]).nats <= ENOUGH * naive), MOST)
+    enough = ENOUGH * chooser.damage([]).nats
+    count = next((k for k in range(1, MOST) if chooser.damage(ranked[:k]).interval[1] <= enough), MOST)
     dearest = ranked[:count]
     downs = [s.name for s in chooser.naive.sites if s.leaf == "down_proj"]
     others = sorted(set(downs) - set(dearest))

@@ -25,7 +25,8 @@ from qarat.exporters.base import MARK, export_model
 from qarat.exporters.native import read_native, write_native
 from qarat.models import open_model
 from qarat.pipeline import show_run
-from qarat.plans import assign, read_plan
+from qarat.planfiles import decode_plan
+from qarat.plans import assign
 from qarat.recordfiles import decode_record
 from qarat.report.terminal import render_all
 from qarat.schemes import LOW
@@ -271,4 +272,4 @@ def test_an_export(file: str, change: Change, times: int, exported: Path):
 
 
 def test_the_plan_beside_an_export(exported: Path):
-    fuzz(exported, MARK, mutate_text, lambda folder: read_plan((folder / MARK).read_bytes()), 200)
+    fuzz(exported, MARK, mutate_text, lambda folder: decode_plan((folder / MARK).read_bytes()), 200)

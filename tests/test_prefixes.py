@@ -20,6 +20,7 @@ from qarat.measuring import make_meter
 from qarat.models import Model, open_model
 from qarat.modules import QuantProducts
 from qarat.observation import observe
+from qarat.planfiles import encode_plan
 from qarat.planning import profile
 from qarat.plans import Plan, assign
 from qarat.prefixes import PrefixedBlock, check_prefix, leading_tokens, prefix_of, shared_front
@@ -162,7 +163,7 @@ def test_no_prefix_changes_no_bit(tiny_model: Model):
     stats = observe(tiny_model, token_set(), prefix=0)
     plan = plan_of(tiny_model, stats, STATIC_PRODUCTS)
     assert prefix_of(tiny_model, plan) is None
-    assert "prefix" not in plan.to_json()
+    assert "prefix" not in encode_plan(plan)
     assert not any(isinstance(m, PrefixedBlock) for m in quantize(tiny_model, plan, stats).module().modules())
 
 

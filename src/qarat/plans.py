@@ -9,17 +9,15 @@ weights.
 from __future__ import annotations
 
 import fnmatch
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
 from qarat.errors import UserError
 from qarat.fingerprints import brief
 from qarat.formats import nearest_names
-from qarat.schemes import LinearScheme, MatmulScheme, Scheme, SchemeError, parse_scheme
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme, parse_scheme
 
 __all__ = [
     "Assignment",
@@ -28,7 +26,6 @@ __all__ = [
     "Site",
     "assign",
     "match_sites",
-    "read_plan",
     "short_name",
 ]
 
@@ -265,90 +262,6 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ]
         if broken:
             raise PlanError("tied sites must share one scheme:\n  " + "\n  ".join(broken))
-
-    def to_json(self) -> str:
-        """Readable JSON, one line a site, that a person may edit and pass back; `read_plan` is its inverse."""
-        head = {"qarat": "plan/1", "model": self.model, "low": self.low, "float_bits": self.float_bits}
-        head |= {"stats": self.stats, "note": self.note} | ({"prefix": self.prefix} if self.prefix else {})
-        lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
-        rows: list[str] = []
-        for a in self.assignments:
-            row = {"scheme": str(a.scheme), "reason": a.reason, **msgspec.to_builtins(a.site)}
-            del row["name"]
-            if not a.site.width:
-                del row["width"]  # so that plans from before it was kept have the bytes, hence the hash, they had
-            rows.append(f"  {json.dumps(a.site.name)}: {json.dumps(row, ensure_ascii=False)}")
-        return "{\n" + "\n".join(lines) + '\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
-
-
-class _SiteRow(msgspec.Struct, forbid_unknown_fields=True):
-    scheme: str
-    block: int
-    kind: Literal["projection", "product"]
-    streams: tuple[str, ...]
-    reason: str = ""
-    shape: tuple[int, ...] = ()
-    tie: str = ""
-    has_bias: bool = False
-    width: int = 0
-
-
-class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
-    qarat: Literal["plan/1"]
-    model: str
-    low: str
-    float_bits: int
-    sites: dict[str, _SiteRow]
-    stats: str = ""
-    note: str = ""
-    prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
-
-
-def read_plan(text: str | bytes) -> Plan:
-    """Read a plan's JSON.
-
-    Raises:
-        PlanError: Malformed JSON, unknown or missing keys; malformed schemes and keys given twice (all of them).
-    """
-    try:
-        file = msgspec.json.decode(text, type=_PlanFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"not a plan: {error}") from None
-    offences = [f"{key}: given twice" for key in _keys_given_twice(text)]
-    try:
-        parse_scheme(file.low)
-    except SchemeError as error:
-        offences.append(f"low: {error}")
-    assignments: list[Assignment] = []
-    for name, row in file.sites.items():
-        try:
-            scheme = parse_scheme(row.scheme, matmul=row.kind == "product")
-        except SchemeError as error:
-            offences.append(f"{name}: {error}")
-            continue
-        operands, axes = (1, 2) if row.kind == "projection" else (2, 0)
-        if len(row.streams) != operands or len(row.shape) != axes or any(size < 1 for size in row.shape):
-            offences.append(f"{name}: a {row.kind} reads {operands} streams and has a shape of {axes} sizes above 0")
-            continue
-        if row.width < 0 or (row.width and row.kind == "projection"):
-            offences.append(f"{name}: a width of {row.width}; only products have one, above 0")
-            continue
-        site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias, row.width)
-        assignments.append(Assignment(site, scheme, row.reason))
-    if offences:
-        raise PlanError("\n".join(offences))
-    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note, file.prefix)
-
-
-def _keys_given_twice(text: str | bytes) -> list[str]:
-    """Keys that stand more than once in one object, as after copying a line by hand; decoders take the last."""
-    twice: list[str] = []
-
-    def check(pairs: list[tuple[str, object]]) -> None:
-        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-
-    json.loads(text, object_pairs_hook=check)
-    return twice
 
 
 def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:

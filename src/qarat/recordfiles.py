@@ -23,7 +23,8 @@ from qarat.divergences import Divergence
 from qarat.errors import UserError
 from qarat.lawrecords import Law
 from qarat.metricrecords import MetricCheck, SiteMeasurements
-from qarat.plans import Plan, PlanError, read_plan
+from qarat.planfiles import decode_plan, encode_plan
+from qarat.plans import Plan, PlanError
 from qarat.records import ActivationStats, Continuations, Evaluation, Menu, Sweep, ZeroShot
 from qarat.searches import SearchResult
 from qarat.spikestudies import SpikeStudy
@@ -76,7 +77,7 @@ _NAMES = {kind: name for name, kind in _TYPES.items()}
 def encode_record(record: Record) -> bytes:
     """The bytes of a record's file: JSON, or safetensors where the record has arrays. Equal records, equal bytes."""
     if isinstance(record, Plan):
-        return record.to_json().encode()
+        return encode_plan(record).encode()
     arrays: dict[str, Tensor] = {}
     if isinstance(record, ActivationStats):
         arrays["edges"] = record.edges
@@ -92,7 +93,7 @@ def encode_record(record: Record) -> bytes:
 def describe_record(record: object) -> object:
     """A record without its arrays as plain JSON values, under its kind; anything else as it is."""
     if isinstance(record, Plan):
-        return msgspec.json.decode(record.to_json())
+        return msgspec.json.decode(encode_plan(record))
     kind = _NAMES.get(type(record))
     body = msgspec.to_builtins(record, enc_hook=_leave_out)
     return {"qarat": f"{kind}/1", "record": body} if kind else body
@@ -136,7 +137,7 @@ def _decode_json(path: Path) -> Any:
         raise UserError(f"{path} is not a record: {error}") from None
     if _tag(header).startswith("plan/"):
         try:
-            return read_plan(data)
+            return decode_plan(data)
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from None
     return _convert(path, header, {})

@@ -31,7 +31,8 @@ from qarat.models import Model, open_model
 from qarat.modules import QuantLinear
 from qarat.observation import observe
 from qarat.packing import from_wire, to_wire, unpack_bits
-from qarat.plans import Plan, assign, read_plan
+from qarat.planfiles import decode_plan
+from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash
 from qarat.rounding import decode
 from qarat.schemes import LinearScheme, TensorScheme, parse_scheme
@@ -217,7 +218,7 @@ def test_codes_and_scales_are_ours_to_the_last_bit(name: str, made: Callable[[st
     kept = [n for n in found if n in floats and found[n].dtype == floats[n].dtype]
     assert "model.layers.1.mlp.down_proj.weight" in kept
     assert all(torch.equal(found[n], floats[n]) for n in kept)
-    assert read_plan((folder / MARK).read_bytes()) == plan
+    assert decode_plan((folder / MARK).read_bytes()) == plan
 
 
 @pytest.mark.parametrize("name", [c.low for c in CASES.values() if c.format in exporter.WHOLE_BYTES])

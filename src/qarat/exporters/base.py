@@ -17,6 +17,7 @@ import torch
 from qarat.errors import UserError
 from qarat.exporters import named
 from qarat.models import ROTATION, Model
+from qarat.planfiles import encode_plan
 from qarat.plans import Plan
 from qarat.schemes import LinearScheme
 from qarat.workspace import Progress, check_folder, new_folder, no_progress
@@ -143,7 +144,7 @@ def export_model(
     check_folder(out, MARK, overwrite=overwrite)
     check_export(model, plan, format)
     with new_folder(out, MARK) as partial:
-        (partial / MARK).write_text(plan.to_json())  # first, as the mark of what is ours
+        (partial / MARK).write_text(encode_plan(plan))  # first, as the mark of what is ours
         return named(format).write(model, plan, partial, progress=progress)
 
 

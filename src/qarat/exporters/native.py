@@ -37,6 +37,7 @@ from qarat.fingerprints import source_of, transforms_of
 from qarat.models import Model, Transform
 from qarat.modules import QuantLinear, QuantProducts
 from qarat.packing import pack, packed_bytes, unpack
+from qarat.planfiles import encode_plan
 from qarat.plans import Plan
 from qarat.prefixes import BlockPrefix, PrefixedBlock
 from qarat.recordfiles import content_hash, decode_record
@@ -96,7 +97,7 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
     require_exact(model)
     check_place(folder, overwrite=True)
     with new_folder(folder, PLAN) as partial:
-        (partial / PLAN).write_text(plan.to_json())  # first, as the mark of what is ours
+        (partial / PLAN).write_text(encode_plan(plan))  # first, as the mark of what is ours
         where: dict[str, str] = {}
         prefix: dict[str, Tensor] = {}
         _write(partial / "outside.safetensors", _outside(model), where)
