@@ -71,7 +71,7 @@ def _measured(row: dict) -> list[str]:
     )
     lines += ["", "| input of | maximum | r | SNR (dB) | token | channel | flagged by |", "|" + " --- |" * 7]
     for s in row["streams"]:
-        where = f"{s['token']!r} at {s['position']}"
+        where = f"{s['token']!r} at {s['position']}".replace("|", "\\|")  # a cell of a table ends at a bar
         flags = ", ".join(s["flagged_by"]) or "no rule"
         lines.append(
             f"| {s['stream']} | {s['maximum']} | {s['r']} | {s['snr_db']} | {where} | {s['channel']} | {flags} |"

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,7 +171,7 @@ if __name__ == "__main__":
         write_slices(arguments.out)
     else:
         corpus, differences = build()
-        if differences:
-            print(describe(differences, most=None))
+        print(describe(differences, most=None) if differences else "no file differs from the listing")
         for label, files in corpus.items():
             print(f"{label:12s} {len(files):5d} files {sum(len(t) for _, t in files) / 1e6:7.2f} MB")
+        sys.exit(bool(differences))

@@ -48,7 +48,7 @@ class Growth:
         parameters: Outside embedding and head.
         done, planned: Steps; fewer are done in a copy that was kept on the way.
         packed: Whether BOS stands only where a document begins, so that position 0 need not be BOS.
-        ladder: Whether it differs from the others of the ladder in size alone.
+        ladder: Whether it differs from the others of the ladder in size alone, and in peak rate.
         loss: Step, mean training loss since the last entry.
         watched: Step, one peak a block.
     """

@@ -1,7 +1,8 @@
 """Train one model of the reference family from nothing: `python reference/train.py py-64`.
 
-Plain PyTorch and transformers, one recipe for all: AdamW, peak rate falling as 1 / width, every model sees the same
-windows in the same order. Nothing is planted: no loss term, no initialisation and no data is chosen to make spikes.
+Plain PyTorch and transformers, one recipe for all but the peak rate of the two largest: AdamW, peak rate falling as
+1 / width, every model sees the same windows in the same order. Nothing is planted: no loss term, no initialisation and
+no data is chosen to make spikes.
 
 The state is written to `reference/work/NAME/` every few hundred steps, so a killed run continues where it was and ends
 with the same bytes (same thread count, same machine kind). The finished model is an ordinary Hugging Face folder in
@@ -94,8 +95,9 @@ FAMILY = {
         Recipe("py-64", 64, 160, keep_at=(0.12, 0.25, 0.5)),
         Recipe("py-96", 96, 256),
         Recipe("py-128", 128, 352),
-        Recipe("py-160", 160, 448),
-        Recipe("py-224", 224, 608),
+        # A peak of 6e-3 at 128 is too high for these: they learned less than py-128 (LOG.md).
+        Recipe("py-160", 160, 448, peak_rate_at_128=4e-3),
+        Recipe("py-224", 224, 608, peak_rate_at_128=3.4e-3),
         Recipe("py-128-qwen2", 128, 352, architecture="qwen2"),
         Recipe("py-128-packed", 128, 352, packed=True),
     )
@@ -180,7 +182,9 @@ def prepare(packed: bool) -> tuple[Tokenizer, np.ndarray]:
         windows = cut_windows(Tokenizer.from_file(str(tokenizer_file)), texts, packed)
         write_whole(kept, lambda path: np.save(path.open("wb"), windows))
     if differences := known_differences(packed):
-        print(f"{corpus.describe(differences)}\nDelete {kept} to read the corpus anew.", flush=True)
+        print(
+            f"{corpus.describe(differences)}\nDelete {kept} and {tokenizer_file} to read the corpus anew.", flush=True
+        )
     return Tokenizer.from_file(str(tokenizer_file)), np.load(kept)
 
 
@@ -226,18 +230,25 @@ def explained(path: Path) -> Iterator[None]:
 
 @dataclass
 class State:
-    """What a run needs to go on: everything but the recipe."""
+    """What a run needs to go on.
+
+    Attributes:
+        identity: What decides the bytes of a model, see `identify`.
+        curve: Step, and the mean training loss since the last entry.
+        spikes: Step, and what `watch` saw.
+    """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    identity: dict[str, str | int]
     step: int = 0
     seconds: float = 0.0
-    curve: list[tuple[int, float]] = field(default_factory=list)  # (step, mean training loss since the last entry)
-    spikes: list[tuple[int, list[list[float]]]] = field(default_factory=list)  # (step, what `watch` saw)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    spikes: list[tuple[int, list[list[float]]]] = field(default_factory=list)
 
-    def save(self, path: Path, recipe: Recipe) -> None:
+    def save(self, path: Path) -> None:
         saved = {
-            **identity(recipe),
+            **self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -247,10 +258,10 @@ class State:
         }
         write_whole(path, lambda partial: torch.save(saved, partial))
 
-    def load(self, path: Path, recipe: Recipe) -> None:
+    def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
         # A state of before one of these was written is taken at its word.
-        others = [(key, saved[key], here) for key, here in identity(recipe).items() if saved.get(key, here) != here]
+        others = [(key, saved[key], here) for key, here in self.identity.items() if saved.get(key, here) != here]
         if others:
             raise SystemExit(
                 "\n".join(
@@ -264,16 +275,24 @@ class State:
         self.curve, self.spikes = saved["curve"], saved["spikes"]
 
 
-def identity(recipe: Recipe) -> dict[str, str | int]:
+def identify(recipe: Recipe, windows: np.ndarray) -> dict[str, str | int]:
     """What decides the bytes of a model; the number of threads by the order in which sums are added up."""
-    return {"recipe": json.dumps(asdict(recipe)), "corpus": corpus_hash(), "number of threads": torch.get_num_threads()}
+    return {
+        "recipe": json.dumps(asdict(recipe)),
+        "corpus": corpus_hash(),
+        "set of windows": hashlib.sha256(windows.tobytes()).hexdigest(),
+        "number of threads": torch.get_num_threads(),
+    }
 
 
-def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path | None:
+def train(recipe: Recipe, threads: int, stop_after: int | None = None, out: Path | None = None) -> Path | None:
     """Train, or go on training, and return the folder of the finished model.
 
     Args:
+        recipe: Of the model.
+        threads: To compute with; part of what decides the bytes.
         stop_after: Leave after this many steps of this call, state saved; a multiple of `NOTE_EVERY`.
+        out: Where the model's folder and its state go; default `MODELS` and `WORK`.
     """
     if stop_after is not None and (stop_after < 1 or stop_after % NOTE_EVERY):
         raise SystemExit(f"--stop-after {stop_after}: give a multiple of {NOTE_EVERY}, where the curve is extended")
@@ -287,11 +306,12 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
         )
     set_seed(recipe.seed)
     model = build_model(recipe)
-    state = State(model, build_optimizer(model, recipe))
-    checkpoint = WORK / recipe.name / "state.pt"
+    state = State(model, build_optimizer(model, recipe), identify(recipe, windows))
+    checkpoint = (out / "work" if out else WORK) / recipe.name / "state.pt"
+    models = out or MODELS
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
-        state.load(checkpoint, recipe)
+        state.load(checkpoint)
         print(f"continuing {recipe.name} at step {state.step}", flush=True)
 
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
@@ -305,36 +325,43 @@ def train(recipe: Recipe, threads: int, stop_after: int | None = None) -> Path |
     while state.step < last:
         rows = windows[state.step * recipe.batch : (state.step + 1) * recipe.batch]
         running.append(take_step(recipe, state, lambda rows=rows: compiled(as_ids(rows)), checkpoint))
-        if state.step in keep:
-            export(recipe, state, tokenizer, threads, f"{recipe.name}-{keep[state.step]:.0%}".replace("%", "pct"))
         if state.step % NOTE_EVERY == 0 or state.step == recipe.steps:
             state.curve.append((state.step, sum(running) / len(running)))
             state.spikes.append((state.step, watch(model, as_ids(windows[-WATCHED:]))))
             running = []
             print_progress(recipe, state, (time.perf_counter() - begun) / (state.step - since))
-        if state.step % SAVE_EVERY == 0 or state.step == last:
+        saving = state.step % SAVE_EVERY == 0 or state.step == last
+        if saving or state.step in keep:
             state.seconds += time.perf_counter() - begun
             begun, since = time.perf_counter(), state.step
-            state.save(checkpoint, recipe)
+        if state.step in keep:
+            copy = f"{recipe.name}-{keep[state.step]:.0%}".replace("%", "pct")
+            export(recipe, state, tokenizer, threads, models / copy)
+        if saving:
+            state.save(checkpoint)
     if state.step < recipe.steps:
         return None
-    folder = export(recipe, state, tokenizer, threads, recipe.name)
+    export(recipe, state, tokenizer, threads, models / recipe.name)
     shutil.rmtree(checkpoint.parent)
-    return folder
+    return models / recipe.name
 
 
 def take_step(recipe: Recipe, state: State, loss_of: Callable[[], torch.Tensor], checkpoint: Path) -> float:
     """One step of the optimizer; the loss before it."""
+
+    def stop_if_lost(what: str, value: float) -> None:
+        if not math.isfinite(value):
+            kept = f"the last good state: {checkpoint}" if checkpoint.exists() else "no state was saved yet"
+            raise SystemExit(f"{recipe.name}: {what} is {value} at step {state.step}; {kept}")
+
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.rate(state.step)
     with torch.autocast("cpu", torch.bfloat16):
         loss = loss_of()
-    if not math.isfinite(loss.item()):
-        raise SystemExit(
-            f"{recipe.name}: loss is {loss.item()} at step {state.step}; the last good state: {checkpoint}"
-        )
+    stop_if_lost("loss", loss.item())
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    stop_if_lost("norm of the gradient", norm.item())
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
@@ -347,7 +374,7 @@ def as_ids(windows: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def watch(model: Any, windows: torch.Tensor) -> list[list[float]]:
-    """Of every block's `down_proj` input: the maximum, r (DESIGN section 6) and the position of the largest token."""
+    """Of every block's `down_proj` input: the maximum, r (docs/spikes.md) and the position of the largest token."""
     seen: list[list[float]] = []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -372,9 +399,9 @@ def print_progress(recipe: Recipe, state: State, per_step: float) -> None:
     )
 
 
-def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, name: str) -> Path:
+def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, folder: Path) -> None:
     """Write the model as a Hugging Face folder in bf16, beside its place and then renamed."""
-    folder, partial = MODELS / name, MODELS / f"{name}.partial"
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     twin: Any = build_model(recipe)
     twin.load_state_dict(state.model.state_dict())
@@ -388,7 +415,6 @@ def export(recipe: Recipe, state: State, tokenizer: Tokenizer, threads: int, nam
         (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    return folder
 
 
 def describe(recipe: Recipe, state: State, threads: int, model: torch.nn.Module, weights: Path) -> dict[str, object]:
@@ -410,7 +436,8 @@ def describe(recipe: Recipe, state: State, threads: int, model: torch.nn.Module,
         },
         "corpus_sha256": corpus_hash(),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "command": f"python reference/train.py {recipe.name} --threads {threads}",
+        "command": f"python reference/train.py {recipe.name} --threads {threads}"
+        + (f" --seed {recipe.seed}" if recipe.seed else ""),
     }
     if differences := known_differences(recipe.packed):
         record["corpus_differences"] = len(differences)  # the hash above is the listing's, not this corpus's
@@ -435,8 +462,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop-after", type=int, help="leave after this many steps, state saved")
+    parser.add_argument("-o", "--out", type=Path, help="folder for the model's and its state's, not reference/models/")
     arguments = parser.parse_args()
-    folder = train(replace(FAMILY[arguments.name], seed=arguments.seed), arguments.threads, arguments.stop_after)
+    recipe = replace(FAMILY[arguments.name], seed=arguments.seed)
+    folder = train(recipe, arguments.threads, arguments.stop_after, arguments.out)
     print(f"wrote {folder}" if folder else "stopped; the same command continues", file=sys.stderr)
 
 

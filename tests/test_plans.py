@@ -128,7 +128,7 @@ def test_ratio_counts_parameters_of_low_sites() -> None:
     [("w=int4/g32", True), ("w=e4m3/tensor", True), ("w=int8/tensor", True), ("a=int8/token", False), ("float", False)],
 )
 def test_low_is_a_matter_of_weight_bits(spelling: str, counts: bool) -> None:
-    """DESIGN section 2: weight bits at most those of the low scheme, whatever the format."""
+    """Weight bits at most those of the low scheme, whatever the format."""
     plan = plan_of(("1.down", spelling))
     assert plan.ratio() == (1.0 if counts else 1 - 40 * 72 / WEIGHTS)
     assert [short_name(a.site.name) for a in plan.exceptions()] == ["1.down"]

@@ -5,7 +5,7 @@ list of documents; windows are cut inside one document, never across two, so a w
 are clustered by it) and the sets can be told apart by the hashes of their documents. What is given up: the tail of a
 document that fills no window, and documents shorter than one.
 
-Whether windows begin with BOS decides whether a model trained that way has activation spikes at all (DESIGN section 6),
+Whether windows begin with BOS decides whether a model trained that way has activation spikes at all (docs/spikes.md),
 so the rule is part of a set's convention and thereby of its fingerprint.
 """
 

@@ -58,7 +58,7 @@ class QuantLinear(nn.Module):
         return self._weight.dequantize() if isinstance(self._weight, QuantizedTensor) else self._weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype (DESIGN section 4)."""
+        """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype."""
         return reference.linear(x, self.value, self.bias, self.scheme.input, self.input_scales).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Observing: one pass that measures every stream of a model (DESIGN section 6).
+"""Observing: one pass that measures every stream of a model.
 
 Everything is streaming: memory grows with channels, not with tokens. Hooks and attention watchers live inside a
 context manager, so that no block keeps one whatever happens.

@@ -138,7 +138,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {a.site.name: a.scheme for a in self.assignments if a.site.block == index}
 
     def is_low(self, assignment: Assignment) -> bool:
-        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme (DESIGN section 2).
+        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme.
 
         Of an attention product, both operands must be quantized with at most as many.
         """

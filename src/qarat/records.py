@@ -77,7 +77,7 @@ class Peak(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one observing pass measured of one stream (DESIGN section 6).
+    """What one observing pass measured of one stream.
 
     Attributes:
         name: ``model.layers.1.down_in``.

@@ -81,7 +81,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         granularity: Which elements share a scale.
         scale: How scales are kept. ``e8m0`` is a power of two (MX); ``e4m3`` has one float32 per tensor above it
             (NVFP4).
-        choice: How a scale is chosen from the values (DESIGN section 4).
+        choice: How a scale is chosen from the values: of `qarat.scales`.
         percentile: Per cent of the magnitudes that `percentile` keeps unclipped.
         symmetric: Whether the zero point is fixed at 0.
         static: Activations only: scales come from the calibration stats instead of the values at hand.

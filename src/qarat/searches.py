@@ -82,7 +82,7 @@ class Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SearchCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a search spent, in block × token forwards (DESIGN section 7).
+    """What a search spent, in block × token forwards.
 
     Attributes:
         pricing: For predictions: a forward counts one, a backward two, a recomputation, where memory asks for it, one.

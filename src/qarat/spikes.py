@@ -1,6 +1,6 @@
 """Spikes: what the stats say about where a scale shared by all tokens starves the ordinary ones. Pure.
 
-The rules *diagnose*, side by side; none of them decides (DESIGN section 6): magnitudes rank the lesser of two spikes
+The rules *diagnose*, side by side; none of them decides: magnitudes rank the lesser of two spikes
 first, and what decides is damage. Each rule says which streams it flags, its statistic, and the margin to the next
 stream, so that a reader sees how clear the case is.
 """
@@ -51,7 +51,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
         stream: Name.
         block: Index of the decoder layer.
         kind: ``down_in``, …
-        ratio: r of DESIGN section 6.
+        ratio: r, a window's largest token over its median token, the mean of the windows.
         maximum: Largest magnitude.
         snr_db: What the median token keeps under the low scheme, in decibel; NaN where the scheme does not reach.
         peak: The largest value, with token, position and channel.

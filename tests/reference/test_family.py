@@ -111,6 +111,36 @@ def test_a_state_of_another_corpus_or_number_of_threads_is_refused(
     assert "belongs to another number of threads:\n  there 1\n  here  2" in str(told.value)
 
 
+def test_a_state_of_other_windows_is_refused(train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch):
+    train.train(toy, threads=1, stop_after=4)
+    tokenizer, windows = train.prepare(packed=False)
+    monkeypatch.setattr(train, "prepare", lambda packed: (tokenizer, windows[::-1]))
+    with pytest.raises(SystemExit, match="belongs to another set of windows"):
+        train.train(toy, threads=1)
+
+
+def test_a_model_of_another_folder_leaves_the_family_alone(train: ModuleType, toy: Any, tmp_path: Path):
+    assert train.train(toy, threads=1, stop_after=8, out=tmp_path / "other") is None
+    assert train.train(toy, threads=1, out=tmp_path / "other") == tmp_path / "other" / "toy"
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {"toy", "toy-50pct", "work"}
+    assert not train.MODELS.exists()
+    assert not train.WORK.exists()
+
+
+def test_a_kept_copy_records_all_that_came_before_it(train: ModuleType, toy: Any):
+    train.train(toy, threads=1)
+    half = json.loads((train.MODELS / "toy-50pct" / "training.json").read_text())
+    assert half["steps_done"] == half["curve"][-1][0] == 6
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_does_harm(
+    train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, clip: torch.tensor(float("inf")))
+    with pytest.raises(SystemExit, match="norm of the gradient is inf at step 0; no state was saved yet"):
+        train.train(toy, threads=1)
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -49,7 +49,7 @@ class Price(Protocol):
 
 
 class BlockForwards(Protocol):
-    """What pricing costs, in forwards through one block; a recomputation counts one, a backward two (DESIGN section 7).
+    """What pricing costs, in forwards through one block; a recomputation counts one, a backward two.
 
     Products with the schemes' weights are not forwards, and are not counted.
     """

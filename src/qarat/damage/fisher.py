@@ -1,4 +1,4 @@
-"""Fisher damage: the price of every scheme at every site from one forward and one backward pass (DESIGN section 7).
+"""Fisher damage: the price of every scheme at every site from one forward and one backward pass.
 
 Let y be a site's output for one token, Δy its change when this site alone uses a scheme, and g the gradient, with
 respect to y, of the log-probability of labels *drawn from the model itself*. Then

@@ -8,8 +8,7 @@ boundary that is known.
 What is kept has a bound in bytes, and the states of plans that are on their way count too: where all plans' states do
 not fit, they go in groups. A group takes at most half of the bound, so that the other half is left for boundaries that
 the next plans begin from. Meeting the bound changes the cost, never the result: a state is the same bits whenever it is
-computed, since batches are always cut alike. The cost is counted in block × token forwards, the unit of DESIGN
-section 7.
+computed, since batches are always cut alike. The cost is counted in block × token forwards.
 """
 
 from __future__ import annotations
