@@ -15,7 +15,7 @@ from qarat.budgets import AccuracyBudget, parse_budget
 from qarat.commands.common import pricing_work
 from qarat.data import TokenSet, load_token_sets
 from qarat.errors import UserError
-from qarat.models import open_model
+from qarat.models import Model, open_model
 from qarat.plans import Plan
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import Difference, Evaluation, Provenance, TaskScore, ZeroShot
@@ -24,7 +24,7 @@ from qarat.search import trials
 from qarat.searches import SearchResult, SearchTrial, pareto
 from qarat.searching import POINTS, Member, SearchJob, SearchRequest, Setting, plan_file, search_plans
 from qarat.searching.accuracy import check_tasks, reach_accuracy
-from qarat.workspace import Progress, Runtime, no_progress
+from qarat.workspace import Progress, Run, Runtime, no_progress
 
 Qarat = Callable[..., Any]
 INT8 = "w=int8/channel a=int8/tensor/static"
@@ -348,6 +348,53 @@ def test_a_budget_of_accuracy_takes_the_cheapest_plan_that_keeps_it() -> None:
     assert nothing.trial == -1
     with pytest.raises(UserError, match="no metric acc"):
         reach_accuracy(AccuracyBudget("acc(x)-2%", "x", 0.02), curve, scored(60), lambda t: scored(1))
+
+
+def test_a_score_and_a_loss_on_the_report_are_measured_once(
+    tiny_llama: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarat.searching.job.check_tasks", lambda budgets: None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1")
+    asked: list[str] = []
+
+    def measure(model: Model, tasks: list[str], *, label: str, progress: Progress) -> ZeroShot:
+        asked.append(label)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return scored(60 if label == "float" else 59)
+
+    monkeypatch.setattr("qarat.searching.job.measure_tasks", measure)
+    stages: list[str] = []
+    budgets = ("acc(arc_easy)-2%", "acc(arc_easy)-5%", "ratio=0.9")
+    job, _ = make_job(
+        tiny_llama, tiny_text, SearchRequest(budgets=budgets), lambda stage, done, total: stages.append(stage)
+    )
+    run = Run(tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt), run.work():
+        job.execute(run)
+    add, reported = trials.TrialLog.add, 0
+
+    def die(self: trials.TrialLog, answer: trials.Answer) -> None:
+        nonlocal reported
+        add(self, answer)
+        reported += stages[-1] == "report"
+        if reported == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials.TrialLog, "add", die)
+    with pytest.raises(KeyboardInterrupt), run.work():
+        job.execute(run)
+    scores = len(asked)
+    (log,) = run.folder.glob("report-*.jsonl")
+    assert len(log.read_text().splitlines()) == 1 + 1
+    with run.work():
+        result = job.execute(run)
+    assert len(asked) == scores  # of earlier calls, all of them
+    assert asked.count("float") == 1
+    assert sorted(asked[:2] + asked[3:]) == sorted(set(asked))
+    assert [result.trials[r.trial].ratio for r in result.reached[:2]] == [1.0, 1.0]
+    assert all(r.report for r in result.reached)
+    assert reported == len({r.trial for r in result.reached})
 
 
 def test_overrides_are_pinned_also_at_the_low_scheme(
