@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import qarat as qarat_package
 from qarat.budgets import AccuracyBudget, parse_budget
@@ -17,8 +18,10 @@ from qarat.data import TokenSet, load_token_sets
 from qarat.errors import UserError
 from qarat.models import Model, open_model
 from qarat.plans import Plan
+from qarat.preparation import apply_again
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import Difference, Evaluation, Provenance, TaskScore, ZeroShot
+from qarat.runners import open_runner
 from qarat.runners.here import Here
 from qarat.search import trials
 from qarat.searches import SearchResult, SearchTrial, pareto
@@ -280,6 +283,27 @@ def test_token_sets_must_have_no_text_in_common(tiny_llama: Path, tiny_text: Pat
     with pytest.raises(UserError, match="share"):
         search_plans(job.model, (one, one, one), SearchRequest(), tmp_path / "p")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_model_is_searched_in_this_process_alone(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
+    job, tokens = make_job(tiny_llama, tiny_text, SearchRequest())
+    turned = apply_again(job.model, ("hadamard",), [None])
+    with pytest.raises(UserError, match=r"changed here by hadamard.*workers=1"):
+        search_plans(turned, tokens, SearchRequest(), tmp_path / "s", workers=2)
+    SearchJob(Member("", turned, tokens), SearchRequest(), job.setting)
+    assert not list(tmp_path.iterdir())
+
+
+def test_while_workers_measure_their_memory_is_not_held_here(tiny_llama: Path, tiny_text: Path) -> None:
+    job, tokens = make_job(tiny_llama, tiny_text, SearchRequest())
+    before = [block.state_dict() for _, block in job.model.walk()]
+    job._measurer(None, tokens[1])
+    assert len(job.model._kept) == job.model.blocks
+    with open_runner(2) as runner:
+        SearchJob(job.member, job.request, Setting(runner))._measurer(None, tokens[1])
+    assert not job.model._kept
+    for (_, block), state in zip(job.model.walk(), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
 
 
 def test_without_optuna_tpe_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

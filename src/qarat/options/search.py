@@ -18,7 +18,7 @@ class Runners:
     """Who measures; none of this changes what is found, beyond rounding."""
 
     workers: Annotated[int, arg(metavar="N")] = 1
-    """Processes of this machine that measure side by side, each with the model in memory."""
+    """Processes of this machine that measure side by side, each with the model in memory; --threads are shared out."""
     ray: Annotated[str | None, arg(metavar="ADDRESS|local", help_behavior_hint="")] = None
     """Measure on a Ray cluster instead (pip install 'qarat[ray]'); local starts one here, of --workers workers."""
 

@@ -12,19 +12,19 @@ from qarat import damage
 from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.calibration import is_static
 from qarat.conversion import check_stats, quantize
-from qarat.damage.checking import FEWEST, fit_correction
 from qarat.data import TokenSet, check_disjoint
 from qarat.errors import UserError
 from qarat.evaluation.zero_shot import measure_tasks
+from qarat.fingerprints import spellings_of
 from qarat.measuring import specify
-from qarat.metricrecords import Correction
 from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
-from qarat.plans import Plan, assign, match_sites
+from qarat.plans import Plan, match_sites
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
 from qarat.runners import open_runner
+from qarat.runners.here import Here
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.search.driver import Driver
 from qarat.search.outcomes import point_of, reach
@@ -32,8 +32,9 @@ from qarat.search.space import Space, make_space
 from qarat.search.strategies import make_strategy
 from qarat.search.strategies.base import Goal
 from qarat.search.trials import TrialLog
-from qarat.searches import NO_CORRECTION, Choice, Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.searches import NO_CORRECTION, Reached, SearchCost, SearchResult, SearchTrial, pareto
 from qarat.searching.accuracy import Scores, check_tasks, reach_accuracy
+from qarat.searching.chosen import choice_of, correction_of, plan_file
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
 from qarat.searching.setting import Member, Setting
@@ -59,16 +60,23 @@ class SearchJob:
 
         Raises:
             UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis, a
-                task that cannot be measured, tokens with a text in common, an extra that is not installed.
+                task that cannot be measured, tokens with a text in common, an extra that is not installed; a model
+                changed by transforms, with workers.
         """
         member.model.require_float("search")
+        self._elsewhere = not isinstance(setting.runner, Here)
+        if self._elsewhere and (done := spellings_of(member.model.fingerprint)):
+            raise UserError(
+                f"the model was changed here by {', '.join(done)}, and workers would open it as it was: search in this "
+                "process alone (workers=1)"
+            )
         check_disjoint(*member.tokens)
         self.member, self.request, self.setting = member, request, setting
         self.model, self.progress = member.model, setting.progress
         self.calibration, self.selection, self.report = member.tokens
         self.strategy = make_strategy(request.strategy, trials=request.trials, seed=setting.seed)
         base = draft_plan(self.model, request.as_plan_request())
-        self.schemes = _in_order(request, base)
+        self.schemes = request.ordered_schemes(base)
         self.space = self._space(base)
         self.points = self._points()
         check_tasks(request.parsed_budgets())
@@ -163,7 +171,7 @@ class SearchJob:
         cost = SearchCost(self._pricing_cost(), measurer.forwards)
         write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
         for budget, found in zip(self.request.budgets, reached, strict=True):
-            plan = space.plan(_choice(parse_budget(budget), found, driver.trials, space), budget)
+            plan = space.plan(choice_of(parse_budget(budget), found, driver.trials, space), budget)
             write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
 
     def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver, run: Run) -> Reached:
@@ -185,6 +193,8 @@ class SearchJob:
         )
 
     def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
+        if self._elsewhere:
+            self.model.forget_blocks()  # the memory is the workers'
         spec = specify(
             self.model,
             self.member.name,
@@ -221,7 +231,7 @@ class SearchJob:
             tuple(driver.trials),
             tuple(reached),
             cost,
-            _correction(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
+            correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
         )
 
     def _goal(self, space: Space, menu: Menu | None) -> Goal:
@@ -306,7 +316,8 @@ def search_plans(
         request: What is to be found out.
         out: Folder of result, plans and trial log; it must not be there yet.
         seed: Of draws and labels.
-        workers: Processes that measure plans; 1 is this one.
+        workers: Processes that measure plans; 1 is this one. More import the script that calls, which must do so below
+            ``if __name__ == "__main__":``.
         progress: Told of every stage.
 
     Raises:
@@ -318,44 +329,3 @@ def search_plans(
         job = SearchJob(Member(str(model.folder), model, tokens), request, Setting(runner, seed, progress))
         with run.work(TRIALS):
             return job.execute(run)
-
-
-def _correction(trials: Sequence[SearchTrial]) -> Correction:
-    """What predictions come to; losses lost in noise cannot be fitted."""
-    pairs = [(t.predicted, t.damage.nats) for t in trials if t.predicted > 0 and t.damage.nats > 0]
-    try:
-        return fit_correction(pairs) if len(pairs) >= FEWEST else NO_CORRECTION
-    except UserError:  # losses fall where predictions rise: there is nothing that a correction could put right
-        return NO_CORRECTION
-
-
-def _in_order(request: SearchRequest, base: Plan) -> tuple[str, ...]:
-    """Spellings of the options: low and high; where plans are ordered by bits, from the fewest to the most.
-
-    Strategies take it that each option costs no less than the one before. Of equally many, the first given comes first.
-    """
-    if request.axis == "ratio":
-        return request.schemes()
-
-    def bits(spelling: str) -> int:
-        return assign(base.model, base.float_bits, base.sites, spelling).weight_bits()
-
-    return tuple(sorted(request.schemes(), key=bits))
-
-
-def _choice(budget: Budget, found: Reached, trials: Sequence[SearchTrial], space: Space) -> Choice:
-    """What is written for a budget: its plan; where nothing meets it the nearest there is, so that no file is missing.
-
-    Nearest is the highest plan for a loss, and the cheapest that was tried for a cost.
-    """
-    if found.trial >= 0:
-        return trials[found.trial].choice
-    tried = [t for t in trials if not t.failure]
-    if isinstance(budget, CostBudget) and tried:
-        return max(tried, key=lambda t: t.position(space.axis)).choice
-    return space.highest
-
-
-def plan_file(budget: str) -> str:
-    """Name of the file with the plan of a budget: ``plan-ppl+5pct.json``."""
-    return f"plan-{budget.replace('%', 'pct')}.json"

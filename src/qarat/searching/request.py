@@ -11,6 +11,7 @@ from qarat.budgets import Budget, CostBudget, parse_budget
 from qarat.errors import UserError
 from qarat.formats import nearest_names
 from qarat.planning import Request
+from qarat.plans import Plan, assign
 from qarat.schemes import LinearScheme, MatmulScheme, TensorScheme, parse_scheme
 from qarat.search.space import Option
 from qarat.search.strategies import make_strategy
@@ -139,6 +140,20 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Spellings of all schemes: the low one, those of the menu, the high one."""
         low, *menu, high = map(full_spelling, (self.low, *split_commas(self.menu), self.high))
         return (low, *(text for text in menu if text != high), high)
+
+    def ordered_schemes(self, base: Plan) -> tuple[str, ...]:
+        """`schemes` as strategies take them, none cheaper than the one before; of equals the first given comes first.
+
+        Low and high stay as they are where plans are ordered by Q_r; by bits, those of all projections tell.
+
+        Args:
+            base: Any plan of the model, for its sites.
+        """
+
+        def bits(spelling: str) -> int:
+            return assign(base.model, base.float_bits, base.sites, spelling).weight_bits()
+
+        return self.schemes() if self.axis == "ratio" else tuple(sorted(self.schemes(), key=bits))
 
     def options(self) -> tuple[Option, ...]:
         """What each unit may get, in the order of `schemes`."""
