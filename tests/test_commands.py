@@ -14,6 +14,7 @@ import pytest
 from qarat import data, options
 from qarat.cli import main
 from qarat.commands.common import command_line
+from qarat.errors import UserError
 from qarat.exporters.native import read_native
 from qarat.fingerprints import spellings_of
 from qarat.options import BUNDLED
@@ -97,6 +98,35 @@ def made_once(tiny_llama: Path, tiny_text: Path, tmp_path_factory: pytest.TempPa
 def made(made_once: Path) -> Path:
     """The current folder, with stats, a menu, a plan and a quantized folder in it."""
     return Path(shutil.copytree(made_once, Path.cwd(), dirs_exist_ok=True))
+
+
+def test_metrics_without_a_price_are_left_out_or_refused_before_any_work(
+    qarat: Qarat, tiny_llama: Path, small: list[str]
+) -> None:
+    product, weights = "l=int8/token r=int8/token", "w=int4/channel"
+    few = ["--samples", "1", *small[:2], *small[4:]]
+    answer = well(qarat("damage", tiny_llama, *few, "--schemes", product, weights, "--metrics", "all", "--check"))
+    assert "weight-error is left out" in answer.err
+    assert Path("menu.measured.json").is_file()
+    assert not Path("menu.weight-error.json").exists()
+    for words in (["--schemes", product], ["--schemes", product, weights, "--check"]):
+        answer = qarat("damage", tiny_llama, *few, *words, "--metrics", "fisher", "weight-error", "-o", "x.json")
+        assert (answer.code, "weight-error has no price" in answer.err) == (2, True)
+    well(qarat("damage", tiny_llama, *few, "--schemes", product, weights, "--metrics", "weight-error"))
+    assert qarat("damage", tiny_llama, *few, "--metrics", "fisher", "kj", "-o", "x.json").code == 1
+    assert not Path("x.json").exists()
+
+
+def test_each_menu_is_written_as_it_comes(
+    qarat: Qarat, tiny_llama: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> Menu:
+        raise UserError("no more")
+
+    monkeypatch.setattr("qarat.damage.output_error.price", fail)
+    answer = qarat("damage", tiny_llama, *small, "--schemes", "w=int4/channel", "--metrics", "fisher", "output-error")
+    assert (answer.code, "no more" in answer.err) == (1, True)
+    assert decode_record(Path("menu.json"), Menu).metric == "fisher"
 
 
 @pytest.mark.parametrize("verb", ["profile", "damage", "plan", "quantize", "evaluate", "run"])

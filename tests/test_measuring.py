@@ -68,18 +68,26 @@ def test_another_model_by_the_same_name_is_refused(tiny_model: Model, tokens: To
         spec()
 
 
-def test_workers_of_one_machine_share_its_memory(tiny_llama: Path, tokens: TokenSet):
-    model = open_model(str(tiny_llama), Runtime(memory=1 << 20))
-    opened: list[Model] = []
+def test_workers_of_one_machine_share_its_memory_and_threads(
+    tiny_llama: Path, tokens: TokenSet, monkeypatch: pytest.MonkeyPatch
+):
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
 
-    def measure(share: int) -> None:
-        spec = elsewhere(specify(model, str(tiny_llama), tokens, None, share=share))
-        opened.append(spec._open())
+    def opened(threads: int, share: int) -> Runtime:
+        model = open_model(str(tiny_llama), Runtime(memory=1 << 20, threads=threads))
+        found = elsewhere(specify(model, str(tiny_llama), tokens, None, share=share))._open().runtime
+        assert msgspec.structs.replace(found, memory=1 << 20, threads=threads) == model.runtime
+        assert taken[-1] == found.threads
+        return found
 
-    measure(1)
-    measure(4)
-    assert [m.runtime.memory for m in opened] == [1 << 20, 1 << 18]
-    assert msgspec.structs.replace(opened[1].runtime, memory=1 << 20) == model.runtime
+    assert [opened(8, share).memory for share in (1, 4)] == [1 << 20, 1 << 18]
+    assert [opened(8, share).threads for share in (1, 4, 16)] == [8, 2, 1]
+    assert [opened(0, share).threads for share in (1, 4)] == [6, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray says to an actor of one processor
+    assert opened(0, 1).threads == 1
 
 
 def test_failures_travel(tiny_model: Model):

@@ -1,23 +1,33 @@
 """The search verb and its job: same bytes however often it is stopped, wherever it is measured, whatever is kept."""
 
+import ast
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from qarat.budgets import AccuracyBudget
-from qarat.data import load_token_sets
+import qarat as qarat_package
+from qarat.budgets import AccuracyBudget, parse_budget
+from qarat.commands.common import pricing_work
+from qarat.data import TokenSet, load_token_sets
 from qarat.errors import UserError
-from qarat.models import open_model
+from qarat.models import Model, open_model
 from qarat.plans import Plan
+from qarat.preparation import apply_again
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import Difference, Evaluation, Provenance, TaskScore, ZeroShot
+from qarat.runners import open_runner
+from qarat.runners.here import Here
 from qarat.search import trials
 from qarat.searches import SearchResult, SearchTrial, pareto
-from qarat.searching import SearchRequest, plan_file, search_plans
-from qarat.searching.accuracy import reach_accuracy
+from qarat.searching import POINTS, Member, SearchJob, SearchRequest, Setting, plan_file, search_plans
+from qarat.searching.accuracy import check_tasks, reach_accuracy
+from qarat.workspace import Progress, Run, Runtime, no_progress
 
 Qarat = Callable[..., Any]
 INT8 = "w=int8/channel a=int8/tensor/static"
@@ -175,6 +185,11 @@ def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small:
         (["--points", "1.5"], "at most 1"),
         (["--trials", "0"], "at least 1"),
         (["--low", INT8, "--high", "fp8"], "cannot tell them apart"),
+        (["--low", "a=int8/token"], "keeps no weight low"),
+        (["--basis", "macs", "--menu", "w=int8/channel a=int8/token"], "take no bits of storage"),
+        (["--basis", "macs", "--budget", "bits=8"], "take no bits of storage"),
+        (["--basis", "macs", "--low", "w=int4/channel a=int8/token", "--high", "fp8"], "no more input bits"),
+        (["--basis", "macs", "--metric", "weight-error"], "no price of attention products"),
         (["--budget", "acc(code_continuation)-1%"], "cannot choose plans"),
         (["--workers", "0"], "at least 1"),
         (["--set", "nothing: float"], "matches no site"),
@@ -188,6 +203,140 @@ def test_bad_input_is_refused_before_any_work(
     assert answer.code in (1, 2)
     assert said in answer.err
     assert not list(tmp_path.iterdir())
+
+
+def make_job(
+    model: Path, text: Path, request: SearchRequest, progress: Progress = no_progress, **more: Any
+) -> tuple[SearchJob, tuple[TokenSet, TokenSet, TokenSet]]:
+    opened = open_model(str(model), Runtime(threads=1))
+    tokens = load_token_sets(opened, calibration=str(text), samples=4, report_samples=6, length=32)
+    request.check()
+    return SearchJob(Member(str(model), opened, tokens), request, Setting(Here(), progress=progress, **more)), tokens
+
+
+@pytest.mark.parametrize(
+    ("request_", "points"),
+    [
+        (SearchRequest(budgets=("ratio=0.6", "ppl+5%")), (0.6,)),
+        (SearchRequest(budgets=("ratio=0.6", "ppl+5%"), strategy="random"), (*POINTS["matmul"], 0.6)),
+        (SearchRequest(budgets=("ratio=0.9", "acc(x)-1%")), (*POINTS["matmul"], 1.0)),
+        (SearchRequest(budgets=("ratio=0.6",), strategy="random"), (0.6,)),
+        (SearchRequest(budgets=("ratio=0.6", "acc(x)-1%", "ppl+5%"), points=(0.3,)), (0.3, 0.6)),
+        (SearchRequest(budgets=("ppl+5%", "bits=7"), strategy="random"), (-12.0, -8.0, -6.0, -5.0, -7.0)),
+        (SearchRequest(), ()),
+    ],
+)
+def test_budgets_of_cost_take_no_points_away(
+    tiny_llama: Path,
+    tiny_text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: SearchRequest,
+    points: tuple[float, ...],
+) -> None:
+    monkeypatch.setattr("qarat.searching.job.check_tasks", lambda budgets: None)
+    assert make_job(tiny_llama, tiny_text, request_)[0].points == pytest.approx(points, rel=1e-9)
+
+
+def test_schemes_may_come_in_any_order(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    words = ["--low", "w=int8/channel", "--menu", "w=int4/g128", "--budget", "bits=8"]
+    for strategy in ("predicted", "random"):
+        out = tmp_path / strategy
+        result = searched(qarat, tiny_llama, small, out, *words, "--strategy", strategy, "--trials", "3")
+        assert result.menu == ("w=int4/g128", "w=int8/channel", "float")
+        assert result.reached[0].trial >= 0
+        assert decode_record(out / plan_file("bits=8"), Plan).bits_per_weight() <= 8
+
+
+def test_schemes_are_ordered_by_the_bits_they_take_in_the_model(tiny_llama: Path, tiny_text: Path) -> None:
+    request = SearchRequest("mxint4", menu=("int4/g128, int8/channel, fp8, float",), budgets=("bits=6",))
+    job, _ = make_job(tiny_llama, tiny_text, request)
+    assert sorted(job.schemes) == sorted(request.schemes())
+    totals = job.space.bit_costs.sum(0).tolist()
+    assert totals == sorted(totals)
+    assert job.schemes[-1] == "float"
+
+
+def test_short_names_formats_alone_and_commas() -> None:
+    request = SearchRequest("mxint4", menu=("int4/g128, int8/channel,", "fp8", "{-1,0,1}/channel, float"))
+    request.check()
+    fp8 = "w=e4m3/tensor a=e4m3/tensor/static"
+    middle = ("w=int4/g128", "w=int8/channel", fp8, "w={-1,0,1}/channel")
+    assert request.schemes() == ("w=mxint4 a=mxint4", *middle, "float")
+    assert SearchRequest("int8-static").schemes()[0] == "w=int8/tensor a=int8/tensor/static"
+    with pytest.raises(UserError, match="stands twice"):
+        SearchRequest("mxint4", menu=("w=mxint4 a=mxint4",)).check()
+    with pytest.raises(UserError, match="did you mean int4"):
+        SearchRequest("imt4/g32").check()
+
+
+def test_the_example_in_the_documentation_is_a_request() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "searching.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    (asked,) = [
+        node
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "qarat.SearchRequest"
+    ]
+    request: SearchRequest = eval(ast.unparse(asked), {"qarat": qarat_package})
+    request.check()
+    assert request.axis == "bits"
+
+
+def test_products_are_low_by_the_bits_of_low_inputs(tiny_llama: Path, tiny_text: Path) -> None:
+    job, _ = make_job(tiny_llama, tiny_text, SearchRequest("w=int4/channel a=int8/token", basis="macs"))
+    assert job.space.ratio((0,) * len(job.space.units)) == 1.0
+
+
+def test_token_sets_must_have_no_text_in_common(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
+    job, (one, _, _) = make_job(tiny_llama, tiny_text, SearchRequest())
+    with pytest.raises(UserError, match="share"):
+        search_plans(job.model, (one, one, one), SearchRequest(), tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_model_is_searched_in_this_process_alone(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
+    job, tokens = make_job(tiny_llama, tiny_text, SearchRequest())
+    turned = apply_again(job.model, ("hadamard",), [None])
+    with pytest.raises(UserError, match=r"changed here by hadamard.*workers=1"):
+        search_plans(turned, tokens, SearchRequest(), tmp_path / "s", workers=2)
+    SearchJob(Member("", turned, tokens), SearchRequest(), job.setting)
+    assert not list(tmp_path.iterdir())
+
+
+def test_while_workers_measure_their_memory_is_not_held_here(tiny_llama: Path, tiny_text: Path) -> None:
+    job, tokens = make_job(tiny_llama, tiny_text, SearchRequest())
+    before = [block.state_dict() for _, block in job.model.walk()]
+    job._measurer(None, tokens[1])
+    assert len(job.model._kept) == job.model.blocks
+    with open_runner(2) as runner:
+        SearchJob(job.member, job.request, Setting(runner))._measurer(None, tokens[1])
+    assert not job.model._kept
+    for (_, block), state in zip(job.model.walk(), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
+
+
+def test_without_optuna_tpe_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="needs Optuna"):
+        SearchRequest(strategy="tpe").check()
+
+
+def test_a_task_that_the_harness_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = SimpleNamespace(TaskManager=lambda: SimpleNamespace(all_tasks=["arc_easy", "piqa"]))
+    monkeypatch.setattr("qarat.searching.accuracy.import_harness", lambda name: manager)
+    check_tasks([parse_budget("ppl+5%"), parse_budget("acc(piqa)-1%")])
+    with pytest.raises(UserError, match="no task 'ark_easy'; did you mean arc_easy"):
+        check_tasks([parse_budget("acc(ark_easy)-1%")])
+
+
+def test_a_dry_run_counts_the_windows_and_the_metric(tiny_llama: Path, tiny_text: Path) -> None:
+    def work(metric: str, windows: int) -> float:
+        job, _ = make_job(tiny_llama, tiny_text, SearchRequest(metric=metric, price_windows=windows))
+        return pricing_work(metric, job.model, job.price_tokens, job.priced_schemes)
+
+    assert work("fisher", 2) == 2 * work("fisher", 1) == 2 * 32 * (3 + 1)
+    assert work("weight-error", 1) == 0
+    assert work("kl", 1) > work("fisher", 1)
 
 
 def test_a_dry_run_writes_nothing(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
@@ -232,6 +381,53 @@ def test_a_budget_of_accuracy_takes_the_cheapest_plan_that_keeps_it() -> None:
     assert nothing.trial == -1
     with pytest.raises(UserError, match="no metric acc"):
         reach_accuracy(AccuracyBudget("acc(x)-2%", "x", 0.02), curve, scored(60), lambda t: scored(1))
+
+
+def test_a_score_and_a_loss_on_the_report_are_measured_once(
+    tiny_llama: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarat.searching.job.check_tasks", lambda budgets: None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1")
+    asked: list[str] = []
+
+    def measure(model: Model, tasks: list[str], *, label: str, progress: Progress) -> ZeroShot:
+        asked.append(label)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return scored(60 if label == "float" else 59)
+
+    monkeypatch.setattr("qarat.searching.job.measure_tasks", measure)
+    stages: list[str] = []
+    budgets = ("acc(arc_easy)-2%", "acc(arc_easy)-5%", "ratio=0.9")
+    job, _ = make_job(
+        tiny_llama, tiny_text, SearchRequest(budgets=budgets), lambda stage, done, total: stages.append(stage)
+    )
+    run = Run(tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt), run.work():
+        job.execute(run)
+    add, reported = trials.TrialLog.add, 0
+
+    def die(self: trials.TrialLog, answer: trials.Answer) -> None:
+        nonlocal reported
+        add(self, answer)
+        reported += stages[-1] == "report"
+        if reported == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials.TrialLog, "add", die)
+    with pytest.raises(KeyboardInterrupt), run.work():
+        job.execute(run)
+    scores = len(asked)
+    (log,) = run.folder.glob("report-*.jsonl")
+    assert len(log.read_text().splitlines()) == 1 + 1
+    with run.work():
+        result = job.execute(run)
+    assert len(asked) == scores  # of earlier calls, all of them
+    assert asked.count("float") == 1
+    assert sorted(asked[:2] + asked[3:]) == sorted(set(asked))
+    assert [result.trials[r.trial].ratio for r in result.reached[:2]] == [1.0, 1.0]
+    assert all(r.report for r in result.reached)
+    assert reported == len({r.trial for r in result.reached})
 
 
 def test_overrides_are_pinned_also_at_the_low_scheme(

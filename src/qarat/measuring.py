@@ -6,6 +6,7 @@ worker, plans one way, losses the other.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class MeterSpec:
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
         keep_bytes: Bound on the hidden states held on one machine; None is a quarter of the runtime's memory.
-        share: Workers of one machine, each of which takes its part of the memory.
+        share: Workers of one machine, each of which takes its part of the memory and of the threads.
         opened: The model where it is open already; never pickled, other processes open their own.
     """
 
@@ -94,7 +95,8 @@ class MeterSpec:
 
     def _open(self) -> Model:
         memory = max(1, self.runtime.memory_bytes() // self.share)
-        runtime = msgspec.structs.replace(self.runtime, memory=memory)
+        threads = max(1, (self.runtime.threads or _threads_here()) // self.share)
+        runtime = msgspec.structs.replace(self.runtime, memory=memory, threads=threads)
         model = open_model(self.model, runtime, revision=self.revision)
         if model.fingerprint != self.fingerprint:
             raise UserError(
@@ -102,6 +104,12 @@ class MeterSpec:
                 f"({self.fingerprint[:12]}…); put the same files there"
             )
         return model
+
+
+def _threads_here() -> int:
+    """Threads that torch would take in this process alone: as the environment says (Ray does), or one a processor."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() else os.cpu_count() or 1
 
 
 def specify(

@@ -255,6 +255,10 @@ class Model:
             self._kept[index] = block
         return block
 
+    def forget_blocks(self) -> None:
+        """Leave the memory of blocks to others; each is read again when it is asked for."""
+        self._kept.clear()
+
     def block_bytes(self) -> int:
         """Memory of one block in the runtime's dtype."""
         size = torch.finfo(self.runtime.torch_dtype).bits // 8

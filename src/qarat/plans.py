@@ -140,13 +140,17 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_low(self, assignment: Assignment) -> bool:
         """Whether a site counts as low for Q_r: weight bits at most those of the low scheme.
 
-        Of an attention product, both operands must be quantized with at most as many.
+        Of an attention product, which has no weight, both operands must be quantized with at most as many as the low
+        scheme's inputs; as its weights, where those inputs are in float.
         """
         low, scheme = parse_scheme(self.low), assignment.scheme
         if not isinstance(low, LinearScheme) or low.weight is None:
             return False
-        what = (scheme.weight,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
-        return all(t is not None and t.number_format.bits <= low.weight.number_format.bits for t in what)
+        if isinstance(scheme, LinearScheme):
+            what, most = (scheme.weight,), low.weight
+        else:
+            what, most = (scheme.left, scheme.right), low.input or low.weight
+        return all(t is not None and t.number_format.bits <= most.number_format.bits for t in what)
 
     def exceptions(self) -> tuple[Assignment, ...]:
         """The projections whose scheme is not the low one, protected or overridden."""

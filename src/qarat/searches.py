@@ -1,6 +1,6 @@
 """Records of a search: every trial that was measured, what each budget reaches, and what finding out cost.
 
-A choice is one option per unit, by index; options stand in the order of the menu, the low scheme first. So a search's
+A choice is one option per unit, by index; options stand in the order of the menu, the cheapest first. So a search's
 plans follow from its record and the base plan it began with.
 """
 
@@ -103,7 +103,7 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         granularity: ``matmul`` or ``layer``.
         basis: What Q_r counts: ``parameters`` or ``macs``.
         axis: What the curve is drawn over: ``ratio``, or ``bits`` where the menu has more than two schemes.
-        menu: Spelling of every option, the low scheme first.
+        menu: Spelling of every option, the cheapest first: of two the low scheme, of more that with the fewest bits.
         units: Label of every unit.
         base: Content hash of the plan that the units' options are put into.
         float_loss: On the selection tokens.

@@ -1,6 +1,6 @@
 """The other metrics, each against its formula on an ordinary transformers model, and laws that hold for all of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -214,6 +214,29 @@ def test_batches_and_memory_change_nothing(tiny: Path, metric: str):
     for one, other in zip(priced(tiny, metric, *spellings, batch_tokens=32).entries, whole.entries, strict=True):
         assert (one.site, one.scheme) == (other.site, other.scheme)
         assert one.damage == pytest.approx(other.damage, rel=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["fisher", "gradient-error", "kl"])
+def test_windows_whose_states_do_not_fit_go_in_groups(tiny: Path, metric: str, monkeypatch: pytest.MonkeyPatch):
+    held: list[int] = []
+    forward = capture.forward_states
+
+    def watched(model: Model, batches: Sequence[Tensor], *rest: Any) -> list[list[Tensor]]:
+        held.append(len(batches))
+        return forward(model, batches, *rest)
+
+    for module in (capture, import_module("qarat.damage.kl")):
+        monkeypatch.setattr(module, "forward_states", watched)
+    whole = priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=1 << 30)
+    one = 16 * 16 * 4  # bytes of the hidden states of one window
+    states = {"kl": 2 + 1 + 9}.get(metric, 2 + 1)
+    assert priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=4 * 2 * states * one) == whole
+    calls: list[tuple[str, int, int]] = []
+    model = open_model(str(tiny), Runtime(batch_tokens=16, memory=1))
+    damage.load(metric)(model, token_set(), [parse_scheme(INT8)], progress=lambda *call: calls.append(call))
+    assert held == [5, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert calls[-1][1] == calls[-1][2]
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1])

@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -29,7 +31,8 @@ from qarat.plans import assign
 from qarat.records import Evaluation
 from qarat.runners import Runner, open_runner
 from qarat.runners.base import GROUP, Groups
-from qarat.runners.cluster import Actors
+from qarat.runners.cluster import Actors, connected
+from qarat.runners.pool import Lost, Pool
 
 EVALUATE = functools.partial(functools.partial, map, eval)
 KINDS = {"here": (1, None), "processes": (2, None), "ray": (2, "local")}
@@ -218,3 +221,46 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'qarat\[ray\]'"), open_runner(2, "local"):
         pass
+
+
+def test_machines_without_processors_have_no_workers(monkeypatch: pytest.MonkeyPatch):
+    def node(alive: bool, **resources: float) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": resources}
+
+    nodes = [
+        node(True, memory=1.0),
+        node(True, CPU=0.0),
+        node(True, CPU=4.0),
+        node(True, CPU=4.0),
+        node(False, CPU=4.0),
+    ]
+    ray = SimpleNamespace(
+        __spec__=object(), is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8.0}, nodes=lambda: nodes
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with connected("local", 6) as share:
+        assert share == 3
+
+
+class Stillborn:
+    """A crew whose workers end before they are ready."""
+
+    hired = 0
+
+    def hire(self) -> int:
+        self.hired += 1
+        return self.hired
+
+    def give(self, worker: Any, job: Any, items: Any) -> None:
+        raise AssertionError
+
+    def wait(self) -> tuple[int, Lost]:
+        return self.hired, Lost("it imported the script again")
+
+    def dismiss(self, worker: Any) -> None:
+        pass
+
+
+def test_workers_that_never_start_name_the_usual_reason():
+    with pytest.raises(UserError, match=r"imported the script again.*if __name__ == '__main__':"):
+        answers(Pool(Stillborn(), 1, share=1), ["1"])

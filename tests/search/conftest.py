@@ -1,6 +1,6 @@
 """A made-up model whose losses are known, so that every choice can be held against the truth."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -19,17 +19,24 @@ SHAPES = {"q_proj": (8, 8), "up_proj": (24, 8), "down_proj": (8, 24)}
 
 
 class Fake:
-    """Sites of four blocks; a low site costs a random amount, a middle one a tenth, and neighbours cost more together.
+    """Sites of some blocks; a low site costs a random amount, a middle one a tenth, and neighbours cost more together.
 
     Attributes:
         measured: How many plans were measured.
         broken: Site that cannot be measured low.
     """
 
-    def __init__(self, seed: int = 0, together: float = 0.0, menu: Sequence[str] = (LOW, "float")) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        together: float = 0.0,
+        menu: Sequence[str] = (LOW, "float"),
+        shapes: Mapping[str, tuple[int, int]] = SHAPES,
+        blocks: int = 4,
+    ) -> None:
         self.sites = [
             Site(f"model.layers.{b}.mlp.{leaf}", b, "projection", (f"model.layers.{b}.{leaf}_in",), shape)
-            for b, (leaf, shape) in product(range(4), SHAPES.items())
+            for b, (leaf, shape) in product(range(blocks), shapes.items())
         ]
         draw = np.random.default_rng(seed).lognormal(-4, 1, len(self.sites)).tolist()
         self.costs = dict(zip((s.name for s in self.sites), draw, strict=True))

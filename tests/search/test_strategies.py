@@ -119,6 +119,22 @@ def test_no_unit_is_lowered_that_the_ratio_does_not_need(fake):
             assert space.position(higher) < 0.5 <= space.position(choice)
 
 
+def test_equal_units_give_just_the_ratio_however_sums_round(fake):
+    made = fake(shapes={"q_proj": (10, 10), "up_proj": (7, 10)}, blocks=12)
+    space = made.space(layers=True)
+    below = 0
+    for seed in range(50):
+        order = np.random.default_rng(seed).permutation(12).tolist()
+        choice = lower_in_order(space, 0.5, order, [0] * 12)
+        assert sorted(choice) == [0] * 6 + [1] * 6
+        below += space.ratio(choice) < 0.5
+    assert below  # else nothing was rounded, and nothing shown
+    for name in ("predicted", "greedy"):
+        driver = Driver(space, made.measure, TrialLog(None, {}))
+        driver.run(make_strategy(name, trials=1, seed=0), Goal((0.5,), (), space.predictions(made.prices())))
+        assert max(t.choice.count(0) for t in driver.trials) == 6
+
+
 def test_a_failed_trial_stops_no_strategy(fake):
     for name in strategy_names():
         made = fake(seed=4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from qarat import options
+from qarat import damage, options
 from qarat.budgets import parse_size
 from qarat.checkpoints import reference_models
 from qarat.data import TokenSet, load_token_sets
@@ -41,6 +41,7 @@ __all__ = [
     "open_float_named",
     "open_transformed",
     "prefix_of",
+    "pricing_work",
     "quoted",
     "request_of",
     "runtime_of",
@@ -213,6 +214,19 @@ def show_estimate(screen: Screen, model: Model, work: Mapping[str, float], *, st
     check_weights(model)
     screen.show(estimate(model, work, states=states, disk=disk))
     return ()
+
+
+def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> float:
+    """What pricing takes, in tokens sent through the whole model: its passes, and a product for every scheme.
+
+    Args:
+        metric: Of `qarat.damage`.
+        model: In float.
+        tokens: That prices come from.
+        schemes: To be priced.
+    """
+    forwards = damage.block_forwards(metric)(model, tokens, schemes) / model.blocks
+    return (forwards + len(schemes)) * tokens.windows.numel() if forwards else 0.0
 
 
 def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:

@@ -12,14 +12,15 @@ from qarat.commands.common import (
     command_line,
     load_tokens,
     open_float,
+    pricing_work,
     quoted,
     show_estimate,
 )
-from qarat.estimates import SWEEP_FORWARDS, price_forwards
+from qarat.estimates import SWEEP_FORWARDS
 from qarat.runners import Runner, open_runner
 from qarat.screens import Lines, Screen
 from qarat.searches import SearchResult
-from qarat.searching import POINTS, STATS, TRIALS, Member, SearchJob, SearchRequest, Setting, plan_file
+from qarat.searching import STATS, TRIALS, Member, SearchJob, SearchRequest, Setting, plan_file
 from qarat.workspace import Run
 
 __all__ = ["search", "setting_of"]
@@ -75,11 +76,13 @@ def _request(asked: options.Search) -> SearchRequest:
 
 def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     check_weights(job.model)
-    points, units = len(job.points) or len(POINTS[job.request.granularity]), len(job.space.units)
-    drawn = job.request.trials * points
-    plans = {"predicted": SWEEP_FORWARDS, "greedy": units * (units + 1) // 2}.get(job.request.strategy, drawn)
-    priced = price_forwards(len(job.space.options)) if job.request.strategy == "predicted" else 0
-    work = {"damage": priced * tokens, "search": plans * tokens}
+    request, units = job.request, len(job.space.units)
+    drawn = request.trials * len(job.points)
+    plans = {"predicted": SWEEP_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
+    work = {"search": float(plans * tokens)}
+    if job.strategy.predicts:
+        priced = pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
+        work = {"damage": priced, **work}
     return show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
 
 

@@ -17,6 +17,7 @@ from qarat.commands.common import (
     note_matches,
     open_transformed,
     prefix_of,
+    pricing_work,
     quoted,
     request_of,
     scheme_of,
@@ -25,7 +26,7 @@ from qarat.commands.common import (
 from qarat.damage.checking import check, measure_sites
 from qarat.data import TokenSet
 from qarat.errors import ArgumentError
-from qarat.estimates import ROUNDING, SWEEP_FORWARDS, price_forwards, quantized_bytes, stats_bytes
+from qarat.estimates import ROUNDING, SWEEP_FORWARDS, quantized_bytes, stats_bytes
 from qarat.exporters.native import check_place, write_native
 from qarat.measuring import make_meter
 from qarat.models import Model
@@ -33,7 +34,7 @@ from qarat.planning import find_plan, naive_plan, rank_units
 from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Menu
-from qarat.schemes import LinearScheme
+from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.screens import Lines, Screen
 from qarat.workspace import check_file, write_whole
 
@@ -59,32 +60,50 @@ def profile(asked: options.Profile, screen: Screen) -> Lines:
 def damage(asked: options.Damage, screen: Screen) -> Lines:
     """Price every scheme at every site, and say how well the prices predict what is measured."""
     schemes = [scheme_of("--schemes", text) for text in asked.schemes]
-    wanted = metrics.names() if asked.metrics == ("all",) else list(asked.metrics)
-    prices = {name: metrics.load(name) for name in wanted}
+    wanted = _metrics_of(asked, schemes, screen)
     check_file(asked.out)
     model = open_transformed(asked)
     stats = load_stats(asked.stats, model, any(is_static(s) for s in schemes))
     _, selection, _ = load_tokens(asked, model, screen)
     if asked.general.dry_run:
-        tokens = selection.windows.numel()
-        work = {f"damage {name}": price_forwards(len(schemes)) * tokens for name in wanted}
-        return show_estimate(screen, model, work, states=tokens * (model.blocks + 1))
+        work = {f"damage {name}": pricing_work(name, model, selection, schemes) for name in wanted}
+        return show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
     prefix = {"prefix": stats.prefix} if stats is not None and stats.prefix else {}
     if prefix and (wanted != ["fisher"] or asked.check):
         raise ArgumentError("with a prefix in float, fisher alone prices, and --check measures without one")
-    menus = {
-        name: price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
-        for name, price in prices.items()
-    }
-    for name, menu in menus.items():
+    menus: list[Menu] = []
+    for name in wanted:
+        price = metrics.load(name)
+        menu = price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
         write_whole(_menu_file(asked.out, name, wanted), encode_record(menu))
-    screen.show(*menus.values())
+        menus.append(menu)
+    screen.show(*menus)
     if asked.check:
-        _check_metrics(asked, screen, model, selection, stats, list(menus.values()))
+        _check_metrics(asked, screen, model, selection, stats, menus)
     # A plan's low scheme is one of projections.
     priced = [text for text, scheme in zip(asked.schemes, schemes, strict=True) if isinstance(scheme, LinearScheme)]
     low = ["--low", priced[0]] if priced and options.LOW not in asked.schemes else []
     return ending(asked.out, command_line("plan", asked, "--stats", asked.stats, "--menu", asked.out, *low))
+
+
+def _metrics_of(asked: options.Damage, schemes: Sequence[Scheme], screen: Screen) -> list[str]:
+    """The metrics that were asked for; of all there are, those that can price what is asked.
+
+    Raises:
+        ArgumentError: A metric that was named has no price of the schemes, or of the first, which is to be checked.
+        UserError: An unknown metric.
+    """
+    every = asked.metrics == ("all",)
+    named = metrics.names() if every else list(asked.metrics)
+    needed = schemes[:1] if asked.check else schemes
+    products = all(isinstance(scheme, MatmulScheme) for scheme in needed)
+    unable = [name for name in named if not metrics.prices_products(name) and products]
+    if unable and not every:
+        what = "the first scheme is checked, and it is" if asked.check else "the schemes are"
+        raise ArgumentError(f"{', '.join(unable)} has no price of attention products: {what} of no projection (w=…)")
+    if unable:
+        screen.note(f"{', '.join(unable)} is left out: it has no price of attention products")
+    return [name for name in named if name not in unable]
 
 
 def _menu_file(out: Path, name: str, wanted: Sequence[str]) -> Path:

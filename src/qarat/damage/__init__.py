@@ -2,7 +2,8 @@
 
 A metric is a module of this folder with `METRIC`, its name (the module's with ``-`` for ``_``), `price`, and
 `block_forwards`, what that costs; the first line of its docstring is what help says of it. Prices are in nats per token
-where the menu says so, and rank sites otherwise.
+where the menu says so, and rank sites otherwise. A metric that has no price of attention products says so with
+``PRODUCTS = False``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from qarat.schemes import Scheme
     from qarat.workspace import Progress
 
-__all__ = ["DEFAULT", "BlockForwards", "Price", "block_forwards", "describe", "load", "names"]
+__all__ = ["DEFAULT", "BlockForwards", "Price", "block_forwards", "describe", "load", "names", "prices_products"]
 
 DEFAULT = "fisher"
 _NOT_METRICS = ("capture", "changes", "checking")  # what metrics share, and what is said of them
@@ -85,6 +86,15 @@ def block_forwards(name: str) -> BlockForwards:
         UserError: As `load`.
     """
     return cast(BlockForwards, _module(name).block_forwards)
+
+
+def prices_products(name: str) -> bool:
+    """Whether a metric has prices of attention products.
+
+    Raises:
+        UserError: As `load`.
+    """
+    return getattr(_module(name), "PRODUCTS", True)
 
 
 def _module(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward keeps each block's
 inputs, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the same.
+Where those inputs do not fit either, windows go in groups, each through the whole model.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ __all__ = [
     "draw_labels",
     "forward_states",
     "next_tokens",
+    "part_of",
     "passes",
+    "split_batches",
 ]
 
 STAGE = "damage"  # what progress is told
@@ -102,19 +105,47 @@ def capture_backward(
         progress: Called after every block, forward and backward.
         products: Whether the attention products are wanted too.
     """
-    batches = tokens.batches(model.runtime.batch_tokens)
+    groups, first = split_batches(model, tokens, model.blocks + 1), 0
+    keeps = _keeps_graphs(model, tokens)
+    for number, batches in enumerate(groups):
+        tell = part_of(progress, number, len(groups))
+        yield from _capture_group(model, batches, first, objective, tell, keeps=keeps, products=products)
+        first += sum(map(len, batches))
+
+
+def _capture_group(
+    model: Model,
+    batches: Sequence[Tensor],
+    first: int,
+    objective: Objective,
+    progress: Progress,
+    *,
+    keeps: bool,
+    products: bool,
+) -> Iterator[CapturedBatch]:
+    """As `capture_backward`, of some batches.
+
+    Args:
+        model: In float.
+        batches: (windows, length) token ids each.
+        first: Index in the token set of their first window.
+        objective: What is differentiated.
+        progress: Called after every block, forward and backward.
+        keeps: Whether forward keeps what backward needs.
+        products: Whether the attention products are wanted too.
+    """
     kept: defaultdict[int, list[_Graph]] = defaultdict(list)
 
     def run(index: int, block: nn.Module, hidden: Tensor) -> Tensor:
-        if not _keeps_graphs(model, tokens):  # capturing all the same, so that rounding is the same
+        if not keeps:  # capturing all the same, so that rounding is the same
             return _run_capturing(model, index, block, hidden, Captured(), products)
         kept[index].append(_build_graph(model, index, block, hidden, products))
         return kept[index][-1].output.detach()
 
     entrances = forward_states(model, batches, progress, run)
     gradients = [
-        _differentiate(model, hidden, objective, first)
-        for hidden, first in zip(entrances.pop(), _offsets(batches), strict=True)
+        _differentiate(model, hidden, objective, first + offset)
+        for hidden, offset in zip(entrances.pop(), _offsets(batches), strict=True)
     ]
     for index in reversed(range(model.blocks)):
         block = model.block(index)
@@ -129,6 +160,34 @@ def capture_backward(
 def passes(model: Model, tokens: TokenSet) -> int:
     """What `capture_backward` costs, in forwards: one, a backward that counts two, and a recomputation if need be."""
     return 3 if _keeps_graphs(model, tokens) else 4
+
+
+def split_batches(model: Model, tokens: TokenSet, copies: int) -> list[list[Tensor]]:
+    """The batches of a token set, in groups whose hidden states fit a quarter of the memory bound; one at the least.
+
+    Batches are cut as without groups, so that nothing rounds otherwise.
+
+    Args:
+        model: Whose runtime cuts batches and bounds memory.
+        tokens: The set.
+        copies: Hidden states that are held of every token at once.
+    """
+    per_token = copies * model.config.hidden_size * model.runtime.torch_dtype.itemsize
+    room = model.memory // 4 // per_token
+    groups: list[list[Tensor]] = []
+    taken = 0
+    for batch in tokens.batches(model.runtime.batch_tokens):
+        if not groups or taken + batch.numel() > room:
+            groups.append([])
+            taken = 0
+        groups[-1].append(batch)
+        taken += batch.numel()
+    return groups
+
+
+def part_of(progress: Progress, number: int, groups: int) -> Progress:
+    """Progress of one of several groups, as that of them all."""
+    return lambda stage, done, total: progress(stage, number * total + done, groups * total)
 
 
 def forward_states(

@@ -3,7 +3,7 @@
 This is what `fisher` predicts to second order, and what AMQ and AutoQuantize's second method rank by. It costs a
 forward from the changed block to the end for every site and scheme: half a model on the average, times sites, times
 schemes. Float hidden states are kept at block boundaries, and the sites of one block go on through the next together,
-so that weights are brought in once a block and scheme.
+so that weights are brought in once a block and scheme; where memory is short, once for each group of windows that fits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qarat.attention import PRODUCTS
-from qarat.damage.capture import STAGE, forward_states
+from qarat.damage.capture import STAGE, forward_states, part_of, split_batches
 from qarat.damage.changes import BlockChanges, check_request, fits, make_menu
 from qarat.data import TokenSet
 from qarat.models import Model
@@ -50,11 +50,27 @@ def price(
     Nothing is drawn: the seed changes nothing but the menu's provenance.
     """
     check_request(model, schemes, stats)
-    batches = tokens.batches(model.runtime.batch_tokens)
+    # Of every token: the float model's at all boundaries, and one for each site of a block under a scheme.
+    groups = split_batches(model, tokens, model.blocks + 1 + len(model.sites()) // model.blocks)
+    prices: dict[tuple[str, str], list[Tensor]] = {}
+    for number, batches in enumerate(groups):
+        for key, windows in _price_group(model, batches, schemes, stats, part_of(progress, number, len(groups))):
+            prices.setdefault(key, []).append(windows)
+    joined = {key: torch.cat(windows) for key, windows in prices.items()}
+    return make_menu(model, tokens, schemes, stats, seed, joined, metric=METRIC, unit=NATS)
+
+
+def _price_group(
+    model: Model,
+    batches: Sequence[Tensor],
+    schemes: Sequence[Scheme],
+    stats: ActivationStats | None,
+    progress: Progress,
+) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Every site and scheme with its prices, (windows,) float64, of some batches."""
     entrances = forward_states(model, batches, no_progress)
     float_states = entrances.pop()
-    prices: dict[tuple[str, str], Tensor] = {}
-    total = len(schemes) * model.blocks
+    total = model.blocks * len(schemes)
     progress(STAGE, 0, total)
     for index in range(model.blocks):
         block = model.block(index)
@@ -70,9 +86,8 @@ def price(
                     for name, batch in hidden.items()
                 }
             for name, batch in hidden.items():
-                prices[name, str(scheme)] = _divergence(model, float_states, batch)
+                yield (name, str(scheme)), _divergence(model, float_states, batch)
             progress(STAGE, index * len(schemes) + number + 1, total)
-    return make_menu(model, tokens, schemes, stats, seed, prices, metric=METRIC, unit=NATS)
 
 
 def _run_changed(

@@ -18,9 +18,10 @@ from qarat.records import ActivationStats, Menu
 from qarat.schemes import LinearScheme, Scheme
 from qarat.workspace import Progress, no_progress
 
-__all__ = ["METRIC", "UNIT", "block_forwards", "price"]
+__all__ = ["METRIC", "PRODUCTS", "UNIT", "block_forwards", "price"]
 
 METRIC = "weight-error"
+PRODUCTS = False
 UNIT = "squared weight error"
 
 

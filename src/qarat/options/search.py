@@ -18,7 +18,7 @@ class Runners:
     """Who measures; none of this changes what is found, beyond rounding."""
 
     workers: Annotated[int, arg(metavar="N")] = 1
-    """Processes of this machine that measure side by side, each with the model in memory."""
+    """Processes of this machine that measure side by side, each with the model in memory; --threads are shared out."""
     ray: Annotated[str | None, arg(metavar="ADDRESS|local", help_behavior_hint="")] = None
     """Measure on a Ray cluster instead (pip install 'qarat[ray]'); local starts one here, of --workers workers."""
 
@@ -36,11 +36,11 @@ class Search:
     overwrite: Flag = False
     """Replace FOLDER if it is there."""
     low: Scheme = "w=mxint4 a=mxint4"
-    """Scheme whose share is to be as large as possible."""
+    """Scheme whose share is to be as large as possible; also mxint4, mxfp4, int4, int8-static, or a weight's format."""
     high: Scheme = "float"
-    """What the other sites get: float, fp8, fp8-e5m2, or a scheme."""
+    """What the other sites get: float, fp8, fp8-e5m2, or a scheme as for --low."""
     menu: Annotated[tuple[str, ...], arg(metavar="SCHEME ...", help_behavior_hint="")] = ()
-    """More schemes between low and high; the curve then runs over bits per weight."""
+    """More schemes as for --low, commas between them or not; the curve then runs over bits per weight."""
     granularity: Literal["matmul", "layer"] = "matmul"
     """Decide each projection, or whole blocks."""
     basis: Literal["parameters", "macs"] = "parameters"

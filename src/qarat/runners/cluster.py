@@ -52,7 +52,9 @@ def connected(address: str, workers: int) -> Iterator[int]:
         room = int(ray.cluster_resources().get("CPU", 0))
         if room < workers:
             raise UserError(f"the Ray cluster at {address} has {room} processors; ask for no more workers than that")
-        yield math.ceil(workers / len([node for node in ray.nodes() if node["Alive"]]))
+        # A head is often a machine on which nothing may run.
+        homes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        yield math.ceil(workers / max(1, len(homes)))
     finally:
         if ours:
             ray.shutdown()

@@ -157,7 +157,8 @@ class Pool:
             self._stillborn += 1
             if self._stillborn == LOSSES:
                 raise UserError(
-                    f"{LOSSES} workers in a row were lost before they were ready, the last one so: {lost.words}"
+                    f"{LOSSES} workers in a row were lost before they were ready, the last one so: {lost.words}. A "
+                    "script that asks for workers must do so below `if __name__ == '__main__':`, since they import it"
                 )
         else:
             self._idle.remove(worker)

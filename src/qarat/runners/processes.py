@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal, cast
@@ -35,6 +36,7 @@ class Processes:
         """Start a process, which does not see Ctrl-C: this one ends it."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        resource_tracker.ensure_running()  # what the first process would start on its way, which lifts the mask
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits it
         try:
             process.start()

@@ -42,7 +42,8 @@ class Driver:
     """Measures choices, each once, and compares them with float.
 
     Attributes:
-        float_loss: Loss of the model with every site in float, on the selection tokens.
+        float_plan: Every site in float.
+        float_loss: Its loss on the selection tokens.
         trials: So far, in the order in which they were proposed.
     """
 
@@ -62,7 +63,8 @@ class Driver:
         self._space, self._measure, self._log = space, measure, log
         self._watcher, self._done, self._wanted = watcher or Watcher(), 0, 1
         everything = {a.site.name: type(a.scheme)() for a in space.base.assignments}
-        self.float_loss = self._measure_float(space.base.with_schemes(everything, "float"))
+        self.float_plan = space.base.with_schemes(everything, "float")
+        self.float_loss = self._measure_float(self.float_plan)
 
     def run(self, strategy: Strategy, goal: Goal) -> None:
         """Let a strategy ask until it knows enough; its trials are added to `trials`."""

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from qarat.budgets import CostBudget, LossBudget
 from qarat.errors import UserError
 from qarat.records import Evaluation
-from qarat.search.space import Space
+from qarat.search.space import ROUNDING, Space
 from qarat.searches import Reached, SearchTrial
 
 __all__ = ["point_of", "reach"]
 
-ROUNDING = 1e-9  # what a ratio may be off by, as a sum of shares
 Z = 1.96  # half of a 95 % interval in standard errors, normal distribution
 
 

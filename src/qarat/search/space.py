@@ -20,9 +20,10 @@ from qarat.records import Menu
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.searches import Choice
 
-__all__ = ["Option", "Space", "Unit", "make_space", "make_units"]
+__all__ = ["ROUNDING", "Option", "Space", "Unit", "make_space", "make_units"]
 
 Costs = np.ndarray
+ROUNDING = 1e-9  # what a place on the axis may be off by, as a sum of shares
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -79,7 +80,7 @@ class Space:
     Attributes:
         base: A plan for every site; those of no unit keep its schemes.
         units: What is decided.
-        options: What each unit may get, the low scheme first, the highest last.
+        options: What each unit may get, the cheapest first, the highest last.
         basis: What Q_r counts, ``parameters`` or ``macs``.
         axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
     """
@@ -253,7 +254,7 @@ def make_space(
 
     Args:
         base: Everything at the low scheme, with overrides, attention products in float.
-        options: The low scheme first.
+        options: The cheapest first; of two, the low scheme.
         layers: Whether whole blocks are decided, instead of sites.
         tied: Whether sites that an engine fuses share their option.
         pinned: Names of sites that a rule decides, also where it says the low scheme.

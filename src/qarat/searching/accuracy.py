@@ -4,13 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from qarat.budgets import AccuracyBudget
+from qarat.budgets import AccuracyBudget, Budget
 from qarat.errors import UserError
+from qarat.evaluation.harness import import_harness
+from qarat.evaluation.zero_shot import OWN_TASKS
+from qarat.formats import nearest_names
+from qarat.plans import Plan
+from qarat.recordfiles import decode_record, encode_record
 from qarat.records import TaskScore, ZeroShot
 from qarat.searches import Reached, SearchTrial
+from qarat.workspace import hash_json, write_whole
 
-__all__ = ["reach_accuracy"]
+__all__ = ["Scores", "check_tasks", "reach_accuracy"]
+
+
+def check_tasks(budgets: Sequence[Budget]) -> None:
+    """Check, before any work, that the tasks of budgets can be measured, on questions that no report is about.
+
+    Raises:
+        UserError: The harness is missing; tasks that it does not have; tasks whose questions are the report text, or
+            need a folder.
+    """
+    asked = [budget for budget in budgets if isinstance(budget, AccuracyBudget)]
+    if not asked:
+        return
+    problems = [
+        f"--budget {b.spelling}: {b.task} cannot choose plans, as its questions are the report text or lie in a "
+        "folder; take a task of the lm-evaluation-harness"
+        for b in asked
+        if b.task in OWN_TASKS or b.task.endswith("_local")
+    ]
+    if not problems:
+        known: list[str] = import_harness("lm_eval.tasks").TaskManager().all_tasks
+        problems = [
+            f"--budget {b.spelling}: the lm-evaluation-harness has no task {b.task!r}; {nearest_names(b.task, known)}"
+            for b in asked
+            if b.task not in known
+        ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+class Scores:
+    """Scores of plans on tasks: each is measured once, and what an earlier call measured is read."""
+
+    def __init__(self, folder: Path, measure: Callable[[str, Plan, str], ZeroShot], belongs_to: object) -> None:
+        """Nothing is measured yet.
+
+        Args:
+            folder: One file a score.
+            measure: Scores a plan on a task, under a label.
+            belongs_to: Everything else that decides a score: model, versions.
+        """
+        self._folder, self._measure, self._belongs_to = folder, measure, belongs_to
+
+    def __call__(self, task: str, plan: Plan, label: str) -> ZeroShot:
+        """Score a plan on a task."""
+        schemes = [str(scheme) for scheme in plan.schemes.values()]
+        path = self._folder / f"{hash_json([self._belongs_to, task, plan.stats, schemes])}.json"
+        if not path.is_file():
+            write_whole(path, encode_record(self._measure(task, plan, label)))
+        return decode_record(path, ZeroShot)
 
 
 def reach_accuracy(

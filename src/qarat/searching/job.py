@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,11 @@ from qarat import damage
 from qarat.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.calibration import is_static
 from qarat.conversion import check_stats, quantize
-from qarat.damage.checking import FEWEST, fit_correction
-from qarat.data import TokenSet
+from qarat.data import TokenSet, check_disjoint
 from qarat.errors import UserError
-from qarat.evaluation.harness import import_harness
-from qarat.evaluation.zero_shot import OWN_TASKS, measure_tasks
+from qarat.evaluation.zero_shot import measure_tasks
+from qarat.fingerprints import spellings_of
 from qarat.measuring import specify
-from qarat.metricrecords import Correction
 from qarat.models import Model
 from qarat.observation import observe
 from qarat.planning import ENGINES_THAT_FUSE, draft_plan
@@ -25,15 +24,17 @@ from qarat.plans import Plan, match_sites
 from qarat.recordfiles import content_hash, decode_record, encode_record
 from qarat.records import ActivationStats, Evaluation, Menu, ZeroShot
 from qarat.runners import open_runner
+from qarat.runners.here import Here
 from qarat.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.search.driver import Driver
 from qarat.search.outcomes import point_of, reach
 from qarat.search.space import Space, make_space
 from qarat.search.strategies import make_strategy
-from qarat.search.strategies.base import Goal, Strategy
+from qarat.search.strategies.base import Goal
 from qarat.search.trials import TrialLog
-from qarat.searches import NO_CORRECTION, Choice, Reached, SearchCost, SearchResult, SearchTrial, pareto
-from qarat.searching.accuracy import reach_accuracy
+from qarat.searches import NO_CORRECTION, Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.searching.accuracy import Scores, check_tasks, reach_accuracy
+from qarat.searching.chosen import choice_of, correction_of, plan_file
 from qarat.searching.measurer import Measurer, ProgressWatcher
 from qarat.searching.request import BITS, POINTS, SearchRequest
 from qarat.searching.setting import Member, Setting
@@ -43,6 +44,7 @@ __all__ = ["MENU", "RESULT", "STATS", "TRIALS", "SearchJob", "plan_file", "searc
 
 STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
 TALLY = "forwards-{}.txt"
+SCORES, REPORTED = "scores", "report-{}.jsonl"
 
 
 class SearchJob:
@@ -57,15 +59,27 @@ class SearchJob:
             setting: How plans are measured.
 
         Raises:
-            UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis.
+            UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis, a
+                task that cannot be measured, tokens with a text in common, an extra that is not installed; a model
+                changed by transforms, with workers.
         """
         member.model.require_float("search")
+        self._elsewhere = not isinstance(setting.runner, Here)
+        if self._elsewhere and (done := spellings_of(member.model.fingerprint)):
+            raise UserError(
+                f"the model was changed here by {', '.join(done)}, and workers would open it as it was: search in this "
+                "process alone (workers=1)"
+            )
+        check_disjoint(*member.tokens)
         self.member, self.request, self.setting = member, request, setting
         self.model, self.progress = member.model, setting.progress
         self.calibration, self.selection, self.report = member.tokens
-        self.space = self._space(draft_plan(self.model, request.as_plan_request()))
-        self.points = self._points(self.space)
-        _check_tasks(request.parsed_budgets())
+        self.strategy = make_strategy(request.strategy, trials=request.trials, seed=setting.seed)
+        base = draft_plan(self.model, request.as_plan_request())
+        self.schemes = request.ordered_schemes(base)
+        self.space = self._space(base)
+        self.points = self._points()
+        check_tasks(request.parsed_budgets())
 
     @property
     def static(self) -> bool:
@@ -99,7 +113,7 @@ class SearchJob:
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
-        if make_strategy(self.request.strategy, trials=1, seed=0).predicts:
+        if self.strategy.predicts:
             run.step("damage", [key, priced], [MENU], lambda: self._price(run), after=before)
             before.append("damage")
         plans = [plan_file(budget) for budget in self.request.budgets]
@@ -113,7 +127,7 @@ class SearchJob:
         matched = [match_sites(pattern, base.sites) for pattern, _ in request.as_plan_request().overrides()]
         return make_space(
             base,
-            request.options(),
+            tuple(map(request.option, self.schemes)),
             pinned={site.name for sites in matched for site in sites},
             layers=request.granularity == "layer",
             tied=request.runtime in ENGINES_THAT_FUSE,
@@ -127,11 +141,12 @@ class SearchJob:
 
     def _price(self, run: Run) -> None:
         price = damage.load(self.request.metric)
-        schemes, stats = self._priced_schemes(), self._stats(run)
-        menu = price(self.model, self._price_tokens(), schemes, stats, seed=self.setting.seed, progress=self.progress)
+        schemes, stats = self.priced_schemes, self._stats(run)
+        menu = price(self.model, self.price_tokens, schemes, stats, seed=self.setting.seed, progress=self.progress)
         write_whole(run.path(MENU), encode_record(menu))
 
-    def _priced_schemes(self) -> list[Scheme]:
+    @property
+    def priced_schemes(self) -> list[Scheme]:
         """Every scheme of the options, float left out, each once."""
         schemes = dict.fromkeys(scheme for option in self.space.options for scheme in option)
         return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
@@ -143,36 +158,43 @@ class SearchJob:
         )
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
-        strategy = make_strategy(self.request.strategy, trials=self.request.trials, seed=self.setting.seed)
         # Of this request: another one in the same folder takes the log over, and not what the first one spent.
         asked = hash_json(msgspec.to_builtins(self.request))[:8]
         measurer = self._measurer(stats, self.selection, run.path(TALLY.format(asked)))
-        log = TrialLog(run.path(TRIALS), self._log_header(space))
+        log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
         watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
         driver = Driver(space, measurer, log, watcher)
-        menu = decode_record(run.path(MENU), Menu) if strategy.predicts else None
-        driver.run(strategy, self._goal(space, strategy, menu))
-        reached = [self._reach(budget, stats, space, driver) for budget in self.request.parsed_budgets()]
-        float_report, reached = self._on_report(stats, space, driver.trials, reached)
-        cost = SearchCost(self._pricing_cost(strategy), measurer.forwards)
+        menu = decode_record(run.path(MENU), Menu) if self.strategy.predicts else None
+        driver.run(self.strategy, self._goal(space, menu))
+        reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
+        float_report, reached = self._on_report(run, stats, space, driver.trials, reached)
+        cost = SearchCost(self._pricing_cost(), measurer.forwards)
         write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
         for budget, found in zip(self.request.budgets, reached, strict=True):
-            plan = space.plan(_choice(parse_budget(budget), found, driver.trials, space), budget)
+            plan = space.plan(choice_of(parse_budget(budget), found, driver.trials, space), budget)
             write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
 
-    def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver) -> Reached:
+    def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver, run: Run) -> Reached:
         if not isinstance(budget, AccuracyBudget):
             return reach(budget, driver.trials, space, driver.float_loss)
 
-        def score(trial: SearchTrial) -> ZeroShot:
-            model = quantize(self.model, space.plan(trial.choice, budget.spelling), stats)
-            return measure_tasks(model, [budget.task], label=trial.label, progress=self.progress)
+        def measure(task: str, plan: Plan, label: str) -> ZeroShot:
+            model = self.model if plan == driver.float_plan else quantize(self.model, plan, stats)
+            return measure_tasks(model, [task], label=label, progress=self.progress)
 
+        version = importlib.metadata.version("lm_eval")
+        scores = Scores(run.path(SCORES), measure, [version, self._log_header(space, self.selection)["provenance"]])
         curve = [(driver.trials.index(trial), trial) for trial in pareto(driver.trials, space.axis)]
-        float_score = measure_tasks(self.model, [budget.task], label="float", progress=self.progress)
-        return reach_accuracy(budget, curve, float_score, score)
+        return reach_accuracy(
+            budget,
+            curve,
+            scores(budget.task, driver.float_plan, "float"),
+            lambda trial: scores(budget.task, space.plan(trial.choice, budget.spelling), trial.label),
+        )
 
     def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
+        if self._elsewhere:
+            self.model.forget_blocks()  # the memory is the workers'
         spec = specify(
             self.model,
             self.member.name,
@@ -201,7 +223,7 @@ class SearchJob:
             request.granularity,
             request.basis,
             space.axis,
-            request.schemes(),
+            self.schemes,
             tuple(u.label for u in space.units),
             content_hash(space.base),
             driver.float_loss,
@@ -209,33 +231,45 @@ class SearchJob:
             tuple(driver.trials),
             tuple(reached),
             cost,
-            _correction(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
+            correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
         )
 
-    def _goal(self, space: Space, strategy: Strategy, menu: Menu | None) -> Goal:
-        budgets = self.request.parsed_budgets()
-        losses = tuple(b.nats for b in budgets if isinstance(b, LossBudget))
-        points = self._points(space)
-        # Strategies that draw need points to draw at, and a budget of accuracy a curve to go along.
-        needed = not losses or strategy.draws or any(isinstance(b, AccuracyBudget) for b in budgets)
-        if not points and needed:
-            points = list(POINTS[self.request.granularity]) if space.axis == "ratio" else [-x for x in BITS]
-        points = tuple(dict.fromkeys(points))
+    def _goal(self, space: Space, menu: Menu | None) -> Goal:
+        losses = tuple(b.nats for b in self.request.parsed_budgets() if isinstance(b, LossBudget))
         if menu is None:
-            return Goal(points, losses)
-        return Goal(points, losses, space.predictions(menu), space.prediction_errors(menu))
+            return Goal(self.points, losses)
+        return Goal(self.points, losses, space.predictions(menu), space.prediction_errors(menu))
 
-    def _points(self, space: Space) -> list[float]:
-        """Places on the axis that were asked for, as points or as budgets of cost."""
-        asked = [p if space.axis == "ratio" else -p for p in self.request.points]
-        return asked + [point_of(b, space) for b in self.request.parsed_budgets() if isinstance(b, CostBudget)]
+    def _points(self) -> tuple[float, ...]:
+        """Places on the axis at which the best plan is wanted: those asked for, and those of budgets of cost.
+
+        Where none are asked for, the usual ones are taken if a budget needs a curve: one of accuracy to go along it,
+        to its cheapest end; one of loss where the strategy draws, to draw at.
+        """
+        request, space = self.request, self.space
+        budgets = request.parsed_budgets()
+        by_ratio = space.axis == "ratio"
+        points = [p if by_ratio else -p for p in request.points]
+        accuracy = any(isinstance(b, AccuracyBudget) for b in budgets)
+        drawn = self.strategy.draws and any(isinstance(b, LossBudget) for b in budgets)
+        if not points and (accuracy or drawn):
+            points = list(POINTS[request.granularity]) if by_ratio else [-x for x in BITS]
+            points += [space.cheapest] if accuracy else []
+        return tuple(dict.fromkeys(points + [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]))
 
     def _on_report(
-        self, stats: ActivationStats | None, space: Space, trials: Sequence[SearchTrial], reached: Sequence[Reached]
+        self,
+        run: Run,
+        stats: ActivationStats | None,
+        space: Space,
+        trials: Sequence[SearchTrial],
+        reached: Sequence[Reached],
     ) -> tuple[Evaluation, list[Reached]]:
         """What float and the chosen plans lose on the report tokens, which no choice has seen."""
         chosen = list(dict.fromkeys(trials[r.trial].choice for r in reached if r.trial >= 0))
-        driver = Driver(space, self._measurer(stats, self.report), TrialLog(None, {}))
+        log = TrialLog(run.path(REPORTED.format(self.report.fingerprint[:8])), self._log_header(space, self.report))
+        watcher = ProgressWatcher(self.progress, (), space, "report")
+        driver = Driver(space, self._measurer(stats, self.report), log, watcher)
         losses = dict(zip(chosen, driver.losses(chosen), strict=True))
 
         def measured(found: Reached) -> Reached:
@@ -248,17 +282,19 @@ class SearchJob:
     def _stats(self, run: Run) -> ActivationStats | None:
         return decode_record(run.path(STATS), ActivationStats) if self.static else None
 
-    def _log_header(self, space: Space) -> dict[str, object]:
-        provenance = self.model.provenance(self.selection.fingerprint, self.selection.convention)
+    def _log_header(self, space: Space, tokens: TokenSet) -> dict[str, object]:
+        provenance = self.model.provenance(tokens.fingerprint, tokens.convention)
         return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
 
-    def _pricing_cost(self, strategy: Strategy) -> int:
-        if not strategy.predicts:
+    def _pricing_cost(self) -> int:
+        if not self.strategy.predicts:
             return 0
-        count, tokens = damage.block_forwards(self.request.metric), self._price_tokens()
-        return count(self.model, tokens, self._priced_schemes()) * tokens.windows.numel()
+        count = damage.block_forwards(self.request.metric)(self.model, self.price_tokens, self.priced_schemes)
+        return count * self.price_tokens.windows.numel()
 
-    def _price_tokens(self) -> TokenSet:
+    @property
+    def price_tokens(self) -> TokenSet:
+        """The selection windows that prices come from."""
         return self.selection.subset(min(self.request.price_windows, len(self.selection)))
 
 
@@ -280,7 +316,8 @@ def search_plans(
         request: What is to be found out.
         out: Folder of result, plans and trial log; it must not be there yet.
         seed: Of draws and labels.
-        workers: Processes that measure plans; 1 is this one.
+        workers: Processes that measure plans; 1 is this one. More import the script that calls, which must do so below
+            ``if __name__ == "__main__":``.
         progress: Told of every stage.
 
     Raises:
@@ -292,46 +329,3 @@ def search_plans(
         job = SearchJob(Member(str(model.folder), model, tokens), request, Setting(runner, seed, progress))
         with run.work(TRIALS):
             return job.execute(run)
-
-
-def _correction(trials: Sequence[SearchTrial]) -> Correction:
-    """What predictions come to; losses lost in noise cannot be fitted."""
-    pairs = [(t.predicted, t.damage.nats) for t in trials if t.predicted > 0 and t.damage.nats > 0]
-    try:
-        return fit_correction(pairs) if len(pairs) >= FEWEST else NO_CORRECTION
-    except UserError:  # losses fall where predictions rise: there is nothing that a correction could put right
-        return NO_CORRECTION
-
-
-def _check_tasks(budgets: Sequence[Budget]) -> None:
-    """Check, before any work, that the tasks of budgets can be measured, on questions that no report is about.
-
-    Raises:
-        UserError: The harness is missing; or a task whose questions are the report text, or need a folder.
-    """
-    for budget in budgets:
-        if isinstance(budget, AccuracyBudget):
-            if budget.task in OWN_TASKS or budget.task.endswith("_local"):
-                raise UserError(
-                    f"--budget {budget.spelling}: {budget.task} cannot choose plans, as its questions are the report "
-                    "text or lie in a folder; take a task of the lm-evaluation-harness"
-                )
-            import_harness("lm_eval")
-
-
-def _choice(budget: Budget, found: Reached, trials: Sequence[SearchTrial], space: Space) -> Choice:
-    """What is written for a budget: its plan; where nothing meets it the nearest there is, so that no file is missing.
-
-    Nearest is the highest plan for a loss, and the cheapest that was tried for a cost.
-    """
-    if found.trial >= 0:
-        return trials[found.trial].choice
-    tried = [t for t in trials if not t.failure]
-    if isinstance(budget, CostBudget) and tried:
-        return max(tried, key=lambda t: t.position(space.axis)).choice
-    return space.highest
-
-
-def plan_file(budget: str) -> str:
-    """Name of the file with the plan of a budget: ``plan-ppl+5pct.json``."""
-    return f"plan-{budget.replace('%', 'pct')}.json"

@@ -59,15 +59,16 @@ class Measurer:
 class ProgressWatcher(Watcher):
     """Turns trials into progress: how many, and the best so far for the first loss budget."""
 
-    def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space) -> None:
+    def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space, stage: str = "search") -> None:
         """Begin.
 
         Args:
             progress: Told.
             budgets: Of the search.
             space: Of its choices.
+            stage: What progress is told.
         """
-        self._progress, self._space = progress, space
+        self._progress, self._space, self._stage = progress, space, stage
         self._budget = next((b for b in budgets if isinstance(b, LossBudget)), None)
         self._best: SearchTrial | None = None
 
@@ -81,6 +82,6 @@ class ProgressWatcher(Watcher):
     def measured(self, done: int, wanted: int) -> None:
         """Say how far it is."""
         if self._best is None or self._budget is None:
-            return self._progress("search", done, wanted)
+            return self._progress(self._stage, done, wanted)
         place = f"Q_r {self._best.ratio:.3f}" if self._space.axis == "ratio" else f"{self._best.bits:.2f} bits"
-        self._progress(f"search: {place} within {self._budget.spelling}", done, wanted)
+        self._progress(f"{self._stage}: {place} within {self._budget.spelling}", done, wanted)

@@ -10,10 +10,12 @@ from qarat import damage
 from qarat.budgets import Budget, CostBudget, parse_budget
 from qarat.errors import UserError
 from qarat.formats import nearest_names
-from qarat.planning import PROTECTIONS, Request
-from qarat.schemes import LinearScheme, MatmulScheme, parse_scheme
+from qarat.planning import Request
+from qarat.plans import Plan, assign
+from qarat.schemes import LinearScheme, MatmulScheme, TensorScheme, parse_scheme
 from qarat.search.space import Option
-from qarat.search.strategies import strategy_names
+from qarat.search.strategies import make_strategy
+from qarat.searching.spellings import full_spelling, parse_low, split_commas
 
 __all__ = ["BITS", "POINTS", "SearchRequest"]
 
@@ -28,15 +30,17 @@ GRANULARITIES = tuple(POINTS)
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be found out.
 
+    Schemes may be spelled as `qarat.searching.spellings.full_spelling` takes them.
+
     Attributes:
         low: Scheme whose share is to be as large as possible.
         high: What the rest gets: ``float``, ``fp8``, ``fp8-e5m2`` or a scheme.
-        menu: More schemes, between low and high.
+        menu: More schemes, in any order; commas between them may be part of the words, and the high one may be named.
         granularity: ``matmul`` (each site is decided) or ``layer`` (each block).
         basis: What Q_r counts: ``parameters``, or ``macs`` with the attention products among the units.
-        budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``.
-        points: Ratios (or bits, see `axis`) at which the curve is measured; empty takes the usual ones where
-            there is no budget.
+        budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``, ``acc(TASK)-1%``.
+        points: Ratios (or bits, see `axis`) at which the curve is measured; empty takes the usual ones where a
+            budget needs a curve.
         strategy: Of `qarat.search.strategies`.
         metric: Behind predictions; of `qarat.damage`.
         trials: Plans a point, for strategies that draw.
@@ -63,25 +67,27 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Check everything that can be checked without a model.
 
         Raises:
-            UserError: Malformed or unknown words, numbers out of range.
+            UserError: Malformed or unknown words, numbers out of range, options that do not go together; an extra that
+                the strategy needs is not installed.
         """
         self.as_plan_request().check()
         for word, known, option in (
             (self.granularity, GRANULARITIES, "--granularity"),
             (self.basis, ("parameters", "macs"), "--basis"),
-            (self.strategy, strategy_names(), "--strategy"),
             (self.metric, damage.names(), "--metric"),
         ):
             if word not in known:
                 raise UserError(f"{option} {word}: {nearest_names(word, list(known))}")
+        strategy = make_strategy(self.strategy, trials=1, seed=0)
         options = self.options()
         if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
             raise UserError(f"{spellings[0]!r} stands twice among --low, --menu and --high")
-        self._check_bits(options)
         if not self.budgets and not self.points:
             raise UserError("give --budget or --points: without either there is nothing to find out")
-        if self.basis == "macs" and any(o.product == MatmulScheme() for o in options[:-1]):
-            raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
+        if self.axis == "ratio":
+            self._check_bits(options)
+        if self.basis == "macs":
+            self._check_macs(options, self.metric if strategy.predicts else "")
         if any(not 0 < p <= (1 if self.axis == "ratio" else 32) for p in self.points):
             raise UserError(
                 "--points are ratios above 0 and at most 1, or bits per weight where there is a --menu or a budget of "
@@ -89,17 +95,31 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.trials < 1 or self.price_windows < 1:
             raise UserError("--trials and --price-windows: give at least 1")
-        self.parsed_budgets()
 
     def _check_bits(self, options: Sequence[Option]) -> None:
-        """Q_r counts weight bits: between two schemes the high one must have more, or both would count as low."""
-        low, high = options[0].projection.weight, options[-1].projection.weight
-        if low is None or len(options) > 2:
-            return
-        if high is not None and high.number_format.bits <= low.number_format.bits:
+        """Q_r counts weight bits: the low scheme must have some, and the high one more, or both would count as low."""
+        low, high = parse_low(self.low), options[-1].projection
+        if not _has_more_bits(high.weight, low.weight):
             raise UserError(
                 f"--high {self.high} has no more weight bits than --low {self.low}, so Q_r cannot tell them apart; "
                 "give another --high, such as float"
+            )
+
+    def _check_macs(self, options: Sequence[Option], metric: str) -> None:
+        """By MACs attention products are decided too; whether they are low is told by the bits of the inputs."""
+        if self.axis == "bits":
+            raise UserError(
+                "--basis macs decides the attention products too, which take no bits of storage; leave --menu and "
+                "budgets of bits or bytes out, or count --basis parameters"
+            )
+        if any(o.product == MatmulScheme() for o in options[:-1]):
+            raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
+        if metric and not damage.prices_products(metric):
+            raise UserError(f"--metric {metric} has no price of attention products, which --basis macs decides too")
+        if not _has_more_bits(options[-1].product.left, options[0].product.left):
+            raise UserError(
+                f"--high {self.high} has no more input bits than --low {self.low}, so by --basis macs attention "
+                "products of both would count as low; give another --high, such as float"
             )
 
     @property
@@ -117,21 +137,48 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(map(parse_budget, self.budgets))
 
     def schemes(self) -> tuple[str, ...]:
-        """Spellings of all schemes, the low one first."""
-        return (self.low, *(PROTECTIONS.get(text, text) for text in (*self.menu, self.high)))
+        """Spellings of all schemes: the low one, those of the menu, the high one."""
+        low, *menu, high = map(full_spelling, (self.low, *split_commas(self.menu), self.high))
+        return (low, *(text for text in menu if text != high), high)
+
+    def ordered_schemes(self, base: Plan) -> tuple[str, ...]:
+        """`schemes` as strategies take them, none cheaper than the one before; of equals the first given comes first.
+
+        Low and high stay as they are where plans are ordered by Q_r; by bits, those of all projections tell.
+
+        Args:
+            base: Any plan of the model, for its sites.
+        """
+
+        def bits(spelling: str) -> int:
+            return assign(base.model, base.float_bits, base.sites, spelling).weight_bits()
+
+        return self.schemes() if self.axis == "ratio" else tuple(sorted(self.schemes(), key=bits))
 
     def options(self) -> tuple[Option, ...]:
-        """What each unit may get, the low scheme first."""
-        return tuple(map(self._option, self.schemes()))
+        """What each unit may get, in the order of `schemes`."""
+        return tuple(map(self.option, self.schemes()))
 
-    def as_plan_request(self) -> Request:
-        """What drafting a plan needs to know."""
-        return Request(self.low, self.high, rules=self.rules, runtime=self.runtime)
+    def option(self, spelling: str) -> Option:
+        """What a unit gets under a scheme.
 
-    def _option(self, spelling: str) -> Option:
+        Raises:
+            UserError: No scheme of projections.
+        """
         scheme = parse_scheme(spelling)
         if not isinstance(scheme, LinearScheme):
             raise UserError(f"{spelling!r}: projections have w=… and a=…")
         # An attention product has two operands and no weight: both are kept as inputs are.
         products = self.basis == "macs" and scheme.weight is not None
         return Option(scheme, MatmulScheme(scheme.input, scheme.input) if products else MatmulScheme())
+
+    def as_plan_request(self) -> Request:
+        """What drafting a plan needs to know."""
+        return Request(full_spelling(self.low), full_spelling(self.high), rules=self.rules, runtime=self.runtime)
+
+
+def _has_more_bits(high: TensorScheme | None, low: TensorScheme | None) -> bool:
+    """Whether one tensor is kept in more bits than another; None is float."""
+    if high is None or low is None:
+        return low is not None
+    return high.number_format.bits > low.number_format.bits

@@ -26,6 +26,7 @@ from qarat.searching.job import SearchJob
 from qarat.searching.nested import chosen_plan, reach_of, search_within
 from qarat.searching.request import SearchRequest
 from qarat.searching.setting import Member, Setting
+from qarat.searching.spellings import full_spelling
 from qarat.studies import BestOf, RatioStudy, StudyArm, StudyPoint, Windows
 from qarat.workspace import Run, write_whole
 
@@ -91,7 +92,7 @@ class StudyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def search(self, block: int, granularity: str, **more: object) -> SearchRequest:
         """The request of one of the study's searches."""
         request = SearchRequest(
-            with_block(self.low, str(block)),
+            with_block(full_spelling(self.low), str(block)),
             granularity=granularity,
             basis=self.basis,
             budgets=self.budgets,
@@ -154,7 +155,13 @@ class StudyJob:
         asked = [f"ratio={ratio:g}" for ratio in ratios]
         place = f"{granularity} g{block}"
         random = self._search(
-            run, f"{place} random", block, granularity, strategy="random", budgets=(*dict.fromkeys(asked), *budgets)
+            run,
+            f"{place} random",
+            block,
+            granularity,
+            strategy="random",
+            budgets=(*dict.fromkeys(asked), *budgets),
+            points=tuple(ratios),  # the losses are of the plans that are drawn there, and at no other ratio
         )
         by_budget = {r.budget: r for r in random.reached}
         best = [by_budget[a] for a in asked]

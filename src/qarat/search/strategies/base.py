@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from qarat.records import Difference
-from qarat.search.space import Space
+from qarat.search.space import ROUNDING, Space
 from qarat.searches import Choice
 
 __all__ = ["Asking", "Goal", "Proposal", "Strategy", "lower_in_order"]
@@ -71,16 +71,16 @@ def lower_in_order(space: Space, point: float, order: Sequence[int], options: Se
         space: Whose units begin at the highest option.
         point: Place on the axis that has to be reached.
         order: Units, the first to be lowered first.
-        options: What each unit is lowered to; where that is not cheap enough, units go to the low scheme next.
+        options: What each unit is lowered to; where that is not cheap enough, units go to the cheapest next.
     """
     choice = list(space.highest)
     for unit, option in [*((u, options[u]) for u in order), *((u, 0) for u in order)]:
-        if space.position(tuple(choice)) >= point:
+        if space.position(tuple(choice)) >= point - ROUNDING:
             break
         choice[unit] = option
     # The last unit may have been a large one: those before it that are not needed now go up again.
     for unit in order:
         lowered, choice[unit] = choice[unit], len(space.options) - 1
-        if space.position(tuple(choice)) < point:
+        if space.position(tuple(choice)) < point - ROUNDING:
             choice[unit] = lowered
     return tuple(choice)

@@ -7,7 +7,7 @@ sees how units act together; what it cannot see is a pair of steps of which the 
 from __future__ import annotations
 
 from qarat.records import Difference
-from qarat.search.space import Space
+from qarat.search.space import ROUNDING, Space
 from qarat.search.strategies.base import Asking, Goal, Proposal, Strategy
 from qarat.searches import Choice
 
@@ -19,7 +19,7 @@ class _Greedy:
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         choice, loss, step = space.highest, 0.0, 0
-        farthest = max(goal.points, default=-float("inf"))
+        farthest = max(goal.points, default=-float("inf")) - ROUNDING
         largest = max(goal.losses, default=-float("inf"))
         while any(choice) and (space.position(choice) < farthest or loss <= largest):
             step += 1

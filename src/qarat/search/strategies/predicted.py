@@ -20,7 +20,7 @@ import numpy as np
 
 from qarat.allocation import Problem, frontier
 from qarat.records import Difference
-from qarat.search.space import Space
+from qarat.search.space import ROUNDING, Space
 from qarat.search.strategies.base import Asking, Goal, Proposal, Strategy
 
 __all__ = ["make"]
@@ -59,7 +59,7 @@ def _frontier(space: Space, goal: Goal) -> list[Proposal]:
     least, most = problem.least_cost(), float(costs.max(axis=1).sum())
     # On the axis, cheaper is larger: a share kept high counts down from 1, bits from 0.
     top = 1.0 if space.axis == "ratio" else 0.0
-    asked = [top - point - fixed for point in goal.points]
+    asked = [top - point - fixed + ROUNDING for point in goal.points]
     limits = {*np.linspace(most, least, STEPS, endpoint=False).tolist(), least, *(x for x in asked if least < x < most)}
     found: dict[tuple[int, ...], Proposal] = {}
     for allocation in frontier(problem, sorted(limits, reverse=True)):
@@ -71,7 +71,7 @@ def _frontier(space: Space, goal: Goal) -> list[Proposal]:
 
 def _index_at(space: Space, plans: Sequence[Proposal], point: float) -> int:
     """The dearest plan that is as cheap as asked, or the cheapest of all."""
-    enough = (i for i, plan in enumerate(plans) if space.position(plan.choice) >= point - 1e-9)
+    enough = (i for i, plan in enumerate(plans) if space.position(plan.choice) >= point - ROUNDING)
     return next(enough, len(plans) - 1)
 
 

@@ -22,10 +22,10 @@ class _Tpe:
     predicts, draws = False, True
 
     def __init__(self, trials: int, seed: int) -> None:
-        self._trials, self._seed = trials, seed
+        self._trials, self._seed, self._optuna = trials, seed, _optuna()
 
     def propose(self, space: Space, goal: Goal) -> Asking:
-        optuna = _optuna()
+        optuna = self._optuna
         for point in goal.points:
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self._seed))
             for trial in range(self._trials):
@@ -51,5 +51,9 @@ def _optuna() -> Any:
 
 
 def make(*, trials: int, seed: int) -> Strategy:
-    """So many plans at every point, sampled by Optuna."""
+    """So many plans at every point, sampled by Optuna.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
     return _Tpe(trials, seed)
