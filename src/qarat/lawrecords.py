@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 __all__ = ["Fit", "FittedPoint", "Law", "Parameter", "Prediction", "Quality"]
@@ -101,8 +103,9 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         versions: Of qarat, numpy and scipy.
         seed: Of starts and resampling.
         fits: By form and group.
-        refused: Form to the reason why these data cannot fit it.
-        best: The form with the least error on sizes left out; empty where forms were not compared.
+        refused: Form to the reason why these data cannot fit it, or not for some of the groups that it is fitted in.
+        best: The form with the least error on sizes left out; empty where not all forms have one.
+        how: How the numbers were obtained and what they count, such as which parameters N are.
     """
 
     data: str
@@ -113,6 +116,21 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fits: tuple[Fit, ...]
     refused: dict[str, str] = {}
     best: str = ""
+    how: str = ""
+
+    @property
+    def uncompared(self) -> tuple[str, ...]:
+        """Forms for all points that have no error on sizes left out, where there are several; then none is the best."""
+        whole = [fit for fit in self.fits if not fit.group]
+        lacking = [fit.form for fit in whole if fit.quality and not fit.quality[0].left_out_error]
+        return tuple(lacking) if len(whole) > 1 else ()
+
+    @property
+    def shown(self) -> str:
+        """The form to show where one must do: the best; without one, the closest to the points it was fitted to."""
+        candidates = [fit for fit in self.fits if not fit.group] or self.fits
+        closest = min(candidates, key=lambda fit: fit.quality[0].error if fit.quality else math.inf)
+        return self.best or closest.form
 
 
 class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +145,8 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         measured_interval: The same for one measurement, which scatters about the law.
         outside: What lies outside the fitted domain, and how far; empty if nothing does.
         notes: What a reader must know.
+        turned: Whether the fitted law runs against what is expected, so that the answer is the other end: the largest
+            N that keeps a budget, not the smallest.
     """
 
     form: str
@@ -137,3 +157,4 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured_interval: tuple[float, ...]
     outside: tuple[str, ...]
     notes: tuple[str, ...]
+    turned: bool = False

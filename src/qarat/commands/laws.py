@@ -71,7 +71,7 @@ def law_predict(asked: options.LawPredict, screen: Screen) -> Lines:
 
 def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
-    fit = next((fit for fit in law.fits if fit.form == law.best), law.fits[0])
+    fit = next(fit for fit in law.fits if fit.form == law.shown)
     form = form_named(fit.form)
     asked = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group

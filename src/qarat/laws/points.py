@@ -16,12 +16,13 @@ from qarat.laws.forms.base import VARIABLES, Form, Vector
 from qarat.laws.tables import Table
 from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value
 
-__all__ = ["Points", "check_identified", "is_identified", "make_points", "shared_words", "unmodelled"]
+__all__ = ["Points", "check_points", "in_group", "is_identified", "make_points", "shared_words", "unmodelled"]
 
 _SHARED = ("family", "format", "planning", "ratio_basis", "evaluation")
 # Standard errors within which a point counts by difference. Beyond, its logarithm is off by a third at the most; a
 # logarithm taken nearer to zero is biased downwards, which at 2 is still seen in the coefficients, at 3 hardly.
 _NEAR_ZERO = 3.0
+_RATIO_DIGITS = 2  # of groups: searches come close to the ratio they were asked for, each to another
 _SINGULAR = 1e-9  # least over largest singular value of a gradient with columns scaled to length one
 _SHARE_OF_NULL = 0.05  # a parameter is part of a direction the data do not fix if it has this share of it
 
@@ -37,6 +38,7 @@ class Points:
         x: Variable to values.
         y: Response, in the form's unit.
         error: Its standard error; 0 where none is known.
+        note: What a reader must know of the group; empty for nothing.
     """
 
     group: Mapping[str, float]
@@ -45,6 +47,7 @@ class Points:
     x: Mapping[str, Vector]
     y: Vector
     error: Vector
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -64,6 +67,7 @@ class Points:
             {name: values[rows] for name, values in self.x.items()},
             self.y[rows],
             self.error[rows],
+            self.note,
         )
 
 
@@ -77,7 +81,7 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
         standard_error: In nats per token, for rows that have none.
 
     Raises:
-        UserError: The form does not model these data, or needs more of them.
+        UserError: The form does not model these data, or no group of them is large enough.
     """
     rows = [row for row in table.rows if row.ratio is None or row.ratio > 0]
     if not rows:
@@ -85,19 +89,24 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
     _check_rows(form, name, rows)
     groups: dict[tuple[float, ...], list[Measurement]] = {}
     for row in rows:
-        groups.setdefault(tuple(_variable(row, v) for v in form.by), []).append(row)
-    found = [
-        _points(form, dict(zip(form.by, key, strict=True)), groups[key], standard_error or 0.0)
-        for key in sorted(groups)
-    ]
+        groups.setdefault(tuple(_group_value(row, v) for v in form.by), []).append(row)
+    found = [_points(form, groups[key], standard_error or 0.0) for key in sorted(groups)]
     if form.by and (most := max(map(len, found))) < form.points:
         by = " and ".join(form.by)
         needs = f"to {form.points} points or more; here none has over {most}"
         raise UserError(f"{name} is fitted once for each {by}, {needs}")
-    problems = [problem for points in found for problem in _shortages(form, name, points)]
-    if problems:
-        raise UserError("\n".join(problems))
     return found
+
+
+def check_points(form: Form, name: str, points: Points) -> None:
+    """Refuse a group of points that a form cannot be fitted to.
+
+    Raises:
+        UserError: What it lacks, or which parameters it cannot tell apart.
+    """
+    if problems := list(_shortages(form, name, points)):
+        raise UserError("\n".join(problems))
+    _check_identified(form, name, points.take(~points.by_difference))
 
 
 def shared_words(table: Table) -> dict[str, str]:
@@ -120,24 +129,20 @@ def unmodelled(form: Form, table: Table) -> list[str]:
     return found
 
 
-def check_identified(form: Form, name: str, points: Points) -> None:
-    """Refuse points that leave some direction of the parameters open.
+def is_identified(form: Form, points: Points) -> bool:
+    """Whether the points fix every parameter."""
+    return not _tied(form, points)
 
-    Raises:
-        UserError: Naming the parameters that these points cannot tell apart.
-    """
+
+def _check_identified(form: Form, name: str, points: Points) -> None:
+    """Refuse points that leave some direction of the parameters open."""
     tied = _tied(form, points)
     if tied:
         constant = {v: values[0] for v, values in points.x.items() if np.ptp(values) == 0}
         same = [f"{v} is {spell_value(v, value)} in every row" for v, value in constant.items()]
-        where = _in_group(points.group)
+        where = in_group(points.group)
         because = f": {'; '.join(same)}" if same else ": their variables move together in every row"
         raise UserError(f"these data{where} cannot tell {_and(tied)} of {name} apart{because}")
-
-
-def is_identified(form: Form, points: Points) -> bool:
-    """Whether the points fix every parameter."""
-    return not _tied(form, points)
 
 
 def _tied(form: Form, points: Points) -> list[str]:
@@ -175,7 +180,7 @@ def _check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _points(form: Form, group: dict[str, float], rows: Sequence[Measurement], standard_error: float) -> Points:
+def _points(form: Form, rows: Sequence[Measurement], standard_error: float) -> Points:
     increases = [loss_increase(row) for row in rows]
     delta = np.array([value for value, _ in increases])
     error = np.array([own or standard_error for _, own in increases])
@@ -186,7 +191,26 @@ def _points(form: Form, group: dict[str, float], rows: Sequence[Measurement], st
         delta, error = np.array([_variable(row, "size") / 1e9 for row in rows]), np.zeros(len(rows))
     x = {v: np.array([_variable(row, v) for row in rows]) for v in form.variables}
     sizes = np.array([row.size or 0.0 for row in rows])
-    return Points(group, tuple(row.model for row in rows), sizes, x, delta, error)
+    group, notes = _describe_group(form, rows)
+    return Points(group, tuple(row.model for row in rows), sizes, x, delta, error, "; ".join(notes))
+
+
+def _describe_group(form: Form, rows: Sequence[Measurement]) -> tuple[dict[str, float], list[str]]:
+    """What rows of one group have in common, and what only nearly."""
+    group: dict[str, float] = {}
+    notes: list[str] = []
+    for variable in form.by:
+        values = {_variable(row, variable) for row in rows}
+        group[variable] = values.pop() if len(values) == 1 else _group_value(rows[0], variable)
+        if values:
+            least, most = (end(_variable(row, variable) for row in rows) for end in (min, max))
+            notes.append(f"{variable} is {least:.4f} to {most:.4f} in these points, rounded to make one group")
+    return group, notes
+
+
+def _group_value(row: Measurement, name: str) -> float:
+    value = _variable(row, name)
+    return round(value, _RATIO_DIGITS) if name == "ratio" else value
 
 
 def _variable(row: Measurement, name: str) -> float:
@@ -195,7 +219,7 @@ def _variable(row: Measurement, name: str) -> float:
 
 def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     """What the form needs and the points do not have."""
-    where = _in_group(points.group)
+    where = in_group(points.group)
     if len(points) < form.points:
         yield f"{name} needs at least {form.points} points; there are {len(points)}{where}"
     for variable, needed in form.needs.items():
@@ -220,7 +244,8 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         )
 
 
-def _in_group(group: Mapping[str, float]) -> str:
+def in_group(group: Mapping[str, float]) -> str:
+    """A group in the words of a message; empty where there is one alone."""
     return f" where {', '.join(f'{k} is {spell_value(k, v)}' for k, v in group.items())}" if group else ""
 
 

@@ -25,9 +25,8 @@ _TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
 
 
 def shown_fits(law: Law) -> tuple[Form, tuple[Fit, ...]]:
-    """The fits that a page shows: those of the best form, or of the first where forms were not compared."""
-    name = law.best or law.fits[0].form
-    return form_named(name), tuple(fit for fit in law.fits if fit.form == name)
+    """The fits that a page shows: those of the best form, or of the one closest to its points where none is."""
+    return form_named(law.shown), tuple(fit for fit in law.fits if fit.form == law.shown)
 
 
 def law_along(law: Law, variable: str) -> Figure | None:
