@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-__all__ = ["Fit", "FittedPoint", "Law", "Parameter", "Prediction", "Quality"]
+__all__ = ["CheckedRow", "Fit", "FittedPoint", "Law", "LawCheck", "Parameter", "Prediction", "Quality"]
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,3 +158,56 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outside: tuple[str, ...]
     notes: tuple[str, ...]
     turned: bool = False
+
+
+class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A measurement beside what a law says of it.
+
+    Attributes:
+        model: Name.
+        known: The variables that the law was given.
+        measured: The loss increase in nats per token, or the ratio.
+        standard_error: Of it; 0 where none is known.
+        predicted: By the law.
+        interval: 95 % interval of one measurement, by the law; empty where there is none.
+        outside: What lies outside the fitted domain, and how far.
+        near_zero: Whether it is a loss at or near zero, which is no per cent of anything.
+    """
+
+    model: str
+    known: dict[str, float]
+    measured: float
+    standard_error: float
+    predicted: float
+    interval: tuple[float, ...]
+    outside: tuple[str, ...]
+    near_zero: bool
+
+    def off(self, asked: str) -> float:
+        """What the prediction is off by: of a loss its share of the measured one, of a ratio the difference."""
+        return self.predicted / self.measured - 1 if asked == "loss" else self.predicted - self.measured
+
+
+class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A law beside measurements that it was not fitted to.
+
+    Attributes:
+        law: Title of the measurements that it was fitted to.
+        data: Title of those that it is checked by.
+        data_hash: SHA-256 of the latter.
+        form: Name.
+        asked: ``loss`` or ``ratio``: what is predicted.
+        rows: One a measurement.
+        error: Mean of what predictions are off by, without sign: relative of losses, those near zero left out, and the
+            difference of ratios. NaN where no row counts.
+        notes: What a reader must know.
+    """
+
+    law: str
+    data: str
+    data_hash: str
+    form: str
+    asked: str
+    rows: tuple[CheckedRow, ...]
+    error: float
+    notes: tuple[str, ...]

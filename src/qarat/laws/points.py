@@ -16,12 +16,22 @@ from qarat.laws.forms.base import VARIABLES, Form, Vector
 from qarat.laws.tables import Table
 from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value
 
-__all__ = ["Points", "check_points", "in_group", "is_identified", "make_points", "shared_words", "unmodelled"]
+__all__ = [
+    "NEAR_ZERO",
+    "Points",
+    "check_points",
+    "check_rows",
+    "in_group",
+    "is_identified",
+    "make_points",
+    "shared_words",
+    "unmodelled",
+]
 
 _SHARED = ("family", "format", "planning", "ratio_basis", "evaluation")
 # Standard errors within which a point counts by difference. Beyond, its logarithm is off by a third at the most; a
 # logarithm taken nearer to zero is biased downwards, which at 2 is still seen in the coefficients, at 3 hardly.
-_NEAR_ZERO = 3.0
+NEAR_ZERO = 3.0
 _RATIO_DIGITS = 2  # of groups: searches come close to the ratio they were asked for, each to another
 _SINGULAR = 1e-9  # least over largest singular value of a gradient with columns scaled to length one
 _SHARE_OF_NULL = 0.05  # a parameter is part of a direction the data do not fix if it has this share of it
@@ -55,7 +65,7 @@ class Points:
     @property
     def by_difference(self) -> np.ndarray:
         """Which points are at or near zero, (n,) bool: they count by difference over error, not by ratio."""
-        return (self.y <= 0) | (self.y < _NEAR_ZERO * self.error)
+        return (self.y <= 0) | (self.y < NEAR_ZERO * self.error)
 
     def take(self, rows: np.ndarray) -> Points:
         """The points of a mask or of indices, which may repeat."""
@@ -86,7 +96,7 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
     rows = [row for row in table.rows if row.ratio is None or row.ratio > 0]
     if not rows:
         raise UserError(f"{table.title}: no row has a ratio above 0, so there is nothing to fit")
-    _check_rows(form, name, rows)
+    check_rows(form, name, rows)
     groups: dict[tuple[float, ...], list[Measurement]] = {}
     for row in rows:
         groups.setdefault(tuple(_group_value(row, v) for v in form.by), []).append(row)
@@ -96,6 +106,34 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
         needs = f"to {form.points} points or more; here none has over {most}"
         raise UserError(f"{name} is fitted once for each {by}, {needs}")
     return found
+
+
+def check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
+    """Refuse rows that the form does not model.
+
+    Raises:
+        UserError: Metrics that are no loss, several formats or evaluations, variables that rows lack.
+    """
+    problems: list[str] = []
+    if others := sorted({row.metric for row in rows if row.metric not in LOSS_METRICS}):
+        raise UserError(f"{', '.join(others)}: no form models that; laws are about {', '.join(LOSS_METRICS)}")
+    if baseless := {row.metric for row in rows if row.metric in ("loss", "perplexity") and row.base_value is None}:
+        problems.append(f"{', '.join(sorted(baseless))} without base_value in some rows: give the unquantized model's")
+    for column in _SHARED:
+        found = sorted({getattr(row, column) for row in rows})
+        if len(found) > 1 and not (column == "format" and "bits" in form.variables):
+            listed = ", ".join(repr(value) for value in found[:6])
+            problems.append(f"{column} is not one: {listed}; a law holds for one, so choose with --where {column}=…")
+    for variable in sorted({*form.variables, *form.by, *form.needs} - {"loss"}):
+        lacking = sum(getattr(row, variable) is None for row in rows)
+        if lacking:
+            problems.append(f"{name} needs {variable} ({VARIABLES[variable]}); {lacking} of {len(rows)} rows lack it")
+    if form.uniform and any(row.ratio != 1 for row in rows):
+        found = sorted({row.ratio for row in rows if row.ratio is not None})
+        ratios = ", ".join(f"{r:g}" for r in found[:8]) or "not given"
+        problems.append(f"{name} models whole models in one precision, ratio 1; here it is {ratios}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check_points(form: Form, name: str, points: Points) -> None:
@@ -156,30 +194,6 @@ def _tied(form: Form, points: Points) -> list[str]:
     return [name for name, tied in zip(form.names, involved, strict=True) if tied]
 
 
-def _check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
-    """Refuse rows that the form does not model."""
-    problems: list[str] = []
-    if others := sorted({row.metric for row in rows if row.metric not in LOSS_METRICS}):
-        raise UserError(f"{', '.join(others)}: no form models that; laws are about {', '.join(LOSS_METRICS)}")
-    if baseless := {row.metric for row in rows if row.metric in ("loss", "perplexity") and row.base_value is None}:
-        problems.append(f"{', '.join(sorted(baseless))} without base_value in some rows: give the unquantized model's")
-    for column in _SHARED:
-        found = sorted({getattr(row, column) for row in rows})
-        if len(found) > 1 and not (column == "format" and "bits" in form.variables):
-            listed = ", ".join(repr(value) for value in found[:6])
-            problems.append(f"{column} is not one: {listed}; a law holds for one, so choose with --where {column}=…")
-    for variable in sorted({*form.variables, *form.by, *form.needs} - {"loss"}):
-        lacking = sum(getattr(row, variable) is None for row in rows)
-        if lacking:
-            problems.append(f"{name} needs {variable} ({VARIABLES[variable]}); {lacking} of {len(rows)} rows lack it")
-    if form.uniform and any(row.ratio != 1 for row in rows):
-        found = sorted({row.ratio for row in rows if row.ratio is not None})
-        ratios = ", ".join(f"{r:g}" for r in found[:8]) or "not given"
-        problems.append(f"{name} models whole models in one precision, ratio 1; here it is {ratios}")
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 def _points(form: Form, rows: Sequence[Measurement], standard_error: float) -> Points:
     increases = [loss_increase(row) for row in rows]
     delta = np.array([value for value, _ in increases])
@@ -235,7 +249,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     if not np.isfinite(points.y).all():
         yield f"{name} is about per cent of perplexity; some increases{where} are beyond any number"
     if (points.by_difference & (points.error > 0)).all():
-        yield f"every increase{where} is within {_NEAR_ZERO:g} standard errors of zero; measure more windows"
+        yield f"every increase{where} is within {NEAR_ZERO:g} standard errors of zero; measure more windows"
     for i in np.flatnonzero((points.y <= 0) & (points.error == 0)):
         what = ", ".join(f"{v} {spell_value(v, points.x[v][i])}" for v in form.variables)
         yield (

@@ -19,7 +19,7 @@ from qarat.laws.forms.base import VARIABLES, Form, Published, Vector
 from qarat.laws.resampling import interval
 from qarat.measurements import spell_value
 
-__all__ = ["choose_fit", "predict", "published_law", "published_names", "question"]
+__all__ = ["choose_fit", "outside_domain", "predict", "published_law", "published_names", "question"]
 
 _POSSIBLE = {"ratio": (0.0, 1.0), "block": (1.0, math.inf), "bits": (0.0, math.inf)}
 _ERRORS = 20  # of a measurement, drawn for each bootstrap estimate
@@ -62,7 +62,7 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
         value=value,
         interval=tuple(min(max(v, low), high) for v in law_interval),
         measured_interval=tuple(min(max(v, low), high) for v in measured),
-        outside=tuple(_outside(fit, {**values, asked: value})),
+        outside=tuple(outside_domain(fit, {**values, asked: value})),
         notes=tuple(notes),
         # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
         turned=against and not (shape.response == "billions" and asked == "ratio"),
@@ -254,7 +254,7 @@ def _same(a: float | None, b: float) -> bool:
     return a is not None and math.isclose(a, b, rel_tol=_SAME)
 
 
-def _outside(fit: Fit, values: Mapping[str, float]) -> list[str]:
+def outside_domain(fit: Fit, values: Mapping[str, float]) -> list[str]:
     """What lies outside the fitted domain, and how far."""
     found: list[str] = []
     for variable, value in values.items():
