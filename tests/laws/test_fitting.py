@@ -1,6 +1,7 @@
 """Fitting: the paper's printed coefficients, known coefficients recovered, intervals that cover, and refusals."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,10 +322,9 @@ def test_an_offset_at_the_end_of_its_range_can_be_resampled(make_table: MakeTabl
 
 
 def test_a_prefactor_that_no_float_holds_is_refused(make_table: MakeTable) -> None:
-    with pytest.raises(UserError, match=r"strong comes out with ln C = -\d+, of which .* do not fix d"):
-        fit(convex(make_table, 0.008), "strong")
     law = fit(convex(make_table, 0.008), "all")
-    assert "do not fix d" in law.refused["strong"]
+    assert re.search(r"strong comes out with ln C = -\d+, of which .* do not fix d", law.refused["strong"])
+    assert "weak" in {f.form for f in law.fits}
 
 
 # ---------------------------------------------------------------- what was resampled
@@ -348,8 +348,8 @@ def test_intervals_that_end_at_the_last_draw_say_so(make_table: MakeTable) -> No
     assert f"--draws {fewest_draws(4)}" in note
     assert 8000 < fewest_draws(4) < 9000
     assert fewest_draws(6) < 500  # so that with six models the usual number does
-    many = fit(four, "weak", method="ols", draws=fewest_draws(4)).fits[0]
-    assert not any("too narrow" in note for note in many.notes)
+    six = fit(make_table("weak", WEAK, noise=0.1), "weak", method="ols", draws=500).fits[0]
+    assert not any("too narrow" in note for note in six.notes)
 
 
 # ---------------------------------------------------------------- refusals
