@@ -79,7 +79,7 @@ def test_the_help_of_a_family_of_verbs_lists_it(words: list[str], qarat: Qarat) 
     code, out, _ = qarat(*words)
     assert code == 0
     listed = [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")]
-    assert listed == ["law data", "law forms", "law fit", "law predict"]
+    assert listed == ["law data", "law forms", "law fit", "law predict", "law check"]
 
 
 def test_every_option_has_words_of_its_own() -> None:

@@ -123,6 +123,28 @@ def test_predict_takes_published_laws(qarat: Qarat) -> None:
     assert "GPTQ on Pythia" in out
 
 
+def test_a_law_is_fitted_to_several_tables_and_checked_by_another(qarat: Qarat, tmp_path: Path) -> None:
+    for name, size in (("small", "size<=1.8B"), ("middle", "size=4B"), ("large", "size>=14B")):
+        assert qarat("law", "data", "t1", "--where", size, "-o", f"{name}.csv").code == 0
+    joined = qarat("law", "fit", "small.csv", "middle.csv", "--form", "weak", "--method", "ols", "--draws", "100")
+    assert joined.code == 0, joined.err
+    law = decode_record(tmp_path / "law.json", Law)
+    assert len(law.fits[0].points) == 15
+    assert law.how == load_table("t1").how
+    code, out, err = qarat("law", "check", "law.json", "large.csv")
+    assert code == 0, err
+    assert "on average over 10 rows; " in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+    answer = json.loads(qarat("law", "check", "law.json", "large.csv", "--json").out)
+    row = answer["rows"][0]
+    assert (row["model"], row["known"], len(row["interval"])) == ("Qwen1.5-14B", {"ratio": 0.5, "size": 14e9}, 2)
+    assert 0 < answer["error"] < 1
+    by_ratio = qarat("law", "check", "law.json", "fig6", "--of", "ratio", "--where", "size>=14B")
+    assert by_ratio.code == 0, by_ratio.err
+    assert "ppl+10%" in by_ratio.out
+    assert qarat("law", "fit", "small.csv", "small.csv").code == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
@@ -132,6 +154,9 @@ def test_predict_takes_published_laws(qarat: Qarat) -> None:
         (["fit", "t2", "--form", "weak"], 1, "--standard-error"),
         (["fit", "t9"], 1, "accuracy: no form models that"),
         (["fit", "t1", "--where", "rato=1"], 1, "did you mean ratio"),
+        (["check", "undertraining", "t1"], 1, "needs tokens"),
+        (["check", "none.json", "t1"], 1, "no published law; published: block-power"),
+        (["check", "size-share"], 2, "DATA"),
         (["predict", "none.json"], 1, "no published law; published: block-power"),
         (["predict", "undertraining", "--size", "seven"], 1, "write for example 7B"),
         (["predict", "undertraining", "--size", "7B", "--block", "32"], 1, "does not model block"),

@@ -1,6 +1,7 @@
 """`qarat study ratio` and `qarat sweep`: whole, resumed, with a failed point, and into a law."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from itertools import combinations
@@ -16,11 +17,12 @@ from qarat.plans import Site
 from qarat.recordfiles import decode_record, encode_record
 from qarat.records import Evaluation, Provenance, paired_difference
 from qarat.search import trials
-from qarat.searches import SearchCost, SearchResult
+from qarat.searches import NOTHING, SearchCost, SearchResult
 from qarat.searching.ablations import best_of, windows_taken
 from qarat.searching.blocks import format_words, granularity_word, low_schemes, mean_block, with_block
 from qarat.searching.job import SearchJob
-from qarat.studies import FamilySweep, RatioStudy
+from qarat.searching.tables import budget_table, loss_table
+from qarat.studies import FamilySweep, RatioStudy, StudyPlan, StudyReach, SweepPoint
 from qarat.testing import tiny_checkpoint
 
 Qarat = Callable[..., Any]
@@ -49,10 +51,16 @@ def test_formats_and_blocks_make_each_scheme_once_and_static_scales_keep_theirs(
 @pytest.mark.parametrize(
     ("low", "words", "granularity", "block"),
     [
-        ("w=mxint4/g16 a=mxint4/g16", "mxint4 weights and inputs", "group", 16),
+        ("w=mxint4/g8 a=mxint4/g8", "mxint4 weights and inputs", "group", 8),
+        ("w=mxint4/g16 a=mxint4/g16", "mxint4 weights and inputs", "group", 128 / 12),  # of rows of 8 one block is all
+        ("w=int4/g7 a=int8/token", "int4 weights and int8 inputs", "group", 128 / (4 * 3 + 8 * 2)),
+        ("w=int4/4x8", "int4 weights", "group", 32),
         ("w=sint4/channel/scale-e8m0/mx-floor a=mxfp4", "mxint4 weights and mxfp4 inputs", "channel", 128 / 12),
         ("w=int8/tensor a=int8/tensor/static", "int8 weights and static inputs", "tensor", 64),
-        ("w=int4/g32", "int4 weights", "group", 32),
+        ("w=int4/g8/mse", "int4/mse weights", "group", 8),
+        ("w=int4/g8/asymmetric", "int4/asymmetric weights", "group", 8),
+        ("w=int4/g8 a=int8/token/p99.9", "int4 weights and int8/p99.9 inputs", "group", 8),
+        ("w=mxint4/g8/mx-even", "sint4/scale-e8m0/mx-even weights", "group", 8),
     ],
 )
 def test_a_scheme_in_the_words_of_a_table(low: str, words: str, granularity: str, block: float) -> None:
@@ -211,6 +219,89 @@ def test_a_sweep_writes_tables_that_laws_read(
     # The model is random, so that it loses nothing that could be told from zero; but its table is one for laws.
     fitted = qarat(*following, "--form", "bits-only", "--draws", "0", "-o", tmp_path / "law.json")
     assert "within 3 standard errors of zero" in fitted.err or fitted.code == 0, fitted.err
+
+
+def one_point(*reached: StudyReach) -> FamilySweep:
+    plans = (StudyPlan(0.5, 10.0, NOTHING, NOTHING),)
+    point = SweepPoint("m", 1e6, math.nan, "int4 weights", "w=int4/g8", "group", 8, "text", (0.5,), plans, reached)
+    return FamilySweep("f", "matmul-wise", "parameters", (point,))
+
+
+def test_a_budget_that_everything_low_meets_is_no_measurement() -> None:
+    plans = {
+        "nats+0.1": StudyPlan(0.9),
+        "ppl+20%": StudyPlan(1 - 1e-12),
+        "ppl+30%": StudyPlan(1.0),
+        "ppl+1%": StudyPlan(),
+    }
+    table = budget_table(one_point(*(StudyReach(budget, plan, math.nan, 1.0) for budget, plan in plans.items())))
+    assert [row.ratio for row in table.rows] == [0.9]
+    (defect,) = table.defects
+    assert defect.startswith("m, int4 weights, block 8: everything low meets ppl+20%, ppl+30%,")
+
+
+def test_a_table_says_what_its_ratio_is_a_share_of() -> None:
+    sweep = one_point()
+    assert "of which Q_r is a share" in loss_table(sweep).how
+    by_macs = loss_table(msgspec.structs.replace(sweep, basis="macs"))
+    assert "of which Q_r is a share" not in by_macs.how
+    assert "Q_r is a share of the multiplications" in by_macs.how
+
+
+@pytest.mark.parametrize("card", ["[]", '{"tokens": null}', '{"tokens": "many"}', '{"tokens": 5}', "{"])
+def test_a_damaged_training_card_is_said_before_any_work(
+    card: str, qarat: Qarat, family: list[Path], small: list[str], tmp_path: Path
+) -> None:
+    (family[1] / "training.json").write_text(card)
+    code, _, err = qarat("sweep", *family, *small, *SWEEP, "-o", tmp_path / "s", "--dry-run")
+    assert code == 1
+    assert "training.json must hold" in err
+    assert "Traceback" not in err
+
+
+def test_a_model_that_is_gone_stops_no_other_and_what_was_measured_is_written(
+    qarat: Qarat, family: list[Path], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = SearchJob.execute
+
+    def gone(self: SearchJob, run: Any) -> SearchResult:
+        if family[1].exists():
+            family[1].rename(tmp_path / "elsewhere")
+        return execute(self, run)
+
+    monkeypatch.setattr(SearchJob, "execute", gone)
+    words = ["sweep", *family, *small, "--formats", "mxint4", "--blocks", "16", "--ratios", "1", "--budgets", "nats+0"]
+    code, _, err = qarat(*words, "-o", tmp_path / "s")
+    assert code == 1
+    assert "1 of 2 points failed" in err
+    assert {row.model for row in read_table(tmp_path / "s.partial" / "sweep.csv").rows} == {"tiny-a"}
+
+
+def test_one_more_ratio_takes_prices_and_measured_plans_over(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price, add = SearchJob._price, trials.TrialLog.add
+    done: list[str] = []
+    monkeypatch.setattr(SearchJob, "_price", lambda self, run: (done.append("priced"), price(self, run)))
+    monkeypatch.setattr(trials.TrialLog, "add", lambda self, answer: (done.append(answer.key), add(self, answer)))
+    words = ["sweep", tiny_llama, *small, "--formats", "int4", "--blocks", "8", "--budgets", "ppl+20%", "--family", "x"]
+
+    def sweep(out: str, *more: str) -> list[str]:
+        done.clear()
+        answer = qarat(*words, "-o", tmp_path / out, *more)
+        assert answer.code == 0, answer.err
+        return list(done)
+
+    first = sweep("s", "--ratios", "0.4")
+    fresh = sweep("whole", "--ratios", "0.4", "0.8")
+    more = sweep("s", "--ratios", "0.4", "0.8", "--overwrite")
+    assert "priced" in first
+    assert "priced" not in more
+    whole, grown = (decode_record(tmp_path / out / "sweep.json", FamilySweep) for out in ("whole", "s"))
+    assert grown == whole
+    assert len(more) < len(fresh)
+    # Other tokens: nothing of what is there may be taken.
+    assert "priced" in sweep("s", "--ratios", "0.4", "--overwrite", "--length", "16")
 
 
 def test_a_failed_point_stops_nothing_else_and_is_tried_again(

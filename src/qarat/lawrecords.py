@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
-__all__ = ["Fit", "FittedPoint", "Law", "Parameter", "Prediction", "Quality"]
+__all__ = ["CheckedRow", "Fit", "FittedPoint", "Law", "LawCheck", "Parameter", "Prediction", "Quality"]
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,8 +103,9 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         versions: Of qarat, numpy and scipy.
         seed: Of starts and resampling.
         fits: By form and group.
-        refused: Form to the reason why these data cannot fit it.
-        best: The form with the least error on sizes left out; empty where forms were not compared.
+        refused: Form to the reason why these data cannot fit it, or not for some of the groups that it is fitted in.
+        best: The form with the least error on sizes left out; empty where not all forms have one.
+        how: How the numbers were obtained and what they count, such as which parameters N are.
     """
 
     data: str
@@ -113,6 +116,21 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fits: tuple[Fit, ...]
     refused: dict[str, str] = {}
     best: str = ""
+    how: str = ""
+
+    @property
+    def uncompared(self) -> tuple[str, ...]:
+        """Forms for all points that have no error on sizes left out, where there are several; then none is the best."""
+        whole = [fit for fit in self.fits if not fit.group]
+        lacking = [fit.form for fit in whole if fit.quality and not fit.quality[0].left_out_error]
+        return tuple(lacking) if len(whole) > 1 else ()
+
+    @property
+    def shown(self) -> str:
+        """The form to show where one must do: the best; without one, the closest to the points it was fitted to."""
+        candidates = [fit for fit in self.fits if not fit.group] or self.fits
+        closest = min(candidates, key=lambda fit: fit.quality[0].error if fit.quality else math.inf)
+        return self.best or closest.form
 
 
 class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +145,8 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         measured_interval: The same for one measurement, which scatters about the law.
         outside: What lies outside the fitted domain, and how far; empty if nothing does.
         notes: What a reader must know.
+        turned: Whether the fitted law runs against what is expected, so that the answer is the other end: the largest
+            N that keeps a budget, not the smallest.
     """
 
     form: str
@@ -136,4 +156,58 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval: tuple[float, ...]
     measured_interval: tuple[float, ...]
     outside: tuple[str, ...]
+    notes: tuple[str, ...]
+    turned: bool = False
+
+
+class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A measurement beside what a law says of it.
+
+    Attributes:
+        model: Name.
+        known: The variables that the law was given.
+        measured: The loss increase in nats per token, or the ratio.
+        standard_error: Of it; 0 where none is known.
+        predicted: By the law.
+        interval: 95 % interval of one measurement, by the law; empty where there is none.
+        outside: What lies outside the fitted domain, and how far.
+        near_zero: Whether it is a loss at or near zero, which is no per cent of anything.
+    """
+
+    model: str
+    known: dict[str, float]
+    measured: float
+    standard_error: float
+    predicted: float
+    interval: tuple[float, ...]
+    outside: tuple[str, ...]
+    near_zero: bool
+
+    def off(self, asked: str) -> float:
+        """What the prediction is off by: of a loss its share of the measured one, of a ratio the difference."""
+        return self.predicted / self.measured - 1 if asked == "loss" else self.predicted - self.measured
+
+
+class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A law beside measurements that it was not fitted to.
+
+    Attributes:
+        law: Title of the measurements that it was fitted to.
+        data: Title of those that it is checked by.
+        data_hash: SHA-256 of the latter.
+        form: Name.
+        asked: ``loss`` or ``ratio``: what is predicted.
+        rows: One a measurement.
+        error: Mean of what predictions are off by, without sign: relative of losses, those near zero left out, and the
+            difference of ratios. NaN where no row counts.
+        notes: What a reader must know.
+    """
+
+    law: str
+    data: str
+    data_hash: str
+    form: str
+    asked: str
+    rows: tuple[CheckedRow, ...]
+    error: float
     notes: tuple[str, ...]

@@ -21,6 +21,7 @@ LOSS_METRICS = ("loss", "loss-increase", "perplexity", "perplexity-increase")
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _LEAST_PARAMETERS, _LEAST_TOKENS = 1e3, 1e3  # below that, somebody wrote billions
 _MOST_BITS = 32
+_MOST_COUNTED = 1e18  # beyond, a count in millions of T is only harder to read
 
 
 class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,6 +162,8 @@ def spell_value(variable: str, value: float) -> str:
 
 
 def _spell_count(value: float) -> str:
+    if value >= _MOST_COUNTED:
+        return f"{value:.3g}"
     for unit in ("t", "b", "m", "k"):
         if value >= 0.9995 * _UNITS[unit]:
             scaled = value / _UNITS[unit]

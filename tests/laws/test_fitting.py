@@ -1,6 +1,7 @@
 """Fitting: the paper's printed coefficients, known coefficients recovered, intervals that cover, and refusals."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from qarat.errors import UserError
 from qarat.lawrecords import Fit, Law
 from qarat.laws.fitting import fit_law
 from qarat.laws.forms import form_named
+from qarat.laws.resampling import fewest_draws
 from qarat.laws.tables import Table, load_table, narrow
 from qarat.recordfiles import decode_record, encode_record
 
@@ -248,6 +250,106 @@ def test_forms_that_cannot_be_fitted_say_why() -> None:
     with pytest.raises(UserError, match="no form fits these data") as caught:
         fit(load_table("t20"), "all")
     assert "strong: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("grid", "lacking"),
+    [
+        # Minus one of two sizes nothing about N can be fitted; minus one of three, size and tokens move together.
+        ({"size": (1e8, 1e10), "bits": (4.0, 6.0)}, ("weak",)),
+        ({"size": (1e8, 1e9, 1e10)}, ("weak-tokens",)),
+    ],
+)
+def test_no_form_is_best_while_another_cannot_be_compared(
+    grid: dict[str, Any], lacking: tuple[str, ...], make_table: MakeTable
+) -> None:
+    table = make_table("weak", WEAK, noise=0.05, **grid)
+    trained = {1e8: 1e10, 1e9: 3e10, 1e10: 2e12} if len(grid["size"]) == 3 else {}
+    rows = [msgspec.structs.replace(r, tokens=trained.get(r.size or 0)) for r in table.rows]
+    law = fit(msgspec.structs.replace(table, rows=tuple(rows)), "all")
+    assert len(law.fits) > 1
+    assert (law.best, law.uncompared) == ("", lacking)
+    shown = next(f for f in law.fits if f.form == law.shown)
+    assert shown.quality[0].error == min(f.quality[0].error for f in law.fits)
+    assert shown.form != "bits-only"
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_a_group_that_is_too_small_is_named_and_stops_no_other(make_table: MakeTable) -> None:
+    table = load_table("fig6")
+    few = [row for row in table.rows if row.value != 5.0 or row.model in ("Qwen1.5-7B", "Qwen1.5-14B")]
+    law = fit(msgspec.structs.replace(table, rows=tuple(few)), "size-share")
+    assert [round(math.expm1(f.group["loss"]), 3) for f in law.fits] == [0.1, 0.2]
+    assert "needs at least 4 points; there are 2 where loss is 0.04879 nats (ppl+5%)" in law.refused["size-share"]
+    with pytest.raises(UserError, match="fitted once for each loss, to 4 points or more"):
+        fit(narrow(msgspec.structs.replace(table, rows=tuple(few)), ["value=5"]), "size-share")
+
+
+def test_achieved_ratios_that_nearly_agree_make_one_group(make_table: MakeTable) -> None:
+    """Searches come close to the ratio they were asked for, at each block size to another one."""
+    table = make_table(
+        "strong", {**WEAK, "γ_c": 0.5, "d": 0.0}, size=(1e9,), ratio=(0.9,), block=(16.0, 32.0, 64.0, 128.0)
+    )
+    near = [msgspec.structs.replace(r, ratio=0.898 + 0.002 * i) for i, r in enumerate(table.rows)]
+    (found,) = fit(msgspec.structs.replace(table, rows=tuple(near)), "block-power").fits
+    assert found.group == {"size": 1e9, "ratio": 0.9}
+    assert len(found.points) == 4
+    assert "ratio is 0.8980 to 0.9040 in these points, rounded to make one group" in found.notes
+    exact = [msgspec.structs.replace(r, ratio=0.975) for r in table.rows]
+    (found,) = fit(msgspec.structs.replace(table, rows=tuple(exact)), "block-power").fits
+    assert found.group == {"size": 1e9, "ratio": 0.975}  # where all agree nothing is rounded
+    assert not any("rounded" in note for note in found.notes)
+
+
+# ---------------------------------------------------------------- offsets at the end of their range
+
+
+def convex(make_table: MakeTable, rate: float) -> Table:
+    """Losses that grow with the block size faster than any power of it: only a boundless offset comes close."""
+    table = make_table("weak", WEAK, size=(1e9, 1e10), ratio=(0.5, 0.9), block=(16.0, 32.0, 64.0, 128.0))
+    rows = [msgspec.structs.replace(r, value=r.value * math.exp(rate * (r.block or 0))) for r in table.rows]
+    return msgspec.structs.replace(table, rows=tuple(rows))
+
+
+def test_an_offset_at_the_end_of_its_range_can_be_resampled(make_table: MakeTable) -> None:
+    """A sample without the largest block is held to the bounds of the whole data, within which it begins."""
+    (found,) = fit(convex(make_table, 0.004), "strong", draws=100).fits
+    assert values(found)["d"] > 50 * 128
+    assert len(found.parameters[0].draws) == 100
+    assert "d is at the end of its range: these data do not fix it" in found.notes
+
+
+def test_a_prefactor_that_no_float_holds_is_refused(make_table: MakeTable) -> None:
+    law = fit(convex(make_table, 0.008), "all")
+    assert re.search(r"strong comes out with ln C = -\d+, of which .* do not fix d", law.refused["strong"])
+    assert "weak" in {f.form for f in law.fits}
+
+
+# ---------------------------------------------------------------- what was resampled
+
+
+def test_models_without_a_size_are_drawn_whole(make_table: MakeTable) -> None:
+    table = make_table("bits-only", {"C": 2.0, "b": 0.6}, noise=0.1, bits=(3.0, 4.0, 6.0))
+    rows = [msgspec.structs.replace(row, size=None) for row in table.rows]
+    (found,) = fit(msgspec.structs.replace(table, rows=tuple(rows)), "bits-only", draws=100).fits
+    assert (found.resampled, found.units) == ("models", 6)
+    assert not any("too few models" in note for note in found.notes)
+
+
+def test_intervals_that_end_at_the_last_draw_say_so(make_table: MakeTable) -> None:
+    four = make_table("weak", WEAK, noise=0.1, size=(1e8, 1e9, 1e10, 1e11))
+    (found,) = fit(four, "weak", method="ols", draws=100).fits
+    drawn = found.parameters[1].draws
+    assert found.parameters[1].interval == pytest.approx((min(drawn), max(drawn)), rel=1e-2)
+    (note,) = [note for note in found.notes if "too narrow" in note]
+    assert "from 4 models" in note
+    assert f"--draws {fewest_draws(4)}" in note
+    assert 8000 < fewest_draws(4) < 9000
+    assert fewest_draws(6) < 500  # so that with six models the usual number does
+    six = fit(make_table("weak", WEAK, noise=0.1), "weak", method="ols", draws=500).fits[0]
+    assert not any("too narrow" in note for note in six.notes)
 
 
 # ---------------------------------------------------------------- refusals

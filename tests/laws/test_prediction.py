@@ -134,6 +134,69 @@ def test_an_answer_that_cannot_be_is_cut_and_said(weak: Law) -> None:
     assert answer.interval == (1, 1)
 
 
+# ---------------------------------------------------------------- laws that run the other way
+
+
+def noisy(make_table: MakeTable, gamma: float, noise: float) -> Law:
+    values = {"C": 130.0 * 1e9 ** (gamma - 0.49), "A": 4.5, "γ_N": gamma}
+    return fit_law(make_table("weak", values, noise=noise), "weak", method="ols", draws=100)
+
+
+def test_where_the_loss_grows_with_size_the_answer_is_the_largest_n(make_table: MakeTable) -> None:
+    answer = predict(noisy(make_table, -0.3, 0.05), {"ratio": 0.9, "loss": 0.3})
+    assert answer.turned
+    assert "the loss increase grows with size (γ_N = -0.3" in answer.notes[0]
+    assert len(answer.interval) == 2
+    usual = predict(noisy(make_table, 0.3, 0.05), {"ratio": 0.9, "loss": 0.3})
+    assert not usual.turned
+    assert not any("with size" in note for note in usual.notes)
+
+
+def test_where_the_sign_is_open_there_is_no_interval(make_table: MakeTable) -> None:
+    law = noisy(make_table, 0.0, 0.5)
+    low, high = law.fits[0].parameters[2].interval
+    assert low < 0 < high
+    answer = predict(law, {"ratio": 0.9, "loss": 0.3})
+    assert (answer.interval, answer.measured_interval) == ((), ())
+    assert any("do not fix whether the loss increase falls or grows with size; γ_N is -" in n for n in answer.notes)
+    assert len(predict(law, {"size": 1e9, "loss": 0.3}).interval) == 2  # the sign of A is sure
+    assert len(predict(law, {"size": 1e9, "ratio": 0.9}).interval) == 2
+
+
+def test_law_1_that_runs_the_other_way() -> None:
+    law = published_law("size-share")
+    fits = []
+    for fit in law.fits:
+        turned = [msgspec.structs.replace(p, value=abs(p.value)) for p in fit.parameters]
+        fits.append(msgspec.structs.replace(fit, parameters=tuple(turned)))
+    law = msgspec.structs.replace(law, fits=tuple(fits))
+    size = predict(law, {"ratio": 0.9, "loss": math.log(1.1)})
+    ratio = predict(law, {"size": 1e11, "loss": math.log(1.1)})
+    assert (size.turned, ratio.turned) == (True, False)
+    assert size.notes[0] == ratio.notes[0] == "in this fit N falls with ratio (k = 11.27), not grows"
+
+
+# ---------------------------------------------------------------- values as they are listed
+
+
+def test_a_group_may_be_named_as_it_is_listed(make_table: MakeTable) -> None:
+    sizes = (3145728.0, 9437184.0)
+    table = make_table("strong", {**STRONG, "d": 0.0}, size=sizes, ratio=(0.9,), block=(16.0, 32.0, 64.0, 128.0))
+    law = fit_law(table, "block-power", draws=0)
+    exact = predict(law, {"size": sizes[0], "ratio": 0.9, "block": 64.0})
+    listed = predict(law, {"size": 3.15e6, "ratio": 0.9, "block": 64.0})
+    assert listed == exact
+    assert listed.known["size"] == sizes[0]  # what was fitted, not what was typed
+    with pytest.raises(UserError, match=r"these values alone: size 3\.15M, ratio 0\.9; size 9\.44M, ratio 0\.9"):
+        predict(law, {"size": 3.2e6, "ratio": 0.9, "block": 64.0})
+
+
+def test_a_prediction_says_what_the_data_count(make_table: MakeTable) -> None:
+    table = msgspec.structs.replace(make_table("weak", WEAK), how="size leaves the embeddings out")
+    answer = predict(fit_law(table, "weak", draws=0), {"size": 7e9, "ratio": 0.9})
+    assert "the law's data: size leaves the embeddings out" in answer.notes
+
+
 # ---------------------------------------------------------------- questions that make no sense
 
 

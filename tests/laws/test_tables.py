@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qarat.errors import UserError
-from qarat.laws.tables import COLUMNS, bundled_tables, load_table, narrow, read_table, write_table
+from qarat.laws.tables import COLUMNS, bundled_tables, join, load_table, narrow, read_table, write_table
 
 NAMES = ["fig6", "fig8", *(f"t{i}" for i in (*range(1, 16), 18, 19, 20))]  # T16 and T17 are Figs 6 and 8
 ROW = "mine,f,m,7B,,mxint4,matmul-wise,group,parameters,0.9,32,5.4,perplexity,11,10,no,,text"
@@ -148,3 +148,15 @@ def test_conditions_hold_together_and_are_named_in_the_title() -> None:
 def test_conditions_are_checked(condition: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         narrow(load_table("fig8"), [condition])
+
+
+def test_tables_are_joined_with_their_sources_named() -> None:
+    seven, fourteen = (narrow(load_table("t1"), [f"size={size}"]) for size in ("7B", "14B"))
+    both = join([seven, fourteen])
+    assert both.rows == seven.rows + fourteen.rows
+    assert both.title == f"{seven.title}; {fourteen.title}"
+    assert (both.source, both.how, both.defects) == (seven.source, seven.how, seven.defects)  # what all say, once
+    assert join([load_table("t1"), load_table("t2")]).source.count("; ") == 1
+    assert join([seven]) is seven
+    with pytest.raises(UserError, match=r"5 rows of t1 stand in a table before it too: Qwen1\.5-7B"):
+        join([seven, load_table("t1")])

@@ -34,7 +34,7 @@ def test_forms_are_compared_and_the_best_ones_points_shown() -> None:
     assert len(best) == 1
     assert best[0].split() == ["weak", "30", "0.968", "16.1", "19.2", "best"]
     assert text.count("Qwen1.5-0.5B") == 5  # the points of the best form alone
-    assert "forms that these data cannot fit" in text
+    assert "what these data cannot fit" in text
     assert "needs tokens" in text
 
 
@@ -74,6 +74,29 @@ def test_a_prediction_says_where_it_lies() -> None:
     assert "inside the fitted domain" in inside
     outside = show(predict(law, {"size": 7e10, "ratio": 0.9}))
     assert "outside the fitted domain: size 70B is 2.19 times above the largest fitted, 32B" in outside
+
+
+def test_a_prediction_names_the_end_that_it_is() -> None:
+    law = fit_law(load_table("t1"), "weak", method="ols", draws=100)
+    known = {"ratio": 0.9, "loss": 0.05}
+    answer = predict(law, known)
+    assert "smallest N" in show(answer)
+    assert "largest N" in show(msgspec.structs.replace(answer, turned=True))
+    undecided = show(msgspec.structs.replace(answer, interval=(), measured_interval=(), value=3.2e21))
+    assert "3.2e+21" in undecided
+    assert "without draws" not in undecided
+
+
+def test_forms_that_cannot_be_compared_are_named() -> None:
+    law = compared()
+    fits = [
+        msgspec.structs.replace(f, quality=(msgspec.structs.replace(f.quality[0], left_out_error=()),))
+        if f.form == "weak"
+        else f
+        for f in law.fits
+    ]
+    text = " ".join(show(msgspec.structs.replace(law, fits=tuple(fits), best="")).split())
+    assert "no form is the best: without some size there are too few data for weak, so no error on" in text
 
 
 def test_text_from_a_table_is_never_markup() -> None:

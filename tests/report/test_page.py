@@ -18,7 +18,8 @@ import torch
 from qarat.errors import UserError
 from qarat.formats import FORMATS
 from qarat.laws.fitting import fit_law
-from qarat.laws.tables import load_table
+from qarat.laws.prediction import predict
+from qarat.laws.tables import load_table, narrow
 from qarat.plans import Plan
 from qarat.recordfiles import Record, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Provenance, Sweep
@@ -200,6 +201,39 @@ def test_laws_of_the_paper_are_drawn() -> None:
     blocks = law_along(fit_law(load_table("fig8"), "block-power", draws=0), "block")
     assert blocks is not None
     assert len({row[0] for row in blocks.table.rows}) == 6  # two sizes, three ratios
+
+
+def test_ratios_that_nearly_agree_are_one_line_along_the_block_size() -> None:
+    """A search's ratios differ a little from block size to block size."""
+    table = narrow(load_table("fig8"), ["block<=512"])
+    near = [msgspec.structs.replace(r, ratio=(r.ratio or 0) + 1e-5 * (r.block or 0) / 8) for r in table.rows]
+    figure = law_along(fit_law(msgspec.structs.replace(table, rows=tuple(near)), "strong", draws=0), "block")
+    assert figure is not None
+    assert len({row[0] for row in figure.table.rows}) == 6
+    assert any("ratio 0.9" in row[0] for row in figure.table.rows)
+
+
+def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
+    table = load_table("t1")
+    tokens = {size: (1e12 if i % 2 else 4e12) for i, size in enumerate(sorted({r.size or 0 for r in table.rows}))}
+    rows = [msgspec.structs.replace(r, tokens=tokens[r.size or 0]) for r in table.rows]
+    law = fit_law(msgspec.structs.replace(table, rows=tuple(rows)), "weak-tokens", draws=0)
+    figure = law_reach(law)
+    assert figure is not None
+    assert "each trained on as many tokens as it was" in figure.caption
+    expected = [
+        predict(law, {"size": size, "tokens": own, "loss": math.log(1.05)}).value for size, own in tokens.items()
+    ]
+    drawn = [float(row[3]) for row in figure.table.rows if row[0] == "ppl+5%"]
+    assert drawn == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_verdict_on_forms_that_cannot_be_compared_names_none_as_the_best() -> None:
+    law = fit_law(narrow(load_table("t1"), ["size!=1.8B", "size!=4B", "size!=7B", "size!=14B"]), draws=0)
+    assert law.uncompared == ("weak",)
+    said = verdict(Story((law,)))
+    assert "No form can be called the best: without some size there are too few data for weak" in said
+    assert said.startswith("The weak law is off by")
 
 
 # ---------------------------------------------------------------- the page

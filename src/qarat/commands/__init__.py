@@ -7,7 +7,7 @@ to try next.
 from __future__ import annotations
 
 from qarat.commands.folders import export, models, run, show, verify
-from qarat.commands.laws import law_data, law_fit, law_forms, law_predict
+from qarat.commands.laws import law_check, law_data, law_fit, law_forms, law_predict
 from qarat.commands.measuring import compare, evaluate
 from qarat.commands.reporting import report
 from qarat.commands.search import search
@@ -20,6 +20,7 @@ __all__ = [
     "damage",
     "evaluate",
     "export",
+    "law_check",
     "law_data",
     "law_fit",
     "law_forms",

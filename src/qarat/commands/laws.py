@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from qarat import options
 from qarat.budgets import parse_loss_budget
 from qarat.errors import ArgumentError, UserError
 from qarat.lawrecords import Law
+from qarat.laws.checking import check_law
 from qarat.laws.fitting import fit_law
 from qarat.laws.forms import catalog, form_named
 from qarat.laws.prediction import predict, published_law, published_names, question
-from qarat.laws.tables import bundled_tables, load_table, narrow, write_table
+from qarat.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
 from qarat.measurements import parse_count, spell_value
 from qarat.recordfiles import decode_record, encode_record
 from qarat.screens import Lines, Screen
 from qarat.workspace import check_file, write_whole
 
-__all__ = ["law_data", "law_fit", "law_forms", "law_predict"]
+__all__ = ["law_check", "law_data", "law_fit", "law_forms", "law_predict"]
 
 
 def law_data(asked: options.LawData, screen: Screen) -> Lines:
@@ -46,7 +48,7 @@ def law_forms(asked: options.LawForms, screen: Screen) -> Lines:
 def law_fit(asked: options.LawFit, screen: Screen) -> Lines:
     """Fit one form, or all that the data allow."""
     check_file(asked.out)
-    table = narrow(load_table(asked.data), asked.where)
+    table = _table(asked.data, asked.where)
     law = fit_law(
         table,
         asked.form,
@@ -69,9 +71,23 @@ def law_predict(asked: options.LawPredict, screen: Screen) -> Lines:
     return ()
 
 
+def law_check(asked: options.LawCheck, screen: Screen) -> Lines:
+    """Set a law beside rows that it has not seen."""
+    table = _table(asked.data, asked.where)
+    screen.show(check_law(_law(asked.law), table, asked.form or "", asked.of or ""))
+    return ()
+
+
+def _table(names: Sequence[str], where: Sequence[str]) -> Table:
+    """The rows of several tables that meet the conditions."""
+    if not names:
+        raise ArgumentError("give DATA: a CSV file, or a table's name (see `qarat law data`)")
+    return narrow(join([load_table(name) for name in names]), where)
+
+
 def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
-    fit = next((fit for fit in law.fits if fit.form == law.best), law.fits[0])
+    fit = next(fit for fit in law.fits if fit.form == law.shown)
     form = form_named(fit.form)
     asked = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group

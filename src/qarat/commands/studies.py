@@ -83,8 +83,9 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
         )
     formats = list(dict.fromkeys(point.format for point in found.points))
     one = ["--where", f"format={formats[0]}"] if len(formats) > 1 else []  # a law is about one format
+    reached = f", what budgets reach in {BUDGET_TABLE}" if (asked.out / BUDGET_TABLE).exists() else ""
     return (
-        f"written: {quoted(asked.out)} (plans in {LOSS_TABLE}, what budgets reach in {BUDGET_TABLE})",
+        f"written: {quoted(asked.out)} (plans in {LOSS_TABLE}{reached})",
         f"try next: {shlex.join(['qarat', 'law', 'fit', str(asked.out / LOSS_TABLE), *one])}",
     )
 

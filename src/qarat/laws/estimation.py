@@ -12,6 +12,7 @@ objective has one minimum unless points count by difference or a term has an off
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,10 +35,17 @@ _FARTHEST_OFFSET = 100.0  # times the largest value: beyond, a shifted power is 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Coefficients, (p,) float64 in the form's order with ln C first, and the scatter about the law."""
+    """Coefficients of a form.
+
+    Attributes:
+        theta: (p,) float64, in the form's order with ln C first.
+        scatter: About the law, in the logarithm.
+        farthest: The most that each offset may be, (offsets,), in the unit of its variable.
+    """
 
     theta: Vector
     scatter: float
+    farthest: tuple[float, ...]
 
 
 def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Estimate | None = None) -> Estimate:
@@ -48,24 +56,27 @@ def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Esti
         points: That identify its parameters.
         method: ``huber`` or ``ols``.
         seed: Of the starts.
-        start: Of the whole data, for a sample of them: the place to begin, and the scatter, which then stays. None
-            tries several places.
+        start: Of the whole data, for a sample of them: the place to begin, and the scatter and the bounds, which then
+            stay. None tries several places.
     """
+    farthest = start.farthest if start else tuple(_FARTHEST_OFFSET * np.max(points.x[t.variable]) for t in form.offsets)
     first = _least_squares_start(form, points)
     if method == "ols" and not form.offsets and not points.error.any():
-        return Estimate(first, start.scatter if start else _scatter(form, first, points, robust=False))
+        return Estimate(first, start.scatter if start else _scatter(form, first, points, robust=False), farthest)
     if start is not None:
-        return Estimate(_minimize(form, points, method, start.scatter, start.theta)[0], start.scatter)
+        return Estimate(
+            _minimize(form, points, method, start.scatter, start.theta, farthest)[0], start.scatter, farthest
+        )
     starts, scatter = _starts(form, points, first, np.random.default_rng(seed)), _FIRST_SCATTER
     theta = first
     for _ in range(_TURNS):
-        found = [_minimize(form, points, method, scatter, begin) for begin in starts]
+        found = [_minimize(form, points, method, scatter, begin, farthest) for begin in starts]
         theta = min(found, key=lambda solution: solution[1])[0]
         before, scatter = scatter, _scatter(form, theta, points, robust=method == "huber")
         if abs(scatter - before) <= 1e-3 * before:
             break
         starts = [theta]
-    return Estimate(theta, scatter)
+    return Estimate(theta, scatter, farthest)
 
 
 def log_residuals(form: Form, theta: Vector, points: Points) -> Vector:
@@ -103,7 +114,9 @@ def _starts(form: Form, points: Points, first: Vector, generator: np.random.Gene
     return found
 
 
-def _minimize(form: Form, points: Points, method: str, scatter: float, start: Vector) -> tuple[Vector, float]:
+def _minimize(
+    form: Form, points: Points, method: str, scatter: float, start: Vector, farthest: Sequence[float]
+) -> tuple[Vector, float]:
     """One descent: the coefficients it ends at, and the objective there."""
     near_zero = points.by_difference
     y, x = points.y, points.x
@@ -119,15 +132,14 @@ def _minimize(form: Form, points: Points, method: str, scatter: float, start: Ve
         steep = np.where(near_zero, np.exp(np.minimum(form.log_response(theta, x), 700)), 1.0)
         return -form.gradient(theta, x) * (steep / weight)[:, None]
 
-    offsets = [_FARTHEST_OFFSET * np.max(x[t.variable]) for t in form.offsets]
-    count = len(start) - len(offsets)
+    count = len(start) - len(farthest)
     from scipy.optimize import least_squares  # here: its import takes long, and every verb would wait for it
 
     solution = least_squares(
         residuals,
         start,
         cast(Any, jacobian),
-        bounds=([-np.inf] * count + [0.0] * len(offsets), [np.inf] * count + offsets) if offsets else (-np.inf, np.inf),
+        bounds=([-np.inf] * count + [0.0] * len(farthest), [np.inf] * count + [*farthest]),
         loss="huber" if method == "huber" else "linear",
         f_scale=_CORNER,
         x_scale="jac",

@@ -12,8 +12,8 @@ from qarat.lawrecords import Fit, FittedPoint, Law, Parameter, Quality
 from qarat.laws.estimation import Estimate, estimate, log_residuals
 from qarat.laws.forms import form_named, form_names
 from qarat.laws.forms.base import Form, Vector
-from qarat.laws.points import Points, check_identified, is_identified, make_points, shared_words, unmodelled
-from qarat.laws.resampling import Resample, interval, resample
+from qarat.laws.points import Points, check_points, in_group, is_identified, make_points, shared_words, unmodelled
+from qarat.laws.resampling import Resample, fewest_draws, interval, resample
 from qarat.laws.tables import Table
 from qarat.workspace import Progress, no_progress
 
@@ -59,17 +59,20 @@ def fit_law(
     for done, name in enumerate(names):
         progress("fit", done, len(names))
         try:
-            fits += _fit_form(name, table, method, draws, seed, standard_error)
+            found, reason = _fit_form(name, table, method, draws, seed, standard_error)
+            fits += found
         except UserError as error:
             if form != ALL:
                 raise
-            refused[name] = str(error)
+            reason = str(error)
+        if reason:
+            refused[name] = reason
     progress("fit", len(names), len(names))
     if not fits:
         raise UserError("no form fits these data:\n" + "\n".join(f"{k}: {v}" for k, v in refused.items()))
     versions = {package: metadata.version(package) for package in ("qarat", "numpy", "scipy")}
     best = _best(fits) if form == ALL else ""
-    return Law(table.title, table.hash, shared_words(table), versions, seed, tuple(fits), refused, best)
+    return Law(table.title, table.hash, shared_words(table), versions, seed, tuple(fits), refused, best, table.how)
 
 
 def _check_options(method: str, draws: int, standard_error: float | None) -> None:
@@ -81,18 +84,38 @@ def _check_options(method: str, draws: int, standard_error: float | None) -> Non
         raise UserError(f"{draws} bootstrap draws: give 0 for no intervals, or at least {_FEWEST_DRAWS}")
 
 
-def _fit_form(name: str, table: Table, method: str, draws: int, seed: int, standard_error: float | None) -> list[Fit]:
+def _fit_form(
+    name: str, table: Table, method: str, draws: int, seed: int, standard_error: float | None
+) -> tuple[list[Fit], str]:
+    """The fits, one for each group, and why some groups have none.
+
+    Raises:
+        UserError: None has one.
+    """
     form = form_named(name)
-    groups = make_points(form, name, table, standard_error)
-    for points in groups:
-        check_identified(form, name, points.take(~points.by_difference))
     wanted = form.method if method == "paper" else method
     notes = unmodelled(form, table)
-    return [_fit_group(form, name, points, wanted, draws, seed, notes) for points in groups]
+    fits: list[Fit] = []
+    problems: list[str] = []
+    for points in make_points(form, name, table, standard_error):
+        try:
+            check_points(form, name, points)
+            fits.append(_fit_group(form, name, points, wanted, draws, seed, notes))
+        except UserError as error:
+            problems.append(str(error))
+    if not fits:
+        raise UserError("\n".join(problems))
+    return fits, "\n".join(problems)
 
 
 def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, seed: int, notes: Sequence[str]) -> Fit:
     fitted = estimate(form, points, method, seed)
+    if not form.has_numbers(fitted.theta):
+        open_ones = " and ".join(term.offset for term in form.offsets) or "its coefficients"
+        raise UserError(
+            f"{name}{in_group(points.group)} comes out with ln {form.prefactor} = {fitted.theta[0]:.0f}, of which "
+            f"there is no number {form.prefactor}: these data do not fix {open_ones}"
+        )
     drawn = resample(form, points, fitted, method, draws, seed) if draws else None
     left_out = _leave_sizes_out(form, points, method, seed) if "size" not in form.by else {}
     return Fit(
@@ -106,7 +129,7 @@ def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, s
         points=_fitted_points(form, points, fitted, left_out),
         quality=(_quality(form, points, fitted, left_out),),
         correlated=_correlated(form, drawn) if drawn else (),
-        notes=(*notes, *_notes(form, points, fitted, drawn)),
+        notes=(*notes, *([points.note] if points.note else []), *_notes(form, points, fitted, drawn)),
     )
 
 
@@ -203,12 +226,18 @@ def _notes(form: Form, points: Points, fitted: Estimate, drawn: Resample | None)
         found.append("too few models to draw whole ones: intervals say how sure the law is of these, not of others")
     if drawn.rejected > _REJECTED:
         found.append(f"{drawn.rejected:.0%} of the bootstrap samples did not fix every parameter and were drawn again")
+    if len(drawn.draws) < (needed := fewest_draws(drawn.units)):
+        found.append(
+            f"an interval from {drawn.units} {drawn.resampled} ends where one draw in {needed} lies beyond; of "
+            f"{len(drawn.draws)} it ends at the last one, which is too narrow: --draws {needed}"
+        )
     return found
 
 
 def _best(fits: Sequence[Fit]) -> str:
-    """The form with the least error on sizes left out, among those that answer with a loss for all points."""
-    errors = {
-        fit.form: fit.quality[0].left_out_error[0] for fit in fits if not fit.group and fit.quality[0].left_out_error
-    }
-    return min(errors, key=errors.__getitem__) if errors else ""
+    """The form with the least error on sizes left out, among those that answer with a loss for all points.
+
+    Empty where one of them has no such error: that it cannot be compared makes no other form better than it.
+    """
+    errors = {fit.form: fit.quality[0].left_out_error for fit in fits if not fit.group}
+    return min(errors, key=errors.__getitem__) if errors and all(errors.values()) else ""

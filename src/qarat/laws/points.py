@@ -16,12 +16,23 @@ from qarat.laws.forms.base import VARIABLES, Form, Vector
 from qarat.laws.tables import Table
 from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value
 
-__all__ = ["Points", "check_identified", "is_identified", "make_points", "shared_words", "unmodelled"]
+__all__ = [
+    "NEAR_ZERO",
+    "Points",
+    "check_points",
+    "check_rows",
+    "in_group",
+    "is_identified",
+    "make_points",
+    "shared_words",
+    "unmodelled",
+]
 
 _SHARED = ("family", "format", "planning", "ratio_basis", "evaluation")
 # Standard errors within which a point counts by difference. Beyond, its logarithm is off by a third at the most; a
 # logarithm taken nearer to zero is biased downwards, which at 2 is still seen in the coefficients, at 3 hardly.
-_NEAR_ZERO = 3.0
+NEAR_ZERO = 3.0
+_RATIO_DIGITS = 2  # of groups: searches come close to the ratio they were asked for, each to another
 _SINGULAR = 1e-9  # least over largest singular value of a gradient with columns scaled to length one
 _SHARE_OF_NULL = 0.05  # a parameter is part of a direction the data do not fix if it has this share of it
 
@@ -37,6 +48,7 @@ class Points:
         x: Variable to values.
         y: Response, in the form's unit.
         error: Its standard error; 0 where none is known.
+        note: What a reader must know of the group; empty for nothing.
     """
 
     group: Mapping[str, float]
@@ -45,6 +57,7 @@ class Points:
     x: Mapping[str, Vector]
     y: Vector
     error: Vector
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,7 +65,7 @@ class Points:
     @property
     def by_difference(self) -> np.ndarray:
         """Which points are at or near zero, (n,) bool: they count by difference over error, not by ratio."""
-        return (self.y <= 0) | (self.y < _NEAR_ZERO * self.error)
+        return (self.y <= 0) | (self.y < NEAR_ZERO * self.error)
 
     def take(self, rows: np.ndarray) -> Points:
         """The points of a mask or of indices, which may repeat."""
@@ -64,6 +77,7 @@ class Points:
             {name: values[rows] for name, values in self.x.items()},
             self.y[rows],
             self.error[rows],
+            self.note,
         )
 
 
@@ -77,82 +91,29 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
         standard_error: In nats per token, for rows that have none.
 
     Raises:
-        UserError: The form does not model these data, or needs more of them.
+        UserError: The form does not model these data, or no group of them is large enough.
     """
     rows = [row for row in table.rows if row.ratio is None or row.ratio > 0]
     if not rows:
         raise UserError(f"{table.title}: no row has a ratio above 0, so there is nothing to fit")
-    _check_rows(form, name, rows)
+    check_rows(form, name, rows)
     groups: dict[tuple[float, ...], list[Measurement]] = {}
     for row in rows:
-        groups.setdefault(tuple(_variable(row, v) for v in form.by), []).append(row)
-    found = [
-        _points(form, dict(zip(form.by, key, strict=True)), groups[key], standard_error or 0.0)
-        for key in sorted(groups)
-    ]
+        groups.setdefault(tuple(_group_value(row, v) for v in form.by), []).append(row)
+    found = [_points(form, groups[key], standard_error or 0.0) for key in sorted(groups)]
     if form.by and (most := max(map(len, found))) < form.points:
         by = " and ".join(form.by)
         needs = f"to {form.points} points or more; here none has over {most}"
         raise UserError(f"{name} is fitted once for each {by}, {needs}")
-    problems = [problem for points in found for problem in _shortages(form, name, points)]
-    if problems:
-        raise UserError("\n".join(problems))
     return found
 
 
-def shared_words(table: Table) -> dict[str, str]:
-    """What all rows have in common, in words."""
-    values = {column: {getattr(row, column) for row in table.rows} for column in _SHARED}
-    return {column: next(iter(found)) for column, found in values.items() if len(found) == 1 and all(found)}
-
-
-def unmodelled(form: Form, table: Table) -> list[str]:
-    """Variables that vary in the data and that the form leaves out, with their ranges."""
-    used = {*form.variables, *form.by, "loss", *(["size"] if form.response == "billions" else [])}
-    if "ratio" in used:
-        used.add("bits")  # they follow from the ratio
-    found = []
-    for variable in VARIABLES:
-        values = [v for row in table.rows if variable not in used and (v := _variable(row, variable))]
-        if len(set(values)) > 1:
-            least, most = (spell_value(variable, v) for v in (min(values), max(values)))
-            found.append(f"{variable} is not part of this form; in these data it is {least} to {most}")
-    return found
-
-
-def check_identified(form: Form, name: str, points: Points) -> None:
-    """Refuse points that leave some direction of the parameters open.
+def check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
+    """Refuse rows that the form does not model.
 
     Raises:
-        UserError: Naming the parameters that these points cannot tell apart.
+        UserError: Metrics that are no loss, several formats or evaluations, variables that rows lack.
     """
-    tied = _tied(form, points)
-    if tied:
-        constant = {v: values[0] for v, values in points.x.items() if np.ptp(values) == 0}
-        same = [f"{v} is {spell_value(v, value)} in every row" for v, value in constant.items()]
-        where = _in_group(points.group)
-        because = f": {'; '.join(same)}" if same else ": their variables move together in every row"
-        raise UserError(f"these data{where} cannot tell {_and(tied)} of {name} apart{because}")
-
-
-def is_identified(form: Form, points: Points) -> bool:
-    """Whether the points fix every parameter."""
-    return not _tied(form, points)
-
-
-def _tied(form: Form, points: Points) -> list[str]:
-    theta = np.ones(len(form.names))  # any values will do: with d = 1, the offset's column is its own
-    gradient = form.gradient(theta, points.x)
-    gradient = gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
-    _, singular, directions = np.linalg.svd(gradient, full_matrices=True)
-    singular = np.pad(singular, (0, len(theta) - len(singular)))
-    open_ones = np.abs(directions[singular < _SINGULAR * singular[0]])
-    involved = open_ones.max(axis=0, initial=0.0) > _SHARE_OF_NULL
-    return [name for name, tied in zip(form.names, involved, strict=True) if tied]
-
-
-def _check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
-    """Refuse rows that the form does not model."""
     problems: list[str] = []
     if others := sorted({row.metric for row in rows if row.metric not in LOSS_METRICS}):
         raise UserError(f"{', '.join(others)}: no form models that; laws are about {', '.join(LOSS_METRICS)}")
@@ -175,7 +136,65 @@ def _check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _points(form: Form, group: dict[str, float], rows: Sequence[Measurement], standard_error: float) -> Points:
+def check_points(form: Form, name: str, points: Points) -> None:
+    """Refuse a group of points that a form cannot be fitted to.
+
+    Raises:
+        UserError: What it lacks, or which parameters it cannot tell apart.
+    """
+    if problems := list(_shortages(form, name, points)):
+        raise UserError("\n".join(problems))
+    _check_identified(form, name, points.take(~points.by_difference))
+
+
+def shared_words(table: Table) -> dict[str, str]:
+    """What all rows have in common, in words."""
+    values = {column: {getattr(row, column) for row in table.rows} for column in _SHARED}
+    return {column: next(iter(found)) for column, found in values.items() if len(found) == 1 and all(found)}
+
+
+def unmodelled(form: Form, table: Table) -> list[str]:
+    """Variables that vary in the data and that the form leaves out, with their ranges."""
+    used = {*form.variables, *form.by, "loss", *(["size"] if form.response == "billions" else [])}
+    if "ratio" in used:
+        used.add("bits")  # they follow from the ratio
+    found = []
+    for variable in VARIABLES:
+        values = [v for row in table.rows if variable not in used and (v := _variable(row, variable))]
+        if len(set(values)) > 1:
+            least, most = (spell_value(variable, v) for v in (min(values), max(values)))
+            found.append(f"{variable} is not part of this form; in these data it is {least} to {most}")
+    return found
+
+
+def is_identified(form: Form, points: Points) -> bool:
+    """Whether the points fix every parameter."""
+    return not _tied(form, points)
+
+
+def _check_identified(form: Form, name: str, points: Points) -> None:
+    """Refuse points that leave some direction of the parameters open."""
+    tied = _tied(form, points)
+    if tied:
+        constant = {v: values[0] for v, values in points.x.items() if np.ptp(values) == 0}
+        same = [f"{v} is {spell_value(v, value)} in every row" for v, value in constant.items()]
+        where = in_group(points.group)
+        because = f": {'; '.join(same)}" if same else ": their variables move together in every row"
+        raise UserError(f"these data{where} cannot tell {_and(tied)} of {name} apart{because}")
+
+
+def _tied(form: Form, points: Points) -> list[str]:
+    theta = np.ones(len(form.names))  # any values will do: with d = 1, the offset's column is its own
+    gradient = form.gradient(theta, points.x)
+    gradient = gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
+    _, singular, directions = np.linalg.svd(gradient, full_matrices=True)
+    singular = np.pad(singular, (0, len(theta) - len(singular)))
+    open_ones = np.abs(directions[singular < _SINGULAR * singular[0]])
+    involved = open_ones.max(axis=0, initial=0.0) > _SHARE_OF_NULL
+    return [name for name, tied in zip(form.names, involved, strict=True) if tied]
+
+
+def _points(form: Form, rows: Sequence[Measurement], standard_error: float) -> Points:
     increases = [loss_increase(row) for row in rows]
     delta = np.array([value for value, _ in increases])
     error = np.array([own or standard_error for _, own in increases])
@@ -186,7 +205,26 @@ def _points(form: Form, group: dict[str, float], rows: Sequence[Measurement], st
         delta, error = np.array([_variable(row, "size") / 1e9 for row in rows]), np.zeros(len(rows))
     x = {v: np.array([_variable(row, v) for row in rows]) for v in form.variables}
     sizes = np.array([row.size or 0.0 for row in rows])
-    return Points(group, tuple(row.model for row in rows), sizes, x, delta, error)
+    group, notes = _describe_group(form, rows)
+    return Points(group, tuple(row.model for row in rows), sizes, x, delta, error, "; ".join(notes))
+
+
+def _describe_group(form: Form, rows: Sequence[Measurement]) -> tuple[dict[str, float], list[str]]:
+    """What rows of one group have in common, and what only nearly."""
+    group: dict[str, float] = {}
+    notes: list[str] = []
+    for variable in form.by:
+        values = {_variable(row, variable) for row in rows}
+        group[variable] = values.pop() if len(values) == 1 else _group_value(rows[0], variable)
+        if values:
+            least, most = (end(_variable(row, variable) for row in rows) for end in (min, max))
+            notes.append(f"{variable} is {least:.4f} to {most:.4f} in these points, rounded to make one group")
+    return group, notes
+
+
+def _group_value(row: Measurement, name: str) -> float:
+    value = _variable(row, name)
+    return round(value, _RATIO_DIGITS) if name == "ratio" else value
 
 
 def _variable(row: Measurement, name: str) -> float:
@@ -195,7 +233,7 @@ def _variable(row: Measurement, name: str) -> float:
 
 def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     """What the form needs and the points do not have."""
-    where = _in_group(points.group)
+    where = in_group(points.group)
     if len(points) < form.points:
         yield f"{name} needs at least {form.points} points; there are {len(points)}{where}"
     for variable, needed in form.needs.items():
@@ -211,7 +249,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     if not np.isfinite(points.y).all():
         yield f"{name} is about per cent of perplexity; some increases{where} are beyond any number"
     if (points.by_difference & (points.error > 0)).all():
-        yield f"every increase{where} is within {_NEAR_ZERO:g} standard errors of zero; measure more windows"
+        yield f"every increase{where} is within {NEAR_ZERO:g} standard errors of zero; measure more windows"
     for i in np.flatnonzero((points.y <= 0) & (points.error == 0)):
         what = ", ".join(f"{v} {spell_value(v, points.x[v][i])}" for v in form.variables)
         yield (
@@ -220,7 +258,8 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         )
 
 
-def _in_group(group: Mapping[str, float]) -> str:
+def in_group(group: Mapping[str, float]) -> str:
+    """A group in the words of a message; empty where there is one alone."""
     return f" where {', '.join(f'{k} is {spell_value(k, v)}' for k, v in group.items())}" if group else ""
 
 

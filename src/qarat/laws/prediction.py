@@ -19,11 +19,12 @@ from qarat.laws.forms.base import VARIABLES, Form, Published, Vector
 from qarat.laws.resampling import interval
 from qarat.measurements import spell_value
 
-__all__ = ["choose_fit", "predict", "published_law", "published_names", "question"]
+__all__ = ["choose_fit", "outside_domain", "predict", "published_law", "published_names", "question"]
 
 _POSSIBLE = {"ratio": (0.0, 1.0), "block": (1.0, math.inf), "bits": (0.0, math.inf)}
 _ERRORS = 20  # of a measurement, drawn for each bootstrap estimate
 _SAME = 1e-6  # relative: a budget given as ppl+5% is the group fitted at 5 %
+_DEARER = {"ratio": 1, "block": 1, "tokens": 1, "size": -1, "bits": -1}  # which way the loss increase is taken to go
 
 
 def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
@@ -40,17 +41,20 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
     """
     fit, asked = choose_fit(law, known, form)
     shape = form_named(fit.form)
-    values = {v: known[v] for v in question(shape) if v in known}
+    values = {v: known[v] for v in question(shape) if v in known} | fit.group
     theta = _theta(shape, [p.value for p in fit.parameters])
     raw = float(_answer(shape, theta, asked, values, 0.0))
     if math.isnan(raw):
         raise UserError(f"the fitted coefficient of {asked} is zero, so no {asked} answers this")
     low, high = _POSSIBLE.get(asked, (0.0, math.inf))
     value = min(max(raw, low), high)
-    notes = [*fit.notes]
+    against, undecided, notes = _direction(shape, fit, asked)
+    notes += [*fit.notes, *([f"the law's data: {law.how}"] if law.how else [])]
+    if not fit.parameters[0].draws:
+        notes.append("no intervals: the coefficients come without draws to take them from")
+    law_interval, measured = ((), ()) if undecided else _intervals(shape, fit, asked, values)
     if not low <= raw <= high:
         notes.insert(0, f"the formula gives {raw:.4g}, which cannot be; {value:g} is the nearest that can")
-    law_interval, measured = _intervals(shape, fit, asked, values)
     return Prediction(
         form=fit.form,
         asked=asked,
@@ -58,8 +62,10 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
         value=value,
         interval=tuple(min(max(v, low), high) for v in law_interval),
         measured_interval=tuple(min(max(v, low), high) for v in measured),
-        outside=tuple(_outside(fit, {**values, asked: value})),
+        outside=tuple(outside_domain(fit, {**values, asked: value})),
         notes=tuple(notes),
+        # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
+        turned=against and not (shape.response == "billions" and asked == "ratio"),
     )
 
 
@@ -84,9 +90,12 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
         raise UserError(f"this law's {name} has the parameters {theirs}, not {', '.join(shape.names)}; fit it again")
     asked = _asked(shape, name, known)
     matching = [fit for fit in fits if all(_same(known.get(k), v) for k, v in fit.group.items())]
+    if not matching:  # a size of 3145728 is listed as 3.15M, and may be given so
+        matching = [fit for fit in fits if all(_spelt_same(k, known.get(k), v) for k, v in fit.group.items())]
     if len(matching) != 1:
         groups = "; ".join(_spell_all(fit.group) for fit in fits)
-        raise UserError(f"{name} was fitted for these values alone: {groups}; give one of them")
+        others = f"; not for others, since {law.refused[name]}" if name in law.refused else ""
+        raise UserError(f"{name} was fitted for these values alone: {groups}; give one of them{others}")
     return matching[0], asked
 
 
@@ -186,6 +195,36 @@ def _from_log_response(form: Form, log_response: float) -> float:
     return math.log1p(response / 100) if form.response == "perplexity-increase" else response
 
 
+def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]:
+    """Whether the law runs against what is expected in the open variable, whether its sign is open, and both in words.
+
+    A budget is solved for a variable through one over its coefficient. As that passes through zero the answer leaps
+    from one end of everything to the other, so that an interval of answers would mean nothing.
+    """
+    if asked == "loss":
+        return False, False, []
+    # Law 1 has one coefficient, which decides whichever variable is asked for: N grows with the ratio it is to reach.
+    variable, expected = ("ratio", 1) if form.response == "billions" else (asked, _DEARER[asked])
+    what = "N" if form.response == "billions" else "the loss increase"
+    usual, other = ("grows", "falls") if expected > 0 else ("falls", "grows")
+    parameter = fit.parameters[1 + form.variables.index(variable)]
+    theta = _theta(form, [p.value for p in fit.parameters])
+    against = expected * form.direction(theta, variable) < 0
+    notes: list[str] = []
+    if against:
+        notes.append(
+            f"in this fit {what} {other} with {variable} ({parameter.name} = {parameter.value:.4g}), not {usual}"
+        )
+    undecided = bool(parameter.interval) and parameter.interval[0] <= 0 <= parameter.interval[1]
+    if undecided:
+        low, high = (f"{bound:.4g}" for bound in parameter.interval)
+        notes.append(
+            f"no intervals: these data do not fix whether {what} {usual} or {other} with {variable}; "
+            f"{parameter.name} is {low} to {high}"
+        )
+    return against, undecided, notes
+
+
 def _intervals(form: Form, fit: Fit, asked: str, known: Mapping[str, float]) -> tuple[tuple[float, ...], ...]:
     """Of the law, and of a measurement; empty where nothing was resampled."""
     draws = np.array([p.draws for p in fit.parameters]).T
@@ -207,11 +246,15 @@ def _residuals(fit: Fit) -> Vector:
     return residuals * math.sqrt(len(counted) / max(len(counted) - len(fit.parameters), 1))
 
 
+def _spelt_same(variable: str, a: float | None, b: float) -> bool:
+    return a is not None and spell_value(variable, a) == spell_value(variable, b)
+
+
 def _same(a: float | None, b: float) -> bool:
     return a is not None and math.isclose(a, b, rel_tol=_SAME)
 
 
-def _outside(fit: Fit, values: Mapping[str, float]) -> list[str]:
+def outside_domain(fit: Fit, values: Mapping[str, float]) -> list[str]:
     """What lies outside the fitted domain, and how far."""
     found: list[str] = []
     for variable, value in values.items():

@@ -8,6 +8,7 @@ the quantiles at which a t interval from that many units would lie.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,9 @@ import numpy as np
 from qarat.errors import UserError
 from qarat.laws.estimation import Estimate, estimate
 from qarat.laws.forms.base import Form, Vector
-from qarat.laws.points import Points, is_identified
+from qarat.laws.points import Points, in_group, is_identified
 
-__all__ = ["Resample", "interval", "resample"]
+__all__ = ["Resample", "fewest_draws", "interval", "resample"]
 
 _FEWEST_MODELS = 4
 _TRIES = 50  # draws of units for one estimate, until one identifies the parameters
@@ -49,7 +50,7 @@ def resample(form: Form, points: Points, fitted: Estimate, method: str, draws: i
     """
     generator = np.random.default_rng(seed)
     rows = [np.flatnonzero([m == model for m in points.models]) for model in sorted(set(points.models))]
-    by_model = len(rows) >= _FEWEST_MODELS and len(set(points.sizes)) > 1
+    by_model = len(rows) >= _FEWEST_MODELS
     if len(rows) == len(points):  # one point a model: drawing either is the same
         by_model = True
     found: list[Vector] = []
@@ -62,11 +63,12 @@ def resample(form: Form, points: Points, fitted: Estimate, method: str, draws: i
             chosen = np.concatenate([generator.choice(own, size=len(own)) for own in rows])
         sample = points.take(chosen)
         if _enough(form, sample):
-            found.append(estimate(form, sample, method, start=fitted).theta)
+            theta = estimate(form, sample, method, start=fitted).theta
+            found += [theta] if form.has_numbers(theta) else []
     if len(found) < draws:
         raise UserError(
-            f"of {tries} bootstrap samples only {len(found)} fix every parameter, too few for intervals: "
-            "measure more models, or fit without intervals (--draws 0)"
+            f"of {tries} bootstrap samples{in_group(points.group)} only {len(found)} fix every parameter, too few for "
+            "intervals: measure more models, or fit without intervals (--draws 0)"
         )
     units = len(rows) if by_model else len(points)
     return Resample(np.array(found), "models" if by_model else "points", units, 1 - draws / tries)
@@ -74,11 +76,21 @@ def resample(form: Form, points: Points, fitted: Estimate, method: str, draws: i
 
 def interval(values: Sequence[float] | Vector, units: int) -> tuple[float, float]:
     """The 95 % interval of bootstrap values from so many units."""
-    from scipy.special import ndtr, stdtrit  # here: its import takes long, and every verb would wait for it
-
-    tail = ndtr(-np.sqrt(units / (units - 1)) * stdtrit(units - 1, 0.975))
+    tail = _tail(units)
     low, high = np.quantile(np.asarray(values, float), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def fewest_draws(units: int) -> int:
+    """How many bootstrap values it takes until one is expected beyond each end of the interval."""
+    return math.ceil(1 / _tail(units))
+
+
+def _tail(units: int) -> float:
+    """The share of bootstrap values beyond each end of a 95 % interval from so many units."""
+    from scipy.special import ndtr, stdtrit  # here: its import takes long, and every verb would wait for it
+
+    return float(ndtr(-np.sqrt(units / (units - 1)) * stdtrit(units - 1, 0.975)))
 
 
 def _enough(form: Form, sample: Points) -> bool:

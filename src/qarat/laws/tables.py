@@ -22,7 +22,7 @@ from qarat.formats import nearest_names
 from qarat.measurements import Measurement, find_problems, parse_count
 from qarat.workspace import hash_json
 
-__all__ = ["COLUMNS", "Table", "bundled_tables", "load_table", "narrow", "read_table", "write_table"]
+__all__ = ["COLUMNS", "Table", "bundled_tables", "join", "load_table", "narrow", "read_table", "write_table"]
 
 COLUMNS = Measurement.__struct_fields__
 _COUNTS = ("size", "tokens")
@@ -83,6 +83,36 @@ def load_table(name: str) -> Table:
     if name not in names:
         raise UserError(f"{name} is no file, and no table that ships with qarat; {nearest_names(name, names)}")
     return read_table(_FOLDER / f"{name}.csv")
+
+
+def join(tables: Sequence[Table]) -> Table:
+    """The rows of several tables as those of one, which names the sources of all.
+
+    Raises:
+        UserError: A row stands in two of them, and would count twice.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    seen: set[Measurement] = set()
+    for table in tables:
+        if twice := [row.model for row in dict.fromkeys(table.rows) if row in seen]:
+            models = ", ".join(dict.fromkeys(twice))
+            raise UserError(
+                f"{len(twice)} rows of {table.name} stand in a table before it too: {models}; give each once"
+            )
+        seen |= set(table.rows)
+    names, titles, sources, hows = (
+        list(dict.fromkeys(filter(None, texts)))
+        for texts in zip(*((t.name, t.title, t.source, t.how) for t in tables), strict=True)
+    )
+    return Table(
+        "+".join(names),
+        "; ".join(titles),
+        "; ".join(sources),
+        "; ".join(hows),
+        tuple(dict.fromkeys(defect for table in tables for defect in table.defects)),
+        tuple(row for table in tables for row in table.rows),
+    )
 
 
 def read_table(path: Path) -> Table:

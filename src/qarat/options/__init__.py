@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qarat.options.folders import Export, Models, Run, Show, Verify
 from qarat.options.groups import BUNDLED, LOW, General, Machine, Planning, Printing, Text
-from qarat.options.laws import LawData, LawFit, LawForms, LawPredict
+from qarat.options.laws import LawCheck, LawData, LawFit, LawForms, LawPredict
 from qarat.options.measuring import Compare, Evaluate, Measure
 from qarat.options.reporting import Report
 from qarat.options.search import Runners, Search
@@ -26,6 +26,7 @@ __all__ = [
     "Evaluate",
     "Export",
     "General",
+    "LawCheck",
     "LawData",
     "LawFit",
     "LawForms",
@@ -53,8 +54,9 @@ __all__ = [
 ]
 
 Computing = Profile | Search | StudyRatio | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
+Laws = LawData | LawForms | LawFit | LawPredict | LawCheck
 Searching = Search | StudyRatio | Sweep
-Options = Computing | Sweep | Compare | Export | Report | Show | Models | LawData | LawForms | LawFit | LawPredict
+Options = Computing | Sweep | Compare | Export | Report | Show | Models | Laws
 VERBS: dict[str, type[Options]] = {
     "run": Run,
     "profile": Profile,
@@ -76,4 +78,5 @@ VERBS: dict[str, type[Options]] = {
     "law forms": LawForms,
     "law fit": LawFit,
     "law predict": LawPredict,
+    "law check": LawCheck,
 }

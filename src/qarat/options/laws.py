@@ -14,7 +14,7 @@ from qarat.options.groups import (
     Printing,
 )
 
-__all__ = ["LawData", "LawFit", "LawForms", "LawPredict"]
+__all__ = ["LawCheck", "LawData", "LawFit", "LawForms", "LawPredict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class LawForms:
 class LawFit:
     """Fit a law, or every form side by side, to measurements."""
 
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A CSV file, or a table's name (see `qarat law data`)."""
+    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]]
+    """CSV files, or tables' names (see `qarat law data`); of several, the rows are joined."""
     form: Annotated[str, arg(metavar="FORM")] = "all"
     """A form's name (see `qarat law forms`); all compares them by their error on sizes left out."""
     where: Conditions = ()
@@ -71,13 +71,32 @@ class LawPredict:
     budget: Annotated[str | None, arg(metavar="LOSS", help_behavior_hint="")] = None
     """Loss increase: ppl+5% or nats+0.05. Left out, the law predicts it."""
     size: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Parameters, such as 70B."""
+    """Parameters as the law's data count them, such as 70B; those of `qarat sweep` leave out embeddings and head."""
     tokens: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
     """Training tokens, such as 2T."""
     ratio: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
-    """Q_r: the low share of the parameters, 0 to 1."""
+    """Q_r: the low share, 0 to 1, of what the law's data take it of."""
     block: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
     """Q_b: values that share one scale."""
     bits: Annotated[float | None, arg(metavar="N", help_behavior_hint="")] = None
     """Bits a weight, averaged over all sites."""
+    general: Printing = field(default_factory=Printing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawCheck:
+    """Check a law by measurements that it has not seen: predicted, measured, and how far off."""
+
+    law: Positional[Annotated[str, arg(metavar="LAW")]]
+    """A file from `qarat law fit`, or a published law by name (see `qarat law forms`)."""
+    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]]
+    """CSV files, or tables' names (see `qarat law data`); of several, the rows are joined."""
+    form: Annotated[str | None, arg(metavar="FORM", help_behavior_hint="(default: the best one)")] = None
+    """Which form, where the law has several."""
+    of: Annotated[Literal["loss", "ratio"] | None, arg(help_behavior_hint="(default: loss; of size-share ratio)")] = (
+        None
+    )
+    """The loss increase at each row's ratio, or the ratio that each row's loss allows, as in tables of budgets."""
+    where: Conditions = ()
+    """Only rows that meet these, such as model=Qwen1.5-7B or 'block<=512'."""
     general: Printing = field(default_factory=Printing)

@@ -16,7 +16,7 @@ from qarat.laws.tables import COLUMNS, Table
 from qarat.measurements import spell_value
 from qarat.report.layout import bare, cells, count, fixed, label, number, table, visible, words
 
-__all__ = ["show_forms", "show_law", "show_prediction", "show_table", "show_tables"]
+__all__ = ["show_forms", "show_law", "show_prediction", "show_table", "show_tables", "uncompared_words"]
 
 
 def show_tables(tables: Sequence[Table]) -> RenderableType:
@@ -77,11 +77,13 @@ def show_law(law: Law) -> RenderableType:
         parts.append(words(shared))
     if any(fit.quality for fit in law.fits):
         parts += [Text(), _compare(law)]
+    if law.uncompared:
+        parts.append(words(f"no form is the best: {uncompared_words(law)}"))
     shown = [fit for fit in law.fits if not law.best or fit.form == law.best]
     for fit in law.fits:
         parts += [Text(), *_show_fit(fit, points=fit in shown)]
     if law.refused:
-        parts += [Text(), words("forms that these data cannot fit", "bold")]
+        parts += [Text(), words("what these data cannot fit", "bold")]
         reasons = bare(label("", wrap=False), label(""))
         for name, reason in law.refused.items():
             cells(reasons, name, reason)
@@ -89,11 +91,18 @@ def show_law(law: Law) -> RenderableType:
     return Group(*parts)
 
 
+def uncompared_words(law: Law) -> str:
+    """Why the forms of a law cannot be compared."""
+    names = law.uncompared
+    return f"without some size there are too few data for {' and '.join(names)}, so no error on sizes left out"
+
+
 def show_prediction(prediction: Prediction) -> RenderableType:
     """An answer, its intervals, and whether it lies inside what was fitted."""
     asked = prediction.asked
     out = bare(label("", wrap=False), label(""))
-    cells(out, _QUESTIONS[asked], spell_value(asked, prediction.value), style="bold")
+    question = _OTHER_ENDS if prediction.turned else _QUESTIONS
+    cells(out, question[asked], spell_value(asked, prediction.value), style="bold")
     cells(out, "95 % of the law", _interval(asked, prediction.interval))
     cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
     known = ", ".join(f"{k} {spell_value(k, v)}" for k, v in prediction.known.items())
@@ -104,8 +113,6 @@ def show_prediction(prediction: Prediction) -> RenderableType:
         else ["inside the fitted domain, as far as that is known"]
     )
     lines = [f"at {known}; {prediction.form}: {form.equation}", *where]
-    if not prediction.interval:
-        lines.append("no intervals: the coefficients come without draws to take them from")
     return Group(out, Text(), *(words(line) for line in lines), *(words(note, "dim") for note in prediction.notes))
 
 
@@ -117,6 +124,14 @@ _QUESTIONS = {
     "tokens": "most tokens",
     "loss": "loss increase",
 }
+_OTHER_ENDS = {
+    "ratio": "smallest Q_r",
+    "size": "largest N",
+    "block": "smallest Q_b",
+    "bits": "most bits",
+    "tokens": "fewest tokens",
+}
+"""The same of a law that runs the other way."""
 
 
 def _compare(law: Law) -> RenderableType:

@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from qarat.checkpoints import ReferenceModel
 from qarat.comparisons import Comparison
 from qarat.divergences import Divergence
-from qarat.lawrecords import Law, Prediction
+from qarat.lawrecords import Law, LawCheck, Prediction
 from qarat.laws.forms import Catalog
 from qarat.laws.tables import Table
 from qarat.metricrecords import MetricCheck, SiteMeasurements
@@ -27,6 +27,7 @@ from qarat.report.choices import show_menu, show_plan, show_sweep
 from qarat.report.comparisons import show_comparison
 from qarat.report.continuations import continuations
 from qarat.report.divergences import show_divergence
+from qarat.report.law_checks import show_law_check
 from qarat.report.laws import show_forms, show_law, show_prediction, show_table, show_tables
 from qarat.report.layout import words
 from qarat.report.listings import show_estimate, show_models
@@ -86,6 +87,7 @@ def _(record: Continuations) -> RenderableType:
 
 render.register(Estimate, show_estimate)
 render.register(Law, show_law)
+render.register(LawCheck, show_law_check)
 render.register(Prediction, show_prediction)
 render.register(Catalog, show_forms)
 render.register(Table, show_table)

@@ -64,7 +64,7 @@ def with_block(low: str, block: str) -> str:
 
 
 def format_words(low: str) -> str:
-    """What is low, without the block size: ``mxint4 weights and inputs``, ``int4 weights``."""
+    """What is low, without the block size: ``mxint4 weights and inputs``, ``int4/mse weights``."""
     scheme = _parse(low)
     weight, given = _format(scheme.weight), _format(scheme.input)
     if scheme.input is None:
@@ -86,15 +86,15 @@ def granularity_word(low: str) -> str:
 
 
 def mean_block(low: str, sites: Sequence[Site]) -> float:
-    """Q_b: the weights that share a scale; of rows and tensors the mean over all, as in the second founding paper.
+    """Q_b: the weights that share a scale, the mean over all as in the second founding paper.
+
+    Of blocks too: where they do not divide a row, its last one is shorter.
 
     Args:
         low: Spelling.
         sites: Of the model; attention products have no weights.
     """
     granularity = _weight(low).granularity
-    if granularity.rows is not None and granularity.cols is not None:
-        return float(granularity.rows * granularity.cols)
     shapes = [site.shape for site in sites if site.shape]
     scales = 0
     for rows, cols in shapes:
@@ -118,10 +118,12 @@ def _weight(low: str) -> TensorScheme:
 
 
 def _format(tensor: TensorScheme | None) -> str:
-    """Name of a tensor's format: the preset's where it is one at some block size, else the numbers'."""
+    """A tensor's spelling without its granularity: the preset's name where it is one at some block size."""
     if tensor is None:
         return ""
-    return msgspec.structs.replace(tensor, granularity=Granularity(1, 2), static=False).spell("w").partition("/")[0]
+    spelling = msgspec.structs.replace(tensor, granularity=Granularity(1, 2), static=False).spell("w")
+    name, _, *rest = spelling.split("/")
+    return "/".join([name, *rest])
 
 
 def _granularity(block: str) -> Granularity:

@@ -6,6 +6,7 @@ listed, and what was measured is written; the same command tries again what is m
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from qarat.workspace import Run, write_whole
 
 __all__ = ["BUDGET_TABLE", "LOSS_TABLE", "SWEEP", "SweepJob", "SweepRequest"]
 
+_FEWEST_TOKENS = 1e3  # a table of measurements takes no fewer
 SWEEP, LOSS_TABLE, BUDGET_TABLE = "sweep.json", "sweep.csv", "budgets.csv"
 
 
@@ -116,12 +118,14 @@ class SweepJob:
         if twice := sorted({name for name in called if called.count(name) > 1}):
             raise UserError(f"{', '.join(twice)}: two models of one name; rename a folder")
         self.family = request.family or _family(called)
+        self._points: dict[str, list[SweepPoint]] = {}
         problems: list[str] = []
         for name in names:
             try:
                 member = open_member(name)
                 for search in self._searches:
                     SearchJob(member, search, setting)
+                self._points[name] = [self._describe(member, search.low) for search in self._searches]
             except UserError as error:
                 problems.append(f"{name}: {error}")
         if problems:
@@ -134,26 +138,29 @@ class SweepJob:
         """
         points: list[SweepPoint] = []
         for name in self.names:
-            member = self._open(name)
-            for search in self._searches:
-                place = f"{len(points) + 1}/{len(self.names) * len(self._searches)} {_last(name)} {search.low},"
-                points.append(self._point(run, SearchJob(member, search, self.setting.within(place))))
-        sweep = FamilySweep(self.family, f"{self.request.granularity}-wise", self.request.basis, tuple(points))
-        self._write(run, sweep)
+            points += self._measure(run, name, len(points))
+            sweep = FamilySweep(self.family, f"{self.request.granularity}-wise", self.request.basis, tuple(points))
+            self._write(run, sweep)
         if not any(point.failure for point in points):
             run.finish()
         return sweep
 
-    def _point(self, run: Run, job: SearchJob) -> SweepPoint:
-        folder = f"{_slug(_last(job.member.name))}/{_slug(job.request.low)}"
-        point = self._describe(job.member, job.request.low)
-        try:
-            result = search_within(run, folder, job)
-        except Exception as error:  # whatever it is, other points may still be measured; the log has all of it
-            run.log(point=folder, error=traceback.format_exc())
-            words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            return msgspec.structs.replace(point, failure=words)
-        return self._filled(point, result)
+    def _measure(self, run: Run, name: str, before: int) -> list[SweepPoint]:
+        """The points of one model, which so many of others went before."""
+        found: list[SweepPoint] = []
+        member: Member | None = None
+        for search, point in zip(self._searches, self._points[name], strict=True):
+            folder = f"{_slug(point.model)}/{_slug(search.low)}"
+            place = f"{before + len(found) + 1}/{len(self.names) * len(self._searches)} {point.model} {search.low},"
+            try:
+                member = member or self._open(name)
+                result = search_within(run, folder, SearchJob(member, search, self.setting.within(place)))
+                found.append(self._filled(point, result))
+            except Exception as error:  # whatever it is, other points may still be measured; the log has all of it
+                run.log(point=folder, error=traceback.format_exc())
+                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                found.append(msgspec.structs.replace(point, failure=words))
+        return found
 
     def _filled(self, point: SweepPoint, result: SearchResult) -> SweepPoint:
         plans = {r.budget: chosen_plan(result, r) for r in result.reached}
@@ -174,7 +181,7 @@ class SweepJob:
         return SweepPoint(
             _last(member.name),
             float(sum(site.parameters for site in sites)),
-            trained_tokens(member.model.folder),
+            _trained_tokens(member.model.folder),
             format_words(low),
             low,
             granularity_word(low),
@@ -185,8 +192,28 @@ class SweepJob:
     def _write(self, run: Run, sweep: FamilySweep) -> None:
         write_whole(run.path(SWEEP), encode_record(sweep))
         for name, table in ((LOSS_TABLE, loss_table(sweep)), (BUDGET_TABLE, budget_table(sweep))):
-            if table.rows:  # a table without rows could not be read
+            if table.rows:
                 write_whole(run.path(name), write_table(table))
+            else:  # a table without rows could not be read, and what an earlier call left is not of this one
+                run.path(name).unlink(missing_ok=True)
+
+
+def _trained_tokens(folder: Path) -> float:
+    """D as the model's card has it; NaN where it does not say.
+
+    Raises:
+        UserError: The card is damaged, or what it says is no number of tokens.
+    """
+    try:
+        tokens = trained_tokens(folder)
+    except (AttributeError, TypeError, ValueError):
+        tokens = -1.0
+    if not math.isnan(tokens) and not _FEWEST_TOKENS <= tokens < math.inf:
+        raise UserError(
+            f'{folder / "training.json"} must hold {{"tokens": …}}, the training tokens, a number of at least '
+            f"{_FEWEST_TOKENS:g}; put it right, or delete the file if that is not known"
+        )
+    return tokens
 
 
 def _last(name: str) -> str:

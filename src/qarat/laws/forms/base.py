@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 __all__ = ["VARIABLES", "Form", "Published", "Term", "Vector"]
 
+_MOST_LOG = 700.0  # of a prefactor: beyond, e to it is no float
+
 Vector = NDArray[np.float64]
 Scale = Literal["linear", "share", "log", "log-log2"]
 
@@ -174,6 +176,16 @@ class Form:
                 shift = shifts.get(term.offset, 0.0)
                 rest += term.sign * coefficient * float(term.of(known[term.variable], shift))
         return wanted.inverse((log_response - rest) / slope, shifts.get(wanted.offset, 0.0)) if slope else math.nan
+
+    def direction(self, theta: Vector, variable: str) -> float:
+        """The slope of ln y along a variable as its term sees it: positive where y grows with the variable."""
+        i = self.variables.index(variable)
+        term = self.terms[i]
+        return float(theta[1 + i]) * term.sign * (-1 if term.scale == "share" else 1)
+
+    def has_numbers(self, theta: Vector) -> bool:
+        """Whether the constant can be reported: an offset far beyond the data drives C to nothing, or beyond all."""
+        return not self.logarithmic or abs(float(theta[0])) <= _MOST_LOG
 
     def natural(self, theta: Vector) -> Vector:
         """θ as it is reported: C in the place of ln C."""

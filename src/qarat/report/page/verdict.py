@@ -10,6 +10,7 @@ from qarat.lawrecords import Law
 from qarat.laws.forms import form_named
 from qarat.plans import Plan, short_name
 from qarat.records import ActivationStats, Difference, Evaluation, Sweep, paired_difference
+from qarat.report.laws import uncompared_words
 from qarat.report.layout import count, fixed, megabytes, perplexity_change, share
 from qarat.report.page.story import Story
 from qarat.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
@@ -173,13 +174,13 @@ def _spikes(stats: ActivationStats, low: TensorScheme | None) -> str:
 
 
 def _law(law: Law) -> str:
-    name = law.best or law.fits[0].form
-    fits = [fit for fit in law.fits if fit.form == name]
-    title = form_named(name).title.partition(":")[0]
+    fits = [fit for fit in law.fits if fit.form == law.shown]
+    title = form_named(law.shown).title.partition(":")[0]
     title = title if title[0].isupper() else f"The {title}"
     points = count(sum(len(fit.points) for fit in fits), "point")
     if len(fits) > 1 or not fits[0].quality:
         return f"{title} was fitted to {points} of {law.data}."
     quality = fits[0].quality[0]
     unseen = "".join(f", {fixed(100 * e, 1)} % on sizes that it had not seen" for e in quality.left_out_error)
-    return f"{title} is off by {fixed(100 * quality.error, 1)} % on average over {points}{unseen}."
+    best = f" No form can be called the best: {uncompared_words(law)}." if law.uncompared else ""
+    return f"{title} is off by {fixed(100 * quality.error, 1)} % on average over {points}{unseen}.{best}"

@@ -13,7 +13,7 @@ from qarat.laws.prediction import predict
 from qarat.measurements import spell_value
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
-from qarat.report.page.figures.law_sections import shown_fits
+from qarat.report.page.figures.law_sections import MODEL, shown_fits
 from qarat.report.page.figures.series import Axis, Dot, Series
 
 __all__ = ["law_reach"]
@@ -64,20 +64,24 @@ def _measured(form: Form, fit: Fit) -> list[Series]:
 
 
 def _predicted(law: Law, form: Form, fit: Fit) -> tuple[list[Series], str]:
-    """The law solved for Q_r, at the most common values of whatever else it is about."""
-    others = [v for v in form.variables if v not in ("size", "ratio")]
+    """The law solved for Q_r, of each model as it is, at the most common values of whatever else it is about."""
+    others = [v for v in form.variables if v not in (*MODEL, "ratio")]
     common = {v: Counter(p.variables[v] for p in fit.points).most_common(1)[0][0] for v in others}
-    models = {p.variables["size"]: p.model for p in fit.points}
+    models = {tuple((v, p.variables[v]) for v in MODEL if v in form.variables): p.model for p in fit.points}
     said = "".join(f", at {v} {spell_value(v, value)}" for v, value in common.items())
+    said += ", each trained on as many tokens as it was" if "tokens" in form.variables else ""
     return [_at_budget(law, fit, models, common, percent) for percent in _BUDGETS], said
 
 
-def _at_budget(law: Law, fit: Fit, models: dict[float, str], common: dict[str, float], percent: float) -> Series:
+def _at_budget(
+    law: Law, fit: Fit, models: dict[tuple[tuple[str, float], ...], str], common: dict[str, float], percent: float
+) -> Series:
+    """What one budget allows of each model, given by its size, and by its tokens where the form has them."""
     known = {**common, "loss": math.log1p(percent / 100)}
     dots: list[Dot] = []
-    for size in sorted(models):
-        answer = predict(law, {**known, "size": size}, fit.form)
-        dots.append(Dot(size, answer.value, y_range=answer.interval, label=models[size]))
+    for own in sorted(models):
+        answer = predict(law, {**known, **dict(own)}, fit.form)
+        dots.append(Dot(dict(own)["size"], answer.value, y_range=answer.interval, label=models[own]))
     return Series(_spell_budget(percent), tuple(dots))
 
 

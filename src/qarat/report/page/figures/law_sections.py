@@ -16,18 +16,17 @@ from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
 from qarat.report.page.figures.series import Axis, Dot, Series
 
-__all__ = ["error_bar", "law_along", "shown_fits"]
+__all__ = ["MODEL", "error_bar", "law_along", "shown_fits"]
 
 _MOST = 12  # series that one figure tells apart
 _STEPS = 40  # points of a fitted line
-_MODEL = ("size", "tokens")  # variables that a model brings along
+MODEL = ("size", "tokens")  # variables that a model brings along
 _TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
 
 
 def shown_fits(law: Law) -> tuple[Form, tuple[Fit, ...]]:
-    """The fits that a page shows: those of the best form, or of the first where forms were not compared."""
-    name = law.best or law.fits[0].form
-    return form_named(name), tuple(fit for fit in law.fits if fit.form == name)
+    """The fits that a page shows: those of the best form, or of the one closest to its points where none is."""
+    return form_named(law.shown), tuple(fit for fit in law.fits if fit.form == law.shown)
 
 
 def law_along(law: Law, variable: str) -> Figure | None:
@@ -68,14 +67,14 @@ def _groups(fit: Fit, variable: str) -> list[Group]:
     """Points that differ in one variable alone, by size; only where there are two values of it or more."""
     found: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
     for p in fit.points:
-        found.setdefault(tuple((k, v) for k, v in sorted(p.variables.items()) if k != variable), []).append(p)
+        found.setdefault(tuple((k, v) for k, v in sorted(_placed(p).items()) if k != variable), []).append(p)
     kept = [tuple(points) for points in found.values() if len({p.variables[variable] for p in points}) > 1]
     return [(fit, points) for points in sorted(kept, key=lambda g: g[0].variables.get("size", 0.0))]
 
 
 def _most_common(groups: Sequence[Group], variable: str) -> tuple[list[Group], str]:
     """The groups at the most common values of what is neither along the axis nor of the model."""
-    others = [{k: v for k, v in _known(g).items() if k not in (*_MODEL, variable)} for g in groups]
+    others = [{k: v for k, v in _known(g).items() if k not in (*MODEL, variable)} for g in groups]
     chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
     kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
     said = ", ".join(f"{k} {spell_value(k, v)}" for k, v in chosen.items())
@@ -86,7 +85,12 @@ def _most_common(groups: Sequence[Group], variable: str) -> tuple[list[Group], s
 def _known(group: Group) -> dict[str, float]:
     """What a group's points have in common, and the value along the axis of the first."""
     fit, points = group
-    return {**fit.group, **points[0].variables}
+    return {**fit.group, **_placed(points[0])}
+
+
+def _placed(p: FittedPoint) -> dict[str, float]:
+    """A point's variables, the ratio rounded: searches come close to the one they were asked for."""
+    return {k: round(v, 2) if k == "ratio" else v for k, v in p.variables.items()}
 
 
 def _series(

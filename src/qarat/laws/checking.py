@@ -1,0 +1,108 @@
+"""Checking: a law as it was saved, beside measurements that it has not seen.
+
+A fit flatters itself, and errors on sizes left out still come from one table. The law's own test is another one: of
+larger models, or other ratios. Each row is asked as `qarat.laws.prediction` asks, either for the loss increase at the
+row's ratio, or for the ratio that the row's loss allows, as of a table of budgets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qarat.errors import UserError
+from qarat.lawrecords import CheckedRow, Law, LawCheck
+from qarat.laws.forms import form_named
+from qarat.laws.forms.base import Form
+from qarat.laws.points import NEAR_ZERO, check_rows, shared_words
+from qarat.laws.prediction import choose_fit, outside_domain, predict, question
+from qarat.laws.tables import Table
+from qarat.measurements import Measurement, loss_increase
+
+__all__ = ["ASKED", "check_law"]
+
+ASKED = ("loss", "ratio")
+
+
+def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawCheck:
+    """Predict every row of a table, and say how far off that is.
+
+    Args:
+        law: Fitted or published.
+        table: Rows at Q_r = 0 are the unquantized model and are left out.
+        form: Which of the law's forms; empty takes the only or the best one.
+        asked: Of `ASKED`; empty takes the loss, and of Law 1 the ratio.
+
+    Raises:
+        UserError: The law has no such form; the form does not model these rows, or answers to none of them.
+    """
+    name = form or law.best or law.fits[0].form
+    shape = form_named(name)
+    asked = asked or ("ratio" if shape.response == "billions" else "loss")
+    if asked not in ASKED or asked not in question(shape) or asked in shape.by:
+        raise UserError(f"{name} does not answer with {asked!r}; it is about {', '.join(question(shape))}")
+    rows = [row for row in table.rows if row.ratio is None or row.ratio > 0]
+    if not rows:
+        raise UserError(f"{table.title}: no row has a ratio above 0, so there is nothing to check")
+    check_rows(shape, name, rows)
+    checked: list[CheckedRow] = []
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        try:
+            checked.append(_check_row(law, shape, row, form, asked))
+        except UserError as error:
+            refused.setdefault(str(error), []).append(row.model)
+    if not checked:
+        raise UserError("\n".join(refused))
+    notes = [f"{len(models)} rows not checked ({_listed(models)}): {reason}" for reason, models in refused.items()]
+    return LawCheck(
+        law=law.data,
+        data=table.title,
+        data_hash=table.hash,
+        form=name,
+        asked=asked,
+        rows=tuple(checked),
+        error=_error(checked, asked),
+        notes=(*_differences(law, table), *notes),
+    )
+
+
+def _check_row(law: Law, form: Form, row: Measurement, name: str, asked: str) -> CheckedRow:
+    loss, error = loss_increase(row)
+    values = {v: loss if v == "loss" else getattr(row, v) for v in question(form)}
+    measured, error = (loss, error) if asked == "loss" else (values[asked], 0.0)
+    known = {v: x for v, x in values.items() if v != asked}
+    answer, (fit, _) = predict(law, known, name), choose_fit(law, known, name)
+    return CheckedRow(
+        model=row.model,
+        known=answer.known,
+        measured=measured,
+        standard_error=error,
+        predicted=answer.value,
+        interval=answer.measured_interval,
+        outside=tuple(outside_domain(fit, known)),
+        near_zero=asked == "loss" and (measured <= 0 or measured < NEAR_ZERO * error),
+    )
+
+
+def _error(rows: Sequence[CheckedRow], asked: str) -> float:
+    """The mean of what predictions are off by, without sign; NaN where every loss is near zero."""
+    off = [abs(row.off(asked)) for row in rows if not row.near_zero]
+    return sum(off) / len(off) if off else math.nan
+
+
+def _differences(law: Law, table: Table) -> list[str]:
+    """What a reader must know of a law beside these rows."""
+    if law.data_hash == table.hash:
+        return ["these are the rows that the law was fitted to: how close it is to them is no test of it"]
+    theirs = {**shared_words(table), "how": table.how}
+    ours = {**law.shared, "how": law.how}
+    return [
+        f"{key.replace('_', ' ')} differs: the law has {value!r}, these rows {theirs[key]!r}"
+        for key, value in ours.items()
+        if value and theirs.get(key) and theirs[key] != value
+    ]
+
+
+def _listed(models: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(models))

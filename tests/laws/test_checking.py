@@ -1,0 +1,98 @@
+"""Checking: a law beside rows that it has not seen, by loss and by ratio."""
+
+import math
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from qarat.errors import UserError
+from qarat.laws.checking import check_law
+from qarat.laws.fitting import fit_law
+from qarat.laws.prediction import published_law
+from qarat.laws.tables import Table, load_table, narrow
+
+MakeTable = Callable[..., Table]
+WEAK = {"C": 130.0, "A": 4.5, "γ_N": 0.49}
+LARGER = {"size": (1e11, 3e11), "ratio": (0.6, 0.8)}
+
+
+def test_the_law_that_made_the_rows_is_off_by_nothing(make_table: MakeTable) -> None:
+    law = fit_law(make_table("weak", WEAK), "weak", draws=0)
+    check = check_law(law, make_table("weak", WEAK, **LARGER))
+    assert (check.asked, len(check.rows)) == ("loss", 4)
+    assert check.error == pytest.approx(0, abs=1e-4)
+    assert all(row.outside and row.outside[0].startswith("size ") for row in check.rows)
+    assert check.notes == ()
+
+
+def test_what_a_loss_is_off_by_is_its_share_of_the_measured_one(make_table: MakeTable) -> None:
+    law = fit_law(make_table("weak", WEAK), "weak", draws=0)
+    larger = make_table("weak", WEAK, **LARGER)
+    doubled = [msgspec.structs.replace(r, value=2 * r.value) for r in larger.rows]
+    tiny = msgspec.structs.replace(larger.rows[0], value=1e-5, standard_error=1e-3)
+    check = check_law(law, msgspec.structs.replace(larger, rows=(*doubled, tiny)))
+    assert [row.off("loss") for row in check.rows[:4]] == pytest.approx([-0.5] * 4, abs=1e-4)
+    assert check.rows[4].near_zero
+    assert check.error == pytest.approx(0.5, abs=1e-4)  # without the row near zero, of which a share says nothing
+
+
+def test_a_table_of_budgets_is_checked_by_its_ratios(make_table: MakeTable) -> None:
+    law = fit_law(make_table("weak", WEAK), "weak", draws=0)
+    larger = make_table("weak", WEAK, **LARGER)
+    less = [msgspec.structs.replace(r, ratio=(r.ratio or 0) - 0.05) for r in larger.rows]
+    check = check_law(law, msgspec.structs.replace(larger, rows=tuple(less)), asked="ratio")
+    assert [row.off("ratio") for row in check.rows] == pytest.approx([0.05] * 4, abs=1e-4)
+    assert check.error == pytest.approx(0.05, abs=1e-4)
+
+
+def test_law_1_is_checked_by_ratios_and_what_it_was_not_fitted_for_is_named() -> None:
+    law = published_law("size-share")
+    table = load_table("fig6")
+    check = check_law(law, table)
+    assert (check.asked, len(check.rows)) == ("ratio", len(table.rows))
+    first = check.rows[0]
+    expected = 1 - (math.log(0.5) - 4.83) / -11.68
+    assert (first.measured, first.predicted) == (0.56, pytest.approx(expected))
+    five = msgspec.structs.replace(law, fits=law.fits[:1])
+    check = check_law(five, table)
+    assert len(check.rows) == 6
+    assert any(note.startswith("10 rows not checked (Qwen1.5-0.5B, ") for note in check.notes)
+    with pytest.raises(UserError, match=r"fitted for these values alone: loss 0\.04879"):
+        check_law(five, narrow(table, ["value>6"]))
+
+
+def test_intervals_of_a_measurement_go_with_the_rows(make_table: MakeTable) -> None:
+    law = fit_law(make_table("weak", WEAK, noise=0.15), "weak", method="ols", draws=100)
+    fresh = make_table("weak", WEAK, noise=0.15, seed=9, size=(5e8, 2e10), ratio=(0.55, 0.65, 0.75, 0.85, 0.95))
+    rows = check_law(law, fresh).rows
+    assert sum(row.interval[0] <= row.measured <= row.interval[1] for row in rows) >= 9
+    assert not any(row.outside for row in rows)
+
+
+def test_rows_that_were_fitted_or_are_of_another_kind_are_named(make_table: MakeTable) -> None:
+    table = msgspec.structs.replace(make_table("weak", WEAK), how="counted with embeddings")
+    law = fit_law(table, "weak", draws=0)
+    assert "is no test of it" in check_law(law, table).notes[0]
+    rows = [msgspec.structs.replace(r, format="int8") for r in table.rows]
+    other = msgspec.structs.replace(table, rows=tuple(rows), how="counted without")
+    assert check_law(law, other).notes == (
+        "format differs: the law has 'mxint4', these rows 'int8'",
+        "how differs: the law has 'counted with embeddings', these rows 'counted without'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "form", "asked", "says"),
+    [
+        ("t9", "", "", "accuracy: no form models that"),
+        ("t1", "strong", "", "strong needs block"),
+        ("t1", "bits-only", "", "this law has no form 'bits-only'"),
+        ("t1", "stong", "", "did you mean strong"),
+        ("t1", "", "block", "weak does not answer with 'block'"),
+    ],
+)
+def test_what_cannot_be_checked(table: str, form: str, asked: str, says: str) -> None:
+    law = fit_law(load_table("t1"), "weak", draws=0)
+    with pytest.raises(UserError, match=says):
+        check_law(law, load_table(table), form, asked)
