@@ -8,17 +8,11 @@ import msgspec
 
 from qarat.errors import UserError
 from qarat.plans import Site
-from qarat.schemes import Granularity, LinearScheme, TensorScheme, parse_scheme
+from qarat.schemes import Granularity, LinearScheme, TensorScheme
+from qarat.searching.spellings import parse_low
 
-__all__ = ["FORMATS", "ROW", "TENSOR", "format_words", "granularity_word", "low_schemes", "mean_block", "with_block"]
+__all__ = ["ROW", "TENSOR", "format_words", "granularity_word", "low_schemes", "mean_block", "with_block"]
 
-FORMATS = {
-    "mxint4": "w=mxint4 a=mxint4",
-    "mxfp4": "w=mxfp4 a=mxfp4",
-    "int4": "w=int4/g32",
-    "int8-static": "w=int8/tensor a=int8/tensor/static",
-}
-"""Short names: the MX formats for weights and inputs, int4 for weights alone, int8 as engines compute it fastest."""
 ROW, TENSOR = "row", "tensor"
 
 
@@ -28,7 +22,7 @@ def low_schemes(formats: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...
     Static scales of inputs come from the stats at one granularity, so a format that has them keeps its own.
 
     Args:
-        formats: Names of `FORMATS`, or spellings of schemes.
+        formats: Names of `qarat.searching.spellings.FORMATS`, or spellings of schemes.
         blocks: Block sizes as `with_block` takes them.
 
     Raises:
@@ -36,7 +30,7 @@ def low_schemes(formats: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...
     """
     found: list[str] = []
     for name in formats:
-        low = _parse(FORMATS.get(name, name))
+        low = parse_low(name)
         fixed = low.input is not None and low.input.static
         found += [str(low)] if fixed else [with_block(str(low), block) for block in blocks]
     return tuple(dict.fromkeys(found))
@@ -52,7 +46,7 @@ def with_block(low: str, block: str) -> str:
     Raises:
         UserError: No scheme of a projection's weight, static scales, or no block size.
     """
-    scheme = _parse(low)
+    scheme = parse_low(low)
     if scheme.input is not None and scheme.input.static:
         raise UserError(f"{low}: static scales keep their granularity; leave the block size out, or make it dynamic")
     granularity = _granularity(block)
@@ -65,7 +59,7 @@ def with_block(low: str, block: str) -> str:
 
 def format_words(low: str) -> str:
     """What is low, without the block size: ``mxint4 weights and inputs``, ``int4/mse weights``."""
-    scheme = _parse(low)
+    scheme = parse_low(low)
     weight, given = _format(scheme.weight), _format(scheme.input)
     if scheme.input is None:
         return f"{weight} weights"
@@ -103,16 +97,8 @@ def mean_block(low: str, sites: Sequence[Site]) -> float:
     return sum(rows * cols for rows, cols in shapes) / scales
 
 
-def _parse(low: str) -> LinearScheme:
-    scheme = parse_scheme(low)
-    if not isinstance(scheme, LinearScheme) or scheme.weight is None:
-        names = ", ".join(FORMATS)
-        raise UserError(f"{low!r} keeps no weight low; give one of {names}, or a scheme with w=…")
-    return scheme
-
-
 def _weight(low: str) -> TensorScheme:
-    weight = _parse(low).weight
+    weight = parse_low(low).weight
     assert weight is not None
     return weight
 

@@ -8,9 +8,16 @@ from collections.abc import Iterable
 from qarat.errors import UserError
 from qarat.planning import PROTECTIONS
 from qarat.schemes import FLOAT, LinearScheme, parse_scheme
-from qarat.searching.blocks import FORMATS
 
-__all__ = ["full_spelling", "parse_low", "split_commas"]
+__all__ = ["FORMATS", "full_spelling", "parse_low", "split_commas"]
+
+FORMATS = {
+    "mxint4": "w=mxint4 a=mxint4",
+    "mxfp4": "w=mxfp4 a=mxfp4",
+    "int4": "w=int4/g32",
+    "int8-static": "w=int8/tensor a=int8/tensor/static",
+}
+"""Short names: the MX formats for weights and inputs, int4 for weights alone, int8 as engines compute it fastest."""
 
 
 def full_spelling(text: str) -> str:

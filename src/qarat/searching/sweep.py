@@ -41,7 +41,7 @@ class SweepRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be measured of every model.
 
     Attributes:
-        formats: Names of `qarat.searching.blocks.FORMATS`, or spellings of low schemes.
+        formats: Names of `qarat.searching.spellings.FORMATS`, or spellings of low schemes.
         blocks: Block sizes: numbers, ``row``, ``tensor``.
         ratios: Q_r at which plans are measured.
         budgets: Of loss, for each of which the highest Q_r is looked for.
