@@ -96,3 +96,10 @@ def test_what_cannot_be_checked(table: str, form: str, asked: str, says: str) ->
     law = fit_law(load_table("t1"), "weak", draws=0)
     with pytest.raises(UserError, match=says):
         check_law(law, load_table(table), form, asked)
+
+
+def test_of_several_forms_without_a_best_none_is_taken() -> None:
+    law = fit_law(narrow(load_table("t1"), ["size>=14B"]))
+    assert not law.best
+    with pytest.raises(UserError, match="several forms and no best one; choose with --form"):
+        check_law(law, narrow(load_table("t1"), ["size<14B"]))

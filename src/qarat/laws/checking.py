@@ -15,7 +15,7 @@ from qarat.lawrecords import CheckedRow, Law, LawCheck
 from qarat.laws.forms import form_named
 from qarat.laws.forms.base import Form
 from qarat.laws.points import NEAR_ZERO, check_rows, shared_words
-from qarat.laws.prediction import choose_fit, outside_domain, predict, question
+from qarat.laws.prediction import choose_fit, choose_form, outside_domain, predict, question
 from qarat.laws.tables import Table
 from qarat.measurements import Measurement, loss_increase
 
@@ -36,7 +36,7 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
     Raises:
         UserError: The law has no such form; the form does not model these rows, or answers to none of them.
     """
-    name = form or law.best or law.fits[0].form
+    name = form or choose_form(law)
     shape = form_named(name)
     asked = asked or ("ratio" if shape.response == "billions" else "loss")
     if asked not in ASKED or asked not in question(shape) or asked in shape.by:
@@ -49,7 +49,7 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
     refused: dict[str, list[str]] = {}
     for row in rows:
         try:
-            checked.append(_check_row(law, shape, row, form, asked))
+            checked.append(_check_row(law, shape, row, name, asked))
         except UserError as error:
             refused.setdefault(str(error), []).append(row.model)
     if not checked:

@@ -19,7 +19,7 @@ from qarat.laws.forms.base import VARIABLES, Form, Published, Vector
 from qarat.laws.resampling import interval
 from qarat.measurements import spell_value
 
-__all__ = ["choose_fit", "outside_domain", "predict", "published_law", "published_names", "question"]
+__all__ = ["choose_fit", "choose_form", "outside_domain", "predict", "published_law", "published_names", "question"]
 
 _POSSIBLE = {"ratio": (0.0, 1.0), "block": (1.0, math.inf), "bits": (0.0, math.inf)}
 _ERRORS = 20  # of a measurement, drawn for each bootstrap estimate
@@ -69,6 +69,22 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
     )
 
 
+def choose_form(law: Law, form: str = "") -> str:
+    """The form that is meant: the one named, the best, or the only one.
+
+    Raises:
+        UserError: The law has no such form, or several and none that is the best.
+    """
+    name = form or law.best or law.fits[0].form
+    there = sorted({fit.form for fit in law.fits})
+    if name not in there:
+        reason = f": {law.refused[name]}" if name in law.refused else f"; it has {', '.join(there)}"
+        raise UserError(f"this law has no form {name!r}{reason}")
+    if not form and not law.best and len(there) > 1:
+        raise UserError(f"this law has several forms and no best one; choose with --form: {', '.join(there)}")
+    return name
+
+
 def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fit, str]:
     """The fit that a question is about, and the variable that it leaves open.
 
@@ -76,14 +92,8 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
         UserError: As `predict`.
     """
     _check_values(known)
-    name = form or law.best or law.fits[0].form
+    name = choose_form(law, form)
     fits = [fit for fit in law.fits if fit.form == name]
-    there = sorted({fit.form for fit in law.fits})
-    if not fits:
-        reason = f": {law.refused[name]}" if name in law.refused else f"; it has {', '.join(there)}"
-        raise UserError(f"this law has no form {name!r}{reason}")
-    if not form and not law.best and len(there) > 1:
-        raise UserError(f"this law has several forms and no best one; choose with --form: {', '.join(there)}")
     shape = form_named(name)
     if strange := [fit for fit in fits if tuple(p.name for p in fit.parameters) != shape.names]:
         theirs = ", ".join(p.name for p in strange[0].parameters)
