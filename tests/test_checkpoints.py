@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from qarat.checkpoints import Checkpoint, find_checkpoint, reference_models
@@ -261,6 +262,16 @@ def test_tokenizer_missing_or_damaged(folder: Path, content: str | None):
     if content is not None:
         (folder / "tokenizer.json").write_text(content)
     refusal(folder, "tokenizer", str(folder), "cannot be read")
+
+
+@pytest.mark.parametrize("declared", ["TokenizersBackend", "PreTrainedTokenizerFast"])
+def test_a_plain_tokenizer_is_read_as_its_file_says_though_the_architecture_has_its_own(declared: str, tmp_path: Path):
+    folder = tiny_checkpoint(tmp_path, architecture="qwen2")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": declared}))
+    tokenizer, text = Checkpoint(folder).tokenizer, "def f(x): return 'a1'"
+    assert tokenizer.encode(text) == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert "<|endoftext|>" not in tokenizer.get_vocab()
 
 
 # ---------------------------------------------------------------- what is read

@@ -21,7 +21,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qarat.errors import UserError
 from qarat.families import family_of
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _PACKAGE = Path(__file__).parent / "bundled"
+_PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as transformers 5 and 4 call them
 _CHECKOUT = Path(__file__).parents[2] / "reference" / "models"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -190,7 +193,11 @@ class Checkpoint:
             UserError: If it has none that can be read.
         """
         try:
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            declared = get_tokenizer_config(self.folder, local_files_only=True).get("tokenizer_class")
+            # For Qwen2 among others AutoTokenizer takes the architecture's own tokenizer, which splits words its own
+            # way and adds tokens, even where the folder says that tokenizer.json is all there is to know.
+            kind = PreTrainedTokenizerFast if declared in _PLAIN_TOKENIZERS else AutoTokenizer
+            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise UserError(
                 f"the tokenizer in {self.folder} cannot be read: {error}; copy tokenizer.json and "
