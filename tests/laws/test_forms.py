@@ -27,6 +27,8 @@ def test_the_forms_there_are() -> None:
         "bits-only",
         "block-power",
         "group-size",
+        "high-share",
+        "high-share-block",
         "post-training",
         "size-share",
         "strong",

@@ -242,7 +242,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
             yield f"{name} needs at least {needed} values of {variable}; there are {there}{where}"
     for term in form.terms:
         with np.errstate(divide="ignore", invalid="ignore"):
-            impossible = ~np.isfinite(term.of(points.x[term.variable]))
+            impossible = ~np.isfinite(term.of(points.x[term.variable], float(bool(term.offset))))
         if impossible.any():
             value = points.x[term.variable][impossible][0]
             yield f"{name} has no value at {term.variable} {value:g}{where}: {form.equation}"

@@ -21,7 +21,8 @@ __all__ = ["VARIABLES", "Form", "Published", "Term", "Vector"]
 _MOST_LOG = 700.0  # of a prefactor: beyond, e to it is no float
 
 Vector = NDArray[np.float64]
-Scale = Literal["linear", "share", "log", "log-log2"]
+Scale = Literal["linear", "share", "log", "log-log2", "log-share"]
+_FALLING = ("share", "log-share")  # g falls where x grows
 
 VARIABLES = {
     "size": "N, parameters",
@@ -43,12 +44,12 @@ RESPONSES = {
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a logarithm: ± θ · g(x), or ± θ · ln(x + d).
+    """One summand of a logarithm: ± θ · g(x), or ± θ · ln(x + d), or ± θ · ln(1 − x + d).
 
     Attributes:
         parameter: Name of θ.
         variable: Name of x.
-        scale: g: x itself, 1 − x, ln x, or ln log2 x.
+        scale: g: x itself, 1 − x, ln x, ln log2 x, or ln(1 − x).
         sign: Of the term, so that θ is positive where the equation has it so.
         offset: Name of d; empty for none.
     """
@@ -61,21 +62,26 @@ class Term:
 
     def of(self, x: Vector | float, shift: float = 0.0) -> Vector:
         """g(x), of any shape."""
-        x = np.asarray(x, float) + shift
-        if self.scale == "linear":
+        x = self._shifted(x, shift)
+        if not self.scale.startswith("log"):
             return x
-        if self.scale == "share":
-            return 1 - x
-        return np.log(x) if self.scale == "log" else np.log(np.log2(x))
+        return np.log(np.log2(x)) if self.scale == "log-log2" else np.log(x)
+
+    def by_offset(self, x: Vector, shift: float) -> Vector:
+        """The derivative of ln(x + d), or of ln(1 − x + d), with respect to d; of the shape of x."""
+        return 1 / self._shifted(x, shift)
 
     def inverse(self, g: float, shift: float = 0.0) -> float:
         """The x of a g(x)."""
-        if self.scale == "linear":
-            return g - shift
-        if self.scale == "share":
-            return 1 - g - shift
-        power = math.exp(min(g, 700.0))
-        return (power if self.scale == "log" else 2.0 ** min(power, 1000.0)) - shift
+        if self.scale.startswith("log"):
+            g = math.exp(min(g, 700.0))
+        if self.scale == "log-log2":
+            g = 2.0 ** min(g, 1000.0)
+        return 1 + shift - g if self.scale in _FALLING else g - shift
+
+    def _shifted(self, x: Vector | float, shift: float) -> Vector:
+        x = np.asarray(x, float)
+        return (1 - x if self.scale in _FALLING else x) + shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +168,7 @@ class Form:
         columns = [np.ones(len(next(iter(x.values()))))]
         columns += [t.sign * t.of(x[t.variable], shifts.get(t.offset, 0.0)) for t in self.terms]
         slopes = dict(zip((t.parameter for t in self.terms), theta[1:], strict=False))
-        columns += [t.sign * slopes[t.parameter] / (x[t.variable] + shifts[t.offset]) for t in self.offsets]
+        columns += [t.sign * slopes[t.parameter] * t.by_offset(x[t.variable], shifts[t.offset]) for t in self.offsets]
         return np.stack(columns, axis=1)
 
     def solve(self, theta: Vector, asked: str, known: Mapping[str, float], log_response: float) -> float:
@@ -181,7 +187,7 @@ class Form:
         """The slope of ln y along a variable as its term sees it: positive where y grows with the variable."""
         i = self.variables.index(variable)
         term = self.terms[i]
-        return float(theta[1 + i]) * term.sign * (-1 if term.scale == "share" else 1)
+        return float(theta[1 + i]) * term.sign * (-1 if term.scale in _FALLING else 1)
 
     def has_numbers(self, theta: Vector) -> bool:
         """Whether the constant can be reported: an offset far beyond the data drives C to nothing, or beyond all."""
