@@ -97,11 +97,21 @@ def test_every_scheme_of_every_extent_can_be_read() -> None:
     assert len(EXTENTS["usual"].settings) == 12
     for setting in EXTENTS["full"].settings:
         parse_scheme(setting.low)
-    for setting in EXTENTS["full"].rich:
+    for setting in EXTENTS["full"].compared:
         for method in METHODS.values():
-            parse_scheme(method.scheme(setting))
+            if method.fits(setting):
+                parse_scheme(method.scheme(setting))
     assert METHODS["llm-int8"].scheme(TWIN) == "w=int6/channel a=int6/token/outliers-6"
     assert StudyRequest(methods=("prefix", "smooth")).asked_methods.keys() == {"smooth", "prefix"}
+
+
+def test_methods_are_where_they_fit() -> None:
+    token = Setting(8, "channel", "token")
+    fitting = {name for name, method in METHODS.items() if method.fits(token)}
+    assert fitting == {"smooth", "smooth-all", "llm-int8", "llm-int8-tensor", "hadamard"}
+    assert all(method.fits(MAIN) for method in METHODS.values())
+    assert EXTENTS["full"].compared == EXTENTS["full"].settings
+    assert EXTENTS["usual"].compared == EXTENTS["usual"].rich == (MAIN, TWIN)
 
 
 @pytest.mark.parametrize(
