@@ -5,9 +5,9 @@ import math
 import msgspec
 import pytest
 
-from qarat.records import Evaluation, Provenance
+from qarat.records import Difference, Evaluation, Provenance
 from qarat.spikestudies import MAIN, RuleSays, SpikeStudy, StudyArm
-from qarat.spikestudy.verdicts import command, duels, recommend, said_of, steadied, verdict_lines
+from qarat.spikestudy.verdicts import command, duels, inside, recommend, said_of, steadied, verdict_lines
 
 INT8, INT6 = "w=int8/channel a=int8/tensor/static", "w=int6/channel a=int6/tensor/static"
 SITE = "model.layers.1.mlp.down_proj"
@@ -51,13 +51,13 @@ def test_protection_against_its_controls() -> None:
     said = said_of(full(), INT8)
     assert said is not None
     assert said.restored == pytest.approx(0.9)
-    assert said.within
+    assert said.within == "yes"
     assert (said.controls, said.beaten) == (2, 1)  # the second lies inside the interval
     assert said.closest is not None
     assert said.closest.label.startswith("random sites")
     assert said.fp8 is not None
     assert said.fp8.nats == pytest.approx(0.001)
-    assert said.fp8_equal
+    assert said.fp8_within == "yes"
     assert said_of(full(), INT6) is None
 
 
@@ -68,6 +68,25 @@ def test_duels_know_who_wins() -> None:
     assert hadamard.together is not None
     assert hadamard.together.nats == pytest.approx(0.004)
     assert hadamard.over.nats == pytest.approx(0.015)
+
+
+def test_the_whole_interval_has_to_be_inside() -> None:
+    assert inside(Difference(0.005, 0.002, 6), 0.01) == "yes"
+    assert inside(Difference(0.005, 0.003, 6), 0.01) == "estimate only"
+    assert inside(Difference(0.005, math.nan, 1), 0.01) == "estimate only"
+    assert inside(Difference(0.011, 0.003, 6), 0.01) == "no"
+    assert inside(Difference(-0.001, 0.001, 6), 0.01) == "yes"
+    assert inside(Difference(-0.001, 0.001, 6), 0.002, -0.002) == "estimate only"
+    assert inside(Difference(-0.003, 0.001, 6), 0.002, -0.002) == "no"
+
+
+def test_an_estimate_alone_is_not_said_to_be_within() -> None:
+    alone = full()
+    base = alone.floats[MAIN]
+    single = Evaluation(base.label, base.provenance, "", base.nats, base.predicted, ("a",) * 6)
+    first, _, fp8, _ = verdict_lines(msgspec.structs.replace(alone, floats={MAIN: single}))
+    assert first.endswith(", not shown within ppl+1% (the estimate is)")
+    assert fp8.endswith(", not shown within ±0.2 % (the estimate is)")
 
 
 def test_the_verdict_in_words() -> None:
@@ -96,6 +115,14 @@ def test_sites_that_are_dear_without_a_spike_are_said_to_be_none() -> None:
     line = verdict_lines(quiet)[0]
     assert line.startswith("There is no spike to protect: none of 1 spike rules flags a stream. Naive loses +0.0200")
     assert "the dearest alone gives back 40 %" in line
+
+
+@pytest.mark.parametrize("lost", [0.0, -0.02])
+def test_where_naive_loses_nothing_no_share_of_it_is_given_back(lost: float) -> None:
+    naive = msgspec.structs.replace(arm("naive", 0, group="naive"), nats=tuple(b + 10 * lost for b in BASE))
+    found = study(naive, arm("by damage, k=1", -0.03, group="order", protected=(SITE,)))
+    quiet = msgspec.structs.replace(found, rules=(RuleSays("ratio", (), 3.0, "r > 64"),))
+    assert "gives back" not in verdict_lines(quiet)[0]
 
 
 def test_the_cheapest_remedy_within_the_budget_is_recommended() -> None:

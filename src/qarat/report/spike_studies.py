@@ -26,7 +26,7 @@ from qarat.report.layout import (
 from qarat.spikestudies import MAIN, SpikeStudy, StudyArm, brief_setting
 from qarat.spikestudy.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 from qarat.spikestudy.published import Figures, published_of
-from qarat.spikestudy.verdicts import duels, steadied, verdict_lines
+from qarat.spikestudy.verdicts import duels, inside, steadied, verdict_lines
 
 __all__ = ["show_published", "show_spike_study"]
 
@@ -173,7 +173,7 @@ def _six(record: SpikeStudy) -> RenderableType:
         number("bits per\nweight"), label("within\nbudget"),
     )  # fmt: skip
     for remedy in tried[:ROWS]:
-        within = "yes" if remedy.loss.nats <= record.budget_nats else "no"
+        within = inside(remedy.loss, record.budget_nats)
         row = (*_loss(remedy.loss, 4), perplexity_change(remedy.loss.nats), fixed(remedy.arm.bits, 3), within)
         cells(out, remedy.remedy, *row)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from qarat.planning import PROTECTIONS
@@ -70,13 +70,13 @@ def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[Asked]
 
 
 def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site], seeds: int) -> Iterator[Asked]:
-    """What protects as many sites, or many more, without having looked.
+    """What protects as many parameters, or many more, without having looked; no random choice comes twice.
 
     Args:
         setting: Of all of them.
         sites: That are protected elsewhere; the random ones are drawn from the others.
         every: Every projection of the model.
-        seeds: Draws of each kind; fewer where there are not so many different ones.
+        seeds: Draws of the same kind, and of any; fewer where there are not so many different ones.
     """
     if not sites:
         return
@@ -86,27 +86,65 @@ def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site]
 
     leaves = [s.leaf for name in sites for s in every if s.name == name]
     others = [s for s in every if s.name not in sites]
-    for words, wanted in ((SAME_KIND, leaves), (ANY_KIND, [""] * len(sites))):
-        for number, chosen in enumerate(_draw(others, wanted, seeds), 1):
-            yield arm(f"{words} {number}: {', '.join(map(short_name, chosen))}", chosen)
+    same = _draw_kinds(others, leaves, seeds)
+    for number, chosen in enumerate(same, 1):
+        yield arm(f"{SAME_KIND} {number}: {', '.join(map(short_name, chosen))}", chosen)
+    least = sum(s.parameters for s in every if s.name in sites)
+    # Others of a model that is mostly protected may have fewer parameters together.
+    much = "at least as many" if sum(s.parameters for s in others) >= least else "fewer"
+    for number, chosen in enumerate(_draw_parameters(others, least, seeds, same), 1):
+        yield arm(f"{ANY_KIND} of {much} parameters {number}: {', '.join(map(short_name, chosen))}", chosen)
     yield arm(EVERY_DOWN, [s.name for s in every if s.leaf == "down_proj"])
     ends = {every[0].block, every[-1].block}
     yield arm(ENDS, [s.name for s in every if s.block in ends])
 
 
-def _draw(others: Sequence[Site], leaves: Sequence[str], seeds: int) -> list[tuple[str, ...]]:
-    """Different choices of sites of the given kinds (the last part of a name; empty for any), by seed."""
-    found: dict[frozenset[str], tuple[str, ...]] = {}
-    for seed in range(20 * seeds):  # small models have few different choices, which are drawn again and again
-        generator, chosen = random.Random(seed), list[str]()
+def _draw_kinds(others: Sequence[Site], leaves: Sequence[str], seeds: int) -> list[tuple[str, ...]]:
+    """Different choices of sites of the given kinds (the last part of a name), by seed."""
+
+    def draw(generator: random.Random) -> tuple[str, ...]:
+        chosen: list[str] = []
         for leaf in leaves:
-            left = [s.name for s in others if s.name not in chosen and leaf in ("", s.leaf)]
+            left = [s.name for s in others if s.name not in chosen and s.leaf == leaf]
             chosen += generator.sample(left, min(1, len(left)))
-        if len(chosen) == len(leaves):
-            found.setdefault(frozenset(chosen), tuple(chosen))
+        return tuple(chosen) if len(chosen) == len(leaves) else ()
+
+    return _different(draw, seeds, ())
+
+
+def _draw_parameters(
+    others: Sequence[Site], least: int, seeds: int, known: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Different choices of sites of any kind, by seed: of a random order, the first that have ``least`` parameters.
+
+    All of them where they have fewer together.
+    """
+
+    def draw(generator: random.Random) -> tuple[str, ...]:
+        chosen, held = list[str](), 0
+        for site in generator.sample(others, len(others)):
+            if held >= least:
+                break
+            chosen.append(site.name)
+            held += site.parameters
+        return tuple(chosen)
+
+    return _different(draw, seeds, known)
+
+
+def _different(
+    draw: Callable[[random.Random], tuple[str, ...]], seeds: int, known: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Draws with other sites than each other and than those known; an empty draw is none."""
+    seen, found = {frozenset(), *map(frozenset, known)}, list[tuple[str, ...]]()
+    for seed in range(20 * seeds):  # small models have few different choices, which are drawn again and again
+        chosen = draw(random.Random(seed))
+        if frozenset(chosen) not in seen:
+            seen.add(frozenset(chosen))
+            found.append(chosen)
         if len(found) == seeds:
             break
-    return list(found.values())
+    return found
 
 
 def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequence[int]) -> Iterator[Asked]:

@@ -112,15 +112,15 @@ class StudyJob:
         )
         extent, methods = self.extent, self.methods
         tried = sum(len(parse_transform(m.transform).choices) for m in methods.values() if m.transform)
-        worlds = 2 * len(self.tokens.bos) + len(extent.rich) * 4
-        arms = len(extent.settings) * (8 + 2 * extent.few) + len(extent.rich) * (
-            len(self.request.asked_orders) * (len(extent.counts) - 1) + 2 * len(methods)
-        )
+        worlds = 2 * len(self.tokens.bos) + len(extent.compared) * 4
+        against = sum(m.fits(s) for m in methods.values() for s in extent.compared)
+        arms = len(extent.settings) * (8 + 2 * extent.few) + 2 * against
+        arms += len(extent.rich) * len(self.request.asked_orders) * (len(extent.counts) - 1)
         return {
             "profile": calibration,
             "damage": price_forwards(len(extent.rich)) * selection,
             "plan": SWEEP_FORWARDS * selection,
-            "smooth": tried * (calibration + len(extent.rich) * selection),
+            "smooth": tried * (calibration + len(extent.compared) * selection),
             "arms": (arms + worlds) * _NEW_PART * report + worlds * calibration,
         }
 
@@ -179,7 +179,7 @@ class StudyJob:
     def _strengths(self, run: Run) -> dict[str, dict[str, str]]:
         """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
         autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
-        lows = [s.low for s in self.extent.rich]
+        lows = [s.low for s in self.extent.compared]
 
         def work() -> None:
             stats = decode_record(run.path(_stats_file(MAIN)), ActivationStats)
@@ -206,8 +206,8 @@ class StudyJob:
             for order in self.request.asked_orders if rich else ():
                 ranked = rank_sites(order, setting, stats, menu, self.every)
                 asked += order_arms(setting, order, ranked, self.extent.counts)
-            for name, method in self.methods.items() if rich else ():
-                if method.prefix and not shared_front(self.tokens.calibration):
+            for name, method in self.methods.items() if setting in self.extent.compared else ():
+                if not method.fits(setting) or (method.prefix and not shared_front(self.tokens.calibration)):
                     continue
                 world = PREFIX if method.prefix else strengths.get(name, {}).get(setting.low, method.transform)
                 asked += method_arms(setting, name, method, world or MAIN, sites)

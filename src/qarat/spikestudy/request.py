@@ -8,7 +8,7 @@ protection and its controls say the same.
 | --- | --- | --- | --- | --- |
 | quick | main and twin | 2 | 0, 1, 2 | main and twin |
 | usual | all twelve | 5 at main and twin, 2 elsewhere | 0, 1, 2, 3, 4, 8 at main and twin | main and twin |
-| full | all twelve | 5 | the same at every static setting | every static setting |
+| full | all twelve | 5 | the same at every static setting | all twelve, clips and the prefix at the static ones |
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Extent(NamedTuple):
 
     Attributes:
         settings: In which protection and its controls are.
-        rich: Of those, in which orders and methods are.
+        rich: Of those, in which orders are, and as many controls as ``seeds``.
+        compared: Of those, in which methods are, where they fit (`Method.fits`).
         seeds: Random controls of a rich setting.
         few: Random controls of the others.
         counts: How many sites are protected in the order of a rule.
@@ -76,15 +77,16 @@ class Extent(NamedTuple):
 
     settings: tuple[Setting, ...]
     rich: tuple[Setting, ...]
+    compared: tuple[Setting, ...]
     seeds: int
     few: int
     counts: tuple[int, ...]
 
 
 EXTENTS = {
-    "quick": Extent((MAIN, TWIN), (MAIN, TWIN), 2, 2, (0, 1, 2)),
-    "usual": Extent(_EVERY, (MAIN, TWIN), 5, 2, (0, 1, 2, 3, 4, 8)),
-    "full": Extent(_EVERY, tuple(s for s in _EVERY if s.static), 5, 5, (0, 1, 2, 3, 4, 8)),
+    "quick": Extent((MAIN, TWIN), (MAIN, TWIN), (MAIN, TWIN), 2, 2, (0, 1, 2)),
+    "usual": Extent(_EVERY, (MAIN, TWIN), (MAIN, TWIN), 5, 2, (0, 1, 2, 3, 4, 8)),
+    "full": Extent(_EVERY, tuple(s for s in _EVERY if s.static), _EVERY, 5, 5, (0, 1, 2, 3, 4, 8)),
 }
 
 
@@ -104,6 +106,10 @@ class Method(NamedTuple):
     clip: str = ""
     outliers: Inputs | None = None
     prefix: bool = False
+
+    def fits(self, setting: Setting) -> bool:
+        """Whether there is something to compare: clips and the prefix are for scales found in calibration."""
+        return setting.static or not (self.clip or self.prefix)
 
     def scheme(self, setting: Setting) -> str:
         """What the low sites get in a setting."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -13,10 +13,25 @@ from qarat.records import Difference
 from qarat.spikestudies import SpikeStudy, StudyArm, brief_setting, setting_words
 from qarat.spikestudy.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 
-__all__ = ["Duel", "SettingSays", "Steadied", "command", "duels", "recommend", "said_of", "steadied", "verdict_lines"]
+__all__ = [
+    "Duel",
+    "SettingSays",
+    "Steadied",
+    "command",
+    "duels",
+    "inside",
+    "recommend",
+    "said_of",
+    "steadied",
+    "verdict_lines",
+]
 
 FP8_MARGIN = 0.002  # of perplexity: within so much, FP8 is taken to be as good as float
 _SLACK = 0.05  # of the twin's naive loss; a gain below it is not worth a dearer remedy
+
+
+Inside = Literal["yes", "estimate only", "no"]
+_INSIDE = {"yes": "within {}", "estimate only": "not shown within {} (the estimate is)", "no": "not within {}"}
 
 
 class SettingSays(msgspec.Struct, frozen=True):
@@ -27,25 +42,25 @@ class SettingSays(msgspec.Struct, frozen=True):
         naive: Loss over float.
         protected: Loss over float.
         restored: Share of naive's loss that protection gives back; NaN where naive loses nothing.
-        within: Whether protection keeps the budget.
+        within: Whether protection keeps the budget (`inside`).
         controls: Random controls.
         beaten: Of those, how many protection beats: the control lies above its 95 % interval, and the interval of their
             paired difference above 0.
         closest: The random control that loses least; None where there is none.
         fp8: How much E4M3 loses over float protection; None where it was not measured.
-        fp8_equal: Whether that is within `FP8_MARGIN` of perplexity, in either direction.
+        fp8_within: Whether that is within `FP8_MARGIN` of perplexity, in either direction (`inside`).
     """
 
     setting: str
     naive: Difference
     protected: Difference
     restored: float
-    within: bool
+    within: Inside
     controls: int
     beaten: int
     closest: StudyArm | None
     fp8: Difference | None
-    fp8_equal: bool
+    fp8_within: Inside
 
 
 class Duel(NamedTuple):
@@ -89,6 +104,21 @@ class Steadied(NamedTuple):
     effort: int
 
 
+def inside(loss: Difference, high: float, low: float = -math.inf) -> Inside:
+    """Whether a difference is known to lie within limits: its whole 95 % interval, or the estimate alone.
+
+    An interval that is not known, of a text from one source, shows nothing.
+
+    Args:
+        loss: In nats.
+        high: Limit in nats, itself allowed.
+        low: As ``high``.
+    """
+    if not low <= loss.nats <= high:
+        return "no"
+    return "yes" if all(low <= end <= high for end in loss.interval) else "estimate only"
+
+
 def said_of(study: SpikeStudy, setting: str) -> SettingSays | None:
     """What a setting's arms say; None where nothing was protected in it."""
     naive, protected = study.find(setting, NAIVE), study.find(setting, PROTECTED)
@@ -105,12 +135,12 @@ def said_of(study: SpikeStudy, setting: str) -> SettingSays | None:
         lost,
         kept,
         (lost.nats - kept.nats) / lost.nats if lost.nats > 0 else math.nan,
-        kept.nats <= study.budget_nats,
+        inside(kept, study.budget_nats),
         len(controls),
         len(beaten),
         min(controls, key=lambda a: study.over_float(a).nats, default=None),
         fp8,
-        fp8 is not None and abs(math.expm1(fp8.nats)) <= FP8_MARGIN,
+        "no" if fp8 is None else inside(fp8, math.log1p(FP8_MARGIN), math.log1p(-FP8_MARGIN)),
     )
 
 
@@ -141,8 +171,9 @@ def steadied(study: SpikeStudy) -> tuple[Steadied, ...]:
             or (arm.group == "order" and arm.label.startswith("by damage"))
         )
     ]
-    found = [Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried]
-    return tuple(sorted(found, key=lambda s: s.loss.nats))
+    # Methods with a scheme for inputs of their own are the same arm in several settings.
+    found = {_remedy(arm): Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried}
+    return tuple(sorted(found.values(), key=lambda s: s.loss.nats))
 
 
 def recommend(study: SpikeStudy) -> str:
@@ -152,7 +183,7 @@ def recommend(study: SpikeStudy) -> str:
     if not tried or naive is None:
         return ""
     # What is chosen among so many on the tokens it is quoted on has to hold with its whole interval.
-    within = [s for s in tried if s.loss.interval[1] <= study.budget_nats]
+    within = [s for s in tried if inside(s.loss, study.budget_nats) == "yes"]
     if within:
         best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
         words = f"6 bits: take {_remedy_words(study, best.arm)}; it keeps {study.budget} at {_said(best.loss)}"
@@ -220,10 +251,10 @@ def _no_spikes(study: SpikeStudy) -> list[str]:
     naive, first = study.find(study.main, NAIVE), study.find(study.main, "by damage, k=1")
     lost = "" if naive is None else f". Naive loses {_said(study.over_float(naive))}"
     if naive is not None and first is not None:
-        gain = study.over_float(naive).nats - study.over_float(first).nats
-        lost += (
-            f", spread over many sites: the dearest alone gives back {100 * gain / study.over_float(naive).nats:.0f} %"
-        )
+        naive_nats = study.over_float(naive).nats
+        if naive_nats > 0:  # of nothing lost there is no share
+            gain = naive_nats - study.over_float(first).nats
+            lost += f", spread over many sites: the dearest alone gives back {100 * gain / naive_nats:.0f} %"
     rules = f"none of {len(study.rules)} spike rules flags a stream"
     return [f"There is no spike to protect: {rules}{lost}"]
 
@@ -231,7 +262,7 @@ def _no_spikes(study: SpikeStudy) -> list[str]:
 def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
     names = ", ".join(map(short_name, study.sites))
     restored = "" if math.isnan(said.restored) else f", {100 * said.restored:.0f} % of the loss restored"
-    budget = f"{'within' if said.within else 'not within'} {study.budget}"
+    budget = _INSIDE[said.within].format(study.budget)
     setting, kept = setting_words(said.setting), _said(said.protected)
     lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
     if said.closest is not None:
@@ -245,10 +276,9 @@ def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
             f"  Random controls: {worse}; the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
         )
     if said.fp8 is not None:
-        equal = "within" if said.fp8_equal else "not within"
         lines.append(
             f"  E4M3 instead of float: {100 * math.expm1(said.fp8.nats):+.2f} % perplexity{_error(said.fp8)}, "
-            f"{equal} ±{100 * FP8_MARGIN:g} %"
+            f"{_INSIDE[said.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
         )
     return lines
 

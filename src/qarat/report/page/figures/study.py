@@ -30,7 +30,8 @@ def arms_of(study: SpikeStudy, setting: str) -> Figure:
     return intervals(
         f"study-{brief_setting(setting).replace(' ', '-')}",
         f"Protection, controls and methods in {setting_words(setting)}",
-        f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Random controls protect as many sites.",
+        f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Random controls protect as many "
+        "sites of the same kind, or sites of any kind.",
         [_arm(a.label, loss, a) for loss, a in found],
         unit="nats per token",
         reference=0.0,
