@@ -60,6 +60,14 @@ def test_log_likelihoods_are_the_harness_own(tiny_model: Model, theirs: Any):
     assert len({nats for nats, _ in ours}) == len(requests)
 
 
+def test_a_dynamic_scale_is_that_of_one_question(tiny_model: Model):
+    """Whatever is asked together with it."""
+    plan = assign(tiny_model.fingerprint, 32, tiny_model.sites(), "w=int4/channel a=int4/tensor/dynamic")
+    requests = ask("loglikelihood", *((text[: 9 * n], text[9 * n : 10 * n]) for n, text in enumerate(TEXTS, start=1)))
+    small = wrap_model(quantize(tiny_model, plan, None), "", no_progress)
+    assert small.loglikelihood(requests) == [small.loglikelihood([request])[0] for request in requests]
+
+
 def test_rolling_log_likelihoods_are_the_harness_own(tiny_model: Model, theirs: Any):
     """Of documents shorter than the model's length, as long, longer, and of many windows."""
     seen: list[tuple[str, int, int]] = []
@@ -79,9 +87,11 @@ def test_a_question_may_have_one_token_more_than_is_read(tiny_model: Model, thei
     fits = ask("loglikelihood", (TEXT[:20], TEXT[20:length]))  # BOS in front makes it one more
     assert ours.loglikelihood(fits) == theirs.loglikelihood(fits, disable_tqdm=True)
     cut = ask("loglikelihood", (TEXT[:20], TEXT[20 : length + 1]), (TEXT[:20], TEXT[20 : length + 9]), task="long")
-    with pytest.raises(UserError, match=rf"trained for {length} .*\n  long: question 1 has {length + 9} tokens$"):
+    with pytest.raises(
+        UserError, match=rf"trained for {length} .*\n  long: question 1 has {length + 9} tokens to read$"
+    ):
         ours.loglikelihood([*fits, *cut])
-    with pytest.raises(UserError, match=rf"long: question 0 has {length + 1} tokens$"):
+    with pytest.raises(UserError, match=rf"long: question 0 has {length + 1} tokens to read$"):
         ours.loglikelihood(cut[:1])
 
 
@@ -102,8 +112,10 @@ def test_prompts_that_the_harness_would_cut_are_refused(writer: Model):
     how = {"until": ["\n"], "max_gen_toks": 12}
     fits, cut = ask("generate_until", (TEXT[: length - 13], how), (TEXT[: length - 12], how), task="cut")
     roomy = ask("generate_until", (TEXT[:5], {"until": ["\n"]}), task="roomy")
-    first = rf"cut: question 1 has {length - 11} tokens and asks for up to 12 more"
-    with pytest.raises(UserError, match=rf"{first}\n  roomy: question 0 has 6 tokens and asks for up to 256 more$"):
+    first = rf"cut: question 1 has {length - 11} tokens to read and asks for up to 12 more"
+    with pytest.raises(
+        UserError, match=rf"{first}\n  roomy: question 0 has 6 tokens to read and asks for up to 256 more$"
+    ):
         wrap_model(writer, "", no_progress).generate_until([fits, cut, *roomy])
 
 
@@ -121,7 +133,7 @@ def test_prompts_of_many_lengths_stand_behind_a_prefix(writer: Model):
     small = quantize(writer, plan, None)
     prompts = [TEXT[n : 2 * n] for n in (5, 20)]
     module: Any = small.module()
-    expected: list[str] = []
+    expected: list[Any] = []
     for prompt in prompts:
         ids = torch.tensor([writer.tokenizer(prompt).input_ids])
         whole = module.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)

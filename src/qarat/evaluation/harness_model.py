@@ -19,15 +19,15 @@ from qarat.workspace import Progress
 __all__ = ["BATCH", "wrap_model"]
 
 BATCH = 16
-"""Log-likelihoods computed together, shorter ones with padding behind them."""
+"""Log-likelihoods of a float model computed together; not part of the result beyond rounding."""
 
 
 def wrap_model(model: Model, stage: str, progress: Progress) -> Any:
     """A model as the harness takes one.
 
     Questions that are longer than its windows, the room for a written answer included, raise a `UserError` when they
-    are asked, with the longest of each task; documents of rolling log-likelihoods may have any length. So do answers to
-    be written by a model without EOS.
+    are asked, with the longest of each task; so do answers to be written by a model without EOS. Documents of rolling
+    log-likelihoods may have any length.
 
     Args:
         model: In float or quantized; all its blocks are in memory at once.
@@ -44,7 +44,8 @@ def wrap_model(model: Model, stage: str, progress: Progress) -> Any:
         pretrained=model.module(),
         tokenizer=tokenizer,
         backend="causal",
-        batch_size=BATCH,
+        # Shorter questions are padded behind, which only a dynamic scale of the whole tensor sees.
+        batch_size=BATCH if model.is_float else 1,
         max_length=model.length,
         device=model.runtime.device,
     )
@@ -71,7 +72,7 @@ class _Steps:
 
 
 def _reporting(model: Model, steps: _Steps) -> Any:
-    """The harness's class with its four ways in watched."""
+    """The harness's class with its ways in watched."""
     base: Any = import_harness("lm_eval.models.huggingface").HFLM
 
     class Reporting(base):
@@ -148,7 +149,7 @@ def _refuse_cut(model: Model, needs: Iterable[tuple[Any, int, int]]) -> None:
     for request, reads, adds in needs:
         if reads + adds > model.length:
             more = f" and asks for up to {adds} more" if adds else ""
-            words = f"{request.task_name}: question {request.doc_id} has {reads} tokens{more}"
+            words = f"{request.task_name}: question {request.doc_id} has {reads} tokens to read{more}"
             longest[request.task_name] = max(longest.get(request.task_name, (0, "")), (reads + adds, words))
     if longest:
         raise UserError(
