@@ -9,6 +9,7 @@ import pytest
 from qarat.conversion import quantize
 from qarat.errors import UserError
 from qarat.evaluation import zero_shot
+from qarat.evaluation.harness_model import BATCH
 from qarat.evaluation.zero_shot import measure_tasks
 from qarat.models import Model, open_model
 from qarat.plans import assign
@@ -27,7 +28,7 @@ def test_a_float_model_gets_what_the_harness_gives_its_folder(model: Model):
     harness: Any = importlib.import_module("lm_eval")
     models: Any = importlib.import_module("lm_eval.models.huggingface")
     ours = measure_tasks(model, ["code_continuation"], label="float", limit=LIMIT)
-    theirs = models.HFLM(pretrained=str(model.folder), dtype="float32", device="cpu", batch_size=zero_shot.BATCH)
+    theirs = models.HFLM(pretrained=str(model.folder), dtype="float32", device="cpu", batch_size=BATCH)
     task = zero_shot._own_task("code_continuation", None)
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_defaults=False)
     answer: Any = harness.simple_evaluate(model=theirs, tasks=[task], num_fewshot=0, limit=LIMIT, task_manager=manager)

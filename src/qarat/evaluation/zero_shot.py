@@ -7,7 +7,6 @@ float model gets the numbers that the harness gives its folder, and a quantized 
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.metadata
 import logging
 import math
@@ -19,6 +18,7 @@ from qarat.documents import bundled_documents
 from qarat.errors import UserError
 from qarat.evaluation.code_continuation import make_items
 from qarat.evaluation.harness import import_harness
+from qarat.evaluation.harness_model import wrap_model
 from qarat.evaluation.local_tasks import LOCAL_TASKS, read_task
 from qarat.formats import nearest_names
 from qarat.models import Model
@@ -29,8 +29,6 @@ __all__ = ["OWN_TASKS", "measure_tasks"]
 
 OWN_TASKS = ("code_continuation", *LOCAL_TASKS)
 """Tasks that this project defines; every other name is the harness's."""
-
-BATCH = 16  # requests run together; not part of the result beyond rounding
 
 
 def measure_tasks(
@@ -57,7 +55,7 @@ def measure_tasks(
     Raises:
         UserError: The harness is not installed; unknown tasks (with the nearest names); local tasks without their
             files, or with malformed ones (every row of every file, with its line); questions longer than the model's
-            windows.
+            windows, the room for a written answer included (the longest of each task).
     """
     harness = import_harness("lm_eval")
     with _quiet():
@@ -67,7 +65,7 @@ def measure_tasks(
         _check_names(tasks, manager.all_tasks)
         own = _own_tasks(tasks, data)
         answer: Any = harness.simple_evaluate(
-            model=_wrap(model, f"evaluate {label}", progress),
+            model=wrap_model(model, f"evaluate {label}", progress),
             tasks=[own.get(name, name) for name in dict.fromkeys(tasks)],
             num_fewshot=0,
             limit=limit,
@@ -150,48 +148,6 @@ def _task(name: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], 
         "metadata": {"version": 1.0},
     }
     return import_harness("lm_eval.api.task").ConfigurableTask(config=config | asked | more)
-
-
-def _wrap(model: Model, stage: str, progress: Progress) -> Any:
-    """The model as the harness takes one, telling how far it is."""
-    base: Any = import_harness("lm_eval.models.huggingface").HFLM
-
-    class Reporting(base):
-        total = done = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.total, self.done = len(requests), 0
-            progress(stage, 0, self.total)
-            answers = super().loglikelihood(requests, disable_tqdm=True)
-            progress(stage, self.total, self.total)
-            return answers
-
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **more: Any) -> Any:
-            longest = max(len(context) + len(continuation) for _, context, continuation in requests)
-            if longest > model.length:
-                raise UserError(
-                    f"a question of these tasks has {longest} tokens, {model.folder.name} was trained for "
-                    f"{model.length}: the harness would cut it silently; leave that task out"
-                )
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
-
-        def _model_call(self, inps: Any, *rest: Any, **more: Any) -> Any:
-            answer = super()._model_call(inps, *rest, **more)
-            self.done = min(self.done + len(inps), self.total)  # where answers are shared, fewer are run than asked
-            progress(stage, self.done, self.total)
-            return answer
-
-    # The harness adds a padding token where there is none; what stands in the padding changes no answer.
-    tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
-    return Reporting(
-        pretrained=model.module(),
-        tokenizer=tokenizer,
-        backend="causal",
-        batch_size=BATCH,
-        max_length=model.length,
-        device=model.runtime.device,
-    )
 
 
 def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:
