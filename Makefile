@@ -13,7 +13,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-engines lint format clean
+.PHONY: help setup demo laws test test-engines lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -34,6 +34,17 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## quantize the bundled model and write the report to demo-out/
 	$(BIN)/qarat run -o demo-out --overwrite
+
+# A folder is there once all its points are measured; a killed sweep goes on with the same command.
+SWEEP := $(BIN)/qarat sweep --formats mxint4 mxfp4 int4 int8-static --ratios 0.5 0.6 0.7 0.8 0.9 1 --report-samples 128
+
+laws: laws-out/grid laws-out/wide ## sweep the reference family: the tables of docs/laws.md in laws-out/ (an hour on 2 cores)
+
+laws-out/grid: | setup
+	$(SWEEP) --blocks 16 32 64 128 row tensor -o $@ py-64 py-96 py-128
+
+laws-out/wide: | setup
+	$(SWEEP) --blocks 32 --family py -o $@ py-160 py-224
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
