@@ -1,4 +1,4 @@
-"""Model cards: `python reference/cards.py` writes `cards/NAME.md` for every model, and prints the family's table.
+"""Model cards: `python reference/cards.py` writes `cards/NAME.md` for every model, and the family's `cards/README.md`.
 
 From what training recorded (`training.json` beside the weights) and what `table.py` measured (`cards/NAME.json`);
 nothing is measured here, so a card can be written anew at any time.
@@ -8,21 +8,39 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from table import CARDS, LOWS, format_damage, format_table
+from table import CARDS, DRAWS, LOWS, format_damage, format_table
 
 from qarat.checkpoints import reference_models
 
 CURVE_ROWS = 10
 
 
-def write_card(name: str, folder: Path) -> str:
+def read_measured(folders: Mapping[str, Path]) -> dict[str, tuple[dict, dict]]:
+    """What training recorded and what was measured, of every model that was measured, by size.
+
+    Ends with a sentence where other weights were measured than those that lie there now.
+    """
+    found: dict[str, tuple[dict, dict]] = {}
+    for name, folder in folders.items():
+        if not (CARDS / f"{name}.json").is_file():
+            print(f"left out, not measured yet: python reference/table.py {name}", file=sys.stderr)
+            continue
+        record = json.loads((folder / "training.json").read_text())
+        found[name] = record, json.loads((CARDS / f"{name}.json").read_text())
+    stale = [name for name, (record, row) in found.items() if row.get("weights_sha256") != record["weights_sha256"]]
+    if stale:
+        raise SystemExit(
+            f"measured on other weights than lie there now: {', '.join(stale)}; no card was written.\n"
+            f"Measure them anew: python reference/table.py {' '.join(stale)}"
+        )
+    return dict(sorted(found.items(), key=lambda item: (item[1][0]["parameters_outside_embedding"], item[0])))
+
+
+def write_card(name: str, config: dict, record: dict, measured: dict) -> str:
     """The card of one model, in Markdown."""
-    record = json.loads((folder / "training.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
-    measured = json.loads((CARDS / f"{name}.json").read_text())
     recipe = record["recipe"]
     kept = f"; this is the copy kept at step {record['steps_done']}" if record["steps_done"] < recipe["steps"] else ""
     bos = "documents laid end to end, BOS where one begins" if recipe["packed"] else "each begun with BOS"
@@ -90,15 +108,39 @@ def _items(lines: Iterable[str]) -> list[str]:
     return [f"- {line}" for line in lines]
 
 
+def write_family(models: Sequence[tuple[dict, dict]]) -> str:
+    """The page of the whole family, in Markdown."""
+    windows = ", ".join(sorted({f"{row['windows']} ({row['convention']})" for _, row in models}))
+    lows = [f"{label}: `{spelling}`" for label, spelling in LOWS.items()]
+    notes = [
+        "stream: the input of a projection; those with the lowest SNR under INT8; r: [spikes](../../docs/spikes.md)",
+        f"damage: loss over float, nats per token, ± one standard error; report windows: {windows}",
+        "naive: everything low; protected: the named sites in float; all `down_proj`: these in float",
+        f"random: as many random other `down_proj` in float as are protected, lowest to highest of {DRAWS} draws",
+    ]
+    lines = [
+        "# The reference family",
+        "",
+        "Written by `python reference/cards.py` from each model's `training.json` and from `NAME.json`, what",
+        "`python reference/table.py NAME` measured. `NAME.md` is a model's card.",
+        "",
+        *_items([*notes, *lows]),
+        "",
+        *format_table(models),
+    ]
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
-    rows: Sequence[dict] = []
-    for name, folder in reference_models().items():
-        if not (CARDS / f"{name}.json").is_file():
-            print(f"left out, not measured yet: python reference/table.py {name}", file=sys.stderr)
-            continue
-        (CARDS / f"{name}.md").write_text(write_card(name, folder))
-        rows = [*rows, json.loads((CARDS / f"{name}.json").read_text())]
-    print("\n".join(format_table(rows)))
+    folders = reference_models()
+    models = read_measured(folders)
+    if not models:
+        raise SystemExit("no model was measured yet: python reference/table.py py-64")
+    for name, (record, measured) in models.items():
+        config = json.loads((folders[name] / "config.json").read_text())
+        (CARDS / f"{name}.md").write_text(write_card(name, config, record, measured))
+    (CARDS / "README.md").write_text(write_family(list(models.values())))
+    print(f"wrote {len(models)} cards and the family's table: {CARDS / 'README.md'}")
 
 
 if __name__ == "__main__":

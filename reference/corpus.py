@@ -36,9 +36,9 @@ def python_files() -> Iterator[tuple[str, Path]]:
     stdlib = Path(sysconfig.get_path("stdlib"))
     site = Path(sysconfig.get_path("purelib"))
     roots = [("stdlib", stdlib)] + [(name, site / name) for name in PACKAGES]
+    if missing := [label for label, root in roots if not root.is_dir()]:
+        raise SystemExit(f"corpus: not installed at the usual place: {', '.join(missing)}; run `make setup` first")
     for label, root in roots:
-        if not root.is_dir():
-            raise SystemExit(f"corpus: {label} is not installed at its usual place; run `make setup` first")
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).parts
             if "site-packages" in parts or "__pycache__" in parts:

@@ -10,6 +10,7 @@ the selection tokens, under INT8, and hold for INT6 too. `cards.py` writes the m
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from qarat.records import Difference
 from qarat.schemes import LinearScheme
 from qarat.search.space import make_units
 from qarat.search.sweep import rank_by_damage
+from qarat.spikes import Diagnosis
 from qarat.workspace import Runtime
 
 CARDS = Path(__file__).parent / "cards"
@@ -69,41 +71,22 @@ def measure(
     low = qarat.parse_scheme(LOWS["INT8"])
     assert isinstance(low, LinearScheme)
     streams = [d for d in qarat.diagnose(stats, low.input) if d.kind.endswith("_in")][:MOST]
-
-    chooser = Bench(model, stats, LOWS["INT8"], selection)
-    damages = qarat.price(model, selection, [low], stats).damages(LOWS["INT8"])
-    ranked = [
-        site for unit in rank_by_damage(make_units(chooser.naive.sites, tied=False), damages) for site in unit.sites
-    ]
-    enough = ENOUGH * chooser.damage([]).nats
-    count = next((k for k in range(1, MOST) if chooser.damage(ranked[:k]).interval[1] <= enough), MOST)
-    dearest = ranked[:count]
-    downs = [s.name for s in chooser.naive.sites if s.leaf == "down_proj"]
-    others = sorted(set(downs) - set(dearest))
-    draws = random.Random(0).sample(list(combinations(others, count)), DRAWS)
+    dearest, predicted = choose(model, stats, low, selection)
 
     row: dict[str, object] = {
         "model": name,
+        "weights_sha256": hashlib.sha256((model.folder / "model.safetensors").read_bytes()).hexdigest(),
         "windows": len(report),
         "convention": report.convention,
-        "streams": [
-            {
-                "stream": short_name(d.stream),
-                "r": round(d.ratio, 1),
-                "maximum": round(d.maximum, 1),
-                "snr_db": round(d.snr_db, 1),
-                "token": d.peak.text,
-                "position": d.peak.position,
-                "channel": d.peak.channel,
-                "flagged_by": list(d.flagged_by),
-            }
-            for d in streams
-        ],
+        "streams": [_stream(diagnosis) for diagnosis in streams],
         "protected": [short_name(site) for site in dearest],
-        "predicted": {short_name(site): damages[site] for site in ranked[: MOST + 1]},
+        "predicted": {short_name(site): nats for site, nats in predicted.items()},
     }
     for label, spelling in LOWS.items():
         bench = Bench(model, stats, spelling, report)
+        downs = [s.name for s in bench.naive.sites if s.leaf == "down_proj"]
+        others = sorted(set(downs) - set(dearest))
+        draws = random.Random(0).sample(list(combinations(others, len(dearest))), DRAWS)
         row["loss"], row["perplexity"] = bench.float.loss, bench.float.perplexity
         row[label] = {
             "naive": _pair(bench.damage([])),
@@ -116,26 +99,63 @@ def measure(
     return row
 
 
+def choose(
+    model: qarat.Model, stats: qarat.ActivationStats, low: LinearScheme, selection: qarat.TokenSet
+) -> tuple[list[str], dict[str, float]]:
+    """The sites to protect, dearest first; and what these and the next ones were predicted to cost, nats."""
+    bench = Bench(model, stats, LOWS["INT8"], selection)
+    damages = qarat.price(model, selection, [low], stats).damages(LOWS["INT8"])
+    ranked = [
+        site for unit in rank_by_damage(make_units(bench.naive.sites, tied=False), damages) for site in unit.sites
+    ]
+    enough = ENOUGH * bench.damage([]).nats
+    count = next((k for k in range(1, MOST) if bench.damage(ranked[:k]).interval[1] <= enough), MOST)
+    return ranked[:count], {site: damages[site] for site in ranked[: MOST + 1]}
+
+
+def _stream(d: Diagnosis) -> dict[str, object]:
+    return {
+        "stream": short_name(d.stream),
+        "r": round(d.ratio, 1),
+        "maximum": round(d.maximum, 1),
+        "snr_db": round(d.snr_db, 1),
+        "token": d.peak.text,
+        "position": d.peak.position,
+        "channel": d.peak.channel,
+        "flagged_by": list(d.flagged_by),
+    }
+
+
 def _pair(difference: Difference) -> dict[str, float]:
     return {"nats": difference.nats, "error": difference.standard_error}
 
 
-def format_table(rows: Sequence[dict]) -> list[str]:
-    """The family's table in Markdown."""
-    columns = ["model", "loss", "worst streams: r, SNR (dB), maximum", ""]
-    columns += ["naive", "protected", "random `down_proj`", "all `down_proj`"]
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        streams = "; ".join(f"{s['stream']} {s['r']}, {s['snr_db']}, {s['maximum']}" for s in row["streams"])
-        for label in LOWS:
-            d = row[label]
-            drawn = [x["nats"] for x in d["random"]]
-            lines.append(
-                f"| {row['model']} | {row['loss']:.3f} | {streams} | {label} | {format_damage(d['naive'])} | "
-                f"{', '.join(row['protected'])}: {format_damage(d['protected'])} | "
-                f"{min(drawn):+.4f} to {max(drawn):+.4f} | {format_damage(d['all_down'])} |"
-            )
-    return lines
+def format_table(models: Sequence[tuple[dict, dict]]) -> list[str]:
+    """The family's table in Markdown, a column a model: of each, what training recorded and what was measured."""
+    columns = [_column(record, row) for record, row in models]
+    lines = [" | ".join([label, *(column[label] for column in columns)]) for label in columns[0]]
+    return [f"| {lines[0]} |", "|" + " --- |" * (1 + len(columns)), *(f"| {line} |" for line in lines[1:])]
+
+
+def _column(record: dict, row: dict) -> dict[str, str]:
+    cells = {
+        "": row["model"],
+        "parameters outside embedding and head": f"{record['parameters_outside_embedding']:,}",
+        "tokens": f"{record['tokens']:,}",
+        "report perplexity": f"{row['perplexity']:.2f}",
+    }
+    for place, s in zip(("worst", "second", "third"), row["streams"], strict=True):
+        cells[f"{place} stream: r, SNR, maximum"] = f"`{s['stream']}`: {s['r']}, {s['snr_db']} dB, {s['maximum']}"
+    cells["protected"] = ", ".join(f"`{site}`" for site in row["protected"])
+    for low in LOWS:
+        damage, drawn = row[low], [pair["nats"] for pair in row[low]["random"]]
+        cells[f"{low}, naive"] = format_damage(damage["naive"])
+        cells[f"{low}, protected"] = format_damage(damage["protected"])
+        cells[f"{low}, random"] = f"{min(drawn):+.4f} to {max(drawn):+.4f}"
+        cells[f"{low}, all `down_proj`"] = format_damage(damage["all_down"])
+    cells["weights, sha256"] = f"`{record['weights_sha256'][:16]}`"
+    cells["hours, threads"] = f"{record['hours']:.2f}, {record['threads']}"
+    return cells
 
 
 def format_damage(pair: dict[str, float]) -> str:
@@ -152,7 +172,8 @@ def main() -> None:
         print(f"measuring {name} ...", flush=True)
         row = measure(name, arguments.threads)
         (CARDS / f"{name}.json").write_text(json.dumps(row, indent=1, ensure_ascii=False) + "\n")
-        print("\n".join(format_table([row])), flush=True)
+        record = json.loads((reference_models()[name] / "training.json").read_text())
+        print("\n".join(format_table([(record, row)])), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,21 @@ def train(program: Callable[[str], ModuleType]) -> ModuleType:
     return program("train")
 
 
+@pytest.fixture(scope="module")
+def corpus(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("corpus")
+
+
+@pytest.fixture(scope="module")
+def cutting(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("windows")
+
+
 @pytest.fixture
-def toy(train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def toy(train: ModuleType, cutting: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A recipe of seconds, its work and its result in a folder of the test's own; not compiled."""
-    monkeypatch.setattr(train, "WORK", tmp_path / "work")
+    for module in (train, cutting):
+        monkeypatch.setattr(module, "WORK", tmp_path / "work")
     monkeypatch.setattr(train, "MODELS", tmp_path / "models")
     monkeypatch.setattr(train, "NOTE_EVERY", 2)
     monkeypatch.setattr(train, "SAVE_EVERY", 4)
@@ -61,7 +72,21 @@ def test_the_family_is_small():
     assert sum(f.stat().st_size for f in bundled.rglob("*") if f.is_file()) < PACKAGE_LIMIT
 
 
-def test_every_model_saw_the_same_tokens_through_the_same_tokenizer():
+@pytest.mark.parametrize("name", reference_models())
+def test_what_was_watched_reaches_the_last_step(train: ModuleType, name: str):
+    record = json.loads((reference_models()[name] / "training.json").read_text())
+    noted = list(range(train.NOTE_EVERY, record["steps_done"] + 1, train.NOTE_EVERY))
+    assert [step for step, _ in record["curve"]] == noted
+    assert [step for step, _ in record["spikes"]] == noted
+
+
+def test_the_command_of_a_shipped_model_makes_it_again(train: ModuleType):
+    for folder in reference_models().values():
+        record = json.loads((folder / "training.json").read_text())
+        train.refuse_to_replace(train.FAMILY[record["recipe"]["name"]], record["threads"], [folder])
+
+
+def test_every_model_has_the_same_tokenizer():
     assert len({(folder / "tokenizer.json").read_bytes() for folder in reference_models().values()}) == 1
 
 
@@ -99,11 +124,11 @@ def test_a_state_of_another_recipe_is_refused(train: ModuleType, toy: Any):
 
 
 def test_a_state_of_another_corpus_or_number_of_threads_is_refused(
-    train: ModuleType, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: ModuleType, corpus: ModuleType, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train.train(toy, threads=1, stop_after=4)
-    monkeypatch.setattr(train.corpus, "LISTING", tmp_path / "corpus.tsv")
-    train.corpus.LISTING.write_text("another\n")
+    monkeypatch.setattr(corpus, "LISTING", tmp_path / "corpus.tsv")
+    corpus.LISTING.write_text("another\n")
     with pytest.raises(SystemExit) as told:
         train.train(toy, threads=2)
     torch.set_num_threads(1)
@@ -117,6 +142,48 @@ def test_a_state_of_other_windows_is_refused(train: ModuleType, toy: Any, monkey
     monkeypatch.setattr(train, "prepare", lambda packed: (tokenizer, windows[::-1]))
     with pytest.raises(SystemExit, match="belongs to another set of windows"):
         train.train(toy, threads=1)
+
+
+def test_a_state_of_another_version_is_refused_and_one_that_names_none_is_taken(
+    train: ModuleType, toy: Any, monkeypatch: pytest.MonkeyPatch
+):
+    train.train(toy, threads=1, stop_after=4)
+    here = train.transformers.__version__
+    with monkeypatch.context() as other:
+        other.setattr(train.transformers, "__version__", "4.0.0")
+        with pytest.raises(SystemExit, match=f"another version of transformers:\n  there {here}\n  here  4.0.0"):
+            train.train(toy, threads=1)
+    state = train.WORK / "toy" / "state.pt"
+    saved = torch.load(state, weights_only=True)
+    torch.save({key: value for key, value in saved.items() if not key.startswith("version of")}, state)
+    assert train.train(toy, threads=1, stop_after=2) is None
+    assert torch.load(state, weights_only=True)["version of torch"] == str(torch.__version__)
+
+
+def test_a_model_made_otherwise_is_not_replaced(train: ModuleType, toy: Any, tmp_path: Path):
+    folder = train.train(toy, threads=1)
+    whole = weights_of(folder)
+    with pytest.raises(SystemExit) as told:
+        train.train(replace(toy, seed=1), threads=2)
+    lines = str(told.value).splitlines()
+    assert (
+        lines[1] == f"  {folder}, by `python reference/train.py toy --threads 1`: seed 0, asked 1; threads 1, asked 2"
+    )
+    assert lines[2].startswith(f"  {folder}-50pct, by ")  # a copy is no less a model
+    assert "-o FOLDER" in lines[-1]
+    assert weights_of(folder) == whole
+    assert not (train.WORK / "toy").exists()
+    assert train.train(replace(toy, seed=1), threads=1, stop_after=2, out=tmp_path / "other") is None
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two"])
+def test_threads_that_cannot_compute_are_refused(
+    train: ModuleType, threads: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["train.py", "py-64", f"--threads={threads}"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert f"--threads: {threads}: give a whole number of threads, 1 or more" in capsys.readouterr().err
 
 
 def test_a_model_of_another_folder_leaves_the_family_alone(train: ModuleType, toy: Any, tmp_path: Path):
@@ -181,8 +248,7 @@ def test_too_few_windows_are_refused(train: ModuleType, toy: Any):
         train.train(replace(toy, steps=30), threads=1)
 
 
-def test_a_corpus_of_other_versions_is_told_file_by_file(train: ModuleType, monkeypatch: pytest.MonkeyPatch):
-    corpus = train.corpus
+def test_a_corpus_of_other_versions_is_told_file_by_file(corpus: ModuleType, monkeypatch: pytest.MonkeyPatch):
     label, _, name = corpus.LISTING.read_text().splitlines()[1].split("\t")
     lines = corpus.check({name: "other text", "stdlib/new.py": "x"}, {label: [name, "stdlib/new.py"]})
     assert f"changed: {name}" in lines
@@ -190,30 +256,49 @@ def test_a_corpus_of_other_versions_is_told_file_by_file(train: ModuleType, monk
     assert any(line.startswith("missing: ") for line in lines)
 
 
-def test_of_many_differences_some_are_named_and_the_rest_counted(train: ModuleType):
-    told = train.corpus.describe([f"changed: {i}" for i in range(25)]).splitlines()
+def test_of_many_differences_some_are_named_and_the_rest_counted(corpus: ModuleType):
+    told = corpus.describe([f"changed: {i}" for i in range(25)]).splitlines()
     assert told[0].startswith("corpus: 25 files differ")
     assert told[1:] == [*(f"  changed: {i}" for i in range(20)), "  … and 5 more: python reference/corpus.py check"]
-    assert train.corpus.describe([]) == ""
+    assert corpus.describe([]) == ""
+
+
+def test_all_missing_packages_are_named(corpus: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(corpus, "PACKAGES", ("torch", "no-such", "nor-this"))
+    with pytest.raises(SystemExit, match="not installed at the usual place: no-such, nor-this; run `make setup`"):
+        next(corpus.python_files())
+
+
+def test_a_missing_listing_is_told(
+    cutting: ModuleType, corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cutting, "WORK", tmp_path / "work")
+    monkeypatch.setattr(corpus, "LISTING", tmp_path / "corpus.tsv")
+    with pytest.raises(SystemExit, match=r"corpus\.tsv is missing: restore it.*corpus\.py record"):
+        cutting.prepare(packed=False)
 
 
 def test_windows_of_another_corpus_are_told_at_every_start(
-    train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cutting: ModuleType,
+    corpus: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(train, "WORK", tmp_path)
+    monkeypatch.setattr(cutting, "WORK", tmp_path)
     text = "def f(x):\n    return x + 1\n" * 200
     builds = iter([({"train": [("stdlib/f.py", text)]}, ["changed: stdlib/f.py"])])
-    monkeypatch.setattr(train.corpus, "build", lambda: next(builds))
+    monkeypatch.setattr(corpus, "build", lambda: next(builds))
     for _ in range(2):  # the second time from the kept windows
-        _, windows = train.prepare(packed=False)
-        assert windows.shape[1] == train.WINDOW
+        _, windows = cutting.prepare(packed=False)
+        assert windows.shape[1] == cutting.WINDOW
         told = capsys.readouterr().out
         assert "changed: stdlib/f.py" in told
         assert "results will differ" in told
-    assert train.known_differences(packed=False) == ["changed: stdlib/f.py"]
+    assert cutting.known_differences(packed=False) == ["changed: stdlib/f.py"]
 
 
-def test_a_model_of_another_corpus_says_so(train: ModuleType, toy: Any):
+def test_a_model_of_another_corpus_says_so(train: ModuleType, cutting: ModuleType, toy: Any):
     assert "corpus_differences" not in json.loads((train.train(toy, threads=1) / "training.json").read_text())
-    train.differences_file(packed=False).write_text("changed: stdlib/f.py\nmissing: stdlib/g.py")
+    cutting.differences_file(packed=False).write_text("changed: stdlib/f.py\nmissing: stdlib/g.py")
     assert json.loads((train.train(toy, threads=1) / "training.json").read_text())["corpus_differences"] == 2
