@@ -55,12 +55,15 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         error: Mean relative error of the response.
         left_out_error: The same for points of sizes that the fit had not seen; at most one.
         scatter: Robust standard deviation of a point about the law, in the logarithm, beyond its own error.
+        left_out_r_squared: As ``r_squared``, for points of sizes that the fit had not seen: below zero where their mean
+            would have been closer. At most one; none in files from before it was computed.
     """
 
     r_squared: float
     error: float
     left_out_error: tuple[float, ...]
     scatter: float
+    left_out_r_squared: tuple[float, ...] = ()
 
 
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,7 +79,8 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         units: How many of those there are.
         points: What was fitted.
         quality: At most one; none for published coefficients.
-        correlated: Pairs of parameters that trade off against each other, with their correlation.
+        correlated: Pairs of parameters that trade off against each other, with their correlation: of the draws, or
+            without them of the gradient at the points that count by ratio.
         notes: What a reader must know.
     """
 
@@ -106,6 +110,7 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         refused: Form to the reason why these data cannot fit it, or not for some of the groups that it is fitted in.
         best: The form with the least error on sizes left out; empty where not all forms have one.
         how: How the numbers were obtained and what they count, such as which parameters N are.
+        defects: What is known to be wrong with the measurements, or missing from them.
     """
 
     data: str
@@ -117,6 +122,7 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: dict[str, str] = {}
     best: str = ""
     how: str = ""
+    defects: tuple[str, ...] = ()
 
     @property
     def uncompared(self) -> tuple[str, ...]:
@@ -147,6 +153,8 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         notes: What a reader must know.
         turned: Whether the fitted law runs against what is expected, so that the answer is the other end: the largest
             N that keeps a budget, not the smallest.
+        none: That no value, or any value, keeps the budget, in words; then there is no interval, and the value is the
+            end of what is possible. Empty for an answer.
     """
 
     form: str
@@ -158,6 +166,7 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outside: tuple[str, ...]
     notes: tuple[str, ...]
     turned: bool = False
+    none: str = ""
 
 
 class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,6 +181,7 @@ class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         interval: 95 % interval of one measurement, by the law; empty where there is none.
         outside: What lies outside the fitted domain, and how far.
         near_zero: Whether it is a loss at or near zero, which is no per cent of anything.
+        fitted: Whether it is among the points that the law was fitted to, which are no test of it.
     """
 
     model: str
@@ -182,6 +192,12 @@ class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     interval: tuple[float, ...]
     outside: tuple[str, ...]
     near_zero: bool
+    fitted: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is part of the mean."""
+        return not (self.near_zero or self.fitted)
 
     def off(self, asked: str) -> float:
         """What the prediction is off by: of a loss its share of the measured one, of a ratio the difference."""
@@ -199,7 +215,7 @@ class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         asked: ``loss`` or ``ratio``: what is predicted.
         rows: One a measurement.
         error: Mean of what predictions are off by, without sign: relative of losses, those near zero left out, and the
-            difference of ratios. NaN where no row counts.
+            difference of ratios; rows that were fitted are left out. NaN where no row counts.
         notes: What a reader must know.
     """
 

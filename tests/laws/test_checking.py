@@ -73,13 +73,51 @@ def test_intervals_of_a_measurement_go_with_the_rows(make_table: MakeTable) -> N
 def test_rows_that_were_fitted_or_are_of_another_kind_are_named(make_table: MakeTable) -> None:
     table = msgspec.structs.replace(make_table("weak", WEAK), how="counted with embeddings")
     law = fit_law(table, "weak", draws=0)
-    assert "is no test of it" in check_law(law, table).notes[0]
+    check = check_law(law, table)
+    assert "is no test of it" in check.notes[0]
+    assert all(row.fitted for row in check.rows)
+    assert math.isnan(check.error)
     rows = [msgspec.structs.replace(r, format="int8") for r in table.rows]
     other = msgspec.structs.replace(table, rows=tuple(rows), how="counted without")
     assert check_law(law, other).notes == (
         "format differs: the law has 'mxint4', these rows 'int8'",
         "how differs: the law has 'counted with embeddings', these rows 'counted without'",
     )
+
+
+@pytest.mark.parametrize(("form", "asked"), [("weak", "loss"), ("weak", "ratio"), ("size-share", "ratio")])
+def test_rows_that_were_fitted_count_in_no_mean(form: str, asked: str, make_table: MakeTable) -> None:
+    table = load_table("fig6") if form == "size-share" else make_table("weak", WEAK)
+    unseen = table.rows[:2]
+    law = fit_law(msgspec.structs.replace(table, rows=table.rows[2:]), form, draws=0)
+    doubled = tuple(msgspec.structs.replace(r, value=r.value * (1 + (form == "weak"))) for r in unseen)
+    part = msgspec.structs.replace(table, rows=(*table.rows[2:7], *doubled))
+    check = check_law(law, part, asked=asked)
+    assert check.notes[0] == f"5 of {len(check.rows)} rows are among those the law was fitted to: left out of the mean"
+    alone = check_law(law, msgspec.structs.replace(table, rows=doubled), asked=asked)
+    assert check.error == alone.error
+    assert not any(row.fitted for row in alone.rows)
+
+
+def test_a_row_is_asked_of_the_group_that_its_ratio_is_near(make_table: MakeTable) -> None:
+    blocks = (16.0, 32.0, 64.0, 128.0, 256.0)
+    table = make_table("strong", {**WEAK, "γ_c": 0.5, "d": 0.0}, size=(1e9,), ratio=(0.5, 0.9), block=blocks)
+    rows = [msgspec.structs.replace(r, ratio=(r.ratio or 0) + 0.005 * (r.block == 64)) for r in table.rows]
+    law = fit_law(msgspec.structs.replace(table, rows=tuple(r for r in rows if r.block != 256)), "block-power", draws=0)
+    check = check_law(law, msgspec.structs.replace(table, rows=tuple(rows)))
+    assert [(row.known["ratio"], row.fitted) for row in check.rows] == [
+        (ratio, block != 256) for ratio in (0.5, 0.9) for block in blocks
+    ]
+    far = [msgspec.structs.replace(r, ratio=0.7) for r in rows]
+    with pytest.raises(UserError, match="fitted for these values alone"):
+        check_law(law, msgspec.structs.replace(table, rows=tuple(far)))
+
+
+def test_the_defects_of_the_laws_data_and_of_the_rows_are_named(make_table: MakeTable) -> None:
+    table = msgspec.structs.replace(make_table("weak", WEAK), defects=("both", "bounds have no row"))
+    other = msgspec.structs.replace(make_table("weak", WEAK, **LARGER), defects=("both", "two decimals"))
+    notes = check_law(fit_law(table, "weak", draws=0), other).notes
+    assert notes == ("the law's data: both", "the law's data: bounds have no row", "these rows: two decimals")
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,21 @@ def test_an_answer_that_cannot_be_is_cut_and_said(weak: Law) -> None:
     assert answer.interval == (1, 1)
 
 
+def test_a_budget_that_nothing_keeps_has_no_answer(weak: Law, make_table: MakeTable) -> None:
+    answer = predict(weak, {"size": 1e8, "loss": 1e-6})
+    assert (answer.none, answer.value) == ("no share keeps this budget", 0)
+    assert (answer.interval, answer.measured_interval) == ((), ())
+    assert "which cannot be" in answer.notes[0]
+    assert predict(weak, {"size": 1e9, "loss": 0.3}).none == predict(weak, {"size": 1e12, "loss": 5.0}).none == ""
+    law = exact(make_table, "strong", STRONG, block=(16.0, 32.0, 128.0, 512.0))
+    answer = predict(law, {"size": 1e8, "ratio": 0.9, "loss": 0.01})
+    assert (answer.none, answer.value) == ("no block size keeps this budget", 1)
+    assert predict(law, {"size": 1e8, "ratio": 0.9, "block": 1.0}).value > 0.01
+    bits = exact(make_table, "bits-only", {"C": 2.0, "b": 0.6}, bits=(3.0, 4.0, 6.0))
+    answer = predict(bits, {"loss": 3.0})
+    assert (answer.none, answer.value) == ("every number of bits keeps this budget", 0)
+
+
 # ---------------------------------------------------------------- laws that run the other way
 
 

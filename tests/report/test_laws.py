@@ -30,7 +30,7 @@ def compared() -> Law:
 
 def test_forms_are_compared_and_the_best_ones_points_shown() -> None:
     text = show(compared())
-    best = [line for line in text.splitlines() if line.rstrip().endswith("best")]
+    best = [line for line in text.splitlines() if line.rstrip().endswith("   best")]
     assert len(best) == 1
     assert best[0].split() == ["weak", "30", "0.968", "16.1", "19.2", "best"]
     assert text.count("Qwen1.5-0.5B") == 5  # the points of the best form alone

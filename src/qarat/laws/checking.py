@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 
 from qarat.errors import UserError
-from qarat.lawrecords import CheckedRow, Law, LawCheck
+from qarat.lawrecords import CheckedRow, Fit, Law, LawCheck
 from qarat.laws.forms import form_named
 from qarat.laws.forms.base import Form
-from qarat.laws.points import NEAR_ZERO, check_rows, shared_words
+from qarat.laws.grouping import nearest_group
+from qarat.laws.points import NEAR_ZERO, check_rows, response_of, shared_words
 from qarat.laws.prediction import choose_fit, choose_form, outside_domain, predict, question
 from qarat.laws.tables import Table
 from qarat.measurements import Measurement, loss_increase
@@ -22,6 +23,7 @@ from qarat.measurements import Measurement, loss_increase
 __all__ = ["ASKED", "check_law"]
 
 ASKED = ("loss", "ratio")
+_ROUNDING = 1e-9  # relative: of one number, computed twice
 
 
 def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawCheck:
@@ -63,7 +65,7 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
         asked=asked,
         rows=tuple(checked),
         error=_error(checked, asked),
-        notes=(*_differences(law, table), *notes),
+        notes=(*_seen_words(checked), *_differences(law, table), *notes),
     )
 
 
@@ -72,6 +74,8 @@ def _check_row(law: Law, form: Form, row: Measurement, name: str, asked: str) ->
     values = {v: loss if v == "loss" else getattr(row, v) for v in question(form)}
     measured, error = (loss, error) if asked == "loss" else (values[asked], 0.0)
     known = {v: x for v, x in values.items() if v != asked}
+    if "ratio" in form.by:  # as fitted: in groups of ratios that nearly agree
+        known["ratio"] = nearest_group(known["ratio"], [f.group["ratio"] for f in law.fits if "ratio" in f.group])
     answer, (fit, _) = predict(law, known, name), choose_fit(law, known, name)
     return CheckedRow(
         model=row.model,
@@ -82,26 +86,54 @@ def _check_row(law: Law, form: Form, row: Measurement, name: str, asked: str) ->
         interval=answer.measured_interval,
         outside=tuple(outside_domain(fit, known)),
         near_zero=asked == "loss" and (measured <= 0 or measured < NEAR_ZERO * error),
+        fitted=_was_fitted(law, form, fit, row),
     )
 
 
+def _was_fitted(law: Law, form: Form, fit: Fit, row: Measurement) -> bool:
+    """Whether a row is among a fit's points: the same model, variables and measured value, and the law's format."""
+    if any(getattr(row, column) != value for column, value in law.shared.items()):
+        return False
+    response = response_of(form, row)
+    return any(
+        p.model == row.model
+        and _same(p.measured, response)
+        and all(_same(value, getattr(row, v) or 0.0) for v, value in p.variables.items())
+        for p in fit.points
+    )
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=_ROUNDING)
+
+
 def _error(rows: Sequence[CheckedRow], asked: str) -> float:
-    """The mean of what predictions are off by, without sign; NaN where every loss is near zero."""
-    off = [abs(row.off(asked)) for row in rows if not row.near_zero]
+    """The mean of what predictions are off by, without sign; NaN where no row counts."""
+    off = [abs(row.off(asked)) for row in rows if row.counts]
     return sum(off) / len(off) if off else math.nan
+
+
+def _seen_words(rows: Sequence[CheckedRow]) -> list[str]:
+    """How many of the rows the law was fitted to, if any."""
+    seen = sum(row.fitted for row in rows)
+    if not seen:
+        return []
+    if seen == len(rows):
+        return [f"all {seen} rows are among those the law was fitted to: how close it is to them is no test of it"]
+    return [f"{seen} of {len(rows)} rows are among those the law was fitted to: left out of the mean"]
 
 
 def _differences(law: Law, table: Table) -> list[str]:
     """What a reader must know of a law beside these rows."""
-    if law.data_hash == table.hash:
-        return ["these are the rows that the law was fitted to: how close it is to them is no test of it"]
     theirs = {**shared_words(table), "how": table.how}
     ours = {**law.shared, "how": law.how}
-    return [
+    found = [
         f"{key.replace('_', ' ')} differs: the law has {value!r}, these rows {theirs[key]!r}"
         for key, value in ours.items()
         if value and theirs.get(key) and theirs[key] != value
     ]
+    found += [f"the law's data: {defect}" for defect in law.defects]
+    return found + [f"these rows: {defect}" for defect in table.defects if defect not in law.defects]
 
 
 def _listed(models: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qarat.errors import UserError
 from qarat.lawrecords import Fit, FittedPoint, Law, Parameter, Quality
+from qarat.laws.comparison import compare_forms, with_left_out
 from qarat.laws.estimation import Estimate, estimate, log_residuals
 from qarat.laws.forms import form_named, form_names
 from qarat.laws.forms.base import Form, Vector
@@ -71,8 +72,19 @@ def fit_law(
     if not fits:
         raise UserError("no form fits these data:\n" + "\n".join(f"{k}: {v}" for k, v in refused.items()))
     versions = {package: metadata.version(package) for package in ("qarat", "numpy", "scipy")}
-    best = _best(fits) if form == ALL else ""
-    return Law(table.title, table.hash, shared_words(table), versions, seed, tuple(fits), refused, best, table.how)
+    fits, best = compare_forms(fits) if form == ALL else (fits, "")
+    return Law(
+        data=table.title,
+        data_hash=table.hash,
+        shared=shared_words(table),
+        versions=versions,
+        seed=seed,
+        fits=tuple(fits),
+        refused=refused,
+        best=best,
+        how=table.how,
+        defects=table.defects,
+    )
 
 
 def _check_options(method: str, draws: int, standard_error: float | None) -> None:
@@ -118,7 +130,7 @@ def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, s
         )
     drawn = resample(form, points, fitted, method, draws, seed) if draws else None
     left_out = _leave_sizes_out(form, points, method, seed) if "size" not in form.by else {}
-    return Fit(
+    fit = Fit(
         form=name,
         group=dict(points.group),
         parameters=_parameters(form, fitted, drawn),
@@ -127,10 +139,11 @@ def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, s
         resampled=drawn.resampled if drawn else "",
         units=drawn.units if drawn else 0,
         points=_fitted_points(form, points, fitted, left_out),
-        quality=(_quality(form, points, fitted, left_out),),
-        correlated=_correlated(form, drawn) if drawn else (),
+        quality=(_quality(form, points, fitted),),
+        correlated=_correlated(form, points, fitted, drawn),
         notes=(*notes, *([points.note] if points.note else []), *_notes(form, points, fitted, drawn)),
     )
+    return with_left_out(fit)
 
 
 def _parameters(form: Form, fitted: Estimate, drawn: Resample | None) -> tuple[Parameter, ...]:
@@ -188,29 +201,34 @@ def _fitted_points(
     return tuple(found)
 
 
-def _quality(form: Form, points: Points, fitted: Estimate, left_out: dict[float, Vector]) -> Quality:
+def _quality(form: Form, points: Points, fitted: Estimate) -> Quality:
+    """Of the fit itself; sizes left out come later."""
     residuals = log_residuals(form, fitted.theta, points)
     counted = points.take(~points.by_difference)
     total = np.sum((np.log(counted.y) - np.mean(np.log(counted.y))) ** 2)
     r_squared = 1 - np.sum(residuals**2) / total if total > 0 else 0.0
-    unseen: list[float] = []
-    for size, theta in left_out.items():
-        unseen += list(np.abs(np.expm1(-log_residuals(form, theta, counted.take(counted.sizes == size)))))
-    complete = len(unseen) == len(counted)  # an error over some sizes only would flatter
-    return Quality(
-        float(r_squared),
-        float(np.mean(np.abs(np.expm1(-residuals)))),
-        (float(np.mean(unseen)),) if complete else (),
-        fitted.scatter,
-    )
+    return Quality(float(r_squared), float(np.mean(np.abs(np.expm1(-residuals)))), (), fitted.scatter)
 
 
-def _correlated(form: Form, drawn: Resample) -> tuple[tuple[str, str, float], ...]:
+def _correlated(
+    form: Form, points: Points, fitted: Estimate, drawn: Resample | None
+) -> tuple[tuple[str, str, float], ...]:
     """Pairs that the data hardly tell apart."""
-    with np.errstate(invalid="ignore"):  # a parameter that never moves correlates with none
-        matrix = np.atleast_2d(np.nan_to_num(np.corrcoef(drawn.draws.T)))
+    covariance = np.cov(drawn.draws.T) if drawn else _covariance(form, points, fitted)
+    deviation = np.sqrt(np.diag(covariance))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a parameter that never moves correlates with none
+        matrix = np.nan_to_num(covariance / np.outer(deviation, deviation))
     pairs = [(i, j) for i in range(len(matrix)) for j in range(i) if abs(matrix[i, j]) > _CORRELATED]
     return tuple((form.names[j], form.names[i], round(float(matrix[i, j]), 4)) for i, j in pairs)
+
+
+def _covariance(form: Form, points: Points, fitted: Estimate) -> Vector:
+    """Of the parameters, (p, p), each in a unit of its own, by the gradient at the points that count by ratio."""
+    counted = points.take(~points.by_difference)
+    spread = np.hypot(fitted.scatter, counted.error / counted.y)
+    jacobian = form.gradient(fitted.theta, counted.x) / spread[:, None]
+    inverse = np.linalg.pinv(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))
+    return inverse @ inverse.T
 
 
 def _notes(form: Form, points: Points, fitted: Estimate, drawn: Resample | None) -> list[str]:
@@ -232,12 +250,3 @@ def _notes(form: Form, points: Points, fitted: Estimate, drawn: Resample | None)
             f"{len(drawn.draws)} it ends at the last one, which is too narrow: --draws {needed}"
         )
     return found
-
-
-def _best(fits: Sequence[Fit]) -> str:
-    """The form with the least error on sizes left out, among those that answer with a loss for all points.
-
-    Empty where one of them has no such error: that it cannot be compared makes no other form better than it.
-    """
-    errors = {fit.form: fit.quality[0].left_out_error for fit in fits if not fit.group}
-    return min(errors, key=errors.__getitem__) if errors and all(errors.values()) else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from qarat.errors import UserError
 from qarat.laws.forms.base import VARIABLES, Form, Vector
+from qarat.laws.grouping import join_ratios
 from qarat.laws.tables import Table
 from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value
 
@@ -24,6 +25,7 @@ __all__ = [
     "in_group",
     "is_identified",
     "make_points",
+    "response_of",
     "shared_words",
     "unmodelled",
 ]
@@ -32,7 +34,6 @@ _SHARED = ("family", "format", "planning", "ratio_basis", "evaluation")
 # Standard errors within which a point counts by difference. Beyond, its logarithm is off by a third at the most; a
 # logarithm taken nearer to zero is biased downwards, which at 2 is still seen in the coefficients, at 3 hardly.
 NEAR_ZERO = 3.0
-_RATIO_DIGITS = 2  # of groups: searches come close to the ratio they were asked for, each to another
 _SINGULAR = 1e-9  # least over largest singular value of a gradient with columns scaled to length one
 _SHARE_OF_NULL = 0.05  # a parameter is part of a direction the data do not fix if it has this share of it
 
@@ -97,10 +98,16 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
     if not rows:
         raise UserError(f"{table.title}: no row has a ratio above 0, so there is nothing to fit")
     check_rows(form, name, rows)
+    joined = join_ratios(_variable(row, "ratio") for row in rows)
     groups: dict[tuple[float, ...], list[Measurement]] = {}
     for row in rows:
-        groups.setdefault(tuple(_group_value(row, v) for v in form.by), []).append(row)
-    found = [_points(form, groups[key], standard_error or 0.0) for key in sorted(groups)]
+        at = {v: _variable(row, v) for v in form.by}
+        key = tuple(joined[value] if v == "ratio" else value for v, value in at.items())
+        groups.setdefault(key, []).append(row)
+    found = [
+        _points(form, dict(zip(form.by, key, strict=True)), own, standard_error or 0.0)
+        for key, own in sorted(groups.items(), key=lambda group: group[0])
+    ]
     if form.by and (most := max(map(len, found))) < form.points:
         by = " and ".join(form.by)
         needs = f"to {form.points} points or more; here none has over {most}"
@@ -153,12 +160,17 @@ def shared_words(table: Table) -> dict[str, str]:
     return {column: next(iter(found)) for column, found in values.items() if len(found) == 1 and all(found)}
 
 
+def response_of(form: Form, row: Measurement) -> float:
+    """What a row measured, in the unit of the form's response."""
+    return float(_responses(form, [row], 0.0)[0][0])
+
+
 def unmodelled(form: Form, table: Table) -> list[str]:
-    """Variables that vary in the data and that the form leaves out, with their ranges."""
+    """What a form makes of mixed plans, and variables that vary in the data and that it leaves out, with ranges."""
     used = {*form.variables, *form.by, "loss", *(["size"] if form.response == "billions" else [])}
     if "ratio" in used:
         used.add("bits")  # they follow from the ratio
-    found = []
+    found = [form.mixed] if form.mixed and any(row.ratio not in (None, 1) for row in table.rows) else []
     for variable in VARIABLES:
         values = [v for row in table.rows if variable not in used and (v := _variable(row, variable))]
         if len(set(values)) > 1:
@@ -194,37 +206,33 @@ def _tied(form: Form, points: Points) -> list[str]:
     return [name for name, tied in zip(form.names, involved, strict=True) if tied]
 
 
-def _points(form: Form, rows: Sequence[Measurement], standard_error: float) -> Points:
+def _points(form: Form, group: Mapping[str, float], rows: Sequence[Measurement], standard_error: float) -> Points:
+    y, error = _responses(form, rows, standard_error)
+    x = {v: np.array([_variable(row, v) for row in rows]) for v in form.variables}
+    sizes = np.array([row.size or 0.0 for row in rows])
+    return Points(group, tuple(row.model for row in rows), sizes, x, y, error, _joined_words(group, rows))
+
+
+def _responses(form: Form, rows: Sequence[Measurement], standard_error: float) -> tuple[Vector, Vector]:
+    """What the rows measured, in the unit of the form's response, and its standard errors, (n,) each."""
+    if form.response == "billions":
+        return np.array([_variable(row, "size") / 1e9 for row in rows]), np.zeros(len(rows))
     increases = [loss_increase(row) for row in rows]
     delta = np.array([value for value, _ in increases])
     error = np.array([own or standard_error for _, own in increases])
     if form.response == "perplexity-increase":
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused with the shortages
-            delta, error = 100 * np.expm1(delta), 100 * np.exp(delta) * error
-    elif form.response == "billions":
-        delta, error = np.array([_variable(row, "size") / 1e9 for row in rows]), np.zeros(len(rows))
-    x = {v: np.array([_variable(row, v) for row in rows]) for v in form.variables}
-    sizes = np.array([row.size or 0.0 for row in rows])
-    group, notes = _describe_group(form, rows)
-    return Points(group, tuple(row.model for row in rows), sizes, x, delta, error, "; ".join(notes))
+            return 100 * np.expm1(delta), 100 * np.exp(delta) * error
+    return delta, error
 
 
-def _describe_group(form: Form, rows: Sequence[Measurement]) -> tuple[dict[str, float], list[str]]:
-    """What rows of one group have in common, and what only nearly."""
-    group: dict[str, float] = {}
-    notes: list[str] = []
-    for variable in form.by:
-        values = {_variable(row, variable) for row in rows}
-        group[variable] = values.pop() if len(values) == 1 else _group_value(rows[0], variable)
-        if values:
-            least, most = (end(_variable(row, variable) for row in rows) for end in (min, max))
-            notes.append(f"{variable} is {least:.4f} to {most:.4f} in these points, rounded to make one group")
-    return group, notes
-
-
-def _group_value(row: Measurement, name: str) -> float:
-    value = _variable(row, name)
-    return round(value, _RATIO_DIGITS) if name == "ratio" else value
+def _joined_words(group: Mapping[str, float], rows: Sequence[Measurement]) -> str:
+    """That ratios are only nearly those of their group; empty where they agree."""
+    name = group.get("ratio")
+    least, most = (end(_variable(row, "ratio") for row in rows) for end in (min, max))
+    if name is None or f"{least:.4f}" == f"{most:.4f}" == f"{name:.4f}":
+        return ""
+    return f"ratio is {least:.4f} to {most:.4f} in these points, counted as {spell_value('ratio', name)}"
 
 
 def _variable(row: Measurement, name: str) -> float:
@@ -240,6 +248,9 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         values = points.x.get(variable, points.sizes)
         if (there := len(np.unique(values))) < needed:
             yield f"{name} needs at least {needed} values of {variable}; there are {there}{where}"
+        elif variable == "block" and (most := _most_of_one_size(values, points.sizes)) < needed:
+            why = ": block differs only with size" if most == 1 else ""
+            yield f"{name} needs at least {needed} values of block at some one size; none has over {most}{where}{why}"
     for term in form.terms:
         with np.errstate(divide="ignore", invalid="ignore"):
             impossible = ~np.isfinite(term.of(points.x[term.variable], float(bool(term.offset))))
@@ -256,6 +267,11 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
             f"{points.models[i]} at {what} has an increase of {points.y[i]:.4g}, which has no logarithm, and no "
             "standard error to weigh it by: give standard_error in the data, or --standard-error for rows without one"
         )
+
+
+def _most_of_one_size(values: Vector, sizes: Vector) -> int:
+    """How many different values one size has at the most: one block to a row is another number at each size."""
+    return max(len(np.unique(values[sizes == size])) for size in np.unique(sizes))
 
 
 def in_group(group: Mapping[str, float]) -> str:

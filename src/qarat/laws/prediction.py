@@ -48,11 +48,12 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
         raise UserError(f"the fitted coefficient of {asked} is zero, so no {asked} answers this")
     low, high = _POSSIBLE.get(asked, (0.0, math.inf))
     value = min(max(raw, low), high)
-    against, undecided, notes = _direction(shape, fit, asked)
+    turned, undecided, notes = _direction(shape, fit, asked)
     notes += [*fit.notes, *([f"the law's data: {law.how}"] if law.how else [])]
     if not fit.parameters[0].draws:
         notes.append("no intervals: the coefficients come without draws to take them from")
-    law_interval, measured = ((), ()) if undecided else _intervals(shape, fit, asked, values)
+    none = _no_answer(asked, raw, turned)
+    law_interval, measured = ((), ()) if undecided or none else _intervals(shape, fit, asked, values)
     if not low <= raw <= high:
         notes.insert(0, f"the formula gives {raw:.4g}, which cannot be; {value:g} is the nearest that can")
     return Prediction(
@@ -64,8 +65,8 @@ def predict(law: Law, known: Mapping[str, float], form: str = "") -> Prediction:
         measured_interval=tuple(min(max(v, low), high) for v in measured),
         outside=tuple(outside_domain(fit, {**values, asked: value})),
         notes=tuple(notes),
-        # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
-        turned=against and not (shape.response == "billions" and asked == "ratio"),
+        turned=turned,
+        none=none,
     )
 
 
@@ -205,8 +206,18 @@ def _from_log_response(form: Form, log_response: float) -> float:
     return math.log1p(response / 100) if form.response == "perplexity-increase" else response
 
 
+def _no_answer(asked: str, raw: float, turned: bool) -> str:
+    """That no value keeps a budget, or every one, where the formula's is beyond what can be; empty for an answer."""
+    low, high = _POSSIBLE.get(asked, (0.0, math.inf))
+    if low <= raw <= high or (raw > high and not turned):  # a largest ratio above 1 is an answer: everything low
+        return ""
+    what = {"ratio": "share", "block": "block size", "bits": "number of bits"}.get(asked, asked)
+    cheap_is_low = (_DEARER[asked] > 0) != turned
+    return f"no {what} keeps this budget" if (raw < low) == cheap_is_low else f"every {what} keeps this budget"
+
+
 def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]:
-    """Whether the law runs against what is expected in the open variable, whether its sign is open, and both in words.
+    """Whether the answer is the other end of what is expected, whether the law's sign is open, and both in words.
 
     A budget is solved for a variable through one over its coefficient. As that passes through zero the answer leaps
     from one end of everything to the other, so that an interval of answers would mean nothing.
@@ -232,7 +243,8 @@ def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]
             f"no intervals: these data do not fix whether {what} {usual} or {other} with {variable}; "
             f"{parameter.name} is {low} to {high}"
         )
-    return against, undecided, notes
+    # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
+    return against and not (form.response == "billions" and asked == "ratio"), undecided, notes
 
 
 def _intervals(form: Form, fit: Fit, asked: str, known: Mapping[str, float]) -> tuple[tuple[float, ...], ...]:

@@ -37,7 +37,7 @@ def show_law_check(record: LawCheck) -> RenderableType:
             f"{row.predicted:.4g}",
             _off(row, record.asked),
             " to ".join(f"{bound:.3g}" for bound in row.interval) or "n/a",
-            "outside" if row.outside else "inside",
+            "a fitted row" if row.fitted else "outside" if row.outside else "inside",
         )
     head = Text.assemble(("law check", "bold"), f"  {visible(record.law)}")
     lines = [f"by {record.data}", f"{record.form}: {form_named(record.form).equation}"]
@@ -58,9 +58,11 @@ def _off(row: CheckedRow, asked: str) -> str:
 
 
 def _summary(record: LawCheck) -> str:
-    counted = [row for row in record.rows if not row.near_zero]
+    counted = [row for row in record.rows if row.counts]
+    if not counted:
+        return "no row counts in a mean"
     mean = f"{fixed(100 * record.error, 1)} %" if record.asked == "loss" else fixed(record.error, 3)
     said = f"off by {mean} on average over {count(len(counted), 'row')}"
-    held = [row for row in record.rows if row.interval]
+    held = [row for row in record.rows if row.interval and not row.fitted]
     inside = sum(row.interval[0] <= row.measured <= row.interval[1] for row in held)
     return said + (f"; {inside} of {len(held)} within the 95 % of a measurement" if held else "; no intervals")

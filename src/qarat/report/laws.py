@@ -88,6 +88,7 @@ def show_law(law: Law) -> RenderableType:
         for name, reason in law.refused.items():
             cells(reasons, name, reason)
         parts.append(reasons)
+    parts += [words(f"the law's data: {defect}", "dim") for defect in law.defects]
     return Group(*parts)
 
 
@@ -102,7 +103,7 @@ def show_prediction(prediction: Prediction) -> RenderableType:
     asked = prediction.asked
     out = bare(label("", wrap=False), label(""))
     question = _OTHER_ENDS if prediction.turned else _QUESTIONS
-    cells(out, question[asked], spell_value(asked, prediction.value), style="bold")
+    cells(out, question[asked], prediction.none or spell_value(asked, prediction.value), style="bold")
     cells(out, "95 % of the law", _interval(asked, prediction.interval))
     cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
     known = ", ".join(f"{k} {spell_value(k, v)}" for k, v in prediction.known.items())
@@ -170,7 +171,8 @@ def _show_fit(fit: Fit, *, points: bool) -> list[RenderableType]:
     lines = [f"{_method(fit)}; {form.source}"]
     if fit.quality:
         scatter = 100 * math.expm1(fit.quality[0].scatter)
-        lines.append(f"scatter about the law: {scatter:.0f} % (one standard deviation)")
+        unseen = [f"; R² of the logarithm on sizes left out: {fixed(r, 3)}" for r in fit.quality[0].left_out_r_squared]
+        lines.append(f"scatter about the law: {scatter:.0f} % (one standard deviation){''.join(unseen)}")
     for a, b, correlation in fit.correlated:
         lines.append(f"{a} and {b} trade off (correlation {correlation:.3f}): neither is known well alone")
     lines += fit.notes

@@ -34,6 +34,9 @@ VARIABLES = {
 }
 """What a form may be about."""
 
+MEAN_BITS = "the authors fitted whole models in one precision; mixed plans are counted by their mean bits"
+"""What stands for a mixed plan where precision is a number of bits."""
+
 RESPONSES = {
     "loss": "δ, nats per token",
     "perplexity-increase": "relative increase of perplexity, per cent",
@@ -118,7 +121,9 @@ class Form:
         by: Variables for each value of which it is fitted once.
         needs: Variable to how many different values it must have in the data.
         points: How many points it needs at the least.
-        uniform: Whether it is about whole models in one precision, Q_r = 1.
+        uniform: Whether it is about whole models in one precision, Q_r = 1, alone.
+        mixed: What stands for a mixed plan in a law that its authors fitted to whole models in one precision; empty for
+            a form that is about mixed plans, or takes none.
         method: The authors' way to fit it.
         transfers: What the authors say about other data.
         published: Coefficients that are known.
@@ -135,6 +140,7 @@ class Form:
     response: Literal["loss", "perplexity-increase", "billions"] = "loss"
     by: tuple[str, ...] = ()
     uniform: bool = False
+    mixed: str = ""
     method: Literal["huber", "ols"] = "huber"
     transfers: str = ""
     published: tuple[Published, ...] = ()

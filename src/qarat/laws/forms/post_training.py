@@ -2,7 +2,7 @@
 
 import math
 
-from qarat.laws.forms.base import Form, Published, Term
+from qarat.laws.forms.base import MEAN_BITS, Form, Published, Term
 
 _C_T, _OFFSET, _GAMMA_POST = 0.0598, 1.1277, 0.5907
 
@@ -18,7 +18,7 @@ FORM = Form(
     prefactor="C",
     needs={"tokens": 2, "size": 2, "bits": 2},
     points=6,
-    uniform=True,
+    mixed=MEAN_BITS,
     transfers="the authors say that the constants do not transfer",
     published=(
         Published(

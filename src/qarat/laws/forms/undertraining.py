@@ -1,6 +1,6 @@
 """Ouyang et al.'s law: low-bit quantization favours undertrained models."""
 
-from qarat.laws.forms.base import Form, Published, Term
+from qarat.laws.forms.base import MEAN_BITS, Form, Published, Term
 
 FORM = Form(
     title="undertraining law: size, tokens and bits",
@@ -10,7 +10,7 @@ FORM = Form(
     prefactor="k",
     needs={"tokens": 2, "size": 2, "bits": 2},
     points=6,
-    uniform=True,
+    mixed=MEAN_BITS,
     transfers="AWQ and bitsandbytes give similar shapes with other constants",
     published=(
         Published(

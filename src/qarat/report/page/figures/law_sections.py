@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from qarat.lawrecords import Fit, FittedPoint, Law
 from qarat.laws.forms import form_named
 from qarat.laws.forms.base import RESPONSES, Form
+from qarat.laws.grouping import join_ratios
 from qarat.measurements import spell_value
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
@@ -39,15 +41,16 @@ def law_along(law: Law, variable: str) -> Figure | None:
     form, fits = shown_fits(law)
     if variable not in form.variables or form.response == "billions":
         return None
-    groups = [group for fit in fits for group in _groups(fit, variable)]
+    ratios = join_ratios(p.variables["ratio"] for fit in fits for p in fit.points if "ratio" in p.variables)
+    groups = [group for fit in fits for group in _groups(fit, variable, ratios)]
     held = ""
     if len(groups) > _MOST:
         groups, held = _most_common(groups, variable)
     if not groups:
         return None
-    series = [s for fit, points in groups for s in _series(form, fit, points, variable, groups)]
+    series = [s for group in groups for s in _series(form, group, variable, groups)]
     caption = f"Dots are measured, lines are the fitted law, {form.equation}. "
-    caption += "Error bars are 95 %. " if any(p.standard_error for _, g in groups for p in g) else ""
+    caption += "Error bars are 95 %. " if any(p.standard_error for g in groups for p in g.points) else ""
     return curve(
         f"law-{variable}",
         f"Loss against {'the low share' if variable == 'ratio' else 'block size'}",
@@ -56,25 +59,48 @@ def law_along(law: Law, variable: str) -> Figure | None:
         Axis(_TITLES[variable], log=variable == "block", digits=3 if variable == "ratio" else 0),
         Axis(RESPONSES[form.response], log=True),
         what="model",
-        ordered=len({_known(g).get("size") for g in groups}) == len(groups),
+        ordered=len({g.known.get("size") for g in groups}) == len(groups),
     )
 
 
-Group = tuple[Fit, tuple[FittedPoint, ...]]
+@dataclass(frozen=True)
+class _Group:
+    """Points of one fit that differ in one variable alone.
+
+    Attributes:
+        fit: Theirs.
+        points: Two or more.
+        known: What they have in common, and the value along the axis of the first.
+    """
+
+    fit: Fit
+    points: tuple[FittedPoint, ...]
+    known: Mapping[str, float]
 
 
-def _groups(fit: Fit, variable: str) -> list[Group]:
-    """Points that differ in one variable alone, by size; only where there are two values of it or more."""
+def _groups(fit: Fit, variable: str, ratios: Mapping[float, float]) -> list[_Group]:
+    """Points that differ in one variable alone, by size; only where there are two values of it or more.
+
+    Args:
+        fit: With its points.
+        variable: Along the axis.
+        ratios: Each to the name of its group: searches come close to the one they were asked for.
+    """
     found: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
     for p in fit.points:
-        found.setdefault(tuple((k, v) for k, v in sorted(_placed(p).items()) if k != variable), []).append(p)
-    kept = [tuple(points) for points in found.values() if len({p.variables[variable] for p in points}) > 1]
-    return [(fit, points) for points in sorted(kept, key=lambda g: g[0].variables.get("size", 0.0))]
+        placed = {k: ratios[v] if k == "ratio" else v for k, v in p.variables.items()}
+        found.setdefault(tuple((k, v) for k, v in placed.items() if k != variable), []).append(p)
+    groups = [
+        _Group(fit, tuple(points), {**fit.group, **dict(placed), variable: points[0].variables[variable]})
+        for placed, points in found.items()
+        if len({p.variables[variable] for p in points}) > 1
+    ]
+    return sorted(groups, key=lambda g: g.known.get("size", 0.0))
 
 
-def _most_common(groups: Sequence[Group], variable: str) -> tuple[list[Group], str]:
+def _most_common(groups: Sequence[_Group], variable: str) -> tuple[list[_Group], str]:
     """The groups at the most common values of what is neither along the axis nor of the model."""
-    others = [{k: v for k, v in _known(g).items() if k not in (*MODEL, variable)} for g in groups]
+    others = [{k: v for k, v in g.known.items() if k not in (*MODEL, variable)} for g in groups]
     chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
     kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
     said = ", ".join(f"{k} {spell_value(k, v)}" for k, v in chosen.items())
@@ -82,21 +108,9 @@ def _most_common(groups: Sequence[Group], variable: str) -> tuple[list[Group], s
     return kept, f"{left}{len(groups) - len(kept)} more groups are in the law's file."
 
 
-def _known(group: Group) -> dict[str, float]:
-    """What a group's points have in common, and the value along the axis of the first."""
-    fit, points = group
-    return {**fit.group, **_placed(points[0])}
-
-
-def _placed(p: FittedPoint) -> dict[str, float]:
-    """A point's variables, the ratio rounded: searches come close to the one they were asked for."""
-    return {k: round(v, 2) if k == "ratio" else v for k, v in p.variables.items()}
-
-
-def _series(
-    form: Form, fit: Fit, points: tuple[FittedPoint, ...], variable: str, groups: Sequence[Group]
-) -> list[Series]:
-    name = _name((fit, tuple(points)), variable, groups)
+def _series(form: Form, group: _Group, variable: str, groups: Sequence[_Group]) -> list[Series]:
+    name = _name(group, variable, groups)
+    points = group.points
     measured = tuple(
         Dot(p.variables[variable], p.measured, y_range=error_bar(p), label=p.model)
         for p in sorted(points, key=lambda p: p.variables[variable])
@@ -104,7 +118,7 @@ def _series(
     values = [dot.x for dot in measured]
     space = np.geomspace if variable == "block" else np.linspace
     line = tuple(
-        Dot(float(x), _response(form, fit, {**points[0].variables, variable: float(x)}))
+        Dot(float(x), _response(form, group.fit, {**points[0].variables, variable: float(x)}))
         for x in space(values[0], values[-1], _STEPS)
     )
     return [Series(name, measured, line=False), Series(f"{name}, law", line, marked=False, group=name)]
@@ -116,12 +130,12 @@ def error_bar(p: FittedPoint) -> tuple[float, ...]:
     return (p.measured - spread, p.measured + spread) if spread else ()
 
 
-def _name(group: Group, variable: str, groups: Sequence[Group]) -> str:
+def _name(group: _Group, variable: str, groups: Sequence[_Group]) -> str:
     """What tells a group from the others."""
-    known = _known(group)
-    varied = [v for v in known if v not in (variable, "tokens") and len({_known(g).get(v) for g in groups}) > 1]
+    known = group.known
+    varied = [v for v in known if v not in (variable, "tokens") and len({g.known.get(v) for g in groups}) > 1]
     words = [spell_value(v, known[v]) if v == "size" else f"{v} {spell_value(v, known[v])}" for v in varied]
-    return ", ".join(words) or group[1][0].model
+    return ", ".join(words) or group.points[0].model
 
 
 def _response(form: Form, fit: Fit, at: Mapping[str, float]) -> float:
