@@ -28,7 +28,7 @@ _METHODS = {
 def compared(law: Law) -> list[tuple[str, ...]]:
     """How well each fit does, in the order of `COMPARED`; empty for published laws, which come without."""
     rows: list[tuple[str, ...]] = []
-    for fit in law.fits:
+    for fit in sorted(law.fits, key=lambda fit: bool(fit.group)):  # those for all points, which compare, first
         for quality in fit.quality:
             unseen = fixed(100 * quality.left_out_error[0], 1) if quality.left_out_error else "n/a"
             numbers = (str(len(fit.points)), fixed(quality.r_squared, 3), fixed(100 * quality.error, 1), unseen)

@@ -87,7 +87,7 @@ def _printed(form: Form) -> Iterator[str]:
             printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
             yield f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}"
         ranges = (f"{v} {spell_value(v, low)} to {spell_value(v, high)}" for v, (low, high) in domain.items())
-        yield f"  fitted to {', '.join(ranges)}{f'; {note}' if note else ''}"
+        yield f"fitted to {', '.join(ranges)}{f'; {note}' if note else ''}"
 
 
 def show_law(law: Law) -> RenderableType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qarat.lawrecords import Law
+from qarat.lawrecords import Fit, Law
 from qarat.laws.forms import form_named
 from qarat.report.law_words import COEFFICIENTS, COMPARED, coefficients, compared, fit_lines, group_words
 from qarat.report.page.figures.base import DataTable, Figure
@@ -24,7 +24,7 @@ def law_parts(law: Law) -> tuple[Figure | str, ...]:
     """
     form = form_named(law.shown)
     parts: list[Figure | str] = [paragraph(f"{form.title}: {form.equation}")]
-    if law.best or any(fit.quality for fit in law.fits):
+    if any(fit.quality for fit in law.fits):
         parts += _titled("Forms compared", _comparison(law))
     if any(fit.points for fit in law.fits):
         found = [law_along(law, "ratio"), law_reach(law), law_along(law, "block"), law_fit(law), law_residuals(law)]
@@ -47,13 +47,18 @@ def _comparison(law: Law) -> DataTable:
     return DataTable(columns, tuple(compared(law)), frozenset(columns[2:-1]))
 
 
+def _in_turn(law: Law) -> list[Fit]:
+    """The form that is shown first, those that are fitted in groups, which may be many, last."""
+    return sorted(law.fits, key=lambda fit: (fit.form != law.shown, bool(fit.group)))
+
+
 def _coefficients(law: Law) -> DataTable:
-    rows = tuple((fit.form, group_words(fit), *row) for fit in law.fits for row in coefficients(fit))
+    rows = tuple((fit.form, group_words(fit), *row) for fit in _in_turn(law) for row in coefficients(fit))
     return DataTable((*_FIT, *COEFFICIENTS), rows, frozenset(COEFFICIENTS[1:]))
 
 
 def _notes(law: Law) -> DataTable:
     """How each fit was made and what limits it, points near zero included; then the forms that could not be fitted."""
-    rows = [(fit.form, group_words(fit), line) for fit in law.fits for line in fit_lines(fit)]
+    rows = [(fit.form, group_words(fit), line) for fit in _in_turn(law) for line in fit_lines(fit)]
     rows += [(name, "", f"not fitted: {reason}") for name, reason in law.refused.items()]
     return DataTable((*_FIT, "what must be known"), tuple(rows))
