@@ -11,8 +11,10 @@ from rich.console import Console
 
 from qarat.lawrecords import Law
 from qarat.laws.fitting import fit_law
+from qarat.laws.forms import Catalog, form_named
 from qarat.laws.prediction import predict, published_law
 from qarat.laws.tables import load_table, narrow
+from qarat.report.law_shares import shares
 from qarat.report.terminal import render, render_all
 
 
@@ -45,6 +47,42 @@ def test_a_point_shows_how_far_it_is_off() -> None:
     assert measured == pytest.approx(math.log(12.44 / 10.74), abs=5e-5)
     assert off == pytest.approx(100 * (predicted / measured - 1), abs=0.1)
     assert left_out < off < -20  # predicted from the other sizes it is further off
+
+
+def test_points_come_by_size_then_block_then_ratio() -> None:
+    table = narrow(load_table("fig8"), ["block<=64"])
+    law = fit_law(msgspec.structs.replace(table, rows=tuple(reversed(table.rows))), "strong", draws=0)
+    rows = [line.split() for line in show(law).splitlines() if line.startswith("Qwen1.5")]
+    places = [(float(size.rstrip("B")), float(block), float(ratio)) for _, ratio, size, block, *_ in rows]
+    assert len(places) == 18
+    assert places == sorted(places)
+
+
+def test_what_each_size_allows_is_what_the_law_predicts() -> None:
+    law = fit_law(load_table("t1"), "weak", method="ols", draws=100)
+    found = shares(law)
+    assert found is not None
+    asked = predict(law, {"size": 4e9, "loss": math.log1p(0.1)})
+    answer = found.within(10, {"size": 4e9})
+    assert (answer.value, answer.interval, answer.turned) == (asked.value, asked.interval, asked.turned)
+    text = show(law)
+    assert "largest Q_r (95 % of the law) by weak" in text
+    (row,) = [line for line in text.splitlines() if line.split()[:1] == ["4B"]]
+    assert f"{asked.value:.4g} ({asked.interval[0]:.4g} to {asked.interval[1]:.4g})" in row
+    fit = law.fits[0]
+    slope = msgspec.structs.replace(fit.parameters[1], interval=(-1.0, 9.0))
+    open_sign = msgspec.structs.replace(fit, parameters=(fit.parameters[0], slope, *fit.parameters[2:]))
+    undecided = shares(msgspec.structs.replace(law, fits=(open_sign,)))
+    assert undecided is not None
+    assert undecided.within(10, {"size": 4e9}).interval == ()
+    assert shares(fit_law(load_table("t1"), "bits-only", draws=0)) is None
+
+
+def test_forms_say_where_printed_coefficients_come_from() -> None:
+    text = " ".join(show(Catalog({n: form_named(n) for n in ("post-training", "group-size")})).split())
+    assert "fitted to size 30M to 220M, tokens 1.5B to 26B; GPTQ on OLMo-style models" in text
+    assert text.count("fitted to size 74M to 595M, tokens 10B to 100B, block 32 to 256") == 3  # three different notes
+    assert "the table's cells were scrambled" in text
 
 
 def test_points_near_zero_are_listed() -> None:

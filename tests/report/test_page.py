@@ -17,9 +17,10 @@ import torch
 
 from qarat.errors import UserError
 from qarat.formats import FORMATS
+from qarat.lawrecords import Law
 from qarat.laws.fitting import fit_law
 from qarat.laws.prediction import predict
-from qarat.laws.tables import load_table, narrow
+from qarat.laws.tables import Table, load_table, narrow
 from qarat.plans import Plan
 from qarat.recordfiles import Record, decode_record, encode_record
 from qarat.records import ActivationStats, Continuations, Provenance, Sweep
@@ -29,11 +30,13 @@ from qarat.report.page.figures.base import DataTable, Figure, log_ticks
 from qarat.report.page.figures.curve import curve
 from qarat.report.page.figures.grids import laid_over
 from qarat.report.page.figures.intervals import Arm, intervals
+from qarat.report.page.figures.law_fit import law_fit, law_residuals
 from qarat.report.page.figures.law_reach import law_reach
 from qarat.report.page.figures.law_sections import law_along
 from qarat.report.page.figures.profile import profile
 from qarat.report.page.figures.recovery import recovery
 from qarat.report.page.figures.series import Axis, Dot, Series
+from qarat.report.page.law import law_parts
 from qarat.report.page.provenance import portable_command
 from qarat.report.page.rendering import to_svg
 from qarat.report.page.story import Story, gather
@@ -213,6 +216,101 @@ def test_ratios_that_nearly_agree_are_one_line_along_the_block_size() -> None:
     assert any("ratio 0.9" in row[0] for row in figure.table.rows)
 
 
+def side_by_side(table: Table, *forms: str) -> Law:
+    """A law of a few forms; all there are would take long to fit."""
+    laws = [fit_law(table, form, draws=0) for form in forms]
+    return msgspec.structs.replace(laws[0], fits=tuple(fit for law in laws for fit in law.fits))
+
+
+def test_figures_take_a_form_that_has_their_variable() -> None:
+    law = side_by_side(narrow(load_table("fig8"), ["block<=128"]), "weak", "strong", "bits-only", "block-power")
+    for best in ("weak", "bits-only"):
+        law = msgspec.structs.replace(law, best=best)
+        other = "weak" if best == "weak" else "strong"  # of the forms with the ratio, the closest to the points
+        for figure, form in ((law_along(law, "block"), "strong"), (law_along(law, "ratio"), other)):
+            assert figure is not None
+            assert f"the fitted form {form}, " in figure.caption
+        assert f"Of the form {best}" in law_fit(law).caption
+        reach = law_reach(law)
+        assert reach is not None
+        assert f"the fitted form {other} allows" in reach.caption
+    law = msgspec.structs.replace(law, fits=tuple(f for f in law.fits if f.form in ("bits-only", "block-power")))
+    figure = law_along(law, "block")
+    assert figure is not None
+    assert "the fitted form block-power, " in figure.caption
+    assert len({row[0] for row in figure.table.rows}) == 6  # two sizes, three ratios
+    assert law_along(law, "ratio") is law_reach(law) is None
+
+
+def reached(law: Law) -> dict[tuple[str, str], str]:
+    """Series and model to the share that is drawn."""
+    figure = law_reach(law)
+    assert figure is not None
+    share = figure.table.columns.index("low share Q_r")
+    return {(row[0], row[1]): row[share] for row in figure.table.rows}
+
+
+def test_the_law_s_shares_stand_beside_measured_ones() -> None:
+    law = fit_law(load_table("t1"), "weak", draws=100)
+    drawn = reached(law)
+    loss = {p.variables["ratio"]: p.measured for p in law.fits[0].points if p.model == "Qwen1.5-7B"}
+    assert loss[0.5] < math.log(1.05) < loss[0.9]
+    way = math.log(math.log(1.05) / loss[0.5]) / math.log(loss[0.9] / loss[0.5])
+    assert drawn["ppl+5%", "Qwen1.5-7B"] == f"{0.5 + 0.4 * way:.3f}"
+    assert drawn["ppl+20%", "Qwen1.5-32B"] == "≥ 0.990"  # within the budget at the most that was measured
+    assert ("ppl+1%", "Qwen1.5-0.5B") not in drawn  # beyond the budget at the least
+    figure = law_reach(law)
+    assert figure is not None
+    assert "An open mark is a bound" in figure.caption
+    marks = {row["mark"] for row in rows_of(figure) if "mark" in row}
+    assert marks == {"dot", "open", ""}
+    answer = predict(law, {"size": 4e9, "loss": math.log1p(0.05)})
+    (bar,) = [row for row in rows_of(figure) if row.get("label") == "law at ppl+5%" and row["x"] == 4e9]
+    assert (bar["y"], bar["y_low"], bar["y_high"]) == (answer.value, *answer.interval)
+
+
+def test_measured_shares_are_of_one_block_size() -> None:
+    law = side_by_side(narrow(load_table("fig8"), ["block<=64"]), "weak", "strong")
+    at_16 = reached(msgspec.structs.replace(law, fits=tuple(f for f in law.fits if f.form == "strong")))
+    weak = msgspec.structs.replace(law, best="weak")  # whose points do not keep the block size
+    measured = {key: share for key, share in reached(weak).items() if "law" not in key[0]}
+    assert measured
+    assert measured == {key: share for key, share in at_16.items() if "law" not in key[0]}
+    figure = law_reach(weak)
+    assert figure is not None
+    assert "Dots are measured at block 16" in figure.caption
+    alone = law_reach(msgspec.structs.replace(weak, fits=tuple(f for f in law.fits if f.form == "weak")))
+    assert alone is not None
+    assert "Not measured for Qwen1.5-7B, Qwen1.5-14B" in alone.caption
+    assert "Dots" not in alone.caption
+
+
+def test_residuals_have_the_sign_that_the_terminal_s_have() -> None:
+    law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=0)
+    points = [p for p in law.fits[0].points if not p.by_difference]
+    left = len(law.fits[0].points) - len(points)
+    assert left > 0
+    figure = law_residuals(law)
+    drawn = [row["y"] for row in rows_of(figure) if "mark" in row]
+    assert drawn == pytest.approx([100 * (p.predicted / p.measured - 1) for p in points])
+    assert f"Left out: {left} point" in figure.caption
+    assert "Left out" not in law_residuals(fit_law(load_table("t1"), "weak", draws=0)).caption
+
+
+def test_a_law_s_page_has_its_coefficients_forms_and_notes() -> None:
+    law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=100)
+    law = msgspec.structs.replace(law, refused={"strong": "strong needs block"})
+    said = html.unescape("".join(part for part in law_parts(law) if isinstance(part, str)))
+    for fit in law.fits:
+        for p in fit.parameters:
+            interval = " to ".join(f"{end:.4g}" for end in p.interval)
+            assert f'<td>{p.name}</td><td class="n">{p.value:.4g}</td><td class="n">{interval}</td>' in said
+        assert f'{fit.quality[0].r_squared:.3f}</td><td class="n">' in said
+        assert all(f"<td>{note}</td>" in said for note in fit.notes)
+    assert "<td>not fitted: strong needs block</td>" in said
+    assert "at or near zero, counted by difference over its error: Qwen1.5-32B, ratio 0.5" in said
+
+
 def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
     table = load_table("t1")
     tokens = {size: (1e12 if i % 2 else 4e12) for i, size in enumerate(sorted({r.size or 0 for r in table.rows}))}
@@ -224,7 +322,7 @@ def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
     expected = [
         predict(law, {"size": size, "tokens": own, "loss": math.log(1.05)}).value for size, own in tokens.items()
     ]
-    drawn = [float(row[3]) for row in figure.table.rows if row[0] == "ppl+5%"]
+    drawn = [float(row[3]) for row in figure.table.rows if row[0] == "ppl+5%, law"]
     assert drawn == pytest.approx(expected, abs=1e-3)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -11,12 +11,25 @@ from rich.text import Text
 
 from qarat.lawrecords import Fit, FittedPoint, Law, Prediction
 from qarat.laws.forms import Catalog, form_named
-from qarat.laws.forms.base import RESPONSES, VARIABLES
+from qarat.laws.forms.base import RESPONSES, VARIABLES, Form
 from qarat.laws.tables import COLUMNS, Table
 from qarat.measurements import spell_value
-from qarat.report.layout import bare, cells, count, fixed, label, number, table, visible, words
+from qarat.report.law_shares import shares, spell_budget
+from qarat.report.law_words import (
+    COEFFICIENTS,
+    COMPARED,
+    coefficients,
+    compared,
+    fit_lines,
+    group_words,
+    off_by,
+    ordered,
+)
+from qarat.report.layout import bare, cells, fixed, label, number, table, visible, words
 
 __all__ = ["show_forms", "show_law", "show_prediction", "show_table", "show_tables", "uncompared_words"]
+
+_BUDGETS = (5.0, 10.0, 20.0)  # per cent of perplexity
 
 
 def show_tables(tables: Sequence[Table]) -> RenderableType:
@@ -60,17 +73,25 @@ def show_forms(catalog: Catalog) -> RenderableType:
         ]
         if form.transfers:
             lines.append(f"transfer: {form.transfers}")
-        for p in form.published:
-            group = "".join(f"{k} {spell_value(k, v)}, " for k, v in p.group.items())
-            printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
-            lines.append(f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}")
+        lines += _printed(form)
         indented = Padding(Group(*map(words, lines)), (0, 0, 1, 2))
         parts += [Text.assemble((name, "bold"), f"  {form.title}"), indented]
     return Group(*parts)
 
 
+def _printed(form: Form) -> Iterator[str]:
+    """The authors' coefficients; below those of one domain, that and what must be known of them."""
+    for (domain, note), alike in groupby(form.published, key=lambda p: (p.domain, p.note)):
+        for p in alike:
+            group = "".join(f"{k} {spell_value(k, v)}, " for k, v in p.group.items())
+            printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
+            yield f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}"
+        ranges = (f"{v} {spell_value(v, low)} to {spell_value(v, high)}" for v, (low, high) in domain.items())
+        yield f"fitted to {', '.join(ranges)}{f'; {note}' if note else ''}"
+
+
 def show_law(law: Law) -> RenderableType:
-    """Fit quality of every form, coefficients with intervals, and predicted against measured."""
+    """Fit quality of every form, coefficients with intervals, predicted against measured, and what sizes allow."""
     shared = "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in law.shared.items())
     parts: list[RenderableType] = [Text.assemble(("law", "bold"), f"  {visible(law.data)}")]
     if shared:
@@ -82,6 +103,7 @@ def show_law(law: Law) -> RenderableType:
     shown = [fit for fit in law.fits if not law.best or fit.form == law.best]
     for fit in law.fits:
         parts += [Text(), *_show_fit(fit, points=fit in shown)]
+    parts += _show_shares(law)
     if law.refused:
         parts += [Text(), words("what these data cannot fit", "bold")]
         reasons = bare(label("", wrap=False), label(""))
@@ -136,51 +158,39 @@ _OTHER_ENDS = {
 
 
 def _compare(law: Law) -> RenderableType:
-    out = table(
-        label("form", wrap=False),
-        label("fitted for"),
-        number("points"),
-        number("R² of\nlogarithm"),
-        number("mean error\n(%)"),
-        number("on sizes left\nout (%)"),
-        label(""),
-    )
-    for fit in law.fits:
-        quality = fit.quality[0]
-        unseen = quality.left_out_error
-        cells(
-            out,
-            fit.form,
-            _group(fit),
-            str(len(fit.points)),
-            fixed(quality.r_squared, 3),
-            fixed(100 * quality.error, 1),
-            fixed(100 * unseen[0], 1) if unseen else "n/a",
-            "best" if fit.form == law.best else "",
-        )
+    form, group, *numbers, best = COMPARED
+    out = table(label(form, wrap=False), label(group), *map(number, numbers), label(best))
+    for row in compared(law):
+        cells(out, *row)
     return out
 
 
 def _show_fit(fit: Fit, *, points: bool) -> list[RenderableType]:
-    form = form_named(fit.form)
-    out = table(label("parameter"), number("value"), number("95 % interval"))
-    for parameter in fit.parameters:
-        low_high = [f"{bound:.4g}" for bound in parameter.interval]
-        cells(out, parameter.name, f"{parameter.value:.4g}", " to ".join(low_high))
-    head = Text.assemble((fit.form, "bold"), f"  {form.equation}{f'; {_group(fit)}' if fit.group else ''}")
-    lines = [f"{_method(fit)}; {form.source}"]
-    if fit.quality:
-        scatter = 100 * math.expm1(fit.quality[0].scatter)
-        unseen = [f"; R² of the logarithm on sizes left out: {fixed(r, 3)}" for r in fit.quality[0].left_out_r_squared]
-        lines.append(f"scatter about the law: {scatter:.0f} % (one standard deviation){''.join(unseen)}")
-    for a, b, correlation in fit.correlated:
-        lines.append(f"{a} and {b} trade off (correlation {correlation:.3f}): neither is known well alone")
-    lines += fit.notes
-    near_zero = [p for p in fit.points if p.by_difference]
-    for p in near_zero:
-        lines.append(f"at or near zero, counted by difference over its error: {p.model}, {_variables(p.variables)}")
-    parts: list[RenderableType] = [head, out, *(words(line, "dim") for line in lines)]
+    parameter, *numbers = COEFFICIENTS
+    out = table(label(parameter), *map(number, numbers))
+    for row in coefficients(fit):
+        cells(out, *row)
+    equation = form_named(fit.form).equation
+    head = Text.assemble((fit.form, "bold"), f"  {equation}{f'; {group_words(fit)}' if fit.group else ''}")
+    parts: list[RenderableType] = [head, out, *(words(line, "dim") for line in fit_lines(fit))]
     return [*parts, Text(), _points(fit)] if points and fit.points else parts
+
+
+def _show_shares(law: Law) -> list[RenderableType]:
+    """What each size can have low within a few budgets; nothing where no form is about both."""
+    found = shares(law)
+    if found is None:
+        return []
+    answers = [[found.within(percent, own) for percent in _BUDGETS] for own in found.models]
+    out = table(*map(number, found.models[0]), *(number(spell_budget(percent)) for percent in _BUDGETS))
+    for own, row in zip(found.models, answers, strict=True):
+        ranges = (f" ({_interval('ratio', a.interval)})" if a.interval else "" for a in row)
+        shown = (f"{spell_value('ratio', a.value)}{held}" for a, held in zip(row, ranges, strict=True))
+        cells(out, *(spell_value(v, value) for v, value in own.items()), *shown)
+    which = (_OTHER_ENDS if answers[0][0].turned else _QUESTIONS)["ratio"]
+    of_law = " (95 % of the law)" if answers[0][0].interval else ""
+    head = words(f"{which}{of_law} by {found.fit.form}{found.conditions}", "bold")
+    return [Text(), head, out]
 
 
 def _points(fit: Fit) -> RenderableType:
@@ -197,14 +207,14 @@ def _points(fit: Fit) -> RenderableType:
         number("off by\n(%)"),
         *([number("left out:\noff by (%)")] if unseen else []),
     )
-    for p in fit.points:
+    for p in ordered(fit):
         cells(
             out,
             p.model,
             *(spell_value(v, p.variables[v]) if v in p.variables else "" for v in varied),
             f"{p.measured:.4g}" + (f" ± {p.standard_error:.2g}" if p.standard_error else ""),
             f"{p.predicted:.4g}",
-            "near 0" if p.by_difference else fixed(100 * (p.predicted / p.measured - 1), 1, sign=True),
+            "near 0" if p.by_difference else fixed(off_by(p, p.predicted), 1, sign=True),
             *([_left_out(p)] if unseen else []),
         )
     return out
@@ -213,25 +223,7 @@ def _points(fit: Fit) -> RenderableType:
 def _left_out(p: FittedPoint) -> str:
     if not p.left_out or p.by_difference:
         return ""
-    return fixed(100 * (p.left_out[0] / p.measured - 1), 1, sign=True)
-
-
-def _method(fit: Fit) -> str:
-    methods = {
-        "ols": "least squares of the logarithm",
-        "huber": "Huber's loss of the logarithm",
-        "published": "printed",
-    }
-    drawn = f"; intervals from resampling {count(fit.units, fit.resampled[:-1])}" if fit.resampled else ""
-    return methods[fit.method] + drawn
-
-
-def _group(fit: Fit) -> str:
-    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in fit.group.items())
-
-
-def _variables(values: dict[str, float]) -> str:
-    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in values.items())
+    return fixed(off_by(p, p.left_out[0]), 1, sign=True)
 
 
 def _interval(asked: str, bounds: Sequence[float]) -> str:

@@ -17,15 +17,13 @@ from qarat.report.layout import count, decimals, fixed, share
 from qarat.report.page.figures.base import DataTable, Figure
 from qarat.report.page.figures.damage import damage
 from qarat.report.page.figures.grids import grids
-from qarat.report.page.figures.law_fit import law_fit, law_residuals
-from qarat.report.page.figures.law_reach import law_reach
-from qarat.report.page.figures.law_sections import law_along, shown_fits
 from qarat.report.page.figures.outcome import outcome
 from qarat.report.page.figures.profile import profile
 from qarat.report.page.figures.recovery import recovery
 from qarat.report.page.figures.spike_map import spike_map
 from qarat.report.page.figures.strip import strip
 from qarat.report.page.figures.study import arms_of, six_bits
+from qarat.report.page.law import law_parts
 from qarat.report.page.markup import element, prose, table
 from qarat.report.page.provenance import provenance
 from qarat.report.page.story import Story
@@ -167,13 +165,7 @@ def _damage(story: Story) -> tuple[Part, ...]:
 
 def _law(story: Story) -> tuple[Part, ...]:
     law = story.one(Law)
-    if law is None:
-        return ()
-    if not any(fit.points for fit in law.fits):
-        return (_paragraph("This law comes without the points it was fitted to, so there is nothing to draw."),)
-    form, _ = shown_fits(law)
-    found = [law_along(law, "ratio"), law_reach(law), law_along(law, "block"), law_fit(law), law_residuals(law)]
-    return (_paragraph(f"{form.title}: {form.equation}"), *(figure for figure in found if figure is not None))
+    return law_parts(law) if law else ()
 
 
 def _provenance(story: Story) -> tuple[Part, ...]:

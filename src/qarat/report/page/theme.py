@@ -145,6 +145,7 @@ def _styles(colours: Colours) -> dict[str, Any]:
         "note": {"color": colours.quiet, "fontSize": 12},
         "on-strong": {"color": colours.paper, "fontSize": 11},
         "on-weak": {"color": colours.ink, "fontSize": 11},
+        "open": {"filled": False, "opacity": 1, "size": 70, "strokeWidth": 2},
         "peak": {"color": colours.categories[1]},
         "profile": {"color": plan, "strokeWidth": 1.5},
         "profile-area": {"color": plan, "fillOpacity": 0.12},

@@ -67,8 +67,9 @@ def curve(
         layers.append(layer(bars, color=colour, x2="x_high:Q").mark_rule(style="error").encode(x=across("x_low")))
     if bars := [row for row in marked if "y_low" in row]:
         layers.append(layer(bars, color=colour, y2="y_high:Q").mark_rule(style="error").encode(y=up("y_low")))
-    if marked:
-        layers.append(layer(marked, color=colour, tooltip=tooltips(table)).mark_point(style="dot"))
+    for style in ("dot", "open"):
+        if dots := [row for row in marked if row["mark"] == style]:
+            layers.append(layer(dots, color=colour, tooltip=tooltips(table)).mark_point(style=style))
     if labelled:
         named = layer(marked, text="label:N")
         layers += [named.mark_text(style=style, align="left", dx=9, dy=-9) for style in ("halo-note", "note")]
@@ -116,14 +117,15 @@ def _along(channel: Any, axis: Axis, extent: tuple[float, float]) -> Callable[[s
 
 
 def _marked(series: Sequence[Series], x: Axis, y: Axis, table: DataTable) -> list[dict[str, Any]]:
-    """The points that are drawn, each with its row of the table."""
-    dots = [(s, d) for s in series if s.marked for d in s.dots]
+    """The points that are drawn, or whose intervals are, each with its row of the table."""
+    dots = [(s, d) for s in series if s.listed for d in s.dots]
     drawn = [(i, s, d) for i, (s, d) in enumerate(dots) if drawable(d.x, x) and drawable(d.y, y)]
     # A logarithmic axis has no place for the end of a bar that reaches zero: it ends below the lowest point.
     floors = {axis: min((getattr(d, axis) for _, _, d in drawn), default=1.0) / 2 for axis in ("x", "y")}
     rows: list[dict[str, Any]] = []
     for i, s, d in drawn:
-        row = {**table.details(i), "group": s.colour, "label": d.label, "x": d.x, "y": d.y}
+        mark = ("open" if d.least else "dot") if s.marked else ""
+        row = {**table.details(i), "group": s.colour, "label": d.label, "mark": mark, "x": d.x, "y": d.y}
         for name, axis, ends in (("x", x, d.x_range), ("y", y, d.y_range)):
             if ends and all(map(math.isfinite, ends)):
                 low, row[f"{name}_high"] = ends

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from qarat.lawrecords import FittedPoint, Law
+from qarat.laws.forms import form_named
 from qarat.laws.forms.base import RESPONSES
 from qarat.measurements import spell_value
-from qarat.report.layout import fixed
+from qarat.report.law_words import off_by
+from qarat.report.layout import count, fixed
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
-from qarat.report.page.figures.law_sections import error_bar, shown_fits
+from qarat.report.page.figures.law_sections import error_bar
 from qarat.report.page.figures.series import Axis, Dot, Series
 
 __all__ = ["law_fit", "law_residuals"]
@@ -20,13 +22,13 @@ def law_fit(law: Law) -> Figure:
     Args:
         law: With its points.
     """
-    form, fits = shown_fits(law)
+    fits = [fit for fit in law.fits if fit.form == law.shown]
     points = [p for fit in fits for p in fit.points]
-    unit = RESPONSES[form.response]
+    unit = RESPONSES[form_named(law.shown).response]
     seen = tuple(Dot(p.predicted, p.measured, y_range=error_bar(p), label=_label(p)) for p in points)
     unseen = tuple(Dot(p.left_out[0], p.measured, label=_label(p)) for p in points if p.left_out)
     series = [Series("fitted", seen, line=False)]
-    caption = "On the broken line the law is right."
+    caption = f"Of the form {law.shown}. On the broken line the law is right."
     if unseen:
         series.append(Series("predicted without any model of that size", unseen, line=False))
         caption += " The second colour is the honest one: the law had not seen a model of that size."
@@ -46,23 +48,28 @@ def law_fit(law: Law) -> Figure:
 
 
 def law_residuals(law: Law) -> Figure:
-    """Measured over predicted, against size: a trend means that the law misses something.
+    """What predictions are off by, against size: a trend means that the law misses something.
 
     Args:
         law: With its points; those at or near zero, which have no ratio, are left out.
     """
-    form, fits = shown_fits(law)
-    variable = "ratio" if form.response == "billions" else "size"
-    points = [p for fit in fits for p in fit.points if not p.by_difference and variable in p.variables]
-    dots = tuple(Dot(p.variables[variable], 100 * (p.measured / p.predicted - 1), label=_label(p)) for p in points)
+    variable = "ratio" if form_named(law.shown).response == "billions" else "size"
+    points = [p for fit in law.fits if fit.form == law.shown for p in fit.points if variable in p.variables]
+    counted = [p for p in points if not p.by_difference]
+    dots = tuple(Dot(p.variables[variable], off_by(p, p.predicted), label=_label(p)) for p in counted)
+    caption = (
+        f"Of the form {law.shown}, predicted over measured: above zero it says too much. Dots scattered evenly about "
+    )
+    caption += "zero are noise; a slope or a bend is something that the form does not know."
+    if left := len(points) - len(counted):
+        caption += f" Left out: {count(left, 'point')} at or near zero, of which nothing is a share."
     return curve(
         "law-residuals",
         "What the law leaves over",
-        "Measured over predicted. Dots scattered evenly about zero are noise; a slope or a bend is something that the "
-        "form does not know.",
+        caption,
         [Series("points", dots, line=False)],
         Axis("parameters N", log=True, counts=True) if variable == "size" else Axis("low share Q_r", digits=3),
-        Axis("measured over predicted (%)", digits=1),
+        Axis("off by: predicted over measured (%)", digits=1),
         limit=(0.0, ""),
     )
 

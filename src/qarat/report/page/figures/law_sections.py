@@ -14,33 +14,29 @@ from qarat.laws.forms import form_named
 from qarat.laws.forms.base import RESPONSES, Form
 from qarat.laws.grouping import join_ratios
 from qarat.measurements import spell_value
+from qarat.report.law_shares import MODEL, fits_about
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
 from qarat.report.page.figures.series import Axis, Dot, Series
 
-__all__ = ["MODEL", "error_bar", "law_along", "shown_fits"]
+__all__ = ["error_bar", "law_along"]
 
 _MOST = 12  # series that one figure tells apart
 _STEPS = 40  # points of a fitted line
-MODEL = ("size", "tokens")  # variables that a model brings along
 _TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
 
 
-def shown_fits(law: Law) -> tuple[Form, tuple[Fit, ...]]:
-    """The fits that a page shows: those of the best form, or of the one closest to its points where none is."""
-    return form_named(law.shown), tuple(fit for fit in law.fits if fit.form == law.shown)
-
-
 def law_along(law: Law, variable: str) -> Figure | None:
-    """The response along Q_r or Q_b; None where the law is not about it, or no model has two values of it.
+    """The response along Q_r or Q_b; None where no form is about it, or no model has two values of it.
 
     Args:
         law: With its points.
         variable: ``ratio`` or ``block``.
     """
-    form, fits = shown_fits(law)
-    if variable not in form.variables or form.response == "billions":
+    fits = fits_about(law, lambda form: variable in form.variables and form.response != "billions")
+    if not fits:
         return None
+    form = form_named(fits[0].form)
     ratios = join_ratios(p.variables["ratio"] for fit in fits for p in fit.points if "ratio" in p.variables)
     groups = [group for fit in fits for group in _groups(fit, variable, ratios)]
     held = ""
@@ -49,7 +45,7 @@ def law_along(law: Law, variable: str) -> Figure | None:
     if not groups:
         return None
     series = [s for group in groups for s in _series(form, group, variable, groups)]
-    caption = f"Dots are measured, lines are the fitted law, {form.equation}. "
+    caption = f"Dots are measured, lines are the fitted form {fits[0].form}, {form.equation}. "
     caption += "Error bars are 95 %. " if any(p.standard_error for g in groups for p in g.points) else ""
     return curve(
         f"law-{variable}",

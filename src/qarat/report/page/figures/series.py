@@ -44,6 +44,7 @@ class Dot:
         x_range: 95 % interval of x; empty for none.
         y_range: The same of y.
         label: What it is.
+        least: Whether y is only known to be this or more: drawn open, and in the table with ≥.
     """
 
     x: float
@@ -51,6 +52,7 @@ class Dot:
     x_range: tuple[float, ...] = ()
     y_range: tuple[float, ...] = ()
     label: str = ""
+    least: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Series:
         dots: Its points, in order.
         line: Whether a line joins them.
         marked: Whether the points themselves are drawn; if not, they are left out of the table too.
+        bars: Whether the intervals of points that are not marked are drawn all the same, and the table has both.
         group: Series of one group share a colour and a place in the legend.
     """
 
@@ -69,7 +72,13 @@ class Series:
     dots: tuple[Dot, ...]
     line: bool = True
     marked: bool = True
+    bars: bool = False
     group: str = ""
+
+    @property
+    def listed(self) -> bool:
+        """Whether its points stand in the table."""
+        return self.marked or self.bars
 
     @property
     def colour(self) -> str:
@@ -83,7 +92,7 @@ def drawable(value: float, axis: Axis) -> bool:
 
 
 def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataTable:
-    """Every marked point; columns in which nothing stands are left out.
+    """Every listed point; columns in which nothing stands are left out.
 
     Args:
         series: In the order of the rows.
@@ -91,7 +100,7 @@ def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataT
         y: Second axis.
         what: Header of the points' labels.
     """
-    dots = [(s, d) for s in series if s.marked for d in s.dots]
+    dots = [(s, d) for s in series if s.listed for d in s.dots]
     x_digits = decimals([d.x for _, d in dots]) if x.digits is None else x.digits
     y_digits = decimals([d.y for _, d in dots]) if y.digits is None else y.digits
     columns = ("series", what, x.title, f"{x.title}, 95 %", y.title, f"{y.title}, 95 %")
@@ -101,7 +110,7 @@ def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataT
             d.label,
             spell_value("size", d.x) if x.counts else fixed(d.x, x_digits),
             _spell_range(d.x_range, x_digits),
-            fixed(d.y, y_digits),
+            f"{'≥ ' if d.least else ''}{fixed(d.y, y_digits)}",
             _spell_range(d.y_range, y_digits),
         )
         for s, d in dots
