@@ -15,13 +15,14 @@ from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
 from qarat.records import ActivationStats, Menu
 from qarat.report.page.document import assemble, document
-from qarat.report.page.figures.base import Figure
+from qarat.report.page.figures.base import figures_in
 from qarat.report.page.story import gather
 from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
 from qarat.search.trials import Answer, TrialLog
 from qarat.spikestudies import MAIN, SpikeStudy
 from qarat.spikestudy import StudyJob, StudyRequest, StudyTokens
+from qarat.spikestudy.measuring import TOGETHER
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.workspace import Run, no_progress
 
@@ -83,8 +84,9 @@ def test_every_arm_of_a_quick_study(
     assert "protected: 1.down" in shown.out
     assert qarat("show", tmp_path / "s").out == shown.out
     story = gather([tmp_path / "s"])
-    figures = {part.key for _, parts in assemble(story) for part in parts if isinstance(part, Figure)}
-    assert {"study-8-channel-static", "study-6-channel-static", "study-six"} <= figures
+    figures = {figure.key for _, parts in assemble(story) for figure in figures_in(parts)}
+    kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
+    assert {f"{kind}-{bits}-channel-static" for kind in kinds for bits in (8, 6)} | {"study-six", "outcome"} <= figures
     # The tiny model is random: low bits may make it better.
     assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
 
@@ -106,6 +108,15 @@ def test_a_killed_study_goes_on_from_its_last_arm(
     monkeypatch.setattr(TrialLog, "add", counted)
     out = tmp_path / "s"
     assert qarat("study", "spikes", spiking, *small, "-o", out, "--quick", *few).code == 130
+    begun = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy)
+    # What the log held of the group that it died in comes with the next call. Of two blocks, the first and the last in
+    # float are the float model, which was measured first of all.
+    assert len({a.nats for a in begun.arms}) == TOGETHER + 1
+    assert begun.missing
+    assert "not finished" in qarat("show", out).out
+    story = gather([out])
+    assert story.missing == (begun.missing_words,)
+    assert "chart-study-" in document(story, assemble(story))
     studied(qarat, spiking, small, out, *few)
     continued = [key for key in added if key]
     whole = tmp_path / "whole"

@@ -258,7 +258,7 @@ class StudyJob:
     def _measure(
         self, run: Run, study: SpikeStudy, name: str, asked: Sequence[Asked], notes: dict[str, str]
     ) -> SpikeStudy:
-        """The study with the arms of one more world; what there is lies in the folder for whoever looks."""
+        """The study with the arms of one more world; what there is lies in the folder, so that a kill loses little."""
         world = self._world(run, name)
         meter = WorldMeter(run, world)
         floats = dict(study.floats)
@@ -267,15 +267,17 @@ class StudyJob:
         here = [a for a in asked if a.world == name]
         said = {a.name: notes.get(a.scheme, "") or self._note(name, world, study.sites) for a in here}
         progress = functools.partial(_of_world, self.progress, name)
-        arms = {arm.name: arm for arm in (*study.arms, *meter.measure(here, said, progress))}
         names = [a.name for a in asked]
-        study = msgspec.structs.replace(
-            study,
-            floats=floats,
-            arms=tuple(arms[n] for n in names if n in arms),
-            missing=tuple(n for n in names if n not in arms),
-        )
-        write_whole(run.path(RESULT), encode_record(study))
+        before = study.arms
+        for found in meter.measure(here, said, progress):
+            arms = {arm.name: arm for arm in (*before, *found)}
+            study = msgspec.structs.replace(
+                study,
+                floats=floats,
+                arms=tuple(arms[n] for n in names if n in arms),
+                missing=tuple(n for n in names if n not in arms),
+            )
+            write_whole(run.path(RESULT), encode_record(study))
         return study
 
     def _world(self, run: Run, name: str) -> World:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from qarat.report.layout import visible
 from qarat.report.page.figures.base import DataTable
 
-__all__ = ["definitions", "element", "escaped", "prose", "script_data", "table"]
+__all__ = ["definitions", "element", "escaped", "paragraph", "prose", "script_data", "scrolled", "table"]
 
 
 def escaped(text: str) -> str:
@@ -20,6 +20,11 @@ def escaped(text: str) -> str:
 def prose(text: str) -> str:
     """A sentence for HTML: a number and its per cent sign stay on one line."""
     return escaped(text).replace(" %", "\u00a0%")
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of prose."""
+    return element("p", prose(text))
 
 
 def element(tag: str, *children: str, **attributes: str) -> str:
@@ -44,6 +49,16 @@ def table(data: DataTable, caption: str = "") -> str:
     )
     said = element("caption", escaped(caption)) if caption else ""
     return f"<table>{said}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def scrolled(data: DataTable, name: str) -> str:
+    """A table that scrolls by itself where it is larger than its place, by keyboard too.
+
+    Args:
+        data: Of the table.
+        name: What it is called where it is not seen.
+    """
+    return element("div", table(data), class_="scroll", tabindex="0", role="region", aria_label=name)
 
 
 def definitions(pairs: Iterable[Sequence[str]], class_: str) -> str:
