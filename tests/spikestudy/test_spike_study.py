@@ -13,7 +13,7 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
 from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
-from qarat.records import ActivationStats, Menu
+from qarat.records import ActivationStats, Continuations, Menu
 from qarat.report.page.document import assemble, document
 from qarat.report.page.figures.base import figures_in
 from qarat.report.page.story import gather
@@ -87,6 +87,9 @@ def test_every_arm_of_a_quick_study(
     figures = {figure.key for _, parts in assemble(story) for figure in figures_in(parts)}
     kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
     assert {f"{kind}-{bits}-channel-static" for kind in kinds for bits in (8, 6)} | {"study-six", "outcome"} <= figures
+    (texts,) = story.all(Continuations)
+    assert list(texts.texts) == ["float", "naive", "plan"]
+    assert len(set(texts.texts.values())) > 1
     # The tiny model is random: low bits may make it better.
     assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
 
@@ -160,17 +163,17 @@ def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_mis
     assert shown.code == 0
     assert "down_in" in shown.out
     assert "predicted damage" in shown.out
-    assert "is a study that is not finished; missing: plan, smooth, columns, every arm" in shown.err
+    assert "is a study that is not finished; missing: plan, continue, smooth, columns, every arm" in shown.err
     assert f"it continues with the same command: qarat study spikes {spiking}" in shown.err
     story = gather([tmp_path / "s"])
     assert [type(r) for r in story.records] == [ActivationStats, Menu]
-    assert story.missing == ("plan", "smooth", "columns", "every arm")
+    assert story.missing == ("plan", "continue", "smooth", "columns", "every arm")
 
 
 def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Path) -> None:
     Run(tmp_path / "s").begin(command="qarat study spikes py-128")
     shown = qarat("show", tmp_path / "s")
-    assert "missing: profile, damage, plan, smooth, columns, every arm" in shown.err
+    assert "missing: profile, damage, plan, continue, smooth, columns, every arm" in shown.err
     assert "evaluate" not in shown.err
     assert gather([tmp_path / "s"]).missing[-1] == "every arm"
 
