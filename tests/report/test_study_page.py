@@ -3,58 +3,16 @@
 from __future__ import annotations
 
 import html
-import math
 
 import msgspec
 import pytest
 
-from qarat.records import Continuations, Evaluation, Provenance
+from qarat.records import Continuations
 from qarat.report.page.document import assemble, document
 from qarat.report.page.figures.base import Figure, Folded, figures_in
 from qarat.report.page.story import Story
 from qarat.report.page.verdict import facts, verdict
-from qarat.spikestudies import MAIN, RuleSays, SpikeStudy, StudyArm
-
-INT8, INT6, TOKEN = (
-    "w=int8/channel a=int8/tensor/static",
-    "w=int6/channel a=int6/tensor/static",
-    "w=int8/channel a=int8/token",
-)
-SITES = ("model.layers.1.mlp.down_proj", "model.layers.0.mlp.down_proj")
-ORIGIN = Provenance("m" * 64, "t" * 64, "windows-11-bos", {})
-BASE = (20.0, 21.0, 19.0, 20.5)
-SHAPE = (0.02, -0.03, 0.02, -0.01)  # scatter of a window's loss, which sums to nothing
-
-
-def arm(group: str, label: str, nats: float, setting: str = INT8, *, sites: int = 0, **fields: str) -> StudyArm:
-    """Loses ``nats`` a token over float, with some scatter from window to window."""
-    windows = tuple(b + 10 * nats + s for b, s in zip(BASE, SHAPE, strict=True))
-    kept = SITES[:sites]
-    return StudyArm(group, label, setting, setting, kept, "float", (), 0, MAIN, 0.01, 8.1, windows, **fields)
-
-
-ARMS = (
-    arm("naive", "naive", 0.05),
-    arm("protection", "protected", 0.005, sites=1),
-    arm("control", "random sites 1: 0.q", 0.04),
-    *(arm("order", f"by {order}, k={k}", 0.01 / k, sites=k) for order in ("damage", "ratio") for k in (1, 2)),
-    arm("method", "prefix", 0.02, note="in float: the first 1"),
-    arm("method", "prefix + protected", 0.004, sites=1),
-    arm("bos", "BOS never: naive", 0.03, note="input of 1.down: maximum 3, r 2"),
-    arm("calibration", "other calibration: naive", 0.07),
-    arm("naive", "naive", 0.001, TOKEN),
-    msgspec.structs.replace(arm("method", "clip-mse", 0.0), nats=(), failure="the loss of window 3 is no number"),
-)
-
-
-@pytest.fixture(scope="module")
-def study() -> SpikeStudy:
-    base = Evaluation("float", ORIGIN, "", BASE, (10,) * 4, tuple("abcd"))
-    rules = (RuleSays("ratio", ("model.layers.1.down_in",), 3.0, "r > 64"),)
-    return SpikeStudy(
-        ORIGIN, "meta-llama/Llama-2-7b-hf", "s" * 64, "ppl+1%", math.log(1.01), INT8, INT6, SITES[:1], "1 protected",
-        rules, {MAIN: base}, ARMS,
-    )  # fmt: skip
+from qarat.spikestudies import RuleSays, SpikeStudy
 
 
 def figures_of(study: SpikeStudy) -> dict[str, Figure]:
@@ -147,12 +105,12 @@ def test_float_naive_and_planned_are_the_arms_of_the_main_setting(study: SpikeSt
 
 
 def test_a_study_that_has_just_begun_has_a_page(study: SpikeStudy) -> None:
-    begun = msgspec.structs.replace(study, arms=ARMS[2:3], missing=("naive, w=int8/…",))
+    begun = msgspec.structs.replace(study, arms=study.of_group(study.main, "control"), missing=("naive, w=int8/…",))
     assert figures_of(begun).keys() == {"study-8-channel-static"}
     assert verdict(Story((begun,))) == "There is nothing to judge by yet."
 
 
 def test_continuations_of_a_study_are_shown(study: SpikeStudy) -> None:
-    texts = Continuations(ORIGIN, "def f", {"float": "(x)", "naive": "(((", "plan": "(y)"})
+    texts = Continuations(study.provenance, "def f", {"float": "(x)", "naive": "(((", "plan": "(y)"})
     story = Story((study, texts))
     assert "The same prompt, continued greedily" in document(story, assemble(story))
