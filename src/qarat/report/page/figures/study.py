@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import groupby
 
 from qarat.plans import short_name
 from qarat.records import Difference
@@ -54,15 +53,14 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         study: With orders in this setting.
         setting: Low scheme.
     """
-    split = [(*a.label.removeprefix("by ").partition(", k=")[::2], a) for a in study.of_group(setting, "order")]
     naive = study.find(setting, NAIVE)
-    series = [
-        Series(
-            f"by {_ORDERS.get(order, order)}",
-            _order_dots(study, [*([(0, naive)] if naive else []), *((int(k), a) for _, k, a in group)]),
-        )
-        for order, group in groupby(split, key=lambda found: found[0])
-    ]
+    orders: dict[str, list[tuple[int, StudyArm]]] = {}
+    for arm in study.of_group(setting, "order"):
+        order, _, k = arm.label.removeprefix("by ").partition(", k=")
+        orders.setdefault(order, [(0, naive)] if naive else []).append((int(k), arm))
+    series = [Series(f"by {_ORDERS.get(order, order)}", _order_dots(study, found)) for order, found in orders.items()]
+    # What sets the orders apart lies far below naive's loss; a logarithm has no place for a gain, nor for a budget of 0.
+    positive = min(study.budget_nats, *(d.y for s in series for d in s.dots)) > 0
     return curve(
         _key("study-orders", setting),
         f"The first k sites in float, by what ranks them, in {setting_words(setting)}",
@@ -70,8 +68,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         "predicted per parameter, the others are statistics of what a site reads; sites that read the same rank alike.",
         series,
         Axis("sites in float, k", ticks=tuple(sorted({d.x for s in series for d in s.dots})), digits=0),
-        # What sets the orders apart lies far below naive's loss.
-        Axis("loss over float (nats per token)", log=all(d.y > 0 for s in series for d in s.dots), digits=4, zero=True),
+        Axis("loss over float (nats per token)", log=positive, digits=4, zero=True),
         what="adds",
         limit=(study.budget_nats, f"budget {study.budget}"),
     )
