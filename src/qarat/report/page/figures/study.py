@@ -59,7 +59,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         order, _, k = arm.label.removeprefix("by ").partition(", k=")
         orders.setdefault(order, [(0, naive)] if naive else []).append((int(k), arm))
     series = [Series(f"by {_ORDERS.get(order, order)}", _order_dots(study, found)) for order, found in orders.items()]
-    # What sets the orders apart lies far below naive's loss; a logarithm has no place for a gain, nor for a budget of 0.
+    # What sets the orders apart lies far below naive's loss; a logarithm has no place for a gain or a budget of 0.
     positive = min(study.budget_nats, *(d.y for s in series for d in s.dots)) > 0
     return curve(
         _key("study-orders", setting),
