@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
-import torch
 
+from qarat.continuing import continue_all, new_tokens, prompt_of
 from qarat.conversion import quantize
 from qarat.damage import fisher
 from qarat.data import TokenSet
@@ -48,7 +47,6 @@ TITLES = {
     PLAN: "The plan",
     TEXTS: "The same prompt, continued greedily",
 }
-PROMPT_TOKENS, NEW_TOKENS = 40, 40
 EXPORTING = Runtime(memory=1)
 """How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
 
@@ -98,7 +96,7 @@ class Pipeline:
         self.draft = draft_plan(outline(model, request), request, prefix=self._asked_prefix())
         self.exports = exports
         self._check_exports()
-        self.new_tokens = min(NEW_TOKENS, model.length // 2)
+        self.new_tokens = new_tokens(model)
         self.prompt = self._prompt_ids(prompt)
 
     def execute(self, run: Run) -> None:
@@ -219,13 +217,8 @@ class Pipeline:
         write_whole(run.path(_evaluation(label)), encode_record(evaluation))
 
     def _continue(self, run: Run) -> None:
-        texts: dict[str, str] = {}
-        for done, label in enumerate(LABELS):
-            self.progress("continue", done, len(LABELS))
-            texts[label] = continue_greedily(self._model(run, label), self.prompt, self.new_tokens)
-        self.progress("continue", len(LABELS), len(LABELS))
-        prompt = _as_text(self.model, self.prompt)
-        record = Continuations(self.model.provenance(self.report.fingerprint, self.report.convention), prompt, texts)
+        models = {label: functools.partial(self._model, run, label) for label in LABELS}
+        record = continue_all(self.model, self.report, models, self.prompt, self.progress)
         write_whole(run.path(TEXTS), encode_record(record))
 
     def _plan_of(self, run: Run, label: str) -> Plan:
@@ -242,7 +235,7 @@ class Pipeline:
     def _prompt_ids(self, prompt: str | None) -> list[int]:
         first = self.report.windows[0].tolist()
         if prompt is None:
-            return first[: min(PROMPT_TOKENS, self.model.length - self.new_tokens)]
+            return prompt_of(self.model, self.report)
         ids = self.model.tokenizer(prompt, add_special_tokens=False).input_ids
         # As the windows begin, so does the prompt.
         bos = self.model.tokenizer.bos_token_id
@@ -257,23 +250,6 @@ class Pipeline:
             follow = f"with {self.new_tokens} to follow"
             raise UserError(f"--prompt has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
         return ids
-
-
-def continue_greedily(model: Model, prompt: list[int], count: int) -> str:
-    """The text of the ``count`` tokens that a model finds likeliest, one after the other.
-
-    Args:
-        model: In float or quantized.
-        prompt: Token ids.
-        count: Tokens to add.
-    """
-    ids = torch.tensor([prompt], device=model.runtime.device)
-    module: Any = model.module()
-    with torch.no_grad():
-        whole = module.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
-        )
-    return _as_text(model, whole[0, len(prompt) :].tolist())
 
 
 def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
@@ -325,8 +301,3 @@ def _show_outcome(folder: Path, show: Shower) -> None:
 
 def _show_continuations(folder: Path, show: Shower) -> None:
     show(decode_record(folder / TEXTS, Continuations), title=TITLES[TEXTS])
-
-
-def _as_text(model: Model, ids: list[int]) -> str:
-    text = model.tokenizer.decode(ids, skip_special_tokens=True)
-    return cast(str, text)  # a list only for a list of sequences

@@ -177,6 +177,10 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{arm.name} and {other.name} were measured on other tokens")
         return self._difference(arm.nats, other.nats, arm.tokens)
 
+    def evaluation(self, arm: StudyArm, label: str) -> Evaluation:
+        """An arm's loss as a record beside the float model's on the same tokens; the hash of its plan is not kept."""
+        return msgspec.structs.replace(self.floats[arm.tokens], label=label, nats=arm.nats)
+
     def perplexity(self, arm: StudyArm) -> float:
         """Exponential of an arm's loss; infinite where that overflows."""
         loss = math.fsum(arm.nats) / sum(self.floats[arm.tokens].predicted)

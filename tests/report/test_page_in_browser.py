@@ -17,6 +17,10 @@ from typing import Any
 
 import pytest
 
+from qarat.report.page.document import assemble, document
+from qarat.report.page.story import Story
+from qarat.spikestudies import SpikeStudy
+
 PATIENCE = 120  # seconds
 PHONE, SCREEN = (400, 800), (1000, 900)
 
@@ -171,6 +175,21 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(
         .map((e) => e.parentElement.id || e.tagName)"""
     )
     assert wide == []
+
+
+@pytest.mark.usefixtures("no_complaints")
+def test_folded_figures_are_drawn_when_they_are_opened(browser: Browser, study: SpikeStudy, tmp_path: Path) -> None:
+    story, page = Story((study,)), tmp_path / "report.html"
+    page.write_text(document(story, assemble(story)), encoding="utf-8")
+    browser.open(page, PHONE, "light")
+    folded = "study-8-channel-token"
+    assert [key for key, marks in drawn_marks(browser).items() if not marks] == [folded]
+    browser.ask("document.querySelector('details.fold').open = true")
+    deadline = time.monotonic() + 20
+    while not drawn_marks(browser)[folded]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert browser.ask("document.documentElement.scrollWidth") <= PHONE[0]
 
 
 @pytest.mark.usefixtures("no_complaints")

@@ -13,15 +13,16 @@ from qarat.evaluation.perplexity import measure_perplexity
 from qarat.models import open_model
 from qarat.plans import Plan, assign
 from qarat.recordfiles import content_hash, decode_record
-from qarat.records import ActivationStats, Menu
+from qarat.records import ActivationStats, Continuations, Menu
 from qarat.report.page.document import assemble, document
-from qarat.report.page.figures.base import Figure
+from qarat.report.page.figures.base import figures_in
 from qarat.report.page.story import gather
 from qarat.report.page.verdict import verdict
 from qarat.schemes import LinearScheme
 from qarat.search.trials import Answer, TrialLog
 from qarat.spikestudies import MAIN, SpikeStudy
 from qarat.spikestudy import StudyJob, StudyRequest, StudyTokens
+from qarat.spikestudy.measuring import TOGETHER
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.workspace import Run, no_progress
 
@@ -83,8 +84,12 @@ def test_every_arm_of_a_quick_study(
     assert "protected: 1.down" in shown.out
     assert qarat("show", tmp_path / "s").out == shown.out
     story = gather([tmp_path / "s"])
-    figures = {part.key for _, parts in assemble(story) for part in parts if isinstance(part, Figure)}
-    assert {"study-8-channel-static", "study-6-channel-static", "study-six"} <= figures
+    figures = {figure.key for _, parts in assemble(story) for figure in figures_in(parts)}
+    kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
+    assert {f"{kind}-{bits}-channel-static" for kind in kinds for bits in (8, 6)} | {"study-six", "outcome"} <= figures
+    (texts,) = story.all(Continuations)
+    assert list(texts.texts) == ["float", "naive", "plan"]
+    assert len(set(texts.texts.values())) > 1
     # The tiny model is random: low bits may make it better.
     assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
 
@@ -106,6 +111,15 @@ def test_a_killed_study_goes_on_from_its_last_arm(
     monkeypatch.setattr(TrialLog, "add", counted)
     out = tmp_path / "s"
     assert qarat("study", "spikes", spiking, *small, "-o", out, "--quick", *few).code == 130
+    begun = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy)
+    # What the log held of the group that it died in comes with the next call. Of two blocks, the first and the last in
+    # float are the float model, which was measured first of all.
+    assert len({a.nats for a in begun.arms}) == TOGETHER + 1
+    assert begun.missing
+    assert "not finished" in qarat("show", out).out
+    story = gather([out])
+    assert story.missing == (begun.missing_words,)
+    assert "chart-study-" in document(story, assemble(story))
     studied(qarat, spiking, small, out, *few)
     continued = [key for key in added if key]
     whole = tmp_path / "whole"
@@ -149,17 +163,17 @@ def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_mis
     assert shown.code == 0
     assert "down_in" in shown.out
     assert "predicted damage" in shown.out
-    assert "is a study that is not finished; missing: plan, smooth, columns, every arm" in shown.err
+    assert "is a study that is not finished; missing: plan, continue, smooth, columns, every arm" in shown.err
     assert f"it continues with the same command: qarat study spikes {spiking}" in shown.err
     story = gather([tmp_path / "s"])
     assert [type(r) for r in story.records] == [ActivationStats, Menu]
-    assert story.missing == ("plan", "smooth", "columns", "every arm")
+    assert story.missing == ("plan", "continue", "smooth", "columns", "every arm")
 
 
 def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Path) -> None:
     Run(tmp_path / "s").begin(command="qarat study spikes py-128")
     shown = qarat("show", tmp_path / "s")
-    assert "missing: profile, damage, plan, smooth, columns, every arm" in shown.err
+    assert "missing: profile, damage, plan, continue, smooth, columns, every arm" in shown.err
     assert "evaluate" not in shown.err
     assert gather([tmp_path / "s"]).missing[-1] == "every arm"
 

@@ -185,7 +185,7 @@ def _show_shares(law: Law) -> list[RenderableType]:
     out = table(*map(number, found.models[0]), *(number(spell_budget(percent)) for percent in _BUDGETS))
     for own, row in zip(found.models, answers, strict=True):
         ranges = (f" ({_interval('ratio', a.interval)})" if a.interval else "" for a in row)
-        shown = (f"{spell_value('ratio', a.value)}{held}" for a, held in zip(row, ranges, strict=True))
+        shown = (f"{a.none or spell_value('ratio', a.value)}{held}" for a, held in zip(row, ranges, strict=True))
         cells(out, *(spell_value(v, value) for v, value in own.items()), *shown)
     which = (_OTHER_ENDS if answers[0][0].turned else _QUESTIONS)["ratio"]
     of_law = " (95 % of the law)" if answers[0][0].interval else ""

@@ -25,10 +25,10 @@ from qarat.report.layout import (
 )
 from qarat.spikestudies import MAIN, SpikeStudy, StudyArm, brief_setting
 from qarat.spikestudy.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.spikestudy.published import Figures, published_of
+from qarat.spikestudy.published import CAVEAT, Figures, published_of
 from qarat.spikestudy.verdicts import duels, inside, steadied, verdict_lines
 
-__all__ = ["show_published", "show_spike_study"]
+__all__ = ["notes_of", "show_published", "show_spike_study"]
 
 ROWS = 16  # of remedies for 6 bits; the worse ones are in the record
 
@@ -51,8 +51,7 @@ def show_published(figures: Figures) -> RenderableType:
     out = table(label("model"), label("what"), label("as printed"), label("source"))
     for row in figures.rows:
         cells(out, *row)
-    line = "None is the first paper's (arXiv 2504.21553), whose tables could not be recovered; conventions differ."
-    return Group(out, words(line, "dim"))
+    return Group(out, words(CAVEAT, "dim"))
 
 
 def _tables(record: SpikeStudy) -> Iterator[tuple[str, RenderableType]]:
@@ -124,12 +123,16 @@ def _arms(record: SpikeStudy, arms: Sequence[StudyArm], *, scheme: bool = False)
     return Group(out, *_notes(arms))
 
 
-def _notes(arms: Sequence[StudyArm]) -> Iterator[RenderableType]:
-    """What else is to be known of arms, below their table; what two of them share once."""
+def notes_of(arms: Sequence[StudyArm]) -> Iterator[str]:
+    """What else is to be known of arms; what two of them share once."""
     said = {"; ".join(filter(None, (*arm.transforms, arm.note))): arm for arm in reversed(arms)}
     for note, arm in reversed(said.items()):
         if note not in ("", arm.label):
-            yield words(f"{arm.label.partition(': ')[0]}: {note}", "dim")
+            yield f"{arm.label.partition(': ')[0]}: {note}"
+
+
+def _notes(arms: Sequence[StudyArm]) -> Iterator[RenderableType]:
+    return (words(note, "dim") for note in notes_of(arms))
 
 
 def _orders(record: SpikeStudy, setting: str) -> RenderableType:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qarat.recordfiles import Record, decode_record
 from qarat.spikestudies import SpikeStudy
-from qarat.spikestudy.job import FOUND_WITH, RESULT, STEPS
+from qarat.spikestudy.job import FOUND_WITH, RESULT, SHOWN_WITH, STEPS
 from qarat.workspace import read_command, read_manifest
 
 __all__ = ["is_study", "read_study"]
@@ -34,5 +34,5 @@ def read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     if (folder / RESULT).is_file():
         study = found[RESULT] = decode_record(folder / RESULT, SpikeStudy)
         missing = (study.missing_words,) if study.missing else ()
-    names = [name for step, outputs in STEPS.items() if step in done for name in outputs if name in FOUND_WITH]
+    names = [name for step in STEPS if step in done for name in done[step] if name in SHOWN_WITH]
     return found | {name: decode_record(folder / name) for name in names}, missing

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from qarat.budgets import parse_loss_budget
+from qarat.continuing import continue_all, new_tokens, prompt_of
 from qarat.conversion import quantize
 from qarat.damage import fisher
 from qarat.errors import UserError
@@ -37,21 +38,26 @@ from qarat.spikestudy.worlds import OTHER, PREFIX, StudyTokens, World, bos_world
 from qarat.transforms import parse_transform
 from qarat.workspace import Progress, Run, write_whole
 
-__all__ = ["FOUND_WITH", "RESULT", "STEPS", "StudyJob"]
+__all__ = ["FOUND_WITH", "RESULT", "SHOWN_WITH", "STEPS", "StudyJob"]
 
 RESULT = "study.json"
 _MENU, _PLAN, _SWEEP, _STRENGTHS, _COLUMNS = "menu.json", "plan.json", "sweep.json", "strengths.json", "columns.json"
+_TEXTS = "continuations.json"
 _NEW_PART = 0.7  # of an arm's blocks, what no other arm has computed; seen with eight blocks
 STEPS: dict[str, tuple[str, ...]] = {
     "profile": ("stats-main.safetensors",),
     "damage": (_MENU,),
     "plan": (_PLAN, _SWEEP),
+    "continue": (_TEXTS,),
     "smooth": (_STRENGTHS,),
     "columns": (_COLUMNS,),
 }
 """What each step in front of the arms writes, in the order they are done."""
 FOUND_WITH = (*STEPS["profile"], *STEPS["damage"], *STEPS["plan"])
 """What the protected sites were found with, beside the result."""
+SHOWN_WITH = (*FOUND_WITH, *STEPS["continue"])
+"""What is shown beside the result."""
+_WHOLE = 4_000_000_000  # bytes of blocks up to which a study generates; arms need one block at a time
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 
@@ -120,6 +126,7 @@ class StudyJob:
             "profile": calibration,
             "damage": price_forwards(len(extent.rich)) * selection,
             "plan": SWEEP_FORWARDS * selection,
+            "continue": 3 * new_tokens(self.model),
             "smooth": tried * (calibration + len(extent.compared) * selection),
             "arms": (arms + worlds) * _NEW_PART * report + worlds * calibration,
         }
@@ -128,6 +135,7 @@ class StudyJob:
         """Do every step that is not done yet, and put the folder into place."""
         self._find_sites(run)
         sites = self._sites(run)
+        self._continue(run, sites)
         strengths = self._strengths(run)
         asked, left = self._asked(run, sites, strengths)
         notes = self._columns(run, asked)
@@ -176,6 +184,30 @@ class StudyJob:
         recoveries = sorted(decode_record(run.path(_SWEEP), Sweep).recoveries, key=lambda t: -t.damage.nats)
         return tuple(site for trial in recoveries for site in trial.sites)
 
+    def _continue(self, run: Run, sites: tuple[str, ...]) -> None:
+        """The same prompt under float, naive and planned."""
+        report, prompt = self.tokens.report, prompt_of(self.model, self.tokens.report)
+        stats = decode_record(run.path(_stats_file(MAIN)), ActivationStats)
+        low = World(self.model, stats, report, MAIN).plan(asking.MAIN.low, content_hash(stats))
+        models = {"float": lambda: self.model, "naive": lambda: quantize(self.model, low, stats)}
+        if sites:
+            plan = low.with_schemes(dict.fromkeys(sites, LinearScheme()), "protected")
+            models["plan"] = lambda: quantize(self.model, plan, stats)
+
+        def work() -> None:
+            record = continue_all(self.model, report, models, prompt, self.progress)
+            write_whole(run.path(_TEXTS), encode_record(record))
+
+        asked = [self._key(), report.fingerprint, prompt]
+        if self._too_large():
+            run.step("continue", asked, (), lambda: None)
+        else:
+            run.step("continue", asked, STEPS["continue"], work, after=["profile", "plan"])
+
+    def _too_large(self) -> bool:
+        """Whether the model is not to be held in one piece; by its size alone, so that memory changes no result."""
+        return self.model.block_bytes() * self.model.blocks > _WHOLE
+
     def _strengths(self, run: Run) -> dict[str, dict[str, str]]:
         """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
         autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
@@ -218,6 +250,8 @@ class StudyJob:
                 asked += world_arms(setting, "calibration", OTHER, sites)
         if not shared_front(self.tokens.calibration) and PREFIX in self.methods:
             left.append(Left("the prefix", "windows do not begin with the same token; give --bos each"))
+        if self._too_large():
+            left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
         if not sites:
             why = decode_record(run.path(_PLAN), Plan).note
             left.append(Left("protected sites and their controls", f"the planner protects nothing: {why}"))
@@ -258,7 +292,7 @@ class StudyJob:
     def _measure(
         self, run: Run, study: SpikeStudy, name: str, asked: Sequence[Asked], notes: dict[str, str]
     ) -> SpikeStudy:
-        """The study with the arms of one more world; what there is lies in the folder for whoever looks."""
+        """The study with the arms of one more world; what there is lies in the folder, so that a kill loses little."""
         world = self._world(run, name)
         meter = WorldMeter(run, world)
         floats = dict(study.floats)
@@ -267,15 +301,17 @@ class StudyJob:
         here = [a for a in asked if a.world == name]
         said = {a.name: notes.get(a.scheme, "") or self._note(name, world, study.sites) for a in here}
         progress = functools.partial(_of_world, self.progress, name)
-        arms = {arm.name: arm for arm in (*study.arms, *meter.measure(here, said, progress))}
         names = [a.name for a in asked]
-        study = msgspec.structs.replace(
-            study,
-            floats=floats,
-            arms=tuple(arms[n] for n in names if n in arms),
-            missing=tuple(n for n in names if n not in arms),
-        )
-        write_whole(run.path(RESULT), encode_record(study))
+        before = study.arms
+        for found in meter.measure(here, said, progress):
+            arms = {arm.name: arm for arm in (*before, *found)}
+            study = msgspec.structs.replace(
+                study,
+                floats=floats,
+                arms=tuple(arms[n] for n in names if n in arms),
+                missing=tuple(n for n in names if n not in arms),
+            )
+            write_whole(run.path(RESULT), encode_record(study))
         return study
 
     def _world(self, run: Run, name: str) -> World:

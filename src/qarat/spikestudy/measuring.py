@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -59,29 +59,33 @@ class WorldMeter:
             UserError: It is no number.
         """
         question = self._question(FLOAT, (), FLOAT)
-        self._ask([question], no_progress)
+        for _ in self._ask([question], no_progress):
+            pass
         if self._log[question.key].failure:
             raise UserError(f"the float model itself: {self._log[question.key].failure}")
         return self._log[question.key].nats
 
-    def measure(self, asked: Sequence[Asked], notes: Mapping[str, str], progress: Progress) -> list[StudyArm]:
-        """The arms, in their order; what is known is not measured again.
+    def measure(self, asked: Sequence[Asked], notes: Mapping[str, str], progress: Progress) -> Iterator[list[StudyArm]]:
+        """The arms known so far, in their order: before anything is measured, and again after every group.
 
         Args:
-            asked: Of this world.
+            asked: Of this world; what is known is not measured again.
             notes: By name.
             progress: Called with the plans done.
         """
         questions = [self._question(a.scheme, a.protected, a.protection) for a in asked]
-        self._ask(questions, progress)
-        return [self._arm(a, q, notes.get(a.name, "")) for a, q in zip(asked, questions, strict=True)]
+        for _ in self._ask(questions, progress):
+            known = [(a, q) for a, q in zip(asked, questions, strict=True) if q.key in self._log]
+            yield [self._arm(a, q, notes.get(a.name, "")) for a, q in known]
 
     def _question(self, scheme: str, protected: Sequence[str], protection: str) -> _Question:
         plan = self._world.plan(scheme, self._stats)
         plan = plan.with_schemes(dict.fromkeys(protected, parse_scheme(protection)), "protected")
         return _Question(plan, hash_json([[a.site.name, str(a.scheme)] for a in plan.assignments]))
 
-    def _ask(self, questions: Sequence[_Question], progress: Progress) -> None:
+    def _ask(self, questions: Sequence[_Question], progress: Progress) -> Iterator[None]:
+        """Measure what is not in the log; yields before the first group and behind every one."""
+        yield
         open_ones = list({q.key: q.plan for q in questions if q.key not in self._log}.items())
         order = prefix_order([plan for _, plan in open_ones])
         if order and self._meter is None:
@@ -95,6 +99,7 @@ class WorldMeter:
             for (key, _), outcome in zip(group, outcomes, strict=True):
                 failed = isinstance(outcome, Failure)
                 self._log.add(Answer(key, failure=outcome.error) if failed else Answer(key, outcome.nats))
+            yield
         progress("arms", len(order), len(order))
 
     def _arm(self, asked: Asked, question: _Question, note: str) -> StudyArm:

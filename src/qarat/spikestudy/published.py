@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["PUBLISHED", "Figure", "Figures", "published_of"]
+__all__ = ["CAVEAT", "PUBLISHED", "Figure", "Figures", "published_of"]
+
+CAVEAT = "None is the first paper's (arXiv 2504.21553), whose tables could not be recovered; conventions differ."
+"""What published figures are not."""
 
 
 class Figure(NamedTuple):

@@ -30,13 +30,13 @@ def write_report(sources: Sequence[Path], out: Path, *, progress: Progress = no_
     """
     # Here, because altair takes a second to import, which every other verb would pay.
     from qarat.report.page.document import assemble, document
-    from qarat.report.page.figures.base import Figure
+    from qarat.report.page.figures.base import figures_in
     from qarat.report.page.rendering import write_figure
     from qarat.report.page.story import gather
 
     story = gather(sources)
     assembled = assemble(story)
-    figures = [part for _, parts in assembled for part in parts if isinstance(part, Figure)]
+    figures = [figure for _, parts in assembled for figure in figures_in(parts)]
     progress("report", 0, len(figures) + 1)
     page = document(story, assembled)
     for done, figure in enumerate(figures, 1):

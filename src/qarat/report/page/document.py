@@ -8,11 +8,11 @@ from pathlib import Path
 
 from qarat.lawrecords import Law
 from qarat.plans import Plan
-from qarat.report.page.figures.base import Figure
-from qarat.report.page.markup import definitions, element, escaped, prose, script_data, table
+from qarat.report.page.figures.base import Figure, Folded, Part, figures_in
+from qarat.report.page.markup import definitions, element, escaped, prose, script_data, scrolled
 from qarat.report.page.provenance import portable_command
 from qarat.report.page.rendering import script
-from qarat.report.page.sections import SECTIONS, Part, Section
+from qarat.report.page.sections import SECTIONS, Section
 from qarat.report.page.story import Story, origin
 from qarat.report.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
 from qarat.report.page.verdict import facts, verdict
@@ -37,7 +37,7 @@ def document(story: Story, assembled: Assembled) -> str:
         story: For the headline and what is missing.
         assembled: From `assemble`.
     """
-    figures = [part for _, parts in assembled for part in parts if isinstance(part, Figure)]
+    figures = [figure for _, parts in assembled for figure in figures_in(parts)]
     filled = {
         "title": escaped(f"qarat: {_subject(story)}"),
         "style": _colours(LIGHT, ":root") + _dark() + (_HERE / "page.css").read_text("utf-8"),
@@ -73,23 +73,26 @@ def _awaited(section: Section, story: Story) -> list[str]:
 
 def _section(section: Section, parts: Sequence[Part], story: Story) -> str:
     inside = [element("h2", escaped(section.title)), element("p", prose(section.lead), class_="lead")]
-    inside += [_figure(part) if isinstance(part, Figure) else part for part in parts]
+    inside += map(_part, parts)
     if awaited := _awaited(section, story):
         inside.append(element("p", escaped(f"Not there yet: {', '.join(awaited)}."), class_="missing"))
     return element("section", *inside, id=section.key)
 
 
+def _part(part: Part) -> str:
+    if isinstance(part, Folded):
+        return element("details", element("summary", escaped(part.title)), *map(_figure, part.figures), class_="fold")
+    return _figure(part) if isinstance(part, Figure) else part
+
+
 def _figure(figure: Figure) -> str:
     rows = element("summary", f"Data ({len(figure.table.rows)} rows)")
-    data = element(
-        "div", table(figure.table), class_="scroll", tabindex="0", role="region", aria_label=f"Data of {figure.title}"
-    )
     return element(
         "figure",
         element("h3", escaped(figure.title)),
         element("div", class_="chart", id=f"chart-{figure.key}", data_chart=figure.key),
         element("figcaption", prose(figure.caption)),
-        element("details", rows, data),
+        element("details", rows, scrolled(figure.table, f"Data of {figure.title}")),
     )
 
 

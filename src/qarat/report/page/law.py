@@ -58,7 +58,8 @@ def _coefficients(law: Law) -> DataTable:
 
 
 def _notes(law: Law) -> DataTable:
-    """How each fit was made and what limits it, points near zero included; then the forms that could not be fitted."""
+    """How each fit was made and what limits it; the forms that could not be fitted; what is wrong with the data."""
     rows = [(fit.form, group_words(fit), line) for fit in _in_turn(law) for line in fit_lines(fit)]
     rows += [(name, "", f"not fitted: {reason}") for name, reason in law.refused.items()]
+    rows += [("", "", f"the law's data: {defect}") for defect in law.defects]
     return DataTable((*_FIT, "what must be known"), tuple(rows))

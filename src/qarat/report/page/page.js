@@ -31,16 +31,28 @@ async function drawAll() {
   button.textContent = name === "dark" ? "Light" : "Dark";
   button.setAttribute("aria-label", `Switch to the ${name === "dark" ? "light" : "dark"} theme`);
   delete root.dataset.drawn;
-  for (const holder of document.querySelectorAll("[data-chart]")) {
+  // What is folded away has no width to be drawn in.
+  if (await drawThese(document.querySelectorAll("[data-chart]:not(details:not([open]) *)"), name)) {
+    root.dataset.drawn = name;
+  }
+}
+
+// Whether all were drawn before the theme changed again.
+async function drawThese(holders, name) {
+  for (const holder of holders) {
     try {
       await draw(holder, holder.dataset.chart, name);
     } catch (error) {
       holder.textContent = `This figure could not be drawn: ${error.message}. Its data are in the table below.`;
       console.error(holder.dataset.chart, error);
     }
-    if (theme() !== name) return;
+    if (theme() !== name) return false;
   }
-  root.dataset.drawn = name;
+  return true;
+}
+
+for (const fold of document.querySelectorAll("details.fold")) {
+  fold.addEventListener("toggle", () => fold.open && drawThese(fold.querySelectorAll("[data-chart]"), theme()));
 }
 
 button.hidden = false;

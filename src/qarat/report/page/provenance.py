@@ -10,10 +10,11 @@ from qarat.records import ActivationStats, Evaluation, Menu, Sweep
 from qarat.report.page.figures.base import DataTable
 from qarat.report.page.markup import definitions, element, escaped, table
 from qarat.report.page.story import Story, origin
+from qarat.spikestudies import SpikeStudy
 
 __all__ = ["portable_command", "provenance"]
 
-_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Sweep), "report": (Evaluation,)}
+_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Sweep), "report": (Evaluation, SpikeStudy)}
 
 
 def provenance(story: Story) -> str:

@@ -5,16 +5,15 @@ What another kind of record has to show is one more function in `SECTIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from qarat.formats import FORMATS
 from qarat.lawrecords import Law
 from qarat.plans import Assignment, Plan, short_name
 from qarat.records import ActivationStats, Continuations, Menu, StreamStats, Sweep
 from qarat.report.layout import count, decimals, fixed, share
-from qarat.report.page.figures.base import DataTable, Figure
+from qarat.report.page.figures.base import DataTable, Part
 from qarat.report.page.figures.damage import damage
 from qarat.report.page.figures.grids import grids
 from qarat.report.page.figures.outcome import outcome
@@ -22,24 +21,20 @@ from qarat.report.page.figures.profile import profile
 from qarat.report.page.figures.recovery import recovery
 from qarat.report.page.figures.spike_map import spike_map
 from qarat.report.page.figures.strip import strip
-from qarat.report.page.figures.study import arms_of, six_bits
 from qarat.report.page.law import law_parts
-from qarat.report.page.markup import element, prose, table
+from qarat.report.page.markup import element, paragraph, table
 from qarat.report.page.provenance import provenance
 from qarat.report.page.story import Story
+from qarat.report.page.study import study_parts
 from qarat.report.page.texts import texts
 from qarat.report.page.verdict import low_input
 from qarat.schemes import TensorScheme
 from qarat.spikes import PLANNING_RULES, find_spikes
 from qarat.spikestudies import SpikeStudy
-from qarat.spikestudy.verdicts import steadied, verdict_lines
 
-__all__ = ["SECTIONS", "Part", "Section"]
+__all__ = ["SECTIONS", "Section"]
 
 _SPIKES = 4  # streams whose profile and grids are shown
-
-Part = Figure | str
-"""What a section is made of: figures, and markup of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +69,7 @@ def _cost(story: Story) -> tuple[Part, ...]:
 
 def _study(story: Story) -> tuple[Part, ...]:
     study = story.one(SpikeStudy)
-    if study is None:
-        return ()
-    parts: list[Part] = list(_points(verdict_lines(study)))
-    parts += [arms_of(study, s) for s in study.settings if study.of_group(s, "method", "order")]
-    parts += [six_bits(study)] if steadied(study) else []
-    return (*parts, *(_paragraph(f"Left out, {left.what}: {left.why}.") for left in study.left))
-
-
-def _points(lines: Sequence[str]) -> Iterator[str]:
-    """Paragraphs; indented lines are a list below the one before them."""
-    for inner, group in groupby(lines, key=lambda line: line.startswith(" ")):
-        said = [line.strip() + "." for line in group]
-        if inner:
-            yield element("ul", *(element("li", prose(line)) for line in said))
-        else:
-            yield from map(_paragraph, said)
+    return study_parts(study, story.one(ActivationStats)) if study else ()
 
 
 def _spikes(story: Story) -> tuple[Part, ...]:
@@ -101,18 +81,16 @@ def _spikes(story: Story) -> tuple[Part, ...]:
     streams, left = _notable(stats, low, story.protected)
     if not streams:
         streams = [max(_read(stats), key=lambda s: s.ratio)]
-        parts.append(
-            _paragraph("No stream is flagged and none is protected. The next figures show the nearest to one.")
-        )
+        parts.append(paragraph("No stream is flagged and none is protected. The next figures show the nearest to one."))
     formats = list(dict.fromkeys([low.format if low and low.format in FORMATS else "int8", "int8", "e4m3"]))
     for stream in streams:
         if "position_maxima" in stream.arrays:
             parts.append(profile(stream, FORMATS[formats[0]]))
         parts.append(grids(stream, stats.edges, formats))
     if any("position_maxima" not in s.arrays for s in streams):
-        parts.append(_paragraph("These stats hold no profile by position; profile the model again to see it."))
+        parts.append(paragraph("These stats hold no profile by position; profile the model again to see it."))
     if left:
-        parts.append(_paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all."))
+        parts.append(paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all."))
     return tuple(parts)
 
 
@@ -133,7 +111,7 @@ def _read(stats: ActivationStats) -> list[StreamStats]:
 
 def _recovery(story: Story) -> tuple[Part, ...]:
     sweep = story.one(Sweep)
-    return (recovery(sweep), _paragraph(f"{sweep.verdict}.")) if sweep else ()
+    return (recovery(sweep), paragraph(f"{sweep.verdict}.")) if sweep else ()
 
 
 def _plan(story: Story) -> tuple[Part, ...]:
@@ -170,10 +148,6 @@ def _law(story: Story) -> tuple[Part, ...]:
 
 def _provenance(story: Story) -> tuple[Part, ...]:
     return (provenance(story),) if story.records else ()
-
-
-def _paragraph(text: str) -> str:
-    return element("p", prose(text))
 
 
 SECTIONS: tuple[Section, ...] = (

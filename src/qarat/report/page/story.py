@@ -14,7 +14,9 @@ from qarat.plans import Assignment, Plan
 from qarat.recordfiles import Record, content_hash, decode_record
 from qarat.records import Evaluation, Provenance, Sweep
 from qarat.searching import is_searching
+from qarat.spikestudies import MAIN, SpikeStudy
 from qarat.spikestudy import is_study, read_study
+from qarat.spikestudy.arms import NAIVE, PROTECTED
 from qarat.workspace import read_command, read_manifest
 
 __all__ = ["Story", "gather", "origin"]
@@ -55,9 +57,11 @@ class Story:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """Float's first, then naive's, the plan's, and others."""
+        """Float's first, then naive's, the plan's, and others; of a study alone, those of its main setting."""
         order = {label: i for i, label in enumerate(LABELS)}
-        return tuple(sorted(self.all(Evaluation), key=lambda e: (order.get(e.label, len(order)), e.label)))
+        study = self.one(SpikeStudy)
+        found = self.all(Evaluation) or (_evaluations_of(study) if study else ())
+        return tuple(sorted(found, key=lambda e: (order.get(e.label, len(order)), e.label)))
 
 
 def gather(paths: Sequence[Path]) -> Story:
@@ -86,6 +90,15 @@ def gather(paths: Sequence[Path]) -> Story:
     _check_one_of_each(records)
     _check_one_model(records)
     return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, command)
+
+
+def _evaluations_of(study: SpikeStudy) -> tuple[Evaluation, ...]:
+    """Float, naive and planned at a study's main setting, as far as they were measured; it protects what it planned."""
+    arms = [("naive", study.find(study.main, NAIVE)), ("plan", study.find(study.main, PROTECTED))]
+    return (
+        *((study.floats[MAIN],) if MAIN in study.floats else ()),
+        *(study.evaluation(arm, label) for label, arm in arms if arm is not None),
+    )
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:

@@ -84,10 +84,10 @@ def _format_words(part: TensorScheme | None) -> str:
 
 
 def _study(study: SpikeStudy) -> str:
-    """What protection buys at the main setting; without protected sites, why there are none."""
+    """What protection buys at the main setting; without protected sites or spikes, that there are none."""
     said = said_of(study, study.main)
-    if said is None or not study.sites:
-        return next(iter(verdict_lines(study)), "There is nothing to judge by yet.")
+    if said is None or not study.sites or not any(rule.flagged for rule in study.rules):
+        return f"{next(iter(verdict_lines(study)), 'There is nothing to judge by yet').strip()}."
     arm = study.find(study.main, PROTECTED)
     size = f" ({share(arm.share, 1, 2)} % of the parameters)" if arm else ""
     low, names = scheme_words(parse_scheme(study.main)), ", ".join(map(short_name, study.sites))

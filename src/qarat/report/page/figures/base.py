@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import altair as alt
 
 from qarat.report.layout import visible
 
-__all__ = ["DataTable", "Figure", "data", "log_ticks", "plain", "tooltips"]
+__all__ = ["DataTable", "Figure", "Folded", "Part", "data", "figures_in", "log_ticks", "plain", "tooltips"]
 
 _MOST_TICKS = 7
 
@@ -67,6 +67,32 @@ class Figure:
         for key in ("$schema", "config"):  # an address and altair's own theme
             whole.pop(key, None)
         return {**whole, "description": f"{self.title}. {self.caption}", "autosize": {"type": "fit-x", "resize": True}}
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Figures that a reader opens before they are drawn.
+
+    Attributes:
+        title: What they show.
+        figures: In their order.
+    """
+
+    title: str
+    figures: tuple[Figure, ...]
+
+
+Part = Figure | Folded | str
+"""What a section is made of: figures, folded or not, and markup of other kinds."""
+
+
+def figures_in(parts: Iterable[Part]) -> list[Figure]:
+    """Every figure of a section, folded or not."""
+    found: list[Figure] = []
+    for part in parts:
+        if not isinstance(part, str):
+            found += part.figures if isinstance(part, Folded) else [part]
+    return found
 
 
 def plain(column: str) -> str:
