@@ -296,7 +296,7 @@ def test_laws_of_bits_take_mixed_plans_by_their_mean_bits(make_table: MakeTable)
     rows = tuple(msgspec.structs.replace(r, bits=16 - 11.75 * (r.ratio or 0)) for r in table.rows)
     law = fit(msgspec.structs.replace(table, rows=rows), "all")
     fits = {f.form: f for f in law.fits}
-    assert {"bits-only", "post-training", "undertraining", "weak", "weak-tokens"} == set(fits)
+    assert {"bits-only", "high-share", "post-training", "undertraining", "weak", "weak-tokens"} == set(fits)
     assert values(fits["post-training"])["1/γ_post"] == pytest.approx(
         values(fits["weak-tokens"])["A"] / 11.75, rel=1e-3
     )
