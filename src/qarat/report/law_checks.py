@@ -19,6 +19,8 @@ def show_law_check(record: LawCheck) -> RenderableType:
     """Predicted beside measured, row by row, what that comes to, and what sets law and rows apart."""
     known = [v for v in record.rows[0].known if v != "loss" or record.asked == "ratio"]
     unit = "nats" if record.asked == "loss" else "Q_r"
+    places = [_place(row) for row in record.rows]
+    same = len(set(places)) == 1  # then one line says it, and the table is narrower
     out = table(
         label("model"),
         *(number(v) for v in known),
@@ -26,9 +28,9 @@ def show_law_check(record: LawCheck) -> RenderableType:
         number("predicted"),
         number("off by\n(%)" if record.asked == "loss" else "off by"),
         number("95 % of a\nmeasurement"),
-        label("fitted\ndomain"),
+        *([] if same else [label("fitted\ndomain")]),
     )
-    for row in record.rows:
+    for row, place in zip(record.rows, places, strict=True):
         cells(
             out,
             row.model,
@@ -37,12 +39,19 @@ def show_law_check(record: LawCheck) -> RenderableType:
             f"{row.predicted:.4g}",
             _off(row, record.asked),
             " to ".join(f"{bound:.3g}" for bound in row.interval) or "n/a",
-            "a fitted row" if row.fitted else "outside" if row.outside else "inside",
+            *([] if same else [place]),
         )
     head = Text.assemble(("law check", "bold"), f"  {visible(record.law)}")
     lines = [f"by {record.data}", f"{record.form}: {form_named(record.form).equation}"]
+    if same and not record.rows[0].fitted:
+        lines.append(f"every row is {places[0]} the fitted domain")
     notes = [words(note, "dim") for note in record.notes]
     return Group(head, *map(words, lines), Text(), out, Text(), words(_summary(record), "bold"), *notes)
+
+
+def _place(row: CheckedRow) -> str:
+    """Where a row lies, as seen from the law."""
+    return "a fitted row" if row.fitted else "outside" if row.outside else "inside"
 
 
 def _spell(variable: str, value: float) -> str:
