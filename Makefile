@@ -36,15 +36,19 @@ demo: setup ## quantize the bundled model and write the report to demo-out/
 	$(BIN)/qarat run -o demo-out --overwrite
 
 # A folder is there once all its points are measured; a killed sweep goes on with the same command.
-SWEEP := $(BIN)/qarat sweep --formats mxint4 mxfp4 int4 int8-static --ratios 0.5 0.6 0.7 0.8 0.9 1 --report-samples 128
+SWEEP := $(BIN)/qarat sweep --ratios 0.5 0.6 0.7 0.8 0.9 1 --report-samples 128
+FORMATS := --formats mxint4 mxfp4 int4 int8-static
 
-laws: laws-out/grid laws-out/wide ## sweep the reference family: the tables of docs/laws.md in laws-out/ (an hour on 2 cores)
+laws: laws-out/grid laws-out/wide laws-out/tokens ## sweep the reference family: the tables of docs/laws.md in laws-out/ (an hour on 2 cores)
 
 laws-out/grid: | setup
-	$(SWEEP) --blocks 16 32 64 128 row tensor -o $@ py-64 py-96 py-128
+	$(SWEEP) $(FORMATS) --blocks 16 32 64 128 row tensor -o $@ py-64 py-96 py-128
 
 laws-out/wide: | setup
-	$(SWEEP) --blocks 32 --family py -o $@ py-160 py-224
+	$(SWEEP) $(FORMATS) --blocks 32 --family py -o $@ py-160 py-224
+
+laws-out/tokens: | setup
+	$(SWEEP) --formats mxint4 --blocks 32 --family py -o $@ py-64-12pct py-64-25pct py-64-50pct
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

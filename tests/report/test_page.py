@@ -328,9 +328,9 @@ def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
 
 def test_a_verdict_on_forms_that_cannot_be_compared_names_none_as_the_best() -> None:
     law = fit_law(narrow(load_table("t1"), ["size!=1.8B", "size!=4B", "size!=7B", "size!=14B"]), draws=0)
-    assert law.uncompared == ("weak",)
+    assert law.uncompared == ("high-share", "weak")
     said = verdict(Story((law,)))
-    assert "No form can be called the best: without some size there are too few data for weak" in said
+    assert "No form can be called the best: without some size there are too few data for high-share and weak" in said
     assert said.startswith("The weak law is off by")
 
 
