@@ -8,7 +8,7 @@ from qarat.errors import UserError
 from qarat.laws.tables import COLUMNS, bundled_tables, join, load_table, narrow, read_table, write_table
 
 DECODED = ["fig6", "fig8", *(f"t{i}" for i in (*range(1, 16), 18, 19, 20))]  # T16 and T17 are Figs 6 and 8
-NAMES = sorted({*DECODED, "py", "py-budgets", "py-tokens"}, key=lambda name: (name.rstrip("0123456789"), len(name), name))
+NAMES = [*DECODED[:2], "py", "py-budgets", "py-tokens", *DECODED[2:]]
 ROW = "mine,f,m,7B,,mxint4,matmul-wise,group,parameters,0.9,32,5.4,perplexity,11,10,no,,text"
 
 
