@@ -178,6 +178,19 @@ def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Pat
     assert gather([tmp_path / "s"]).missing[-1] == "every arm"
 
 
+def test_a_model_too_large_to_hold_in_one_piece_is_studied_without_continuations(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarat.spikestudy.job._WHOLE", 0)
+    study = studied(qarat, spiking, small, tmp_path / "s", "--methods", "clip-mse", "--rules", "damage")
+    assert "continuations" in [left.what for left in study.left]
+    assert study.arms
+    assert not (tmp_path / "s" / "continuations.json").exists()
+    page = (tmp_path / "s" / "report.html").read_text("utf-8")
+    assert "continuations" in page
+    assert "What it costs" in page
+
+
 def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:
     model = open_model(str(spiking))
     sets = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)
