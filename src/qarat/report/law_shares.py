@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from msgspec.structs import replace
-
 from qarat.lawrecords import Fit, Law, Prediction
 from qarat.laws.forms import form_named
 from qarat.laws.forms.base import Form
 from qarat.laws.prediction import predict
-from qarat.laws.resampling import interval
 from qarat.measurements import spell_value
 
 __all__ = ["MODEL", "Shares", "fits_about", "shares", "spell_budget"]
@@ -28,11 +24,13 @@ class Shares:
     """What one fit answers of the low share.
 
     Attributes:
+        law: It is of.
         fit: Of a form with size and ratio.
         models: What each model brings along, from small to large.
         held: Whatever else the form is about, at the value most common among the fitted points.
     """
 
+    law: Law
     fit: Fit
     models: tuple[Mapping[str, float], ...]
     held: Mapping[str, float]
@@ -52,21 +50,7 @@ class Shares:
             own: One of `models`.
         """
         known = {**self.held, **own, "loss": math.log1p(percent / 100)}
-        # The interval of a measurement, which nobody sees here, takes twenty times as long as that of the law.
-        silent = replace(self.fit, parameters=tuple(replace(p, draws=()) for p in self.fit.parameters))
-        answer = predict(Law("", "", {}, {}, 0, (silent,)), known, self.fit.form)
-        return answer if answer.none else replace(answer, interval=self._interval(known))
-
-    def _interval(self, known: Mapping[str, float]) -> tuple[float, ...]:
-        """95 % of the law; empty without draws, and where they leave open which way the loss goes with the ratio."""
-        form = form_named(self.fit.form)
-        draws = np.array([p.draws for p in self.fit.parameters]).T
-        slope = self.fit.parameters[1 + form.variables.index("ratio")].interval
-        if not draws.size or slope[0] <= 0 <= slope[1]:
-            return ()
-        loss = math.log(known["loss"])
-        found = [form.solve(form.internal(theta), "ratio", known, loss) for theta in draws]
-        return tuple(min(max(end, 0.0), 1.0) for end in interval(found, self.fit.units))
+        return predict(self.law, known, self.fit.form, measured=False)
 
 
 def shares(law: Law) -> Shares | None:
@@ -78,7 +62,7 @@ def shares(law: Law) -> Shares | None:
     models = {tuple((v, p.variables[v]) for v in MODEL if v in variables) for p in fit.points}
     others = [v for v in variables if v not in (*MODEL, "ratio")]
     held = {v: Counter(p.variables[v] for p in fit.points).most_common(1)[0][0] for v in others}
-    return Shares(fit, tuple(map(dict, sorted(models))), held)
+    return Shares(law, fit, tuple(map(dict, sorted(models))), held)
 
 
 def fits_about(law: Law, suits: Callable[[Form], bool]) -> tuple[Fit, ...]:
