@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import msgspec
 
 from qarat.errors import UserError
 
-__all__ = ["LOSS_METRICS", "Measurement", "find_problems", "loss_increase", "parse_count", "spell_value"]
+__all__ = [
+    "LOSS_METRICS",
+    "Measurement",
+    "find_problems",
+    "loss_increase",
+    "parse_count",
+    "spell_value",
+    "spell_values",
+]
 
 LOSS_METRICS = ("loss", "loss-increase", "perplexity", "perplexity-increase")
 """Metrics that are nats per token, or become nats: the last two as ppl and as per cent over float's."""
@@ -159,6 +168,11 @@ def spell_value(variable: str, value: float) -> str:
     if variable == "loss":
         return f"{value:.4g} nats (ppl{100 * math.expm1(min(value, 700)):+.3g}%)"
     return f"{value:.4g}"
+
+
+def spell_values(values: Mapping[str, float]) -> str:
+    """Variables with their values, as a person lists them: ``size 7B, ratio 0.95``."""
+    return ", ".join(f"{variable} {spell_value(variable, value)}" for variable, value in values.items())
 
 
 def _spell_count(value: float) -> str:

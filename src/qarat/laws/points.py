@@ -15,7 +15,7 @@ from qarat.errors import UserError
 from qarat.laws.forms.base import VARIABLES, Form, Vector
 from qarat.laws.grouping import join_ratios
 from qarat.laws.tables import Table
-from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value
+from qarat.measurements import LOSS_METRICS, Measurement, loss_increase, spell_value, spell_values
 
 __all__ = [
     "NEAR_ZERO",
@@ -262,7 +262,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     if (points.by_difference & (points.error > 0)).all():
         yield f"every increase{where} is within {NEAR_ZERO:g} standard errors of zero; measure more windows"
     for i in np.flatnonzero((points.y <= 0) & (points.error == 0)):
-        what = ", ".join(f"{v} {spell_value(v, points.x[v][i])}" for v in form.variables)
+        what = spell_values({v: points.x[v][i] for v in form.variables})
         yield (
             f"{points.models[i]} at {what} has an increase of {points.y[i]:.4g}, which has no logarithm, and no "
             "standard error to weigh it by: give standard_error in the data, or --standard-error for rows without one"

@@ -17,7 +17,7 @@ from qarat.lawrecords import Fit, Law, Parameter, Prediction
 from qarat.laws.forms import form_named, form_names
 from qarat.laws.forms.base import VARIABLES, Form, Published, Vector
 from qarat.laws.resampling import interval
-from qarat.measurements import spell_value
+from qarat.measurements import spell_value, spell_values
 
 __all__ = ["choose_fit", "choose_form", "outside_domain", "predict", "published_law", "published_names", "question"]
 
@@ -106,7 +106,7 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
     if not matching:  # a size of 3145728 is listed as 3.15M, and may be given so
         matching = [fit for fit in fits if all(_spelt_same(k, known.get(k), v) for k, v in fit.group.items())]
     if len(matching) != 1:
-        groups = "; ".join(_spell_all(fit.group) for fit in fits)
+        groups = "; ".join(spell_values(fit.group) for fit in fits)
         others = f"; not for others, since {law.refused[name]}" if name in law.refused else ""
         raise UserError(f"{name} was fitted for these values alone: {groups}; give one of them{others}")
     return matching[0], asked
@@ -299,7 +299,3 @@ def outside_domain(fit: Fit, values: Mapping[str, float]) -> list[str]:
         at, end = spell_value(variable, value), spell_value(variable, bound)
         found.append(f"{variable} {at} is {far} the {word} fitted, {end}")
     return found
-
-
-def _spell_all(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in values.items())

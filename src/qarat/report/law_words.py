@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from qarat.lawrecords import Fit, FittedPoint, Law
 from qarat.laws.forms import form_named
-from qarat.measurements import spell_value
+from qarat.measurements import spell_values
 from qarat.report.layout import count, fixed
 
 __all__ = ["COEFFICIENTS", "COMPARED", "coefficients", "compared", "fit_lines", "group_words", "off_by", "ordered"]
@@ -54,13 +53,15 @@ def fit_lines(fit: Fit) -> list[str]:
     lines += fit.notes
     for p in ordered(fit):
         if p.by_difference:
-            lines.append(f"at or near zero, counted by difference over its error: {p.model}, {_spell(p.variables)}")
+            lines.append(
+                f"at or near zero, counted by difference over its error: {p.model}, {spell_values(p.variables)}"
+            )
     return lines
 
 
 def group_words(fit: Fit) -> str:
     """The values that a fit holds for; empty where it holds for all."""
-    return _spell(fit.group)
+    return spell_values(fit.group)
 
 
 def ordered(fit: Fit) -> list[FittedPoint]:
@@ -71,7 +72,3 @@ def ordered(fit: Fit) -> list[FittedPoint]:
 def off_by(point: FittedPoint, predicted: float) -> float:
     """What a prediction is off by, in per cent of the measured; for points that are not near zero."""
     return 100 * (predicted / point.measured - 1)
-
-
-def _spell(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{k} {spell_value(k, v)}" for k, v in values.items())

@@ -13,7 +13,7 @@ from qarat.lawrecords import Fit, FittedPoint, Law, Prediction
 from qarat.laws.forms import Catalog, form_named
 from qarat.laws.forms.base import RESPONSES, VARIABLES, Form
 from qarat.laws.tables import COLUMNS, Table
-from qarat.measurements import spell_value
+from qarat.measurements import spell_value, spell_values
 from qarat.report.law_shares import shares, spell_budget
 from qarat.report.law_words import (
     COEFFICIENTS,
@@ -83,7 +83,7 @@ def _printed(form: Form) -> Iterator[str]:
     """The authors' coefficients; below those of one domain, that and what must be known of them."""
     for (domain, note), alike in groupby(form.published, key=lambda p: (p.domain, p.note)):
         for p in alike:
-            group = "".join(f"{k} {spell_value(k, v)}, " for k, v in p.group.items())
+            group = f"{spell_values(p.group)}, " if p.group else ""
             printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
             yield f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}"
         ranges = (f"{v} {spell_value(v, low)} to {spell_value(v, high)}" for v, (low, high) in domain.items())
@@ -128,7 +128,7 @@ def show_prediction(prediction: Prediction) -> RenderableType:
     cells(out, question[asked], prediction.none or spell_value(asked, prediction.value), style="bold")
     cells(out, "95 % of the law", _interval(asked, prediction.interval))
     cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
-    known = ", ".join(f"{k} {spell_value(k, v)}" for k, v in prediction.known.items())
+    known = spell_values(prediction.known)
     form = form_named(prediction.form)
     where = (
         [f"outside the fitted domain: {line}" for line in prediction.outside]

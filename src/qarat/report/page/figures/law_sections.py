@@ -13,7 +13,7 @@ from qarat.lawrecords import Fit, FittedPoint, Law
 from qarat.laws.forms import form_named
 from qarat.laws.forms.base import RESPONSES, Form
 from qarat.laws.grouping import join_ratios
-from qarat.measurements import spell_value
+from qarat.measurements import spell_value, spell_values
 from qarat.report.law_shares import MODEL, fits_about
 from qarat.report.page.figures.base import Figure
 from qarat.report.page.figures.curve import curve
@@ -99,7 +99,7 @@ def _most_common(groups: Sequence[_Group], variable: str) -> tuple[list[_Group],
     others = [{k: v for k, v in g.known.items() if k not in (*MODEL, variable)} for g in groups]
     chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
     kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
-    said = ", ".join(f"{k} {spell_value(k, v)}" for k, v in chosen.items())
+    said = spell_values(chosen)
     left = f"Shown at {said}; " if said else ""
     return kept, f"{left}{len(groups) - len(kept)} more groups are in the law's file."
 
