@@ -21,10 +21,10 @@ import torch
 import transformers
 
 from qarat import __version__
-from qarat.data import TokenSet
-from qarat.models import Model, open_model
+from qarat.ground.runtime import Runtime
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import TokenSet
 from qarat.testing import tiny_checkpoint
-from qarat.workspace import Runtime
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS = 2048, 5632, 32, 4  # of TinyLlama 1.1B, which has 22 blocks
 VOCABULARY = 4096  # not its 32000: a few blocks stand for 22, and the head must not outweigh them

@@ -23,16 +23,16 @@ import msgspec
 import torch
 from scipy.stats import spearmanr
 
-from qarat import damage
-from qarat.damage.checking import check, fit_correction, measure_sites
-from qarat.data import load_token_sets
-from qarat.measuring import make_meter
-from qarat.metricrecords import MetricCheck
-from qarat.models import open_model
-from qarat.plans import Plan, assign
-from qarat.records import NATS, paired_difference
-from qarat.schemes import parse_scheme
-from qarat.workspace import Runtime
+from qarat.ground.runtime import Runtime
+from qarat.jobs.bench import make_meter
+from qarat.model.model import open_model
+from qarat.model.tokens import load_token_sets
+from qarat.stages import prices as damage
+from qarat.stages.prices.checking import check, fit_correction, measure_sites
+from qarat.values.plans import Plan, assign
+from qarat.values.records.prices import NATS, MetricCheck
+from qarat.values.records.scores import paired_difference
+from qarat.values.schemes import parse_scheme
 
 SHARES = (0.25, 0.25, 0.5, 0.5, 0.75, 0.75)  # of the sites that a random set puts in the low scheme
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import common
 import torch
 
-from qarat.data import TokenSet
-from qarat.models import Model
-from qarat.observation import observe
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.observe import observe
 
 
 @torch.no_grad()

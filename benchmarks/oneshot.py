@@ -31,18 +31,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qarat.engines import engine_named
-from qarat.exporters.llmcompressor import recipe
-from qarat.models import open_model
-from qarat.plans import assign
-from qarat.schemes import LOW
+from qarat.ground.runtime import Runtime
+from qarat.model.model import open_model
+from qarat.stages.export.llmcompressor import recipe
+from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import open_folder
+from qarat.stages.read_back.readback import logits_of
+from qarat.stages.read_back.resolution import resolve
+from qarat.stages.read_back.simulation import open_stored
 from qarat.testing import tiny_tokenizer
-from qarat.verification.findings import Findings
-from qarat.verification.folders import open_folder
-from qarat.verification.readback import logits_of
-from qarat.verification.resolution import resolve
-from qarat.verification.simulation import open_stored
-from qarat.workspace import Runtime
+from qarat.values.engines import engine_named
+from qarat.values.plans import assign
+from qarat.values.schemes import LOW
 
 VOCABULARY = 32000
 FP8 = "w=e4m3/channel a=e4m3/token"

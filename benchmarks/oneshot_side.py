@@ -23,14 +23,14 @@ def qarat(chosen: argparse.Namespace) -> Work:
     import compressed_tensors  # noqa: F401  (the exporter imports it when it is first named)
     import transformers.models.llama.modeling_llama  # noqa: F401  (likewise transformers)
 
-    import qarat.exporters.compressed_tensors  # noqa: F401
-    from qarat.conversion import quantize
-    from qarat.data import TokenSet
-    from qarat.exporters.base import export_model
-    from qarat.models import open_model
-    from qarat.observation import observe
-    from qarat.plans import assign
-    from qarat.workspace import Runtime
+    import qarat.stages.export.compressed_tensors  # noqa: F401
+    from qarat.ground.runtime import Runtime
+    from qarat.model.model import open_model
+    from qarat.model.tokens import TokenSet
+    from qarat.stages.export.base import export_model
+    from qarat.stages.observe import observe
+    from qarat.stages.quantize import quantize
+    from qarat.values.plans import assign
 
     rules = [tuple(rule) for rule in json.loads(chosen.rules)]
 

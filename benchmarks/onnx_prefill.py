@@ -18,11 +18,11 @@ from typing import Any
 import common
 import onnxruntime as ort  # pyright: ignore[reportMissingImports]
 
-from qarat.conversion import quantize
-from qarat.exporters.base import export_model
-from qarat.observation import observe
-from qarat.plans import assign
-from qarat.schemes import LOW
+from qarat.stages.export.base import export_model
+from qarat.stages.observe import observe
+from qarat.stages.quantize import quantize
+from qarat.values.plans import assign
+from qarat.values.schemes import LOW
 
 
 def session(path: Path, threads: int, *, profile: bool = False) -> Any:

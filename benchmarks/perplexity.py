@@ -14,12 +14,12 @@ from pathlib import Path
 
 import common
 
-from qarat.conversion import quantize
-from qarat.evaluation.perplexity import measure_perplexity
-from qarat.models import Model
-from qarat.observation import observe
-from qarat.planning import LOW
-from qarat.plans import assign
+from qarat.model.model import Model
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.observe import observe
+from qarat.stages.quantize import quantize
+from qarat.values.plans import assign
+from qarat.values.schemes import LOW
 
 REPORT_TOKENS = 256 * 512  # of the default report set
 

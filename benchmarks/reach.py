@@ -16,12 +16,12 @@ from typing import Any
 import common
 from search import Bench
 
-from qarat.observation import observe
-from qarat.plans import short_name
-from qarat.report.progress import StageProgress
-from qarat.schemes import LinearScheme, parse_scheme
-from qarat.searches import Reached, SearchResult
-from qarat.spikes import diagnose
+from qarat.stages.observe import observe
+from qarat.stages.spikes import diagnose
+from qarat.surfaces.progress import StageProgress
+from qarat.values.records.search import Reached, SearchResult
+from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.sites import short_name
 
 FORMATS = {
     "mxint4": "w=mxint4 a=mxint4",

@@ -21,21 +21,23 @@ from typing import Any
 import common
 import msgspec
 
-from qarat.data import TokenSet, load_token_sets
-from qarat.measuring import specify
-from qarat.models import Model, open_model
-from qarat.planning import draft_plan
-from qarat.records import Difference, paired_difference
-from qarat.report.progress import StageProgress
-from qarat.runners import open_runner
-from qarat.search.driver import Driver
-from qarat.search.space import Space, make_space
-from qarat.search.strategies.base import Asking, Goal, Proposal
-from qarat.search.trials import TrialLog
-from qarat.searches import Reached, SearchResult
-from qarat.searching import Member, SearchJob, SearchRequest, Setting
-from qarat.searching.measurer import Measurer, ProgressWatcher
-from qarat.workspace import Progress, Run, Runtime
+from qarat.ground.runtime import Progress, Runtime
+from qarat.jobs.bench import Measurer, Member, ProgressWatcher, Setting, specify
+from qarat.jobs.folder import Run
+from qarat.jobs.protecting import draft_plan
+from qarat.jobs.runners import open_runner
+from qarat.jobs.search.job import SearchJob
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.stages.choose.driver import Driver
+from qarat.stages.choose.space import Space, make_space
+from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
+from qarat.stages.choose.trials import TrialLog
+from qarat.surfaces.progress import StageProgress
+from qarat.values.records.origin import Difference
+from qarat.values.records.scores import paired_difference
+from qarat.values.records.search import Reached, SearchResult
+from qarat.values.requests.search import SearchRequest
 
 RATIOS = (0.5, 0.75, 0.9, 0.95)
 CLOSED = "k"  # of the first and the last block, whose other six projections each are open: twelve sites

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from qarat.pipeline import show_run
-from qarat.report.terminal import render_all
-from qarat.schemes import LOW
+from qarat.jobs.whole_run import show_run
+from qarat.surfaces.terminal import render_all
+from qarat.values.schemes import LOW
 
 WIDTH = 100
 

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import altair as alt
 import vl_convert
 
-from qarat.checkpoints import reference_models
-from qarat.report.page.figures.base import data, log_ticks
-from qarat.report.page.figures.curve import curve
-from qarat.report.page.figures.series import Axis, Dot, Series
-from qarat.report.page.rendering import to_svg
-from qarat.report.page.theme import FILE_FONT, LIGHT, vega_config
-from qarat.workspace import write_whole
+from qarat.ground.disk import write_whole
+from qarat.model.checkpoints import reference_models
+from qarat.surfaces.page.figures.base import data, log_ticks
+from qarat.surfaces.page.figures.curve import curve
+from qarat.surfaces.page.figures.series import Axis, Dot, Series
+from qarat.surfaces.page.rendering import to_svg
+from qarat.surfaces.page.theme import FILE_FONT, LIGHT, vega_config
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # of training, at which the second table looks

@@ -18,18 +18,18 @@ from itertools import combinations
 from pathlib import Path
 
 import qarat
-from qarat.checkpoints import reference_models
-from qarat.conversion import build_block
-from qarat.evaluation.incremental import Meter
-from qarat.evaluation.zero_shot import measure_tasks
-from qarat.planning import naive_plan
-from qarat.plans import short_name
-from qarat.records import Difference
-from qarat.schemes import LinearScheme
-from qarat.search.space import make_units
-from qarat.search.sweep import rank_by_damage
-from qarat.spikes import Diagnosis
-from qarat.workspace import Runtime
+from qarat.ground.runtime import Runtime
+from qarat.jobs.protecting import naive_plan
+from qarat.model.checkpoints import reference_models
+from qarat.stages.choose.protect import rank_by_damage
+from qarat.stages.measure.meter import Meter
+from qarat.stages.measure.tasks.zero_shot import measure_tasks
+from qarat.stages.quantize import build_block
+from qarat.stages.spikes import Diagnosis
+from qarat.values.records.origin import Difference
+from qarat.values.schemes import LinearScheme
+from qarat.values.sites import short_name
+from qarat.values.units import make_units
 
 CARDS = Path(__file__).parent / "cards"
 LOWS = {"INT8": "w=int8/channel a=int8/tensor/static", "INT6": "w=int6/channel a=int6/tensor/static"}

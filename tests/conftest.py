@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from qarat.cli import main
-from qarat.models import Model, open_model
+from qarat.model.model import Model, open_model
+from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint, tiny_documents
 
 torch.set_num_threads(1)  # at these sizes threads only wait for one another

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qarat.cli import main
-from qarat.options import BUNDLED
+from qarat.surfaces.cli import main
+from qarat.surfaces.options.groups import BUNDLED
 from qarat.testing import tiny_checkpoint, tiny_documents, tiny_tokenizer
 
 Qarat = Callable[..., Any]

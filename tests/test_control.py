@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from qarat.damage.fisher import price
-from qarat.data import TokenSet, load_token_sets
-from qarat.models import Model, open_model
-from qarat.observation import observe
-from qarat.planning import LOW, Request, find_plan
-from qarat.recordfiles import content_hash
-from qarat.records import ActivationStats, Menu
-from qarat.schemes import LinearScheme, TensorScheme, parse_scheme
-from qarat.spikes import RULES, diagnose, find_spikes
+from qarat.jobs.protecting import find_plan
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.stages.observe import observe
+from qarat.stages.prices.fisher import price
+from qarat.stages.spikes import RULES, diagnose, find_spikes
+from qarat.values.records.files import content_hash
+from qarat.values.records.prices import Menu
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import Request
+from qarat.values.schemes import LOW, LinearScheme, TensorScheme, parse_scheme
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from qarat.cli import main
-from qarat.conversion import quantize
-from qarat.exporters.base import MARK
-from qarat.exporters.native import write_native
-from qarat.models import open_model
-from qarat.plans import assign
+from qarat.model.model import open_model
+from qarat.model.native import MARK, write_native
+from qarat.stages.quantize import quantize
+from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint
+from qarat.values.plans import assign
 
 Qarat = Callable[..., Any]
 FORMAT = "compressed-tensors"

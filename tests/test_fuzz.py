@@ -18,20 +18,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from qarat.cli import main
-from qarat.conversion import quantize
-from qarat.errors import UserError
-from qarat.exporters.base import MARK, export_model
-from qarat.exporters.native import read_native, write_native
-from qarat.models import open_model
-from qarat.pipeline import show_run
-from qarat.planfiles import decode_plan
-from qarat.plans import assign
-from qarat.recordfiles import decode_record
-from qarat.report.terminal import render_all
-from qarat.schemes import LOW
+from qarat.ground.errors import UserError
+from qarat.jobs.verify import verify_alone
+from qarat.jobs.whole_run import show_run
+from qarat.model.model import open_model
+from qarat.model.native import read_native, write_native
+from qarat.stages.export.base import MARK, export_model
+from qarat.stages.quantize import quantize
+from qarat.surfaces.cli import main
+from qarat.surfaces.terminal import render_all
 from qarat.testing import tiny_checkpoint
-from qarat.verifying import verify_alone
+from qarat.values.plan_files import decode_plan
+from qarat.values.plans import assign
+from qarat.values.records.files import decode_record
+from qarat.values.schemes import LOW
 
 Change = Callable[[bytes, random.Random], bytes]
 SECONDS = 5  # a reader that takes longer hangs

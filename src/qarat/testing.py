@@ -20,10 +20,8 @@ from tokenizers import models as token_models
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from qarat.documents import Document
-from qarat.workspace import write_whole
-
-__all__ = ["plant_spike", "tiny_checkpoint", "tiny_documents", "tiny_tokenizer"]
+from qarat.ground.disk import write_whole
+from qarat.model.texts import Document
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 _BOS, _UNKNOWN = "<s>", "<unk>"

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from qarat import conversion
-from qarat.data import TokenSet
-from qarat.exporters.base import export_model
-from qarat.models import Model, open_model
-from qarat.observation import observe
-from qarat.plans import Plan, assign
-from qarat.records import ActivationStats
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import TokenSet
+from qarat.stages import quantize as conversion
+from qarat.stages.export.base import export_model
+from qarat.stages.observe import observe
 from qarat.testing import tiny_checkpoint
+from qarat.values.plans import Plan, assign
+from qarat.values.records.streams import ActivationStats
 
 LENGTH = 24
 

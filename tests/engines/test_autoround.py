@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qarat.schemes import Granularity, LinearScheme
+from qarat.values.schemes import Granularity, LinearScheme
 
 pytest.importorskip("auto_round", reason="needs AutoRound: make test-engines")
 

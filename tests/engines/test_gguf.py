@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qarat.conversion import quantize
-from qarat.data import load_token_sets
-from qarat.exporters.base import export_model
-from qarat.exporters.gguf.types import tensor_name
-from qarat.models import Model, open_model
-from qarat.modules import QuantLinear
-from qarat.plans import assign
-from qarat.schemes import LinearScheme, parse_scheme
+from qarat.model.layers import QuantLinear
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import load_token_sets
+from qarat.stages.export.base import export_model
+from qarat.stages.export.gguf.types import tensor_name
+from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.plans import assign
+from qarat.values.schemes import LinearScheme, parse_scheme
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: make test-engines")
 

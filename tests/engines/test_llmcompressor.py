@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from qarat.plans import Plan
-from qarat.rounding import decode
-from qarat.schemes import LinearScheme
-from qarat.tensors import Scales, quantize_tensor
+from qarat.maths.rounding import decode
+from qarat.maths.tensors import quantize_tensor
+from qarat.maths.tiles import Scales
+from qarat.values.plans import Plan
+from qarat.values.schemes import LinearScheme
 
 pytest.importorskip("llmcompressor", reason="needs llm-compressor: make test-engines")
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qarat.schemes import LinearScheme
-from qarat.tensors import Scales, fake_quantize
+from qarat.maths.tensors import fake_quantize
+from qarat.maths.tiles import Scales
+from qarat.values.schemes import LinearScheme
 
 pytest.importorskip("modelopt.torch.quantization", reason="needs ModelOpt: make test-engines")
 

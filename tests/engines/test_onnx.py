@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from qarat.conversion import quantize
-from qarat.data import TokenSet
-from qarat.exporters.base import export_model
-from qarat.models import Model, open_model
-from qarat.observation import observe
-from qarat.plans import Plan, assign
+from qarat.model.model import Model, open_model
+from qarat.model.tokens import TokenSet
+from qarat.stages.export.base import export_model
+from qarat.stages.observe import observe
+from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.plans import Plan, assign
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: make test-engines")
 ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: make test-engines")

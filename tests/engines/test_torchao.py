@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from qarat.plans import Plan
-from qarat.rounding import decode
-from qarat.schemes import LinearScheme
-from qarat.tensors import Scales, quantize_tensor
+from qarat.maths.rounding import decode
+from qarat.maths.tensors import quantize_tensor
+from qarat.maths.tiles import Scales
+from qarat.values.plans import Plan
+from qarat.values.schemes import LinearScheme
 
 pytest.importorskip("torchao", reason="needs torchao: make test-engines")
 

@@ -1,7 +1,0 @@
-"""Qwen3: LLaMA's wiring with norms on queries and keys (kept in float)."""
-
-from msgspec.structs import replace
-
-from qarat.families import llama
-
-FAMILY = replace(llama.FAMILY, architectures=("Qwen3ForCausalLM",))

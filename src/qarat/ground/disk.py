@@ -1,0 +1,172 @@
+"""Files and folders written whole: after a kill or a full disk, what was there before is there still.
+
+A folder is replaced by two renames, with what was there kept as ``OUT.replaced`` in between; so at any moment both the
+old and the new are whole somewhere. Nothing is ever replaced or deleted that lacks the mark of what qarat writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from qarat.ground.errors import UserError
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 of a value's JSON with sorted keys."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file beside its place and rename it, so that a kill or a full disk leaves what was there.
+
+    Raises:
+        UserError: No space, or no permission; the partial file is removed.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Generator[None]:
+    """Turn an operating-system error on the way to ``path`` into one that says what to do.
+
+    Raises:
+        UserError: Instead of any `OSError` inside the context.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "no space left; free some and run the same command again",
+            errno.EDQUOT: "the quota is used up; free some space and run the same command again",
+            errno.EACCES: "no permission to write there",
+            errno.EROFS: "the file system is read-only",
+        }.get(error.errno or 0, str(error))
+        raise UserError(f"cannot write {path}: {remedy}") from error
+
+
+def check_file(path: Path) -> None:
+    """Check, before any work, that a file can be written.
+
+    Raises:
+        UserError: If a folder is in its place, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; give -o a file's name")
+    _check_parent(path)
+
+
+def check_folder(out: Path, mark: str, *, overwrite: bool) -> None:
+    """Check, before any work, that a folder can be put at ``out``.
+
+    Args:
+        out: Where to.
+        mark: A file that every folder of this kind holds.
+        overwrite: Whether one of this kind may be replaced; of another kind, none may.
+
+    Raises:
+        UserError: If there is something that may not be replaced, or no permission.
+    """
+    if out.exists():
+        if not overwrite:
+            raise UserError(f"{out} exists already; give another -o, or --overwrite to replace it")
+        if not _is_ours(out, mark):
+            raise UserError(f"{out} is not from this command (no {mark}), so --overwrite leaves it; give another -o")
+    for spare in (_partial(out), _replaced(out)):
+        if spare.exists() and not _is_ours(spare, mark):
+            raise UserError(f"{spare} is in the way, and holds no {mark}; move it, or give another -o")
+    _check_parent(out)
+
+
+@contextmanager
+def new_folder(out: Path, mark: str) -> Generator[Path]:
+    """An empty ``OUT.partial`` to be filled; put into place at the end, deleted after an error.
+
+    Raises:
+        UserError: As `check_folder` with ``overwrite``; or it cannot be written.
+    """
+    check_folder(out, mark, overwrite=True)
+    partial = _partial(out)
+    with explained(out):
+        _delete(partial, mark)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        put_into_place(out, mark)
+
+
+def put_into_place(out: Path, mark: str) -> None:
+    """Rename the finished ``OUT.partial`` to ``out``; what was there is deleted only then."""
+    retired = _replaced(out)
+    with explained(out):
+        if out.exists():
+            _delete(retired, mark)
+            os.replace(out, retired)
+        os.replace(_partial(out), out)
+        _delete(retired, mark)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(out.name + ".replaced")
+
+
+def _is_ours(path: Path, mark: str) -> bool:
+    """Whether a folder was written by qarat, or is empty."""
+    return path.is_dir() and ((path / mark).is_file() or all(p.match(".*.partial") for p in path.iterdir()))
+
+
+def _delete(folder: Path, mark: str) -> None:
+    """Delete a folder, the mark last: cut short, it is still known as ours."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != mark:
+                path.unlink()
+        shutil.rmtree(folder)
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"cannot write {path}: {parent} is no folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {path}: no permission to write in {parent}")
+
+
+def _file_hash(path: Path) -> str | None:
+    """SHA-256 of a file, or of every file of a folder with its name; None if there is none."""
+    if path.is_dir():
+        parts = [(str(p.relative_to(path)), _file_hash(p)) for p in sorted(path.rglob("*")) if p.is_file()]
+        return hash_json(parts)
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""Where work runs and what it may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the units done and the units in all."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where work runs and what it may use; never part of a result's identity, save for the dtype.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        dtype: Arithmetic of the walk, ``float32`` or ``bfloat16``.
+        threads: CPU threads; 0 leaves torch's own choice.
+        memory: Bytes that weights kept in memory may take; 0 is half of what is free.
+        batch_tokens: Tokens that go through a block at once.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 0
+    memory: int = 0
+    batch_tokens: int = 4096
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+    def memory_bytes(self) -> int:
+        """The memory bound in bytes; half of what is free at the moment, where none was given."""
+        if self.memory:
+            return self.memory
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return pages // 2
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What a run would take.
+
+    Attributes:
+        steps: Name to seconds.
+        memory_bytes: Weights and hidden states at their peak.
+        disk_bytes: Of what would be written.
+        rate: Matrix rate measured on this machine, floating-point operations a second.
+    """
+
+    steps: dict[str, float]
+    memory_bytes: int
+    disk_bytes: int
+    rate: float

@@ -1,0 +1,1 @@
+"""Jobs: stages put together."""

@@ -1,0 +1,72 @@
+"""`qarat compare`: whatever was named, as records of one kind, and those compared.
+
+A record is taken as it lies there, and so is what a finished run measured of its plan. Everything else is opened and
+measured, unless every name is of the first kind, when nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
+from qarat.jobs.open_any import Opened, open_for_evaluation
+from qarat.values.records.comparison import Comparable, Comparison, compare
+from qarat.values.records.files import decode_record
+from qarat.values.records.scores import Divergence, Evaluation, ZeroShot
+
+RUN_EVALUATION = "evaluation-plan.json"
+"""What a run measured of its quantized model, in the run's folder."""
+
+
+def compare_named(
+    names: Sequence[str],
+    measure: Callable[[Opened], Comparable],
+    runtime: Runtime | None = None,
+    *,
+    revision: str | None = None,
+    recorded: bool = True,
+) -> Comparison:
+    """Compare models, runs, exports and records with the first named.
+
+    Args:
+        names: Files of evaluations, scores or divergences; and what `open_for_evaluation` takes.
+        measure: Measures an opened model on the tokens or tasks that were asked for; its label is replaced.
+        runtime: Device, dtype and limits.
+        revision: Of a hub id.
+        recorded: Whether a run stands for what it measured itself, where no name has to be measured anyway.
+
+    Raises:
+        UserError: As `compare`, `decode_record` and `open_for_evaluation`.
+    """
+    labels = _labels(names)
+    found: dict[str, Comparable] = {name: _read(Path(name)) for name in names if Path(name).is_file()}
+    runs = {name: Path(name) / RUN_EVALUATION for name in names if (Path(name) / RUN_EVALUATION).is_file()}
+    if recorded and found.keys() | runs.keys() >= set(names):
+        found |= {name: _read(path) for name, path in runs.items()}
+    for name in names:
+        if name not in found:
+            found[name] = measure(open_for_evaluation(name, runtime, revision=revision))
+    return compare([msgspec.structs.replace(found[name], label=labels[name]) for name in names])
+
+
+def _read(path: Path) -> Comparable:
+    record = decode_record(path)
+    if not isinstance(record, Evaluation | ZeroShot | Divergence):
+        raise UserError(f"{path} holds a {type(record).__name__}; give an evaluation, scores or a divergence")
+    return record
+
+
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """A short label for each: the last part of its path, or all of it where two would be called alike.
+
+    Raises:
+        UserError: If one is named twice.
+    """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"named twice: {', '.join(twice)}; a model compared with itself says nothing")
+    last = [Path(name).stem if Path(name).is_file() else Path(name).name or name for name in names]
+    return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}

@@ -1,0 +1,76 @@
+"""Estimates: what a command would take, from shapes and a matrix rate measured for a moment; nothing is computed.
+
+Time counts matrix products alone, at the rate of a large one, so it is a lower bound: small models spend most of theirs
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from qarat.ground.runtime import Estimate
+from qarat.maths.histograms import EDGES
+from qarat.model.model import Model
+from qarat.values.plans import Plan
+
+SWEEP_FORWARDS = 5
+"""Forwards that a sweep takes: some ten plans, on the average from a prefix of half the blocks that is kept."""
+
+ROUNDING = 1500
+"""Rounding and packing a weight takes as long as so many tokens that are multiplied with it; measured with int8, int4
+and mxfp4 on one CPU core."""
+
+
+def price_forwards(schemes: int) -> int:
+    """Forwards that pricing takes at most: one, one recomputed, a backward of two, and a product per scheme."""
+    return 4 + schemes
+
+
+def estimate(model: Model, work: Mapping[str, float], *, states: int, disk: int) -> Estimate:
+    """What a command would take.
+
+    Args:
+        model: Opened, in float or quantized.
+        work: Name of each step to the tokens that it sends through the whole model.
+        states: Hidden states in memory at once, counted in tokens.
+        disk: Bytes that would be written.
+    """
+    rate = _matrix_rate(model.runtime.device)
+    head = model.outside()[f"{model.family.head}.weight"].numel()
+    per_token = 2 * (sum(s.parameters for s in model.sites()) + head) / rate
+    every = model.block_bytes() * model.blocks
+    weights = every if every <= model.runtime.memory_bytes() else model.block_bytes()
+    outside = sum(t.nbytes for t in model.outside().values())
+    hidden = model.config.hidden_size * model.runtime.torch_dtype.itemsize
+    steps = {name: tokens * per_token for name, tokens in work.items()}
+    return Estimate(steps, weights + outside + states * hidden, disk, rate)
+
+
+def quantized_bytes(model: Model, plan: Plan) -> int:
+    """Size of a folder quantized by a plan; the tokenizer's files, biases and headers are left out."""
+    outside = model.outside()
+    if model.config.tie_word_embeddings:
+        outside.pop(f"{model.family.head}.weight", None)
+    return (plan.weight_bits() + sum(t.numel() for t in outside.values()) * model.source_bits) // 8
+
+
+def stats_bytes(model: Model) -> int:
+    """Size of the stats of one pass: histograms of each stream, and three numbers a channel."""
+    inputs = {stream: s.shape[1] for s in model.sites() if s.shape for stream in s.streams}
+    outputs = 2 * model.blocks * model.config.hidden_size
+    streams = len(inputs) + 6 * model.blocks  # and the operands of attention and two outputs in each block
+    return streams * 3 * 8 * (len(EDGES) - 1) + 3 * 4 * (sum(inputs.values()) + outputs)
+
+
+def _matrix_rate(device: str) -> float:
+    """Floating-point operations a second of a float32 matrix product, measured for a moment."""
+    a = torch.zeros(768, 768, device=device)
+    torch.mm(a, a)
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() - begun < 0.2:
+        torch.mm(a, a)[0, 0].item()  # waits, also for a GPU
+        done += 1
+    return 2 * 768**3 * done / (time.perf_counter() - begun)

@@ -1,0 +1,1 @@
+"""The sweep over a family of models: the table that laws are fitted to."""

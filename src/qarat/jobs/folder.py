@@ -1,0 +1,166 @@
+"""A run's folder that survives a kill.
+
+A run works in ``OUT.partial``. Each step has a key, the hash of everything that decides its bytes; a step whose key and
+files are there already is not run again, so the same command after a kill goes on from the last finished step and ends
+with the same bytes. Times and machine names go to ``log.jsonl``, which no hash covers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from qarat.ground.disk import (
+    _delete,
+    _file_hash,
+    _is_ours,
+    _partial,
+    check_folder,
+    explained,
+    hash_json,
+    put_into_place,
+    write_whole,
+)
+from qarat.ground.errors import UserError
+
+
+class Run:
+    """A run's folder while it is being made: steps done so far, and the log.
+
+    Attributes:
+        out: Where the finished run will lie.
+        folder: ``OUT.partial``, where it is made.
+        steps: Name of each finished step to its key and the hashes of its files.
+    """
+
+    MANIFEST, LOG = "manifest.json", "log.jsonl"
+
+    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+        """Check that a run may be put at ``out``; nothing is written yet.
+
+        Raises:
+            UserError: If ``out`` exists already and may not be overwritten, or cannot be written.
+        """
+        check_folder(out, self.MANIFEST, overwrite=overwrite)
+        self.out = out
+        self.folder = _partial(out)
+        self.steps: dict[str, dict[str, str]] = {}
+
+    def begin(self, **facts: object) -> None:
+        """Make the folder, or go on with the one that an earlier call left; the facts go to the log.
+
+        Raises:
+            UserError: If it cannot be written, or its manifest is damaged.
+        """
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stray in self.folder.glob(".*.partial"):  # a file that a kill cut short
+                stray.unlink()
+        manifest = self.path(self.MANIFEST)
+        if manifest.exists():
+            self.steps = read_manifest(self.folder)
+        else:
+            self._write_manifest()
+        self.log(**facts)
+
+    def path(self, name: str) -> Path:
+        """Where the file or folder of that name lies while the run is being made."""
+        return self.folder / name
+
+    def step(
+        self, name: str, key: object, outputs: Sequence[str], work: Callable[[], None], after: Sequence[str] = ()
+    ) -> bool:
+        """Run a step unless its outputs are there from an earlier call with the same key.
+
+        Args:
+            name: Of the step.
+            key: Everything that decides the outputs' bytes.
+            outputs: File names in the folder, each checked by hash before it is trusted.
+            work: Writes the outputs.
+            after: Steps whose outputs this one reads; if they changed, it is done again.
+
+        Returns:
+            Whether the work was done now.
+        """
+        wanted = hash_json([key, *(self.steps[step] for step in after)])
+        known = self.steps.get(name, {})
+        if known.get("key") == wanted and all(_file_hash(self.path(o)) == known.get(o, "") for o in outputs):
+            self.log(step=name, reused=True)
+            return False
+        begun = time.perf_counter()
+        work()
+        hashes: dict[str, str] = {}
+        for output in outputs:
+            digest = _file_hash(self.path(output))
+            if digest is None:
+                raise RuntimeError(f"step {name} did not write {output}")
+            hashes[output] = digest
+        self.steps[name] = {"key": wanted, **hashes}
+        self._write_manifest()
+        self.log(step=name, seconds=round(time.perf_counter() - begun, 3))
+        return True
+
+    def log(self, **fields: object) -> None:
+        """Append a line to the log that no hash covers."""
+        with explained(self.folder), self.path(self.LOG).open("a") as file:
+            file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
+
+    def leave(self, *begun: str) -> None:
+        """Go away before the end: what was finished stays, and where that is nothing, nothing does.
+
+        Args:
+            *begun: Files of a step that goes on where it was; one of them there counts as something.
+        """
+        if (
+            not self.steps
+            and not any(self.path(name).exists() for name in begun)
+            and _is_ours(self.folder, self.MANIFEST)
+        ):
+            _delete(self.folder, self.MANIFEST)
+
+    @contextmanager
+    def work(self, *begun: str, **facts: object) -> Iterator[None]:
+        """Begin, and where an exception ends the work, leave; arguments and errors as `leave` and `begin`."""
+        try:
+            self.begin(**facts)
+            yield
+        except BaseException:
+            self.leave(*begun)
+            raise
+
+    def finish(self) -> None:
+        """Put the finished folder into place, replacing an older run only now."""
+        put_into_place(self.out, self.MANIFEST)
+
+    def _write_manifest(self) -> None:
+        write_whole(self.path(self.MANIFEST), json.dumps(self.steps, indent=1, sort_keys=True) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """The finished steps of a run's folder, with their keys and the hashes of their files.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = folder / Run.MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} holds no run of qarat (no {Run.MANIFEST})")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, str]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged; delete {folder} and run the command again") from None
+
+
+def read_command(folder: Path) -> str:
+    """The command that last worked on a run's folder, as its log has it; empty if it has none."""
+    found = ""
+    path = folder / Run.LOG
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a line that a kill cut short
+            found = json.loads(line).get("command", found)
+    return found

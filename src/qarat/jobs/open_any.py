@@ -1,0 +1,103 @@
+"""Any model that can be measured, opened: float, quantized by qarat, a run's, or a folder that engines load.
+
+What lies in a folder in the compressed-tensors format is computed as its codes, scales and config say, by the reader
+that `qarat verify` uses, not as the plan beside it says; so what is measured is what was exported. The plan is believed
+in one thing, which float model the folder was made from: it puts the folder's numbers beside that model's.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
+from qarat.jobs.folder import Run
+from qarat.model.model import Model, open_model
+from qarat.model.native import MARK, is_native, read_native
+from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import open_folder
+from qarat.stages.read_back.resolution import resolve
+from qarat.stages.read_back.simulation import open_stored
+from qarat.values.engines import engine_named
+from qarat.values.plans import Plan
+from qarat.values.records.files import content_hash, decode_record
+
+RUN_MODEL = "model"  # where a run's folder keeps its quantized model
+_REFERENCE = "transformers"  # the engine whose reading of a config is computed
+
+
+class Opened(NamedTuple):
+    """A model to be measured.
+
+    Attributes:
+        model: It goes by the fingerprint of the float model it was made from, where that is known.
+        label: ``float``, ``plan`` or ``export``.
+        plan: Content hash of its plan; empty for float, and for a folder that somebody else quantized.
+    """
+
+    model: Model
+    label: str
+    plan: str
+
+
+def open_for_evaluation(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Opened:
+    """Open a model by whatever it is given as.
+
+    Args:
+        name: A float model as `open_model` takes it; a folder of `qarat quantize` or `qarat run`; or a folder in the
+            compressed-tensors format, from `qarat export` or anybody else.
+        runtime: Device, dtype and limits.
+        revision: Of a hub id.
+
+    Raises:
+        UserError: As `open_model`; a run without its quantized model; an export in a format that cannot be read back;
+            a folder with errors (all of them).
+    """
+    path = Path(name)
+    native = find_native(path)
+    if native is not None:
+        model, plan = read_native(native, runtime)
+        return Opened(model, "plan", content_hash(plan))
+    if _is_quantized(path):
+        return _open_export(path, runtime or Runtime())
+    if (path / MARK).is_file():
+        raise UserError(f"{path} is an export that is not read back here; compressed-tensors is, as is the run itself")
+    return Opened(open_model(name, runtime, revision=revision), "float", "")
+
+
+def find_native(given: Path) -> Path | None:
+    """The quantized model of a run or a folder; None if it is neither.
+
+    Raises:
+        UserError: A run that has not come that far.
+    """
+    for folder in (given / RUN_MODEL, given):
+        if is_native(folder):
+            return folder
+    if (given / Run.MANIFEST).is_file():
+        raise UserError(f"{given} is a run that has not come to its quantized model; run its command again first")
+    return None
+
+
+def _is_quantized(folder: Path) -> bool:
+    """Whether a folder's config says that another format describes its weights."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever opens it says what is wrong
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
+
+
+def _open_export(path: Path, runtime: Runtime) -> Opened:
+    plan = decode_record(path / MARK, Plan) if (path / MARK).is_file() else None
+    folder = open_folder(path, source=plan.model if plan else "")
+    findings = Findings()
+    _, matches = resolve(folder, [engine_named(_REFERENCE)], "", findings, lenient=False)
+    if findings.block(_REFERENCE):
+        errors = [f"{', '.join(f.modules) or path}: {f.what}" for f in findings.listed() if f.severity == "error"]
+        listed = "\n  ".join(errors)
+        raise UserError(f"{path} cannot be computed as it lies there:\n  {listed}\n`qarat verify {path}` says more")
+    model = open_stored(folder, matches[_REFERENCE], runtime)
+    return Opened(model, "export", content_hash(plan) if plan else "")

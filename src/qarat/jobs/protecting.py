@@ -1,0 +1,246 @@
+"""Planning: stats and prices become a plan, by measurement. Where the stages of a plan are put together.
+
+This is the one recipe behind `qarat plan`, `qarat run` and the Python API; the stages themselves do not know each
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.bench import make_meter
+from qarat.model.model import Model
+from qarat.model.prefixes import check_prefix, prefix_of, shared_front
+from qarat.model.tokens import TokenSet
+from qarat.stages.choose.protect import MOST, rank_by_damage, sweep
+from qarat.stages.observe import observe
+from qarat.stages.quantize import check_stats
+from qarat.stages.spikes import find_spikes, sites_of, spiking_front
+from qarat.values.budgets import parse_loss_budget
+from qarat.values.fingerprints import brief, transforms_of
+from qarat.values.plans import Plan, PlanError, assign, match_sites
+from qarat.values.records.files import content_hash
+from qarat.values.records.prices import Menu
+from qarat.values.records.protection import Sweep
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ENGINES_THAT_FUSE, Request
+from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.sites import Site, short_name
+from qarat.values.units import Unit, make_units
+
+NAMED = 12  # sites that a line about a pattern names
+
+
+def profile(
+    model: Model,
+    tokens: TokenSet,
+    prefix: int | Literal["auto"] = 0,
+    *,
+    attention: bool = True,
+    progress: Progress = no_progress,
+) -> ActivationStats:
+    """Measure every stream, without a prefix that is given or found.
+
+    Args:
+        model: In float.
+        tokens: The calibration set.
+        prefix: So many tokens in front of each window are left out; ``auto``: as many as hold spikes and are the
+            same in every window, one more pass for each that is found.
+        attention: As `qarat.stages.observe.observe`.
+        progress: Called after every block.
+
+    Raises:
+        UserError: As `qarat.stages.observe.observe`.
+    """
+    stats = observe(model, tokens, attention=attention, prefix=0 if prefix == "auto" else prefix, progress=progress)
+    while prefix == "auto" and (found := min(spiking_front(stats), shared_front(tokens))) > len(stats.prefix):
+        stats = observe(model, tokens, attention=attention, prefix=found, progress=progress)
+    return stats
+
+
+def draft_plan(model: Model, request: Request, stats: str = "", prefix: tuple[int, ...] = ()) -> Plan:
+    """Everything low, with the request's overrides, before anything is measured.
+
+    Args:
+        model: In float.
+        request: Checked against the model's sites as a whole.
+        stats: Content hash of the stats behind static scales.
+        prefix: Ids of the tokens in front that stay in float.
+
+    Raises:
+        UserError: A prefix that the model cannot have.
+        PlanError: A pattern that matches nothing or nothing that can be protected, a scheme that does not fit, ties
+            broken.
+    """
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), request.low, request.overrides(), stats, prefix)
+    prefix_of(model, plan)  # refuses what the model cannot have
+    overridden = {a.site for a in plan.exceptions()}
+    for pattern in request.sites:
+        found = match_sites(pattern, plan.sites)
+        if not any(s.kind == "projection" and s not in overridden for s in found):
+            raise PlanError(f"--sites {pattern!r} names only attention products, or sites that --set decides")
+    if request.runtime in ENGINES_THAT_FUSE:
+        plan.check_ties()
+    return plan
+
+
+def describe_matches(request: Request, sites: Sequence[Site]) -> tuple[str, ...]:
+    """A line for every pattern of the request: which sites it names.
+
+    Raises:
+        PlanError: A pattern that matches nothing.
+    """
+    asked = [(f"--set {pattern!r}", pattern) for pattern, _ in request.overrides()]
+    asked += [(f"--sites {pattern!r}", pattern) for pattern in request.sites]
+    lines: list[str] = []
+    for words, pattern in asked:
+        names = [short_name(s.name) for s in match_sites(pattern, sites)]
+        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        lines.append(f"{words} matches {len(names)} site{'s' if len(names) > 1 else ''}: {shown}")
+    return tuple(lines)
+
+
+def naive_plan(model: Model, request: Request, stats: ActivationStats) -> Plan:
+    """Everything low, with the request's overrides: what a plan is compared with.
+
+    Args:
+        model: In float.
+        request: Of which the low scheme, the overrides and the runtime count here.
+        stats: Behind static scales; what they leave out is the plan's prefix.
+
+    Raises:
+        PlanError: A pattern that matches nothing, a scheme that does not fit, ties broken.
+        UserError: Stats of another model or with another prefix, or streams missing.
+    """
+    _check_origin(model, stats)
+    if request.prefix not in ("auto", len(stats.prefix)):
+        raise UserError(
+            f"--prefix {request.prefix}: these stats leave out {len(stats.prefix)} tokens in front; profile again with "
+            f"--prefix {request.prefix}, or plan with --prefix {len(stats.prefix)}"
+        )
+    plan = draft_plan(model, request, content_hash(stats), stats.prefix)
+    check_stats(plan, stats)
+    return plan
+
+
+def find_plan(
+    model: Model,
+    request: Request,
+    stats: ActivationStats,
+    menu: Menu,
+    selection: TokenSet,
+    *,
+    most: int = MOST,
+    progress: Progress = no_progress,
+) -> tuple[Plan, Sweep]:
+    """Choose the sites to protect, and measure what each protection buys.
+
+    Args:
+        model: In float.
+        request: What the plan should be.
+        stats: Of the calibration set.
+        menu: Prices of the low scheme.
+        selection: The selection set, on which choices are measured.
+        most: Protect no more sites (or ties) than so many, unless the request says which.
+        progress: Called after every measurement.
+
+    Returns:
+        The plan, and the measurements behind it.
+
+    Raises:
+        PlanError: As `naive_plan`; or a menu without prices of the low scheme.
+        UserError: Selection windows that do not begin with the prefix.
+    """
+    done = transforms_of(model.fingerprint)
+    if len(done) != len(request.transforms):
+        raise UserError(
+            f"the request has {len(request.transforms)} transforms, the model {len(done)}: plan the model that "
+            "`qarat.jobs.transforming.prepare` makes"
+        )
+    naive = naive_plan(model, request, stats)
+    check_prefix(selection, naive.prefix)
+    protect = parse_scheme(request.protection)
+    ranked, order, exactly = rank_units(request, naive, stats, menu)
+    meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive))
+    budget = parse_loss_budget(request.budget)
+    plan, record = sweep(
+        naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, most=most, progress=progress
+    )
+    check_stats(plan, stats)
+    return plan, record
+
+
+class Ranking(NamedTuple):
+    """Candidates for protection.
+
+    Attributes:
+        units: The first to be protected first.
+        order: What ranked them, in words.
+        exactly: How many to protect; None leaves it to the budget.
+    """
+
+    units: tuple[Unit, ...]
+    order: str
+    exactly: int | None
+
+
+def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
+    """Rank what may be protected; nothing is measured, and the menu's unit does not matter.
+
+    Args:
+        request: What the plan should be.
+        naive: From `naive_plan`.
+        stats: Of the calibration set.
+        menu: Prices of the low scheme.
+
+    Raises:
+        UserError: A menu of another model, or with another prefix.
+        PlanError: A menu without prices of the low scheme.
+    """
+    if menu.provenance.model != naive.model:
+        theirs, ours = brief(menu.provenance.model), brief(naive.model)
+        raise UserError(f"these prices are of the model {theirs}, this is {ours}; run `qarat damage` on it")
+    if menu.prefix != naive.prefix:
+        raise UserError(
+            f"these prices are with the prefix {list(menu.prefix)}, the plan has {list(naive.prefix)}; run "
+            "`qarat damage` with the stats of the plan"
+        )
+    # A rule pins what it matches, also where it says the low scheme.
+    pinned = {s for pattern, _ in request.overrides() for s in match_sites(pattern, naive.sites)}
+    open_sites = [s for s in naive.sites if s not in pinned]
+    units = make_units(open_sites, tied=request.runtime in ENGINES_THAT_FUSE)
+    damages = menu.damages(naive.low)
+    missing = [site for unit in units for site in unit.sites if site not in damages]
+    if missing:
+        more = f" and {len(missing) - 1} more sites" if len(missing) > 1 else ""
+        raise PlanError(f"the menu has no price of {naive.low} at {missing[0]}{more}; run `qarat damage` with it")
+    by_damage = rank_by_damage(units, damages)
+    if request.sites:
+        named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
+        return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
+    if request.by == "damage":
+        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter", None)
+    low = parse_scheme(naive.low)
+    assert isinstance(low, LinearScheme)
+    verdict = find_spikes(stats, request.by, low.input)
+    flagged = {s.name for s in sites_of(verdict, naive.sites)}
+    order = f"the spike rule {request.by}: {verdict.statement}"
+    return Ranking(_first(by_damage, flagged), order, _count(by_damage, flagged))
+
+
+def _first(units: Sequence[Unit], named: set[str]) -> tuple[Unit, ...]:
+    """Units with a named site in front, each part in the order given."""
+    return tuple(sorted(units, key=lambda u: not named.intersection(u.sites)))
+
+
+def _count(units: Sequence[Unit], named: set[str]) -> int:
+    return sum(bool(named.intersection(u.sites)) for u in units)
+
+
+def _check_origin(model: Model, stats: ActivationStats) -> None:
+    if stats.provenance.model != model.fingerprint:
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"these stats are of the model {theirs}, this is {ours}; profile it anew")

@@ -1,0 +1,1 @@
+"""The ratio study: predicted search beside the best of many random plans."""

@@ -1,0 +1,142 @@
+"""The second founding paper's experiment on one model (arXiv 2410.06722v1, sections 3 and 4.1), whole.
+
+At every ratio 50 random plans and the best of them, layer-wise and matmul-wise, at several block sizes; beside it the
+predicted search at the ratios that random came to, and what loss budgets reach. The paper's two ablations: how much
+more random plans find (App. D), and how many windows an evaluation needs (App. E), the latter from losses of windows
+that are there already. What the paper does not say, how a ratio is enforced, is in
+`qarat.stages.choose.strategies.random`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+from qarat.ground.disk import write_whole
+from qarat.jobs.bench import Member, Setting
+from qarat.jobs.folder import Run
+from qarat.jobs.ratio_study.ablations import best_of, windows_taken
+from qarat.jobs.search.job import SearchJob
+from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
+from qarat.values.records.files import encode_record
+from qarat.values.records.ratios import BestOf, RatioStudy, StudyArm, StudyPoint, Windows
+from qarat.values.records.scores import paired_difference
+from qarat.values.records.search import NOTHING, Reached, SearchResult
+from qarat.values.requests.ratio_study import StudyRequest
+
+STUDY = "study.json"
+DIGITS = 9  # of a ratio that is asked for, cut off so that the plan that has it is never just out of reach
+
+
+class StudyJob:
+    """A study: a model, what is to be found out, and how."""
+
+    def __init__(self, member: Member, request: StudyRequest, setting: Setting) -> None:
+        """Check the request against the model; nothing long is done.
+
+        Args:
+            member: Model and tokens.
+            request: Checked already.
+            setting: How plans are measured.
+
+        Raises:
+            UserError: As `SearchJob`.
+        """
+        self.member, self.request, self.setting = member, request, setting
+        for block, (granularity, _) in product(request.blocks, request.granularities()):
+            SearchJob(member, request.search(block, granularity), setting)
+
+    def execute(self, run: Run) -> RatioStudy:
+        """Do every search that is not done yet, and put the folder into place."""
+        request = self.request
+        arms = [
+            self._arm(run, block, granularity, ratios)
+            for block, (granularity, ratios) in product(request.blocks, request.granularities())
+        ]
+        ablated, trials, windows = self._ablations(run)
+        _, selection, report = self.member.tokens
+        study = RatioStudy(
+            self.member.model.provenance(selection.fingerprint, selection.convention),
+            report.fingerprint,
+            request.basis,
+            request.metric,
+            request.trials,
+            tuple(arms),
+            ablated,
+            trials,
+            windows,
+        )
+        write_whole(run.path(STUDY), encode_record(study))
+        run.finish()
+        return study
+
+    def _arm(self, run: Run, block: int, granularity: str, ratios: Sequence[float]) -> StudyArm:
+        budgets = self.request.budgets
+        asked = [f"ratio={ratio:g}" for ratio in ratios]
+        place = f"{granularity} g{block}"
+        random = self._search(
+            run,
+            f"{place} random",
+            block,
+            granularity,
+            strategy="random",
+            budgets=(*dict.fromkeys(asked), *budgets),
+            points=tuple(ratios),  # the losses are of the plans that are drawn there, and at no other ratio
+        )
+        by_budget = {r.budget: r for r in random.reached}
+        best = [by_budget[a] for a in asked]
+        # Predicted plans are asked for at the ratios that random came to, which may be above those asked for.
+        again = [_spell_ratio(chosen_plan(random, r).ratio, r.budget) for r in best]
+        predicted = self._search(
+            run, f"{place} predicted", block, granularity, budgets=(*dict.fromkeys(again), *budgets)
+        )
+        by_budget = {r.budget: r for r in predicted.reached}
+        return StudyArm(
+            granularity,
+            block,
+            random.menu[0],
+            len(random.units),
+            tuple(
+                _point(ratio, random, r, predicted, by_budget[a])
+                for ratio, r, a in zip(ratios, best, again, strict=True)
+            ),
+            tuple(reach_of(random, budget) for budget in budgets),
+            tuple(reach_of(predicted, budget) for budget in budgets),
+            random.cost,
+            predicted.cost,
+        )
+
+    def _ablations(self, run: Run) -> tuple[str, tuple[BestOf, ...], tuple[Windows, ...]]:
+        request = self.request
+        if not request.best_of:
+            return "", (), ()
+        block, (granularity, _) = request.blocks[-1], request.granularities()[0]
+        place, budget = f"{granularity} g{block} best-of", f"ratio={request.ablated_ratio:g}"
+        most = max(request.best_of)
+        result = self._search(run, place, block, granularity, strategy="random", budgets=(budget,), trials=most)
+        losses = [t.damage.nats for t in result.trials if not t.failure]
+        windows = ()
+        if result.reached[0].trial >= 0:
+            windows = windows_taken(result.report_loss(result.reached[0]), result.float_report)
+        words = f"{granularity}-wise, block {block}, Q_r {request.ablated_ratio:g}"
+        return words, tuple(best_of(losses, n) for n in sorted(set(request.best_of)) if n <= len(losses)), windows
+
+    def _search(self, run: Run, place: str, block: int, granularity: str, **more: object) -> SearchResult:
+        job = SearchJob(self.member, self.request.search(block, granularity, **more), self.setting.within(place))
+        return search_within(run, place.replace(" ", "-"), job)
+
+
+def _point(asked: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> StudyPoint:
+    more = NOTHING
+    if r.report and p.report:
+        more = paired_difference(predicted.report_loss(p), random.report_loss(r))
+    return StudyPoint(asked, chosen_plan(random, r), chosen_plan(predicted, p), more)
+
+
+def _spell_ratio(ratio: float, otherwise: str) -> str:
+    """A budget at the ratio of a plan; the budget that was asked for where there is no plan."""
+    if math.isnan(ratio):
+        return otherwise
+    digits = f"{math.floor(ratio * 10**DIGITS) / 10**DIGITS:.{DIGITS}f}".rstrip("0").rstrip(".")
+    return f"ratio={digits}"

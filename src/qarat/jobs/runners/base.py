@@ -1,0 +1,159 @@
+"""What every runner agrees on: the `map` protocol, what a worker does, and how items are handed out."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+
+T = TypeVar("T")
+R = TypeVar("R")
+Work = Callable[[Sequence[T]], Sequence[R]]
+"""What a worker does with a group of items: one result each, in their order."""
+
+GROUP = 16  # items handed out at once at the most, so that results come while a long list is worked on
+STAGE = "measure"  # what progress is reported under
+
+
+class Runner(Protocol):
+    """Works through lists of items, with workers that stay from one list to the next.
+
+    Attributes:
+        share: Workers that share one machine's memory and processors.
+    """
+
+    share: int
+
+    def map(
+        self, make: Callable[[], Work[T, R]], items: Sequence[T], *, progress: Progress = no_progress
+    ) -> Iterator[tuple[int, R]]:
+        """Work through items; neighbours tend to come to one worker, so items alike should be neighbours.
+
+        Args:
+            make: Called once in every worker; what it returns stays there with all that it keeps, for this list and
+                for the next with the same object. Where workers are other processes, it and the items are pickled.
+            items: Any number.
+            progress: Called with the items done.
+
+        Yields:
+            Index and result, as they come, in any order.
+
+        Raises:
+            UserError: That ``make`` or its work raised, in the worker's words; or that the same items lost their worker
+                time and again.
+            RuntimeError: Any other error of theirs.
+        """
+        ...
+
+
+class Group(NamedTuple):
+    """Neighbouring items that are handed out together.
+
+    Attributes:
+        indices: Of the items.
+        losses: Workers that were lost over them.
+    """
+
+    indices: range
+    losses: int = 0
+
+
+class Groups:
+    """Items as groups: large ones first, small ones at the end, so that no worker is the last for long."""
+
+    def __init__(self, count: int, workers: int) -> None:
+        self._next, self._count, self._workers = 0, count, workers
+        self._lost: deque[Group] = deque()
+
+    def __len__(self) -> int:
+        """Items that are still to be handed out."""
+        return self._count - self._next + sum(len(group.indices) for group in self._lost)
+
+    def take(self) -> Group:
+        """The next group; what was lost comes first."""
+        if self._lost:
+            return self._lost.popleft()
+        size = min(GROUP, math.ceil((self._count - self._next) / (2 * self._workers)))
+        group = Group(range(self._next, self._next + size))
+        self._next += size
+        return group
+
+    def give_back(self, group: Group) -> None:
+        """Take back a group whose worker was lost."""
+        self._lost.append(group._replace(losses=group.losses + 1))
+
+
+class Done(NamedTuple):
+    """A worker's results, one an item."""
+
+    results: Sequence[Any]
+
+
+class Failed(NamedTuple):
+    """What a worker raised.
+
+    Attributes:
+        words: Of a `UserError`; of anything else the traceback.
+        mendable: Whether it was a `UserError`.
+    """
+
+    words: str
+    mendable: bool
+
+    def error(self) -> Exception:
+        """The error to be raised here."""
+        return UserError(self.words) if self.mendable else RuntimeError(f"a worker failed:\n{self.words}")
+
+
+Answer = Done | Failed
+
+
+class Resident:
+    """What lives in a worker: the work last made, with all that it keeps."""
+
+    def __init__(self, threads: int = 1) -> None:
+        """Empty.
+
+        Args:
+            threads: Of torch in this process; several workers on one machine would only be in each other's way.
+        """
+        torch.set_num_threads(threads)
+        self._number = -1
+        self._make: bytes | None = None
+        self._work: Work[Any, Any] | None = None
+
+    def ready(self) -> Literal["ready"]:
+        """Says so, once the worker can."""
+        return "ready"
+
+    def run(self, number: int, make: bytes | None, items: Sequence[Any]) -> Answer:
+        """Work on a group of items.
+
+        Args:
+            number: Of ``make``; what was made under the same number is used again.
+            make: Pickled; may be None where the number is the last one's.
+            items: Of the group.
+        """
+        try:
+            if number != self._number:
+                self._number, self._make, self._work = number, make, None
+            if self._work is None:
+                assert self._make is not None
+                self._work = pickle.loads(self._make)()
+            assert self._work is not None
+            results = tuple(self._work(items))
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results of {len(items)} items")
+            return Done(results)
+        except UserError as error:
+            return Failed(str(error), mendable=True)
+        except Exception:
+            return Failed(traceback.format_exc(), mendable=False)

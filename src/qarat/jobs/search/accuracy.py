@@ -1,0 +1,123 @@
+"""Budgets of accuracy: how cheap a plan may be before a zero-shot task suffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qarat.ground.disk import hash_json, write_whole
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.stages.measure.tasks.harness import import_harness
+from qarat.stages.measure.tasks.zero_shot import OWN_TASKS
+from qarat.values.budgets import AccuracyBudget, Budget
+from qarat.values.plans import Plan
+from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.scores import TaskScore, ZeroShot
+from qarat.values.records.search import Reached, SearchTrial
+
+
+def check_tasks(budgets: Sequence[Budget]) -> None:
+    """Check, before any work, that the tasks of budgets can be measured, on questions that no report is about.
+
+    Raises:
+        UserError: The harness is missing; tasks that it does not have; tasks whose questions are the report text, or
+            need a folder.
+    """
+    asked = [budget for budget in budgets if isinstance(budget, AccuracyBudget)]
+    if not asked:
+        return
+    problems = [
+        f"--budget {b.spelling}: {b.task} cannot choose plans, as its questions are the report text or lie in a "
+        "folder; take a task of the lm-evaluation-harness"
+        for b in asked
+        if b.task in OWN_TASKS or b.task.endswith("_local")
+    ]
+    if not problems:
+        known: list[str] = import_harness("lm_eval.tasks").TaskManager().all_tasks
+        problems = [
+            f"--budget {b.spelling}: the lm-evaluation-harness has no task {b.task!r}; {nearest_names(b.task, known)}"
+            for b in asked
+            if b.task not in known
+        ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+class Scores:
+    """Scores of plans on tasks: each is measured once, and what an earlier call measured is read."""
+
+    def __init__(self, folder: Path, measure: Callable[[str, Plan, str], ZeroShot], belongs_to: object) -> None:
+        """Nothing is measured yet.
+
+        Args:
+            folder: One file a score.
+            measure: Scores a plan on a task, under a label.
+            belongs_to: Everything else that decides a score: model, versions.
+        """
+        self._folder, self._measure, self._belongs_to = folder, measure, belongs_to
+
+    def __call__(self, task: str, plan: Plan, label: str) -> ZeroShot:
+        """Score a plan on a task."""
+        schemes = [str(scheme) for scheme in plan.schemes.values()]
+        path = self._folder / f"{hash_json([self._belongs_to, task, plan.stats, schemes])}.json"
+        if not path.is_file():
+            write_whole(path, encode_record(self._measure(task, plan, label)))
+        return decode_record(path, ZeroShot)
+
+
+def reach_accuracy(
+    budget: AccuracyBudget,
+    curve: Sequence[tuple[int, SearchTrial]],
+    float_score: ZeroShot,
+    score: Callable[[SearchTrial], ZeroShot],
+) -> Reached:
+    """The cheapest plan of a curve whose accuracy keeps a budget, by bisection: accuracy is taken to fall with cost.
+
+    Args:
+        budget: The task, and how far accuracy may fall.
+        curve: Trials with their indices, the cheapest last.
+        float_score: Of the float model.
+        score: Measures a trial's plan on the task.
+
+    Raises:
+        UserError: If the task has no accuracy.
+    """
+    base = _accuracy(float_score, budget.task)
+    within, beyond = -1, len(curve)
+    found: dict[int, TaskScore] = {}
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        found[middle] = _accuracy(score(curve[middle][1]), budget.task)
+        if base.value - found[middle].value <= budget.drop:
+            within = middle
+        else:
+            beyond = middle
+    if within < 0:
+        best = max((x.value for x in found.values()), default=math.nan)
+        words = f"no plan that was tried keeps it: float {base.value:.3f}, the best of {len(found)} has {best:.3f}"
+        return Reached(budget.spelling, -1, math.nan, math.nan, words)
+    drop, error = base.value - found[within].value, _paired_error(base, found[within])
+    words = (
+        f"{curve[within][1].label}: accuracy {found[within].value:.3f}, float {base.value:.3f}; it falls by {drop:.3f}"
+    )
+    words += "" if math.isnan(error) else f" ± {1.96 * error:.3f}"
+    return Reached(budget.spelling, curve[within][0], math.nan, math.nan, words)
+
+
+def _accuracy(record: ZeroShot, task: str) -> TaskScore:
+    for score in record.scores:
+        if score.task == task and score.metric == "acc":
+            return score
+    raise UserError(f"the task {task} has no metric acc, which a budget of accuracy is about")
+
+
+def _paired_error(a: TaskScore, b: TaskScore) -> float:
+    """Standard error of the difference of two accuracies on the same questions; NaN where they are not known."""
+    n = len(a.items)
+    if n < 2 or n != len(b.items):
+        return math.nan
+    differences = [x - y for x, y in zip(a.items, b.items, strict=True)]
+    mean = math.fsum(differences) / n
+    return math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)

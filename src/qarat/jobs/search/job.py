@@ -1,0 +1,333 @@
+"""The job of a search: steps in a folder, from profile to plans."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from qarat.ground.disk import hash_json, write_whole
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.bench import Measurer, Member, ProgressWatcher, Setting, specify
+from qarat.jobs.checks import check_search_request
+from qarat.jobs.folder import Run
+from qarat.jobs.protecting import draft_plan
+from qarat.jobs.runners import open_runner
+from qarat.jobs.runners.here import Here
+from qarat.jobs.search.accuracy import Scores, check_tasks, reach_accuracy
+from qarat.jobs.search.chosen import choice_of, correction_of, plan_file
+from qarat.maths.static_scales import is_static
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet, check_disjoint
+from qarat.stages import prices as damage
+from qarat.stages.choose.driver import Driver
+from qarat.stages.choose.outcomes import point_of, reach
+from qarat.stages.choose.space import Space, make_space
+from qarat.stages.choose.strategies import make_strategy
+from qarat.stages.choose.strategies.base import Goal
+from qarat.stages.choose.trials import TrialLog
+from qarat.stages.measure.tasks.zero_shot import measure_tasks
+from qarat.stages.observe import observe
+from qarat.stages.quantize import check_stats, quantize
+from qarat.values.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
+from qarat.values.fingerprints import spellings_of
+from qarat.values.plans import Plan, match_sites
+from qarat.values.records.files import content_hash, decode_record, encode_record
+from qarat.values.records.prices import Menu
+from qarat.values.records.scores import Evaluation, ZeroShot
+from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ENGINES_THAT_FUSE
+from qarat.values.requests.search import BITS, POINTS, SearchRequest
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+
+STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
+TALLY = "forwards-{}.txt"
+SCORES, REPORTED = "scores", "report-{}.jsonl"
+
+
+class SearchJob:
+    """One search: a model, what is to be found out, and how."""
+
+    def __init__(self, member: Member, request: SearchRequest, setting: Setting) -> None:
+        """Check the request against the model; nothing long is done.
+
+        Args:
+            member: Model and tokens.
+            request: Checked already.
+            setting: How plans are measured.
+
+        Raises:
+            UserError: A pattern that matches nothing, ties broken, nothing left to decide, a budget of another axis, a
+                task that cannot be measured, tokens with a text in common, an extra that is not installed; a model
+                changed by transforms, with workers.
+        """
+        member.model.require_float("search")
+        self._elsewhere = not isinstance(setting.runner, Here)
+        if self._elsewhere and (done := spellings_of(member.model.fingerprint)):
+            raise UserError(
+                f"the model was changed here by {', '.join(done)}, and workers would open it as it was: search in this "
+                "process alone (workers=1)"
+            )
+        check_disjoint(*member.tokens)
+        self.member, self.request, self.setting = member, request, setting
+        self.model, self.progress = member.model, setting.progress
+        self.calibration, self.selection, self.report = member.tokens
+        self.strategy = make_strategy(request.strategy, trials=request.trials, seed=setting.seed)
+        base = draft_plan(self.model, request.as_plan_request())
+        self.schemes = request.ordered_schemes(base)
+        self.space = self._space(base)
+        self.points = self._points()
+        check_tasks(request.parsed_budgets())
+
+    @property
+    def static(self) -> bool:
+        """Whether any scale comes from stats, so that the model has to be profiled."""
+        return any(is_static(scheme) for option in self.space.options for scheme in option) or any(
+            is_static(a.scheme) for a in self.space.base.assignments
+        )
+
+    @property
+    def key(self) -> dict[str, object]:
+        """Everything that decides the result's bytes."""
+        return {
+            "model": self.model.fingerprint,
+            "versions": self.model.provenance("", "").versions,
+            "dtype": self.model.runtime.dtype,
+            "calibration": self.calibration.fingerprint if self.static else "",
+            "selection": self.selection.fingerprint,
+            "seed": self.setting.seed,
+            "request": msgspec.to_builtins(self.request),
+            "report": self.report.fingerprint,
+        }
+
+    def execute(self, run: Run) -> SearchResult:
+        """Do every step that is not done yet, and put the folder into place."""
+        whole = self.key
+        key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
+        before: list[str] = []
+        if self.static:
+            run.step("profile", key, [STATS], lambda: self._profile(run))
+            before.append("profile")
+        key |= {name: whole[name] for name in ("selection", "seed")}
+        priced = msgspec.structs.asdict(self.request)
+        priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
+        if self.strategy.predicts:
+            run.step("damage", [key, priced], [MENU], lambda: self._price(run), after=before)
+            before.append("damage")
+        plans = [plan_file(budget) for budget in self.request.budgets]
+        run.step("search", whole, [RESULT, *plans], lambda: self._search(run), after=before)
+        result = decode_record(run.path(RESULT), SearchResult)
+        run.finish()
+        return result
+
+    def _space(self, base: Plan) -> Space:
+        request = self.request
+        matched = [match_sites(pattern, base.sites) for pattern, _ in request.as_plan_request().overrides()]
+        return make_space(
+            base,
+            tuple(map(request.option, self.schemes)),
+            pinned={site.name for sites in matched for site in sites},
+            layers=request.granularity == "layer",
+            tied=request.runtime in ENGINES_THAT_FUSE,
+            basis=request.basis,
+            length=self.selection.windows.shape[1],
+            axis=request.axis,
+        )
+
+    def _profile(self, run: Run) -> None:
+        write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
+
+    def _price(self, run: Run) -> None:
+        price = damage.load(self.request.metric)
+        schemes, stats = self.priced_schemes, self._stats(run)
+        menu = price(self.model, self.price_tokens, schemes, stats, seed=self.setting.seed, progress=self.progress)
+        write_whole(run.path(MENU), encode_record(menu))
+
+    @property
+    def priced_schemes(self) -> list[Scheme]:
+        """Every scheme of the options, float left out, each once."""
+        schemes = dict.fromkeys(scheme for option in self.space.options for scheme in option)
+        return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
+
+    def _search(self, run: Run) -> None:
+        stats = self._stats(run)
+        space = self._space(
+            draft_plan(self.model, self.request.as_plan_request(), content_hash(stats) if stats else "")
+        )
+        for option in range(len(space.options)):
+            check_stats(space.plan((option,) * len(space.units), ""), stats)
+        # Of this request: another one in the same folder takes the log over, and not what the first one spent.
+        asked = hash_json(msgspec.to_builtins(self.request))[:8]
+        measurer = self._measurer(stats, self.selection, run.path(TALLY.format(asked)))
+        log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
+        watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
+        driver = Driver(space, measurer, log, watcher)
+        menu = decode_record(run.path(MENU), Menu) if self.strategy.predicts else None
+        driver.run(self.strategy, self._goal(space, menu))
+        reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
+        float_report, reached = self._on_report(run, stats, space, driver.trials, reached)
+        cost = SearchCost(self._pricing_cost(), measurer.forwards)
+        write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
+        for budget, found in zip(self.request.budgets, reached, strict=True):
+            plan = space.plan(choice_of(parse_budget(budget), found, driver.trials, space), budget)
+            write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
+
+    def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver, run: Run) -> Reached:
+        if not isinstance(budget, AccuracyBudget):
+            return reach(budget, driver.trials, space, driver.float_loss)
+
+        def measure(task: str, plan: Plan, label: str) -> ZeroShot:
+            model = self.model if plan == driver.float_plan else quantize(self.model, plan, stats)
+            return measure_tasks(model, [task], label=label, progress=self.progress)
+
+        version = importlib.metadata.version("lm_eval")
+        scores = Scores(run.path(SCORES), measure, [version, self._log_header(space, self.selection)["provenance"]])
+        curve = [(driver.trials.index(trial), trial) for trial in pareto(driver.trials, space.axis)]
+        return reach_accuracy(
+            budget,
+            curve,
+            scores(budget.task, driver.float_plan, "float"),
+            lambda trial: scores(budget.task, space.plan(trial.choice, budget.spelling), trial.label),
+        )
+
+    def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
+        if self._elsewhere:
+            self.model.forget_blocks()  # the memory is the workers'
+        spec = specify(
+            self.model,
+            self.member.name,
+            tokens,
+            stats,
+            revision=self.setting.revision,
+            keep_bytes=self.setting.keep_bytes,
+            share=self.setting.runner.share,
+        )
+        return Measurer(self.setting.runner, spec, tally)
+
+    def _result(
+        self,
+        space: Space,
+        driver: Driver,
+        menu: Menu | None,
+        float_report: Evaluation,
+        reached: Sequence[Reached],
+        cost: SearchCost,
+    ) -> SearchResult:
+        request = self.request
+        return SearchResult(
+            driver.float_loss.provenance,
+            request.strategy,
+            request.metric if menu is not None else "",
+            request.granularity,
+            request.basis,
+            space.axis,
+            self.schemes,
+            tuple(u.label for u in space.units),
+            content_hash(space.base),
+            driver.float_loss,
+            float_report,
+            tuple(driver.trials),
+            tuple(reached),
+            cost,
+            correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
+        )
+
+    def _goal(self, space: Space, menu: Menu | None) -> Goal:
+        losses = tuple(b.nats for b in self.request.parsed_budgets() if isinstance(b, LossBudget))
+        if menu is None:
+            return Goal(self.points, losses)
+        return Goal(self.points, losses, space.predictions(menu), space.prediction_errors(menu))
+
+    def _points(self) -> tuple[float, ...]:
+        """Places on the axis at which the best plan is wanted: those asked for, and those of budgets of cost.
+
+        Where none are asked for, the usual ones are taken if a budget needs a curve: one of accuracy to go along it,
+        to its cheapest end; one of loss where the strategy draws, to draw at.
+        """
+        request, space = self.request, self.space
+        budgets = request.parsed_budgets()
+        by_ratio = space.axis == "ratio"
+        points = [p if by_ratio else -p for p in request.points]
+        accuracy = any(isinstance(b, AccuracyBudget) for b in budgets)
+        drawn = self.strategy.draws and any(isinstance(b, LossBudget) for b in budgets)
+        if not points and (accuracy or drawn):
+            points = list(POINTS[request.granularity]) if by_ratio else [-x for x in BITS]
+            points += [space.cheapest] if accuracy else []
+        return tuple(dict.fromkeys(points + [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]))
+
+    def _on_report(
+        self,
+        run: Run,
+        stats: ActivationStats | None,
+        space: Space,
+        trials: Sequence[SearchTrial],
+        reached: Sequence[Reached],
+    ) -> tuple[Evaluation, list[Reached]]:
+        """What float and the chosen plans lose on the report tokens, which no choice has seen."""
+        chosen = list(dict.fromkeys(trials[r.trial].choice for r in reached if r.trial >= 0))
+        log = TrialLog(run.path(REPORTED.format(self.report.fingerprint[:8])), self._log_header(space, self.report))
+        watcher = ProgressWatcher(self.progress, (), space, "report")
+        driver = Driver(space, self._measurer(stats, self.report), log, watcher)
+        losses = dict(zip(chosen, driver.losses(chosen), strict=True))
+
+        def measured(found: Reached) -> Reached:
+            report = losses[trials[found.trial].choice]
+            verdict = found.verdict if report else f"{found.verdict}; on the report tokens it cannot be measured"
+            return msgspec.structs.replace(found, report=report, verdict=verdict)
+
+        return driver.float_loss, [measured(found) if found.trial >= 0 else found for found in reached]
+
+    def _stats(self, run: Run) -> ActivationStats | None:
+        return decode_record(run.path(STATS), ActivationStats) if self.static else None
+
+    def _log_header(self, space: Space, tokens: TokenSet) -> dict[str, object]:
+        provenance = self.model.provenance(tokens.fingerprint, tokens.convention)
+        return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
+
+    def _pricing_cost(self) -> int:
+        if not self.strategy.predicts:
+            return 0
+        count = damage.block_forwards(self.request.metric)(self.model, self.price_tokens, self.priced_schemes)
+        return count * self.price_tokens.windows.numel()
+
+    @property
+    def price_tokens(self) -> TokenSet:
+        """The selection windows that prices come from."""
+        return self.selection.subset(min(self.request.price_windows, len(self.selection)))
+
+
+def search_plans(
+    model: Model,
+    tokens: tuple[TokenSet, TokenSet, TokenSet],
+    request: SearchRequest,
+    out: Path,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> SearchResult:
+    """Find the plans that budgets allow, as the verb ``search`` does; a folder that was begun is gone on with.
+
+    Args:
+        model: In float.
+        tokens: Calibration, selection and report.
+        request: What is to be found out.
+        out: Folder of result, plans and trial log; it must not be there yet.
+        seed: Of draws and labels.
+        workers: Processes that measure plans; 1 is this one. More import the script that calls, which must do so below
+            ``if __name__ == "__main__":``.
+        progress: Told of every stage.
+
+    Raises:
+        UserError: What is wrong with the request, for this model or at all; ``out`` is there.
+    """
+    check_search_request(request)
+    run = Run(out)
+    with open_runner(workers) as runner:
+        job = SearchJob(Member(str(model.folder), model, tokens), request, Setting(runner, seed, progress))
+        with run.work(TRIALS):
+            return job.execute(run)

@@ -1,0 +1,260 @@
+"""`qarat verify`: the steps of the verification put together, and what they need from other stages.
+
+First names and headers, then numbers, then whole models: each only where the one before it left something to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, Runtime, no_progress
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.observe import observe
+from qarat.stages.read_back.contents import check_contents
+from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import StoredFolder, open_folder
+from qarat.stages.read_back.readback import compare_weights, logits_of, relative_difference, transformers_logits
+from qarat.stages.read_back.resolution import Matches, resolve
+from qarat.stages.read_back.simulation import open_stored
+from qarat.stages.spikes import find_spikes
+from qarat.values.engines import DEFAULT_ENGINES, Engine, engine_named, generation_named
+from qarat.values.plans import Plan
+from qarat.values.records.origin import Difference, Provenance
+from qarat.values.records.scores import Evaluation, paired_difference
+from qarat.values.records.streams import ActivationStats
+from qarat.values.records.verification import LogitsComparison, Verification, WeightComparison
+
+LOGITS_LIMIT = 1e-5
+"""Relative, in float32, between our simulation of the folder and of the run: the same sums in the same order."""
+LOGITS_WINDOWS = 4
+_REFERENCE = "transformers"
+
+
+class _Resolved(NamedTuple):
+    """A folder, what engines make of it, and what was found so far."""
+
+    folder: StoredFolder
+    record: Verification
+    matches: Matches
+    findings: Findings
+
+    @property
+    def reference(self) -> str:
+        """The engine whose model is computed: transformers if asked about, else the first."""
+        return _REFERENCE if _REFERENCE in self.matches else next(iter(self.matches))
+
+    def closed(self) -> Verification:
+        """The record with all findings."""
+        return msgspec.structs.replace(self.record, findings=self.findings.listed())
+
+
+def verify_alone(folder: Path, engines: Sequence[str] = (), generation: str = "") -> Verification:
+    """Verify a folder by itself: what each engine will run, and whether the numbers in it can be meant.
+
+    Args:
+        folder: In the compressed-tensors format.
+        engines: Names of engines; none stands for all, of which older versions only warn.
+        generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
+
+    Raises:
+        UserError: Not such a folder, or damaged beyond reading.
+    """
+    return _resolve(folder, engines, generation).closed()
+
+
+def verify_against_run(
+    folder: Path,
+    run: Model,
+    plan: Plan,
+    report: TokenSet,
+    engines: Sequence[str] = (),
+    generation: str = "",
+    *,
+    progress: Progress = no_progress,
+) -> Verification:
+    """Verify a folder, read it back and compare it with the run that it was exported from.
+
+    Args:
+        folder: In the compressed-tensors format.
+        run: Quantized by the plan, in float32.
+        plan: Of the run.
+        report: The report tokens; logits are compared on the first windows.
+        engines: As in `verify_alone`.
+        generation: As in `verify_alone`.
+        progress: Called as the work goes on.
+
+    Raises:
+        UserError: As `verify_alone`; or the two are models of different shapes.
+    """
+    if run.runtime.dtype != "float32":
+        raise UserError("verify compares in float32; leave --dtype at float32")
+    if plan.prefix:
+        raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
+    resolved = _resolve(folder, engines, generation)
+    weights: tuple[WeightComparison, ...] = ()
+    logits: tuple[LogitsComparison, ...] = ()
+    if (stored := _simulated(resolved, run.runtime)) is not None:
+        weights = (compare_weights(stored, run, plan, resolved.findings, progress=progress),)
+        windows = report.windows[:LOGITS_WINDOWS]
+        mine, theirs = logits_of(stored, windows), logits_of(run, windows)
+        logits = _compared(resolved, mine, theirs, windows, run.runtime)
+    provenance = _provenance(resolved, report, run.runtime)
+    record = msgspec.structs.replace(
+        resolved.record, provenance=provenance, against="run", weights=weights, logits=logits
+    )
+    return resolved._replace(record=record).closed()
+
+
+def verify_against_float(
+    folder: Path,
+    model: Model,
+    calibration: TokenSet,
+    report: TokenSet,
+    engines: Sequence[str] = (),
+    generation: str = "",
+    *,
+    progress: Progress = no_progress,
+) -> Verification:
+    """Verify a folder and measure what it lost: damage on the report tokens, and spikes behind static scales.
+
+    Args:
+        folder: In the compressed-tensors format.
+        model: The float model that it was made from.
+        calibration: Tokens on which streams are observed.
+        report: Tokens on which losses are measured.
+        engines: As in `verify_alone`.
+        generation: As in `verify_alone`.
+        progress: Called as the work goes on.
+
+    Raises:
+        UserError: As `verify_alone`; or the two are models of different shapes.
+    """
+    model.require_float("compare with")
+    resolved = _resolve(folder, engines, generation)
+    damage: tuple[Difference, ...] = ()
+    if (stored := _simulated(resolved, model.runtime)) is not None:
+        if [s.shape for s in stored.sites()] != [s.shape for s in model.sites()]:
+            raise UserError(
+                f"{folder} and {model.folder} are models of different shapes; give the one it was made from"
+            )
+        damage = (_measure_damage(stored, model, report, progress),)
+        _measure_spikes(resolved, model, observe(model, calibration, attention=False, progress=progress))
+    provenance = _provenance(resolved, report, model.runtime)
+    record = msgspec.structs.replace(resolved.record, provenance=provenance, against="float", damage=damage)
+    return resolved._replace(record=record).closed()
+
+
+def _resolve(path: Path, names: Sequence[str], generation: str) -> _Resolved:
+    """Names, headers and numbers."""
+    engines: list[Engine] = [engine_named(name) for name in names or DEFAULT_ENGINES]
+    if generation:
+        generation_named(generation)
+    folder, findings = open_folder(path), Findings()
+    modules, matches = resolve(folder, engines, generation, findings, lenient=not names)
+    reference = matches.get(_REFERENCE) or next(iter(matches.values()))
+    check_contents(folder, reference, [e.name for e in engines if e.fuses], findings)
+    provenance = Provenance(folder.checkpoint.fingerprint, "", "", _versions())
+    versions = {engine.name: engine.versions for engine in engines}
+    record = Verification(
+        provenance, path.resolve().name, folder.config.format, versions, generation, "", modules, findings.listed()
+    )
+    return _Resolved(folder, record, matches, findings)
+
+
+def _simulated(resolved: _Resolved, runtime: Runtime) -> Model | None:
+    """The folder's model; None, and a finding, where it cannot be made."""
+    if resolved.findings.block(resolved.reference):
+        what = f"nothing was computed: with the errors above, {resolved.reference} would not run what is stored"
+        resolved.findings.add("note", what, "correct them and verify again")
+        return None
+    try:
+        return open_stored(resolved.folder, resolved.matches[resolved.reference], runtime)
+    except UserError as error:
+        resolved.findings.add("error", str(error), "compare it in an engine instead")
+        return None
+
+
+def _compared(
+    resolved: _Resolved, mine: torch.Tensor, theirs: torch.Tensor, windows: torch.Tensor, runtime: Runtime
+) -> tuple[LogitsComparison, ...]:
+    """Our simulation of the folder against the run's, and against transformers' own, in float32 and in bfloat16."""
+    count = windows.shape[0]
+    first = relative_difference(mine, theirs)
+    found = [LogitsComparison("simulation of the folder, and of the run, float32", first, LOGITS_LIMIT, count)]
+    if not first <= LOGITS_LIMIT:
+        what = f"logits differ from the run's by {first:.2g} of their largest, beyond {LOGITS_LIMIT:g}"
+        resolved.findings.add("error", what, "export the run again")
+    if not _fits(resolved.folder, runtime):
+        what = "not run in transformers: it would not fit in memory"
+        resolved.findings.add("note", what, "free some, or give more with --memory")
+        return tuple(found)
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            engine = transformers_logits(resolved.folder.path, dtype, windows)
+        except UserError as error:
+            # The library gives FP4 and MX weights in bfloat16 alone, which float32 inputs do not go with.
+            severity = "note" if dtype == torch.float32 else "error"
+            resolved.findings.add(severity, str(error), f"{dtype}: see what it says", engines=(_REFERENCE,))
+            continue
+        what = f"transformers in {str(dtype).removeprefix('torch.')}, and simulation of the run"
+        found.append(LogitsComparison(what, relative_difference(engine, theirs), 0.0, count))
+    return tuple(found)
+
+
+def _fits(folder: StoredFolder, runtime: Runtime) -> bool:
+    """Whether the whole model fits twice into the memory bound: compressed and in float32, 8 bytes a weight at most."""
+    elements = sum(m.shape[0] * m.shape[1] for m in folder.modules.values())
+    return 8 * elements <= runtime.memory_bytes()
+
+
+def _measure_damage(stored: Model, model: Model, report: TokenSet, progress: Progress) -> Difference:
+    """Loss of the folder over the float model's, paired."""
+    before = measure_perplexity(model, report, label="float", progress=progress)
+    after = measure_perplexity(stored, report, label="folder", progress=progress)
+    # The tokens are one set; that the model is another is what is measured.
+    same = Evaluation(after.label, before.provenance, "", after.nats, after.predicted, after.sources)
+    return paired_difference(same, before)
+
+
+def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats) -> None:
+    """Streams under one static scale per tensor that a spike starves, by the snr rule."""
+    readers = {site.name: site.streams[0] for site in model.sites() if site.kind == "projection"}
+    for name, match in resolved.matches[resolved.reference].items():
+        inputs = match.group.scheme.input if match.group is not None else None
+        if inputs is None or not inputs.static or inputs.granularity.cols is not None or name not in readers:
+            continue
+        if readers[name] in find_spikes(stats, "snr", inputs).flagged:
+            seen = stats.stream(readers[name])
+            what = (
+                f"a spike starves this static input: maximum {seen.maximum:.4g}, median of tokens "
+                f"{seen.typical_maximum:.4g} (r {seen.ratio:.1f}), measured on {stats.windows} windows"
+            )
+            remedy = "keep this input in higher precision, or make it dynamic per token"
+            resolved.findings.add("warning", what, remedy, (name,))
+
+
+def _versions() -> dict[str, str]:
+    import compressed_tensors
+    import transformers
+
+    from qarat import __version__
+
+    return {
+        "qarat": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "compressed-tensors": compressed_tensors.__version__,
+    }
+
+
+def _provenance(resolved: _Resolved, report: TokenSet, runtime: Runtime) -> Provenance:
+    first = resolved.record.provenance
+    return Provenance(first.model, report.fingerprint, report.convention, first.versions, 0, runtime.dtype)

@@ -1,0 +1,102 @@
+"""Static scales: from what the calibration pass saw of a stream to the scales of an input quantized with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.maths.scales import static_scales
+from qarat.maths.tiles import Scales
+from qarat.values.fingerprints import brief
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+
+
+def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:
+    """The streams of a site whose scales are static, each with the scheme it is under.
+
+    Args:
+        streams: Of the site, in the order of its operands.
+        scheme: Of the site; the number of its operands must be that of the streams.
+    """
+    operands = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return [(name, s) for name, s in zip(streams, operands, strict=True) if s is not None and s.static]
+
+
+def is_static(scheme: Scheme) -> bool:
+    """Whether any of its scales come from stats."""
+    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
+    return any(part is not None and part.static for part in parts)
+
+
+def check_static(
+    needed: Iterable[tuple[str, TensorScheme]],
+    stats: ActivationStats | None,
+    model: str,
+    prefix: tuple[int, ...] = (),
+) -> None:
+    """Check that the stats can give every static scale, before any long work.
+
+    Args:
+        needed: Streams, each with the static scheme it is under.
+        stats: Of the float model on the calibration tokens; None if there are none.
+        model: Fingerprint of the float model.
+        prefix: Ids of the tokens that stay in float, which the stats must have left out.
+
+    Raises:
+        UserError: No stats, those of another model or with another prefix; or listing every stream that is missing or
+            cannot serve.
+    """
+    pairs = list(dict.fromkeys(needed))
+    if stats is not None and stats.provenance.model != model:
+        raise UserError(f"these stats are of another model ({brief(stats.provenance.model)}, this is {brief(model)})")
+    if not pairs:
+        return
+    if stats is None:
+        streams = len({name for name, _ in pairs})
+        raise UserError(f"static scales need stats, here of {streams} streams; run `qarat profile`")
+    if stats.prefix != prefix:
+        raise UserError(
+            f"with the prefix {list(prefix)} in float, static scales need stats that leave these tokens out; these "
+            f"leave out {list(stats.prefix)}: profile again with --prefix {len(prefix)}"
+        )
+    if missing := sorted({name for name, _ in pairs} - stats.streams.keys()):
+        listed = "\n  ".join(missing)
+        raise UserError(
+            f"the stats lack streams with static scales; profile again (without --no-attention):\n  {listed}"
+        )
+    offences: list[str] = []
+    for name, scheme in pairs:
+        try:
+            static_scales_of(stats, name, scheme)
+        except UserError as error:
+            offences.append(f"{name}: {error}")
+    if offences:
+        raise UserError("static scales that these stats cannot give:\n  " + "\n  ".join(offences))
+
+
+def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
+    """The scales of a static input, from the calibration stats.
+
+    Args:
+        stats: Of the float model on the calibration tokens.
+        stream: Name of the stream.
+        scheme: A static scheme.
+
+    Raises:
+        UserError: If the stats lack the stream, or cannot give scales of this granularity.
+    """
+    if stats is None:
+        raise UserError(f"{stream}: static scales need stats; run `qarat profile`")
+    seen = stats.stream(stream)
+    if seen.kind in ("p", "v") and scheme.granularity.cols is not None:
+        # Of this product the groups run along the tokens that are summed over; channels say nothing of them.
+        raise UserError("static groups would run along tokens, which are not known beforehand; use tensor/static")
+    if "channel_min" in seen.arrays:
+        low, high = seen.arrays["channel_min"], seen.arrays["channel_max"]
+    else:
+        # Attention probabilities: only their overall range is kept, and they are never negative.
+        low, high = torch.zeros(1), torch.tensor([seen.maximum])
+    return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme)

@@ -1,0 +1,98 @@
+"""Tiles: a matrix seen as a grid in which every cell shares one scale, and the arithmetic between a cell and its scale.
+
+There is one mechanism for every granularity: tensor, channel, token, group and tile are all a reshape to
+(batch, tall, tile rows, wide, tile cols), a view unless the last tile is shorter (then a copy padded with zeros, which
+changes no extreme and is cut off again). Scales broadcast over it.
+
+A leading axis of a tensor with more than two axes holds independent matrices, one per sequence: a scale computed from
+the values at hand must not depend on which sequences happened to share a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qarat.maths.rounding import round_
+from qarat.values.schemes import Granularity, TensorScheme
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """The scales of one tensor under one scheme.
+
+    An element is ``effective × (table[code] − zero_point)``.
+
+    Attributes:
+        scale: One per tile, float32 already rounded to the scheme's scale kind; (tall, wide) as
+            `Granularity.scale_shape` says, or (batch, tall, wide) for a tensor of more than two axes.
+        zero_point: Shape of ``scale``, float32 integers in units of the table; None where 0 is fixed.
+        tensor_scale: For e4m3 scales, the float32 above them, one per matrix, (1, 1) or (batch, 1, 1); else None.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    tensor_scale: Tensor | None = None
+
+    @property
+    def effective(self) -> Tensor:
+        """The factor of each tile, shape of ``scale``, float32."""
+        return self.scale if self.tensor_scale is None else self.scale * self.tensor_scale
+
+
+def as_matrices(x: Tensor) -> Tensor:
+    """``x`` as independent float32 matrices (batch, rows, cols); a view where possible."""
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"expected (rows, cols) or (batch, …, cols) with at least one element, got {tuple(x.shape)}")
+    return x.detach().float().reshape(1 if x.dim() == 2 else x.shape[0], -1, x.shape[-1])
+
+
+def to_tiles(matrices: Tensor, granularity: Granularity) -> Tensor:
+    """(batch, rows, cols) seen as (batch, tall, tile rows, wide, tile cols); short last tiles are padded with 0."""
+    batch, rows, cols = matrices.shape
+    tall, wide = granularity.scale_shape(rows, cols)
+    # A single tile is as large as the matrix, whatever its nominal size.
+    tile_rows = rows if tall == 1 else granularity.rows or rows
+    tile_cols = cols if wide == 1 else granularity.cols or cols
+    if (tall * tile_rows, wide * tile_cols) != (rows, cols):
+        matrices = torch.nn.functional.pad(matrices, (0, wide * tile_cols - cols, 0, tall * tile_rows - rows))
+    return matrices.reshape(batch, tall, tile_rows, wide, tile_cols)
+
+
+def from_tiles(tiles: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `as_matrices` and `to_tiles`: a contiguous tensor of that shape."""
+    batch, tall, tile_rows, wide, tile_cols = tiles.shape
+    cols = shape[-1]
+    rows = shape.numel() // (batch * cols)
+    matrices = tiles.reshape(batch, tall * tile_rows, wide * tile_cols)
+    return matrices[:, :rows, :cols].reshape(shape).contiguous()
+
+
+def to_units(tiles: Tensor, scales: Scales) -> Tensor:
+    """Elements in units of the table, not yet rounded: x ÷ effective scale + zero point; a new float32 tensor.
+
+    Args:
+        tiles: (batch, tall, tile rows, wide, tile cols) float32.
+        scales: (tall, wide), or (batch, tall, wide).
+    """
+    units = tiles / _per_tile(scales.effective)
+    return units if scales.zero_point is None else units.add_(_per_tile(scales.zero_point))
+
+
+def from_units_(units: Tensor, scales: Scales) -> Tensor:
+    """The inverse of `to_units`, in the memory of ``units``."""
+    if scales.zero_point is not None:
+        units.sub_(_per_tile(scales.zero_point))
+    return units.mul_(_per_tile(scales.effective))
+
+
+def fake_quantize_tiles(tiles: Tensor, scheme: TensorScheme, scales: Scales) -> Tensor:
+    """What is left of the elements after storing them under those scales; shape of ``tiles``, a new float32 tensor."""
+    return from_units_(round_(to_units(tiles, scales), scheme.number_format), scales)
+
+
+def _per_tile(values: Tensor) -> Tensor:
+    """(tall, wide) or (batch, tall, wide) so that it broadcasts over tiles: (batch or 1, tall, 1, wide, 1)."""
+    return values.reshape(-1, values.shape[-2], 1, values.shape[-1], 1)

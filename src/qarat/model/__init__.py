@@ -1,0 +1,1 @@
+"""The model: the only code that knows transformers."""

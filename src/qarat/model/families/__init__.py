@@ -1,0 +1,49 @@
+"""Families: the wiring of each architecture, written once.
+
+Which projections read which stream, which of them an engine fuses, and where blocks, embedding and head lie: every
+stage needs it, and everywhere else in the field each algorithm carries its own copy. A family is one value in one file;
+the folder is the registry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.model.families.base import Family, Stream
+
+__all__ = ["Family", "Stream", "family_of", "known_families"]
+
+
+@cache
+def known_families() -> dict[str, Family]:
+    """Architecture name (as in ``config.json``) to family."""
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.name != "base":
+            family: Family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
+            found |= dict.fromkeys(family.architectures, family)
+    return found
+
+
+def family_of(architectures: list[str]) -> Family:
+    """The family of a checkpoint.
+
+    Args:
+        architectures: As ``config.json`` lists them.
+
+    Raises:
+        UserError: If none is supported; names the supported ones.
+    """
+    known = known_families()
+    for name in architectures:
+        if name in known:
+            return known[name]
+    asked = ", ".join(architectures) or "none given"
+    raise UserError(
+        f"unsupported architecture: {asked}; supported: {', '.join(sorted(known))}"
+        + (f" ({nearest_names(architectures[0], known)})" if architectures else "")
+    )

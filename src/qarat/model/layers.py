@@ -1,0 +1,160 @@
+"""The modules that stand in a model in place of transformers' own.
+
+A projection and the attention products, under their schemes; and an MLP whose ``down_proj`` reads a rotated input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from qarat.ground.errors import UserError
+from qarat.maths.kernels import reference
+from qarat.maths.rotations import rotate, rotation_factors
+from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tiles import Scales
+from qarat.values.schemes import LinearScheme, MatmulScheme
+
+
+class QuantLinear(nn.Module):
+    """A projection under a scheme; its meaning is `qarat.maths.kernels.reference.linear`.
+
+    Attributes:
+        scheme: Of weight and input.
+        quantized: Codes and scales; None where the scheme leaves the weight in float.
+        bias: In float, or None.
+        input_scales: Of a static input; None otherwise.
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: QuantizedTensor | Tensor,
+        bias: Tensor | None,
+        scheme: LinearScheme,
+        input_scales: Scales | None,
+    ) -> None:
+        """Take over tensors that exist; nothing is quantized here."""
+        super().__init__()
+        self.scheme = scheme
+        self.quantized = weight if isinstance(weight, QuantizedTensor) else None
+        self._weight = weight
+        matrix = weight.codes if isinstance(weight, QuantizedTensor) else weight
+        self.out_features, self.in_features = matrix.shape
+        self.register_buffer("bias", bias)
+        self.input_scales = input_scales
+
+    @cached_property
+    def value(self) -> Tensor:
+        """The weight as numbers, (out, in); of a quantized one float32, made at the first call and then kept.
+
+        Who only writes codes to a file never asks, and does without four bytes a weight.
+        """
+        return self._weight.dequantize() if isinstance(self._weight, QuantizedTensor) else self._weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype."""
+        return reference.linear(x, self.value, self.bias, self.scheme.input, self.input_scales).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.in_features} -> {self.out_features}, {self.scheme}"
+
+
+class QuantProducts(nn.Module):
+    """The two attention products of a block under their schemes (protocol `qarat.model.attention.Products`).
+
+    What is multiplied with keys and values of a prefix (`qarat.model.prefixes`) stays in float, both operands of it: a
+    prefix in float takes so much of the probability that a scale shared with it would starve the rest.
+
+    Attributes:
+        qk: Scheme of Q·Kᵀ.
+        av: Scheme of probabilities·V.
+        scales: Static scales by operand: ``q``, ``k``, ``p``, ``v``.
+        prefix: So many keys in front are those of the prefix.
+    """
+
+    def __init__(self, qk: MatmulScheme, av: MatmulScheme, scales: Mapping[str, Scales], prefix: int = 0) -> None:
+        """Keep schemes and scales."""
+        super().__init__()
+        self.qk, self.av, self.scales, self.prefix = qk, av, dict(scales), prefix
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Q·Kᵀ, shapes as in the protocol; groups of both operands run along the head's channels."""
+        front, keys = (part.transpose(-1, -2) for part in self._split(k, -2))
+        low = reference.matmul(q, keys, self.qk, self.scales.get("q"), self.scales.get("k"))
+        return (torch.cat([q.float() @ front.float(), low], -1) if self.prefix else low).to(q.dtype)
+
+    def mix(self, p: Tensor, v: Tensor) -> Tensor:
+        """Probabilities·V, shapes as in the protocol; groups of both operands run along the tokens summed over."""
+        (sunk, spread), (front, values) = self._split(p, -1), self._split(v, -2)
+        low = reference.matmul(spread, values, self.av, self.scales.get("p"), self.scales.get("v"))
+        return (sunk.float() @ front.float() + low if self.prefix else low).to(v.dtype)
+
+    def _split(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """What belongs to the prefix, and the rest."""
+        return x.narrow(axis, 0, self.prefix), x.narrow(axis, self.prefix, x.shape[axis] - self.prefix)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"qk: {self.qk}, av: {self.av}"
+
+
+class Rotation(nn.Module):
+    """An orthogonal matrix before a projection whose weight has the same one folded in (`qarat.maths.rotations`)."""
+
+    def __init__(self, factors: Sequence[Tensor]) -> None:
+        """Keep the factors; they are no part of a state dict, as they follow from the width."""
+        super().__init__()
+        self.factors = tuple(factors)
+
+    @classmethod
+    def of(cls, width: int, device: str) -> Rotation:
+        """The Hadamard rotation of that width.
+
+        Raises:
+            UserError: If none is known.
+        """
+        return cls([factor.to(device) for factor in rotation_factors(width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to the same, dtype of ``x``."""
+        return rotate(x, self.factors)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return "Hadamard, " + " x ".join(str(len(factor)) for factor in self.factors)
+
+
+class RotatedMlp(nn.Module):
+    """A gated MLP with a rotation in front of ``down_proj``; names and weights are those of the MLP it stands for.
+
+    The product of gate and up is made inside transformers' own MLP, where nothing can be put behind it but a hook; so
+    its one line is said again here. Whoever watches or replaces ``down_proj`` meets the rotated input.
+    """
+
+    PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+    def __init__(self, mlp: nn.Module, rotation: Rotation) -> None:
+        """Take over the parts of an MLP.
+
+        Raises:
+            UserError: If it has others.
+        """
+        super().__init__()
+        parts = dict(mlp.named_children())
+        if set(parts) != set(self.PARTS):
+            raise UserError(
+                f"an MLP of {', '.join(parts)} cannot be rotated: known is one of {', '.join(self.PARTS)}; "
+                "leave the hadamard transform out"
+            )
+        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = (parts[name] for name in self.PARTS)
+        self.rotation = rotation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, hidden) to the same."""
+        return self.down_proj(self.rotation(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))

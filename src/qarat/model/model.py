@@ -1,0 +1,403 @@
+"""A checkpoint opened without being loaded: the walk goes through it block by block.
+
+A `Model` is a transformers skeleton on the meta device, of which only embedding, norms and head are real, and a
+function that brings in one block. Observation, damage, perplexity and conversion all go the same way: embed, then for
+each block bring it in, run every batch through it, hand the hidden states on. So peak memory is one block plus hidden
+states; where the weights fit the memory bound, blocks are kept and not read again: that changes time, never results.
+
+A quantized model is the same `Model` with another block function, so whatever works on one works on the other.
+
+Masks and position embeddings are not rebuilt here: the skeleton's own forward is run once per shape with recorders in
+place of the blocks, and each block later gets the arguments its recorder saw. Sliding windows, rotary variants and
+whatever a family adds are therefore transformers' own. What is given up: padding (windows all have one length).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import msgspec
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
+
+from qarat import __version__
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
+from qarat.model.attention import ATTENTION
+from qarat.model.checkpoints import Checkpoint, find_checkpoint
+from qarat.model.families import family_of
+from qarat.model.families.base import Family
+from qarat.model.layers import RotatedMlp, Rotation
+from qarat.values.fingerprints import join
+from qarat.values.records.origin import Provenance
+from qarat.values.sites import Site
+
+ROTATION = "hadamard"
+"""The transform that is not in the tensors alone: blocks of a model that has it rotate the input of ``down_proj``."""
+
+
+class Transform(NamedTuple):
+    """What was done to a float model that left its function as it is (`qarat.stages.transforms`).
+
+    Attributes:
+        word: What and with which data, as fingerprints spell it.
+        fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
+            blocks that are brought in have it folded in already, or no block will be.
+    """
+
+    word: str
+    fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block and keeps the arguments it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return hidden_states
+
+
+class Model:
+    """An opened checkpoint.
+
+    Attributes:
+        config: Of transformers.
+        family: The wiring.
+        runtime: Device, dtype and limits.
+        fingerprint: SHA-256 over config and weights of the *float* model, and what transforms did to it
+            (`qarat.values.fingerprints`).
+        transforms: What was done to the checkpoint's blocks, in order; most models have none.
+        source_bits: Bits of an element in the checkpoint's own dtype.
+        tokenizer: Of the checkpoint.
+        folder: Where the checkpoint lies.
+        is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
+        memory: Bound on what is held, in bytes.
+        keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
+        length: Tokens the model was trained to take at once.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        runtime: Runtime,
+        load_block: Callable[[int], nn.Module] | None = None,
+        transforms: tuple[Transform, ...] = (),
+    ) -> None:
+        """Build the skeleton; `open_model` and `qarat.stages.quantize` are the ways in."""
+        self.checkpoint = checkpoint
+        self.runtime = runtime
+        self.config = checkpoint.config
+        self.family: Family = family_of(list(self.config.architectures or []))
+        self.folder = checkpoint.folder
+        self._skeleton = _build_skeleton(checkpoint, self.family, runtime)
+        self._load_block = load_block or self.load_float_block
+        self._sites = self._list_sites()
+        self.transforms = transforms
+        # One for all blocks; the last site is the last projection.
+        turns = ROTATION in (t.word for t in transforms)
+        self._rotation = Rotation.of(self._sites[-1].shape[1], runtime.device) if turns else None
+        self.is_float = load_block is None
+        # Decided once: what is free changes while a walk goes on.
+        self.memory = runtime.memory_bytes()
+        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
+        self._kept: dict[int, nn.Module] = {}
+        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over config and weights of the float model, and what transforms did to it."""
+        return join(self.checkpoint.fingerprint, [t.word for t in self.transforms])
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether its blocks compute more than its config says: a rotation in front of every ``down_proj``."""
+        return self._rotation is not None
+
+    @property
+    def source_bits(self) -> int:
+        """Bits of an element in the checkpoint's own dtype."""
+        return torch.finfo(self.checkpoint.dtype).bits
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the checkpoint."""
+        return self.checkpoint.tokenizer
+
+    @property
+    def length(self) -> int:
+        """Tokens the model was trained to take at once."""
+        return self.config.max_position_embeddings
+
+    @property
+    def blocks(self) -> int:
+        """How many decoder layers there are."""
+        return self.config.num_hidden_layers
+
+    def provenance(self, tokens: str, convention: str, seed: int = 0) -> Provenance:
+        """Where a record made from this model comes from.
+
+        Args:
+            tokens: Fingerprint of the token set.
+            convention: How its windows were cut.
+            seed: Of whatever is drawn at random.
+        """
+        versions = {"qarat": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+        return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype)
+
+    def require_float(self, verb: str) -> None:
+        """Refuse a model that is quantized already.
+
+        Args:
+            verb: What was about to be done, for the message.
+
+        Raises:
+            UserError: If it is.
+        """
+        if not self.is_float:
+            raise UserError(f"cannot {verb} {self.folder}: it is quantized already; begin from the float model")
+
+    def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
+        """The same model with another function that brings in blocks."""
+        return Model(self.checkpoint, self.runtime, load_block, self.transforms)
+
+    def with_transform(self, transform: Transform) -> Model:
+        """This float model with a transform folded into each block as it is brought in."""
+        self.require_float("transform")
+        return Model(self.checkpoint, self.runtime, transforms=(*self.transforms, transform))
+
+    def in_float32(self) -> Model:
+        """This float model computed in float32, so that what is written of it is not rounded to a narrower dtype."""
+        self.require_float("reopen")
+        if self.runtime.dtype == "float32":
+            return self
+        runtime = msgspec.structs.replace(self.runtime, dtype="float32")
+        return Model(self.checkpoint, runtime, transforms=self.transforms)
+
+    def sites(self) -> tuple[Site, ...]:
+        """Every site of the model, in the order of the forward pass."""
+        return self._sites
+
+    def _list_sites(self) -> tuple[Site, ...]:
+        """The sites, with shapes from the skeleton."""
+        sites: list[Site] = []
+        layers = cast(nn.ModuleList, self._skeleton.get_submodule(self.family.blocks))
+        for i, layer in enumerate(layers):
+            prefix = f"{self.family.blocks}.{i}"
+            # What attention's heads put out, side by side, is what the next projection reads.
+            behind = next(s.readers[0] for s in self.family.streams if s.name == "o_in")
+            width = cast(nn.Linear, layer.get_submodule(behind)).in_features
+            for stream in self.family.streams:
+                for reader in stream.readers:
+                    linear = cast(nn.Linear, layer.get_submodule(reader))
+                    tie = stream.name if stream.fused else ""
+                    name = f"{prefix}.{reader}"
+                    streams = (f"{prefix}.{stream.name}",)
+                    shape, has_bias = tuple(linear.weight.shape), linear.bias is not None
+                    sites.append(Site(name, i, "projection", streams, shape, tie, has_bias))
+                if stream.name == "attn_in":
+                    home = f"{prefix}.{self.family.attention}"
+                    for leaf, operands in (("qk", "qk"), ("av", "pv")):
+                        streams = tuple(f"{prefix}.{operand}" for operand in operands)
+                        sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))
+        return tuple(sites)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape of every tensor of the float model, in model order; a tied head is not repeated."""
+        state = self._skeleton.state_dict()
+        if self.config.tie_word_embeddings:
+            state.pop(f"{self.family.head}.weight", None)
+        return {name: tuple(value.shape) for name, value in state.items()}
+
+    def outside(self) -> dict[str, Tensor]:
+        """The tensors outside the blocks, by name: embedding, norm and head."""
+        blocks = f"{self.family.blocks}."
+        return {name: value for name, value in self._skeleton.state_dict().items() if not name.startswith(blocks)}
+
+    def empty_block(self, index: int) -> nn.Module:
+        """A fresh copy of a block on the meta device, weights still to be assigned."""
+        block = copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        if self._rotation is not None:
+            home = self.family.projections[-1].rpartition(".")[0]
+            setattr(block, home, RotatedMlp(block.get_submodule(home), self._rotation))
+        return block
+
+    def load_float_block(self, index: int) -> nn.Module:
+        """Read one block's weights from the checkpoint, cast to the runtime's dtype, transforms folded in.
+
+        Raises:
+            UserError: Tensors missing, too many or of other shapes (all of them), or NaN or Inf in a weight.
+        """
+        block = self.empty_block(index)
+        prefix = f"{self.family.blocks}.{index}."
+        state = self.checkpoint.read(prefix, block.state_dict(), self.runtime)
+        for transform in self.transforms:
+            if transform.fold is not None:
+                state = transform.fold(index, state)
+        block.load_state_dict(state, assign=True)
+        return block.eval().requires_grad_(False)
+
+    def block(self, index: int) -> nn.Module:
+        """One block, from memory if it is kept there."""
+        if index in self._kept:
+            return self._kept[index]
+        block = self._load_block(index)
+        if self.keeps_blocks:
+            self._kept[index] = block
+        return block
+
+    def forget_blocks(self) -> None:
+        """Leave the memory of blocks to others; each is read again when it is asked for."""
+        self._kept.clear()
+
+    def block_bytes(self) -> int:
+        """Memory of one block in the runtime's dtype."""
+        size = torch.finfo(self.runtime.torch_dtype).bits // 8
+        block = self._skeleton.get_submodule(f"{self.family.blocks}.0")
+        return sum(p.numel() for p in block.parameters()) * size
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Hidden states at the entrance of block 0.
+
+        Args:
+            tokens: (windows, length) token ids, one window a row.
+
+        Returns:
+            (windows, length, hidden) in the runtime's dtype.
+        """
+        recorders = [_Recorder() for _ in range(self.blocks)]
+        shell = self._skeleton.get_submodule(self.family.blocks.rpartition(".")[0])
+        name = self.family.blocks.rpartition(".")[2]
+        layers = getattr(shell, name)
+        entrance: list[Tensor] = []
+        handle = recorders[0].register_forward_pre_hook(lambda _, args, kw: entrance.append(args[0]), with_kwargs=True)
+        try:
+            setattr(shell, name, nn.ModuleList(recorders))
+            shell(input_ids=tokens.to(self.runtime.device), use_cache=False)
+        finally:
+            setattr(shell, name, layers)
+            handle.remove()
+        shape = (tokens.shape[0], tokens.shape[1])
+        # Two shapes are enough for a walk: full batches and a last, shorter one.
+        if shape not in self._arguments and len(self._arguments) == 2:
+            del self._arguments[next(iter(self._arguments))]
+        self._arguments[shape] = [r.arguments for r in recorders]
+        return entrance[0]
+
+    def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
+        """Hidden states behind a block.
+
+        Args:
+            index: Of the block.
+            block: From `block`, or any module that stands for it.
+            hidden: (windows, length, hidden); of a shape that `embed` has seen or can be asked about.
+            cache: Where the block's keys and values go, if they are wanted; with nothing of this block in it.
+
+        Returns:
+            Shape and dtype of ``hidden``.
+        """
+        shape = (hidden.shape[0], hidden.shape[1])
+        if shape not in self._arguments:
+            self.embed(torch.zeros(shape, dtype=torch.long))
+        output = block(hidden, **(self._arguments[shape][index] | {"past_key_values": cache}))
+        return output[0] if isinstance(output, tuple) else output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits from the hidden states behind the last block, float32, (…, vocabulary)."""
+        normed = self._skeleton.get_submodule(self.family.norm)(hidden)
+        return self._skeleton.get_submodule(self.family.head)(normed).float()
+
+    def walk(self, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
+        """The blocks from ``first`` on, one in memory at a time unless all fit."""
+        for index in range(first, self.blocks):
+            yield index, self.block(index)
+
+    def module(self) -> nn.Module:
+        """The whole model as a transformers module, every block in place; it can `generate` and prints the truth."""
+        whole = copy.copy(self._skeleton)
+        # Shallow copies of the path to the blocks: the skeleton itself stays without them.
+        whole._modules = dict(self._skeleton._modules)
+        parent, _, name = self.family.blocks.rpartition(".")
+        shell = copy.copy(self._skeleton.get_submodule(parent))
+        shell._modules = dict(shell._modules)
+        shell._modules[name] = nn.ModuleList(block for _, block in self.walk())
+        whole._modules[parent] = shell
+        return whole.eval()
+
+
+def open_model(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Model:
+    """Open a checkpoint without loading its blocks.
+
+    Args:
+        name: A local Hugging Face folder, a reference model's name, or a hub id.
+        runtime: Device, dtype and limits; default CPU, float32.
+        revision: Of the hub id.
+
+    Raises:
+        UserError: No such model, unsupported architecture, damaged or contradictory files.
+    """
+    runtime = runtime or Runtime()
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return Model(Checkpoint(find_checkpoint(name, revision)), runtime)
+
+
+def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> nn.Module:
+    """The model on the meta device, with everything outside the blocks made real."""
+    config = checkpoint.config
+    skeleton: Any = checkpoint.skeleton(attn_implementation=ATTENTION, dtype=runtime.torch_dtype)
+    head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
+    tied: set[str] = {head} if config.tie_word_embeddings else set()
+    wanted: Mapping[str, Tensor] = {k: v for k, v in skeleton.state_dict().items() if k not in tied}
+    checkpoint.check(wanted, optional=tied)
+    if family.rotary:  # only now: by the shapes of the weights, its size makes sense
+        _make_rotary(skeleton, family.rotary, checkpoint, runtime)
+    outside = {key: value for key, value in wanted.items() if not key.startswith(f"{family.blocks}.")}
+    state = checkpoint.read("", outside, runtime)
+    if tied:
+        state[head] = state[embedding]
+        if head in checkpoint and not checkpoint.read("", {head: state[head]}, runtime)[head].equal(state[head]):
+            raise UserError(
+                f"{checkpoint.folder}: the config ties {head} to {embedding}, but the file has two that differ; "
+                'if both are meant, say "tie_word_embeddings": false in config.json'
+            )
+    skeleton.load_state_dict(state, assign=True, strict=False)
+    if (checkpoint.folder / "generation_config.json").is_file():
+        skeleton.generation_config = _read_generation_config(checkpoint.folder)
+    ids = len(checkpoint.tokenizer)
+    rows = skeleton.get_submodule(family.embedding).weight.shape[0]
+    if ids > rows:
+        raise UserError(
+            f"{checkpoint.folder}: the tokenizer knows {ids} ids, the embedding has {rows} rows: they do not belong "
+            "together; take both from the same model"
+        )
+    return skeleton.eval().requires_grad_(False)
+
+
+def _make_rotary(skeleton: nn.Module, path: str, checkpoint: Checkpoint, runtime: Runtime) -> None:
+    """Make the module that computes position embeddings, whose buffers no checkpoint holds."""
+    parent, _, name = path.rpartition(".")
+    try:
+        rotary: nn.Module = type(skeleton.get_submodule(path))(config=checkpoint.config)
+    except Exception as error:  # whatever stumbles first over position embeddings that make no sense
+        raise UserError(f"{checkpoint.folder / 'config.json'} describes no position embeddings: {error!r}") from error
+    setattr(skeleton.get_submodule(parent), name, rotary.to(runtime.device))
+
+
+def _read_generation_config(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds; all mean that the file is no good
+        raise UserError(
+            f"{folder / 'generation_config.json'} cannot be read: {error!r}; take it from where the model comes from, "
+            "or remove it"
+        ) from error

@@ -1,0 +1,314 @@
+"""The three token sets: calibration, selection and report, with no text in common and the BOS rule written down.
+
+Scales come from the first, choices are made on the second, every published number is measured on the third. Text is a
+list of documents; windows are cut inside one document, never across two, so a window's source is known (standard errors
+are clustered by it) and the sets can be told apart by the hashes of their documents. What is given up: the tail of a
+document that fills no window, and documents shorter than one.
+
+Whether windows begin with BOS decides whether a model trained that way has activation spikes at all (docs/spikes.md),
+so the rule is part of a set's convention and thereby of its fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from qarat.ground.errors import UserError
+from qarat.model.model import Model
+from qarat.model.texts import Document, bundled_documents, read_documents, split_documents
+
+Bos = Literal["each", "once", "never"]
+
+_NAMES = ("calibration", "selection", "report")
+_CONVENTIONS: dict[str, str] = {"each": "bos", "once": "once", "never": "nobos"}
+NOTHING = -100
+"""The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
+
+_LENGTH = 512  # tokens of a window where neither the caller nor the model asks for fewer
+
+
+class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
+    """Windows of token ids and where they come from; equal by content.
+
+    Attributes:
+        name: ``calibration``, ``selection`` or ``report``.
+        convention: How windows were cut: ``windows-N-bos`` (each begins with BOS), ``windows-N-once`` (BOS only where a
+            document begins) or ``windows-N-nobos``; or one of `qarat.stages.measure.conventions`.
+        windows: (windows, N) int64 token ids.
+        sources: The source of each window.
+        documents: SHA-256 of each text that the windows were drawn from, also where a limit left it without a window.
+        document_sources: The source of each of ``documents``.
+        targets: What is to be predicted, as `wanted`; None for the next token, and nothing behind the last.
+        words: Words that the windows' losses are shared out to; none where the loss is one per token.
+    """
+
+    name: str
+    convention: str
+    windows: Tensor
+    sources: tuple[str, ...]
+    documents: tuple[str, ...]
+    document_sources: tuple[str, ...]
+    targets: Tensor | None = None
+    words: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+        return self.windows.shape[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenSet) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return self.name, self.fingerprint, self.sources, self.documents, self.document_sources
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.windows.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the convention, the windows' ids and, where they are not simply the next tokens, the targets."""
+        digest = hashlib.sha256(f"{self.convention} {tuple(self.windows.shape)} ".encode())
+        for ids in (self.windows, *([] if self.targets is None else [self.targets])):
+            digest.update(ids.contiguous().numpy().astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """SHA-256 over the documents' hashes, whatever their order."""
+        return hashlib.sha256(" ".join(sorted(set(self.documents))).encode()).hexdigest()
+
+    def subset(self, count: int) -> TokenSet:
+        """The same set with ``count`` of its windows, evenly spread and in order.
+
+        Raises:
+            UserError: If it has fewer, or its loss is one per word, which are those of whole documents.
+        """
+        if self.words:
+            raise UserError(f"{self.convention} is measured on whole documents; leave the number of windows open")
+        if not 1 <= count <= len(self):
+            raise UserError(
+                f"the {self.name} set has {len(self)} windows, {count} were asked for; give more text or ask less"
+            )
+        chosen = [i * len(self) // count for i in range(count)]
+        sources = tuple(self.sources[i] for i in chosen)
+        targets = None if self.targets is None else self.targets[chosen]
+        return msgspec.structs.replace(self, windows=self.windows[chosen], sources=sources, targets=targets)
+
+    def batches(self, batch_tokens: int) -> list[Tensor]:
+        """The windows in order, in chunks of at most ``batch_tokens`` tokens and at least one window.
+
+        Returns:
+            Tensors of (rows, N) int64; their rows one below the other are ``windows``.
+        """
+        return list(self.windows.split(max(1, batch_tokens // self.length)))
+
+    def target_batches(self, batch_tokens: int) -> list[Tensor]:
+        """`wanted` in the chunks of `batches`."""
+        return list(self.wanted.split(max(1, batch_tokens // self.length)))
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """Tokens to be predicted in each window."""
+        return tuple((self.wanted != NOTHING).sum(1).tolist())
+
+    @property
+    def wanted(self) -> Tensor:
+        """(windows, N) int64, what is to be predicted behind each token, `NOTHING` where nothing is."""
+        if self.targets is not None:
+            return self.targets
+        return torch.cat([self.windows[:, 1:], torch.full((len(self), 1), NOTHING)], dim=1)
+
+
+def default_bos(tokenizer: PreTrainedTokenizerBase) -> Bos:
+    """``each`` if the tokenizer itself puts its BOS in front of a text, else ``never``."""
+    bos: Any = tokenizer.bos_token_id
+    ids: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
+    return "each" if bos is not None and ids[:1] == [bos] else "never"
+
+
+def make_token_set(
+    name: str,
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    bos: Bos = "each",
+    limit: int | None = None,
+    seed: int = 0,
+    model_length: int | None = None,
+) -> TokenSet:
+    """Cut documents into windows of token ids.
+
+    Args:
+        name: Of the set.
+        documents: Windows are cut inside each; a tail that fills no window is dropped.
+        tokenizer: Its own special tokens are not added; BOS is put in front by hand.
+        length: Tokens of a window, BOS included.
+        bos: In front of each window, once in front of each document, or never.
+        limit: At most so many windows: one at random from each of ``limit`` equal stretches, in document order.
+        seed: For that choice.
+        model_length: Tokens the model was trained to take at once; None leaves that unchecked.
+
+    Raises:
+        UserError: Window longer than the model's or than every document, no BOS to put in front, or no text.
+    """
+    _check_request(name, documents, tokenizer, length, bos, limit, model_length)
+    texts = [d.text for d in documents]
+    front: list[int] = [] if bos == "never" else [tokenizer.bos_token_id]  # type: ignore[list-item]
+    encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[assignment]
+    rows: list[list[int]] = []
+    origins: list[int] = []
+    for index, ids in enumerate(encoded):
+        cut = _cut(ids, length, front, bos)
+        rows += cut
+        origins += [index] * len(cut)
+    if not rows:
+        longest = max(map(len, encoded)) + len(front)
+        raise UserError(
+            f"no document of the {name} text holds a window of {length} tokens: the longest has {longest}"
+            f"{' with BOS' if front else ''}; give a shorter --length or longer documents"
+        )
+    kept = _spread(len(rows), limit, seed)
+    used = list(dict.fromkeys(origins))
+    return TokenSet(
+        name=name,
+        convention=f"windows-{length}-{_CONVENTIONS[bos]}",
+        windows=torch.tensor([rows[i] for i in kept], dtype=torch.long),
+        sources=tuple(documents[origins[i]].source for i in kept),
+        documents=tuple(hash_text(documents[i].text) for i in used),
+        document_sources=tuple(documents[i].source for i in used),
+    )
+
+
+def _check_request(
+    name: str,
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    bos: Bos,
+    limit: int | None,
+    model_length: int | None,
+) -> None:
+    if bos not in _CONVENTIONS:
+        raise UserError(f"unknown BOS rule {bos!r}; known: {', '.join(_CONVENTIONS)}")
+    if length < 2:
+        raise UserError(f"a window of {length} tokens predicts nothing; it needs at least 2")
+    if limit is not None and limit < 1:
+        raise UserError(f"the {name} set cannot have {limit} windows; ask for at least 1")
+    if model_length is not None and length > model_length:
+        raise UserError(
+            f"window of {length} tokens, the model was trained for {model_length}; give --length {model_length} or less"
+        )
+    if bos != "never" and tokenizer.bos_token_id is None:
+        raise UserError(f"BOS was asked for ({bos!r}), but the tokenizer has none; use 'never'")
+    if not any(d.text.strip() for d in documents):
+        raise UserError(f"the {name} text is empty; give a file with some text")
+
+
+def _cut(ids: list[int], length: int, front: list[int], bos: Bos) -> list[list[int]]:
+    """The full windows of one document."""
+    if bos == "each":
+        step = length - 1
+        return [front + ids[i : i + step] for i in range(0, len(ids) - step + 1, step)]
+    ids = front + ids
+    return [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
+
+
+def _spread(total: int, limit: int | None, seed: int) -> list[int]:
+    """Ascending indices: all, or one at random from each of ``limit`` equal stretches."""
+    if limit is None or total <= limit:
+        return list(range(total))
+    generator = random.Random(seed)
+    return [generator.randrange(i * total // limit, (i + 1) * total // limit) for i in range(limit)]
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text; blank space around it makes no other text of it."""
+    return hashlib.sha256(text.strip().encode()).hexdigest()
+
+
+def check_disjoint(*sets: TokenSet) -> None:
+    """Check that no text is in more than one of the sets.
+
+    Raises:
+        UserError: Naming every document that is, and the sets.
+    """
+    homes: dict[str, dict[int, str]] = {}
+    for index, tokens in enumerate(sets):
+        for digest, source in zip(tokens.documents, tokens.document_sources, strict=True):
+            homes.setdefault(digest, {}).setdefault(index, f"{source} in {tokens.name}")
+    shared = [", ".join(places.values()) for places in homes.values() if len(places) > 1]
+    if shared:
+        raise UserError(
+            f"the token sets share {len(shared)} documents:\n  "
+            + "\n  ".join(shared)
+            + "\ngive files with no text in common, or one file, which is then split by documents"
+        )
+
+
+def load_token_sets(
+    model: Model,
+    *,
+    calibration: str | None = None,
+    selection: str | None = None,
+    report: str | None = None,
+    length: int | None = None,
+    bos: Bos | Literal["auto"] = "auto",
+    samples: int = 64,
+    report_samples: int = 256,
+    seed: int = 0,
+) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """The three token sets of a run.
+
+    Args:
+        model: Gives the tokenizer and the longest window.
+        calibration: As `read_documents` takes it. Alone, it is split into all three by documents.
+        selection: As `read_documents` takes it.
+        report: As `read_documents` takes it. With none of the three given, the package's own text is used.
+        length: Tokens of a window; default the model's own length, at most 512.
+        bos: As `make_token_set`; ``auto`` does as the tokenizer does (`default_bos`).
+        samples: At most so many windows for calibration, and for selection.
+        report_samples: At most so many windows for the report.
+        seed: For the split and the choice of windows.
+
+    Raises:
+        UserError: Some but not all of the texts given, texts in common, or as `read_documents` and `make_token_set`.
+    """
+    names = {"calibration": calibration, "selection": selection, "report": report}
+    missing = [name for name, path in names.items() if path is None]
+    if len(missing) == 3:
+        texts = [bundled_documents("calibration"), bundled_documents("selection"), bundled_documents("report")]
+    elif missing == ["selection", "report"] and calibration is not None:
+        texts = list(split_documents(read_documents(calibration), seed))
+    elif missing:
+        raise UserError(
+            f"text is missing for: {', '.join(missing)}; give all three (--calibration, --selection, --report-text), "
+            "only --calibration (it is then split by documents), or none (the bundled text)"
+        )
+    else:
+        texts = [read_documents(path) for path in names.values() if path is not None]
+    tokenizer = model.tokenizer
+    rule: Bos = default_bos(tokenizer) if bos == "auto" else bos
+    size = min(model.length, _LENGTH) if length is None else length
+    limits = (samples, samples, report_samples)
+    sets = [
+        make_token_set(n, t, tokenizer, length=size, bos=rule, limit=limit, seed=seed, model_length=model.length)
+        for n, t, limit in zip(_NAMES, texts, limits, strict=True)
+    ]
+    check_disjoint(*sets)
+    return sets[0], sets[1], sets[2]

@@ -1,0 +1,1 @@
+"""Stages: values in, values out; siblings do not import each other."""

@@ -1,0 +1,223 @@
+"""The space of a search: units that are decided together, and the options each of them has.
+
+Everything a strategy needs to know of a plan is here as plain numbers: what a choice costs, what its ratio is, which
+plan it stands for. So strategies are about choices alone, and a new one is one file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from qarat.ground.errors import UserError
+from qarat.values.plans import Assignment, Plan
+from qarat.values.records.prices import Menu
+from qarat.values.records.search import Choice
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.units import Option, Unit, make_units
+
+Costs = np.ndarray
+ROUNDING = 1e-9  # what a place on the axis may be off by, as a sum of shares
+
+
+class Space:
+    """Units, options and the plan they are put into.
+
+    Attributes:
+        base: A plan for every site; those of no unit keep its schemes.
+        units: What is decided.
+        options: What each unit may get, the cheapest first, the highest last.
+        basis: What Q_r counts, ``parameters`` or ``macs``.
+        axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
+    """
+
+    def __init__(
+        self, base: Plan, units: Sequence[Unit], options: Sequence[Option], basis: str, length: int, axis: str
+    ) -> None:
+        """Keep them.
+
+        Args:
+            base: For every site.
+            units: At least one.
+            options: At least two.
+            basis: What Q_r counts, ``parameters`` or ``macs``.
+            length: Tokens of a window, on which the MACs of attention products depend.
+            axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
+        """
+        self.base, self.units, self.options = base, tuple(units), tuple(options)
+        self.basis, self.length, self.axis = basis, length, axis
+        self._assignments: dict[str, Assignment] = {a.site.name: a for a in base.assignments}
+
+    @cached_property
+    def loses_nothing(self) -> bool:
+        """Whether the highest plan is the float model: no site low by an override, nothing above low but float."""
+        return all(a.is_float for a in self.plan(self.highest, "").assignments)
+
+    @property
+    def highest(self) -> Choice:
+        """Every unit at its highest option."""
+        return (len(self.options) - 1,) * len(self.units)
+
+    @cached_property
+    def cheapest(self) -> float:
+        """The position beyond which no choice lies."""
+        costs, fixed = self.costs(self.axis)
+        return (1.0 if self.axis == "ratio" else 0.0) - (float(costs.min(axis=1).sum()) + fixed)
+
+    def plan(self, choice: Choice, reason: str) -> Plan:
+        """The plan that a choice stands for."""
+        changes: dict[str, Scheme] = {}
+        for unit, index in zip(self.units, choice, strict=True):
+            changes |= {name: self.options[index].at(self._assignments[name].site) for name in unit.sites}
+        return self.base.with_schemes(changes, reason)
+
+    def ratio(self, choice: Choice) -> float:
+        """Q_r of a choice, in the space's basis; sites of no unit count as they are in the base plan."""
+        return 1.0 - (float(self._pick(self.high_shares, choice)) + self._fixed_high)
+
+    def bits(self, choice: Choice) -> float:
+        """Bits per weight of a choice, scales included, over all sites."""
+        return float(self._pick(self.bit_costs, choice)) + self._fixed_bits
+
+    def position(self, choice: Choice) -> float:
+        """Where a choice stands on the axis; larger is cheaper."""
+        return self.ratio(choice) if self.axis == "ratio" else -self.bits(choice)
+
+    def place(self, position: float) -> float:
+        """What a position means: Q_r, or bits per weight."""
+        return position if self.axis == "ratio" else -position
+
+    def costs(self, kind: str) -> tuple[Costs, float]:
+        """What every option costs at every unit, (units, options), and what the sites of no unit cost.
+
+        Args:
+            kind: ``ratio`` (the share kept high) or ``bits`` (per weight).
+        """
+        return (self.high_shares, self._fixed_high) if kind == "ratio" else (self.bit_costs, self._fixed_bits)
+
+    def predictions(self, menu: Menu) -> np.ndarray:
+        """Summed damage of every option at every unit, (units, options) float64, in the menu's unit.
+
+        Raises:
+            UserError: Listing the sites and schemes that the menu does not price.
+        """
+        return self._table({(e.site, e.scheme): e.damage for e in menu.entries}, math.fsum)
+
+    def prediction_errors(self, menu: Menu) -> np.ndarray:
+        """Standard errors of `predictions`, same shape; those of a unit's sites are taken as independent.
+
+        Of a menu from a single window, or from none, nothing is known of them: they are 0.
+
+        Raises:
+            UserError: As `predictions`.
+        """
+        errors = {(e.site, e.scheme): 0.0 if math.isnan(e.standard_error) else e.standard_error for e in menu.entries}
+        return self._table(errors, lambda values: math.hypot(*values))
+
+    def _table(self, known: Mapping[tuple[str, str], float], combine: Callable[[list[float]], float]) -> np.ndarray:
+        """What is known of every site and scheme, for every unit and option; float counts as 0."""
+        missing: list[str] = []
+
+        def look_up(name: str, option: Option) -> float:
+            scheme = option.at(self._assignments[name].site)
+            if scheme in (LinearScheme(), MatmulScheme()):
+                return 0.0
+            if (name, str(scheme)) not in known:
+                missing.append(f"{name}: {scheme}")
+            return known.get((name, str(scheme)), 0.0)
+
+        table = [[combine([look_up(n, o) for n in unit.sites]) for o in self.options] for unit in self.units]
+        if missing:
+            raise UserError("the menu has no price for:\n  " + "\n  ".join(missing[:12]))
+        return np.array(table)
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """How deep each unit lies, (units,) float64: 0 in the first block, 1 in the last."""
+        blocks = [self._assignments[unit.sites[0]].site.block for unit in self.units]
+        last = max(site.block for site in self.base.sites)
+        return np.array(blocks) / max(1, last)
+
+    @cached_property
+    def high_shares(self) -> Costs:
+        """Share of the whole, in the basis, that a unit keeps high under an option."""
+        return np.array([[self._high(unit.sites, option) for option in self.options] for unit in self.units])
+
+    @cached_property
+    def bit_costs(self) -> Costs:
+        """Bits that a unit's weights take under an option, over the number of all weights."""
+        weights = sum(a.site.parameters for a in self.base.assignments)
+        return np.array([[self._stored(u.sites, option) for option in self.options] for u in self.units]) / weights
+
+    @cached_property
+    def _fixed(self) -> tuple[str, ...]:
+        """Sites of no unit."""
+        decided = {name for unit in self.units for name in unit.sites}
+        return tuple(name for name in self._assignments if name not in decided)
+
+    @cached_property
+    def _fixed_high(self) -> float:
+        return self._high(self._fixed, None)
+
+    @cached_property
+    def _fixed_bits(self) -> float:
+        return self._stored(self._fixed, None) / sum(a.site.parameters for a in self.base.assignments)
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, float]:
+        """Share of every site in the whole, in the basis."""
+        macs = self.basis == "macs"
+        sizes = {n: a.site.macs(self.length) if macs else a.site.parameters for n, a in self._assignments.items()}
+        total = sum(sizes.values())
+        return {name: size / total for name, size in sizes.items()}
+
+    def _under(self, name: str, option: Option | None) -> Assignment:
+        assignment = self._assignments[name]
+        return assignment if option is None else Assignment(assignment.site, option.at(assignment.site), "")
+
+    def _high(self, sites: Sequence[str], option: Option | None) -> float:
+        return sum(self._sizes[n] for n in sites if not self.base.is_low(self._under(n, option)))
+
+    def _stored(self, sites: Sequence[str], option: Option | None) -> int:
+        return sum(self.base.site_bits(self._under(n, option)) for n in sites)
+
+    def _pick(self, table: np.ndarray, choice: Choice) -> float:
+        return float(table[np.arange(len(choice)), list(choice)].sum())
+
+
+def make_space(
+    base: Plan,
+    options: Sequence[Option],
+    *,
+    layers: bool = False,
+    tied: bool = False,
+    pinned: Collection[str] = (),
+    basis: str = "parameters",
+    length: int = 1,
+    axis: str = "ratio",
+) -> Space:
+    """The space of a base plan, whose overridden sites are left as they are.
+
+    Args:
+        base: Everything at the low scheme, with overrides, attention products in float.
+        options: The cheapest first; of two, the low scheme.
+        layers: Whether whole blocks are decided, instead of sites.
+        tied: Whether sites that an engine fuses share their option.
+        pinned: Names of sites that a rule decides, also where it says the low scheme.
+        basis: What Q_r counts: ``parameters``, with attention products alike in all plans; or ``macs``, with the
+            products among the units.
+        length: Tokens of a window.
+        axis: What plans are ordered by, ``ratio`` or ``bits``; more than two options can be ordered by bits only.
+
+    Raises:
+        UserError: If nothing is left to decide.
+    """
+    fixed = {*pinned, *(a.site.name for a in base.exceptions())}
+    open_sites = [s for s in base.sites if s.name not in fixed]
+    units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
+    if not units:
+        raise UserError("nothing is left to search: --set decides every site")
+    return Space(base, units, options, basis, length, axis)

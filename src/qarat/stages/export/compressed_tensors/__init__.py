@@ -1,0 +1,211 @@
+"""A Hugging Face folder of quant_method compressed-tensors, for transformers, vLLM and SGLang.
+
+Every projection is named in full, in just one place: as a target of the one group that has its scheme, or in
+``ignore``. Patterns are shorter, but engines try them in different orders and against fused names as well, which is how
+mixed checkpoints break elsewhere; a full name matches first, or as a part of a fused layer, in every one of them.
+
+Codes that share bytes are packed by the compressed-tensors library itself, one block at a time, from the numbers they
+stand for; dividing those by their own scale gives the codes back exactly. A code with a byte of its own is written as
+it is: the library would make the same byte of it, at the price of four more a weight and a third of the export's time.
+``docs/exporting.md`` says what is held, what engines make of it, and where their arithmetic differs from ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import compressed_tensors
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, QuantizationStatus
+from torch import Tensor, nn
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.maths.packing import to_wire
+from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tiles import Scales
+from qarat.model.layers import QuantLinear
+from qarat.model.model import Model
+from qarat.model.native import copy_beside
+from qarat.stages.export.compressed_tensors.layout import SCALES, layout_bytes, layout_of, scale_shape_of
+from qarat.stages.export.compressed_tensors.schemes import group_of, offences
+from qarat.stages.export.compressed_tensors.shards import ShardWriter, shard_names
+from qarat.values.plans import Assignment, Plan, PlanError
+from qarat.values.schemes import LinearScheme, TensorScheme
+from qarat.values.sites import Site
+
+__all__ = ["EXTRA", "NEEDS", "check", "quantization_config", "tensor_bytes", "write"]
+
+EXTRA = ""
+NEEDS = ()
+MIXED = "mixed-precision"
+WHOLE_BYTES = ("int-quantized", "float-quantized", "naive-quantized")
+
+
+def check(model: Model, plan: Plan) -> None:
+    """Refuse a plan that the format cannot hold, before any work.
+
+    Raises:
+        UserError: Listing every site with what is wrong and what to use instead.
+    """
+    wrong = [f"{a.site.name}: {offence}" for a in plan.assignments for offence in _offences(a)]
+    if wrong:
+        raise UserError(
+            "compressed-tensors cannot hold this plan:\n  "
+            + "\n  ".join(wrong)
+            + "\nplan again with other schemes (--low, --protect, --set); qarat's own folder holds any plan"
+        )
+    if not _groups(plan):
+        raise UserError("the plan quantizes nothing, so there is nothing to export: the float model is the export")
+
+
+def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_progress) -> Sequence[str]:
+    """Write the folder, with the memory of one block.
+
+    Returns:
+        Where engines' arithmetic differs from the simulation, and ties that vLLM would refuse.
+
+    Raises:
+        UserError: Projections that read one stream with different static scales: the quantized folder is damaged.
+    """
+    groups = _groups(plan)
+    layout = layout_of(model, plan, groups)
+    writer = ShardWriter(folder, layout, shard_names(layout, model.checkpoint.files))
+    outside = model.outside()
+    writer.put({name: outside[name].to(layout[name][0]) for name in layout if name in outside})
+    progress("export", 0, model.blocks)
+    for index, block in model.walk():
+        prefix = f"{model.family.blocks}.{index}"
+        _check_shared_inputs(block, f"{prefix}.", [site for site in plan.sites if site.block == index])
+        for name, module in block.named_modules(prefix=prefix):
+            tensors = _quantized(module, groups[name]) if isinstance(module, QuantLinear) else {}
+            floats: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+            if isinstance(module, QuantLinear) and module.bias is not None:  # a buffer there
+                floats["bias"] = module.bias
+            tensors |= {leaf: value.to(layout[f"{name}.{leaf}"][0]) for leaf, value in floats.items()}
+            writer.put({f"{name}.{leaf}": value for leaf, value in tensors.items()})
+        progress("export", index + 1, model.blocks)
+    writer.finish()
+    copy_beside(model.folder, folder)
+    config: dict[str, Any] = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization_config(plan, model.family.head)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return _notes(plan)
+
+
+def quantization_config(plan: Plan, head: str) -> dict[str, Any]:
+    """What goes into ``config.json``: one group for each distinct scheme, full names as targets.
+
+    Args:
+        plan: That `check` found nothing wrong with.
+        head: Name of the projection onto the vocabulary, which stays in float.
+    """
+    by_group: dict[str, QuantizationScheme] = {}
+    for name, group in _groups(plan).items():
+        first = by_group.setdefault(group.model_dump_json(exclude={"targets"}), group)
+        first.targets.append(name)
+    formats = {str(group.format) for group in by_group.values()}
+    ignored = [a.site.name for a in plan.assignments if a.site.kind == "projection" and a.is_float]
+    whole = QuantizationConfig(
+        config_groups={f"group_{number}": group for number, group in enumerate(by_group.values())},
+        format=formats.pop() if len(formats) == 1 else MIXED,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=[*ignored, head],
+    )
+    return {"version": compressed_tensors.__version__, **whole.model_dump(mode="json", exclude_none=True)}
+
+
+def tensor_bytes(model: Model, plan: Plan) -> int:
+    """Bytes of all tensors of the export, file headers aside, from shapes alone."""
+    return layout_bytes(layout_of(model, plan, _groups(plan)))
+
+
+def _groups(plan: Plan) -> dict[str, QuantizationScheme]:
+    """Name of every quantized projection to its scheme as a group of its own, in model order."""
+    return {
+        a.site.name: group_of(a.scheme)
+        for a in plan.assignments
+        if isinstance(a.scheme, LinearScheme) and not a.is_float
+    }
+
+
+def _offences(a: Assignment) -> list[str]:
+    if isinstance(a.scheme, LinearScheme):
+        return offences(a.scheme, a.site.shape[1])
+    return [] if a.is_float else [f"{a.scheme}: attention products have no place in it; leave them in float"]
+
+
+def _quantized(module: QuantLinear, group: QuantizationScheme) -> dict[str, Tensor]:
+    """The tensors of a projection but its bias, by the last part of their names, as the library compresses them."""
+    quantized = module.quantized
+    assert quantized is not None  # a scheme that quantizes the input only is refused
+    scales, scheme = quantized.scales, quantized.scheme
+    shape = scale_shape_of(scheme, *quantized.codes.shape)
+    exponents = group.weights is not None and group.weights.scale_dtype is not None  # the compressor stores them itself
+    scale = scales.scale if exponents else scales.scale.to(SCALES[scheme.scale])
+    state: dict[str, Tensor | None] = {"weight_scale": scale.reshape(shape)}
+    if scales.tensor_scale is not None:
+        state["weight_global_scale"] = scales.tensor_scale.reshape(1).reciprocal()  # it divides there
+    if scales.zero_point is not None:
+        state["weight_zero_point"] = scales.zero_point.reshape(shape).to(torch.int8)
+    if module.input_scales is not None:
+        state["input_scale"] = module.input_scales.scale.reshape(1)
+        if module.input_scales.zero_point is not None:
+            state["input_zero_point"] = module.input_scales.zero_point.reshape(1).to(torch.int8)
+    if group.format in WHOLE_BYTES:
+        return {"weight": _bytes(quantized)} | {leaf: value for leaf, value in state.items() if value is not None}
+    compressor = BaseCompressor.get_value_from_registry(str(group.format))
+    state["weight"] = module.value
+    return {leaf: value for leaf, value in compressor.compress(state, group).items() if value is not None}
+
+
+def _bytes(quantized: QuantizedTensor) -> Tensor:
+    """Codes as int8 or float8, shape of the weight."""
+    fmt = quantized.scheme.number_format
+    if not fmt.is_integer:
+        return to_wire(quantized.codes, fmt).view(torch.float8_e4m3fn)
+    # An integer is its index above the lowest; adding that in bytes wraps round to its two's complement.
+    return quantized.codes.add(int(fmt.values[0]) & 0xFF).view(torch.int8)
+
+
+def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
+    """Check that projections which read one stream under one static scheme have one scale, as a fused layer has."""
+    first: dict[tuple[tuple[str, ...], TensorScheme | None], tuple[str, Scales]] = {}
+    for site in sites:
+        module = block.get_submodule(site.name.removeprefix(prefix)) if site.kind == "projection" else None
+        if isinstance(module, QuantLinear) and module.input_scales is not None:
+            key = site.streams, module.scheme.input
+            other, scales = first.setdefault(key, (site.name, module.input_scales))
+            if not _equal(scales, module.input_scales):
+                raise UserError(
+                    f"{other} and {site.name} read the same input, but its static scales differ: "
+                    "the quantized folder is damaged; quantize again"
+                )
+
+
+def _equal(a: Scales, b: Scales) -> bool:
+    """Whether two static inputs are rounded alike."""
+    pairs = (a.scale, b.scale), (a.zero_point, b.zero_point)
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+
+
+def _notes(plan: Plan) -> list[str]:
+    inputs = [a.scheme.input for a in plan.assignments if isinstance(a.scheme, LinearScheme) and a.scheme.input]
+    weights = [a.scheme.weight for a in plan.assignments if isinstance(a.scheme, LinearScheme) and a.scheme.weight]
+    notes: list[str] = []
+    if count := sum(not i.static and i.number_format.is_integer for i in inputs):
+        notes.append(
+            f"{count} sites choose their input scales at run time: transformers divides the maximum by 127.5 "
+            "where the simulation, as vLLM, divides by 127"
+        )
+    if count := sum(w.scale == "e4m3" for w in weights):
+        notes.append(f"{count} sites are nvfp4: the format keeps 1 / the tensor's scale, which rounds its last bit")
+    try:
+        plan.check_ties()
+    except PlanError as error:
+        notes.append(f"vLLM fuses what this plan keeps apart and will refuse it, transformers will not: {error}")
+    return notes

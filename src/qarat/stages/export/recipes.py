@@ -1,0 +1,104 @@
+"""What the translations of a plan into other tools' input share: going through the sites, and refusing.
+
+A translation says, site by site, what the other tool should do. What the tool cannot say is refused with every site at
+once: a translation that left a site out, or wrote the nearest thing in silence, would be a different plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from qarat.ground.errors import UserError
+from qarat.values.fingerprints import transforms_of
+from qarat.values.plans import Assignment, Plan
+from qarat.values.schemes import LinearScheme, MatmulScheme
+
+Entry = TypeVar("Entry")
+
+
+class UnsayableError(Exception):
+    """What a tool cannot say of one site, in words; `translate` collects them."""
+
+
+def translate(
+    plan: Plan, tool: str, say: Callable[[Assignment, LinearScheme], Entry], alternatives: str
+) -> dict[str, Entry]:
+    """What the other tool is told of every projection that is not left in float.
+
+    Args:
+        plan: Any.
+        tool: Its name, for the message.
+        say: The tool's words for a projection's scheme; raises `UnsayableError`.
+        alternatives: What the tool can hold, and what else to do, for the message.
+
+    Returns:
+        Full site name to the tool's words, in model order.
+
+    Raises:
+        UserError: Listing every site whose scheme the tool cannot say, and the alternatives.
+    """
+    said: dict[str, Entry] = {}
+    reasons: dict[str, list[str]] = {}
+    for a in plan.assignments:
+        if a.is_float:
+            continue
+        try:
+            if isinstance(a.scheme, MatmulScheme):
+                raise UnsayableError("attention products are left in float there")
+            said[a.site.name] = say(a, a.scheme)
+        except UnsayableError as why:
+            reasons.setdefault(str(why), []).append(f"{a.site.name} ({a.scheme})")
+    refuse(tool, reasons, alternatives)
+    return said
+
+
+def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> None:
+    """Refuse a plan, if there is anything to refuse it for.
+
+    Args:
+        tool: Or format.
+        reasons: What cannot be said, in words, to the sites that it is asked of.
+        alternatives: What can be said, and what else to do.
+
+    Raises:
+        UserError: Listing every reason with every site of it.
+    """
+    if reasons:
+        listed = "\n".join(f"  {why}:\n    " + "\n    ".join(sites) for why, sites in reasons.items())
+        raise UserError(f"{tool} cannot hold this plan:\n{listed}\n{alternatives}")
+
+
+def refuse_transforms(plan: Plan, tool: str) -> None:
+    """Refuse a plan of a transformed model, where the tool would carry it out on the checkpoint as it was.
+
+    Args:
+        plan: Any.
+        tool: Its name, for the message.
+
+    Raises:
+        UserError: Naming the transforms.
+    """
+    if done := transforms_of(plan.model):
+        raise UserError(
+            f"{tool} would carry out this plan on the checkpoint as it was before {', '.join(done)}; "
+            "export the weights themselves (--format compressed-tensors), or plan without a transform"
+        )
+
+
+def float_sites(plan: Plan) -> list[str]:
+    """Full names of the projections that are left in float, in model order."""
+    return [a.site.name for a in plan.assignments if a.site.kind == "projection" and a.is_float]
+
+
+def by_entry(said: Mapping[str, Entry]) -> list[tuple[Entry, list[str]]]:
+    """The different entries, in order of appearance, each with its sites: one group a scheme, no site in two."""
+    groups: list[tuple[Entry, list[str]]] = []
+    for name, entry in said.items():
+        for known, names in groups:
+            if known == entry:
+                names.append(name)
+                break
+        else:
+            groups.append((entry, [name]))
+    return groups

@@ -1,0 +1,240 @@
+"""Measuring many plans of one model without running a shared prefix twice.
+
+Two plans that agree on the first k blocks agree on the hidden states there. So plans are measured together, in one walk
+over the blocks: at each block every distinct (schemes in front, schemes of the block) is computed once, while the
+block's weights are at hand, and the states at block boundaries are kept, so that a later plan begins at the deepest
+boundary that is known.
+
+What is kept has a bound in bytes, and the states of plans that are on their way count too: where all plans' states do
+not fit, they go in groups. A group takes at most half of the bound, so that the other half is left for boundaries that
+the next plans begin from. Meeting the bound changes the cost, never the result: a state is the same bits whenever it is
+computed, since batches are always cut alike. The cost is counted in block × token forwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.measure.perplexity import evaluation_of, window_nats
+from qarat.values.plans import Plan
+from qarat.values.records.scores import Evaluation
+from qarat.values.schemes import Scheme
+
+Path = tuple[str, ...]
+"""What is done in each block, from the first on; a beginning of one names the hidden states behind it."""
+
+
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plan whose loss is no number.
+
+    Attributes:
+        label: Of the measurement.
+        plan: That was measured.
+        error: What is wrong, in words.
+    """
+
+    label: str
+    plan: Plan
+    error: str
+
+
+class Meter:
+    """Measures plans of one model on one token set.
+
+    Attributes:
+        forwards: Block × token forwards spent so far.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: TokenSet,
+        build: Callable[[int, Mapping[str, Scheme]], nn.Module],
+        *,
+        keep_bytes: int | None = None,
+    ) -> None:
+        """Prepare; nothing is run yet.
+
+        Args:
+            model: In float.
+            tokens: The selection set.
+            build: A block under its schemes, as `qarat.stages.quantize.build_block` makes it.
+            keep_bytes: Bound on all hidden states held; default a quarter of the runtime's memory. One plan's are
+                always held while it is measured.
+        """
+        self.forwards = 0
+        self._model = model
+        self._tokens = tokens
+        self._batches = tokens.batches(model.runtime.batch_tokens)
+        self._targets = tokens.target_batches(model.runtime.batch_tokens)
+        self._build = build
+        bound = model.runtime.memory_bytes() // 4 if keep_bytes is None else keep_bytes
+        state = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
+        self._boundaries = _Boundaries(bound // state)
+
+    def measure(self, plan: Plan, label: str) -> Evaluation:
+        """Negative log-likelihood of the token set under a plan, whatever was measured before.
+
+        Args:
+            plan: For this model; not checked here.
+            label: Of the evaluation.
+
+        Raises:
+            UserError: If a window's loss is NaN or Inf.
+        """
+        outcome = self.measure_many([plan], [label])[0]
+        if isinstance(outcome, Failure):
+            raise UserError(outcome.error)
+        return outcome
+
+    @torch.no_grad()
+    def measure_many(
+        self, plans: Sequence[Plan], labels: Sequence[str], *, progress: Progress = no_progress
+    ) -> list[Evaluation | Failure]:
+        """Negative log-likelihood of the token set under each of many plans, as `measure` gives it.
+
+        Args:
+            plans: For this model; not checked here. Equal ones are measured once.
+            labels: Of the evaluations, one a plan.
+            progress: Called with the different plans done; of plans measured together, each share of the work that is
+                done counts as so many of them.
+
+        Returns:
+            In the order of the plans; a `Failure` where a window's loss is NaN or Inf.
+        """
+        paths = [_path(plan) for plan in plans]
+        different = sorted(dict(zip(paths, plans, strict=True)).items(), key=lambda pair: pair[0])
+        nats: dict[Path, Tensor] = {}
+        width = max(1, self._boundaries.capacity // 2)
+        progress("measure", 0, len(different))
+        for first in range(0, len(different), width):
+            group = dict(different[first : first + width])
+            for share, found in self._walk(group):
+                nats |= found
+                progress("measure", first + int(share * len(group)), len(different))
+        return [self._outcome(plan, label, nats[path]) for plan, label, path in zip(plans, labels, paths, strict=True)]
+
+    def _walk(self, plans: Mapping[Path, Plan]) -> Iterable[tuple[float, dict[Path, Tensor]]]:
+        """Measure plans together; yields the share of the work done, and the nats found since."""
+        starts = {path: self._boundaries.deepest(path) for path in plans}
+        steps = _steps(plans, starts)
+        fronts = [front for fronts in steps.values() for front in fronts]
+        self._boundaries.expect(fronts)
+        if () in fronts:
+            self._boundaries.make_room()
+            self._boundaries.put((), [self._model.embed(batch) for batch in self._batches])
+        done = 0
+        for (index, key), going in steps.items():
+            block = self._build(index, next(iter(going.values())).block(index))
+            for front in going:
+                states = self._boundaries.take(front)
+                found: dict[Path, Tensor] = {}
+                if index + 1 < self._model.blocks:
+                    self._boundaries.make_room()
+                    self._boundaries.put((*front, key), self._run(index, block, states))
+                else:
+                    self._boundaries.make_room(0)
+                    found[(*front, key)] = self._finish(index, block, states)
+                self.forwards += self._tokens.windows.numel()
+                done += 1
+                yield done / len(fronts), found
+
+    def _run(self, index: int, block: nn.Module, states: list[Tensor]) -> list[Tensor]:
+        """The states behind a block; each batch's place is taken by what comes of it."""
+        for j, hidden in enumerate(states):
+            states[j] = self._model.run_block(index, block, hidden)
+        return states
+
+    def _finish(self, index: int, block: nn.Module, states: list[Tensor]) -> Tensor:
+        """The nats of every window, from the entrance of the last block; what is behind it is not held."""
+        pairs = zip(states, self._targets, strict=True)
+        return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
+
+    def _outcome(self, plan: Plan, label: str, nats: Tensor) -> Evaluation | Failure:
+        try:
+            return evaluation_of(self._model, self._tokens, nats, label=label)
+        except UserError as error:
+            return Failure(label, plan, str(error))
+
+
+class _Boundaries:
+    """Hidden states at block boundaries, at most so many of them.
+
+    What steps still to be done begin from stays. Of the rest the least recently used go first, and last of all those of
+    the float model, from which plans are restarted most often. The entrance is not kept: embedding costs no forward.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._states: OrderedDict[Path, list[Tensor]] = OrderedDict()
+        self._expected: Counter[Path] = Counter()
+
+    def deepest(self, path: Path) -> int:
+        """How many blocks of a path lie in front of the deepest boundary that is known."""
+        return next((k for k in range(len(path) - 1, 0, -1) if path[:k] in self._states), 0)
+
+    def expect(self, fronts: Iterable[Path]) -> None:
+        """Begin a walk that will take these, each as often as it is named."""
+        self._expected = Counter(fronts)
+        self._states.pop((), None)
+
+    def take(self, front: Path) -> list[Tensor]:
+        """The states there, in a list of the caller's own: where they are not kept on, he alone has them."""
+        self._expected[front] -= 1
+        self._states.move_to_end(front)
+        if front == () and not self._expected[front]:
+            return self._states.pop(front)
+        return list(self._states[front])
+
+    def put(self, path: Path, states: list[Tensor]) -> None:
+        """Keep states, for which `make_room` was called before they were made."""
+        self._states[path] = states
+
+    def make_room(self, more: int = 1) -> None:
+        """Drop what is over the bound once there are so many more, as far as no step begins from it."""
+        idle = sorted((path for path in self._states if not self._expected[path]), key=_is_float)
+        over = len(self._states) + more - self.capacity
+        for path in idle[: max(0, over)]:
+            del self._states[path]
+
+
+def _is_float(front: Path) -> bool:
+    return not any(front)
+
+
+def _steps(plans: Mapping[Path, Plan], starts: Mapping[Path, int]) -> dict[tuple[int, str], dict[Path, Plan]]:
+    """What a walk has to do, in its order: (block, its schemes) → the paths in front, each with a plan going there."""
+    steps: dict[tuple[int, str], dict[Path, Plan]] = {}
+    for path, plan in plans.items():
+        for index in range(starts[path], len(path)):
+            steps.setdefault((index, path[index]), {}).setdefault(path[:index], plan)
+    return dict(sorted(steps.items(), key=lambda step: step[0]))
+
+
+def _path(plan: Plan) -> Path:
+    """A plan's path: for every block the sites that are not in float, with their schemes; empty for a float block."""
+    blocks: dict[int, list[str]] = {}
+    for a in plan.assignments:
+        sites = blocks.setdefault(a.site.block, [])
+        if not a.is_float:
+            sites.append(f"{a.site.leaf}: {a.scheme}")
+    return tuple("; ".join(sorted(sites)) for _, sites in sorted(blocks.items()))
+
+
+def prefix_order(plans: Sequence[Plan]) -> list[int]:
+    """Indices of plans in an order in which those that share their first blocks are neighbours.
+
+    Args:
+        plans: Of one model.
+    """
+    paths = [_path(plan) for plan in plans]
+    return sorted(range(len(plans)), key=paths.__getitem__)

@@ -1,0 +1,92 @@
+"""Perplexity: the negative log-likelihood of a token set, window by window, under the convention that cut it.
+
+The set says what is to be predicted behind each token: under most conventions the next one, which a window's first
+never is. Per-window sums are kept, so that two models can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.model.model import Model
+from qarat.model.tokens import NOTHING, TokenSet
+from qarat.values.records.scores import Evaluation
+
+
+def measure_perplexity(
+    model: Model,
+    tokens: TokenSet,
+    *,
+    label: str,
+    plan: str = "",
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure a model on a token set, block by block.
+
+    Args:
+        model: In float or quantized.
+        tokens: The report set (or the selection set, for choices).
+        label: What is evaluated.
+        plan: Content hash of the plan behind a quantized model.
+        progress: Called after every block.
+
+    Raises:
+        UserError: If a window's loss is NaN or Inf (names the window and its source).
+    """
+    batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
+    hidden = [model.embed(batch) for batch in batches]
+    stage = f"evaluate {label}"
+    progress(stage, 0, model.blocks + 1)
+    with torch.no_grad():
+        for index, block in model.walk():
+            for j, states in enumerate(hidden):
+                hidden[j] = model.run_block(index, block, states)
+            progress(stage, index + 1, model.blocks + 1)
+        nats = torch.cat([window_nats(model, h, t) for h, t in zip(hidden, targets, strict=True)])
+    progress(stage, model.blocks + 1, model.blocks + 1)
+    return evaluation_of(model, tokens, nats, label=label, plan=plan)
+
+
+def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, plan: str = "") -> Evaluation:
+    """The record of a token set's losses.
+
+    Args:
+        model: In float or quantized.
+        tokens: The token set.
+        nats: (windows,) float64, as `window_nats` gives them.
+        label: What was evaluated.
+        plan: Content hash of the plan behind a quantized model.
+
+    Raises:
+        UserError: If a window's loss is NaN or Inf (names the window and its source).
+    """
+    if not nats.isfinite().all():
+        window = int((~nats.isfinite()).nonzero()[0])
+        raise UserError(f"{label}: the loss of window {window} ({tokens.sources[window]}) is {float(nats[window])}")
+    predicted = tokens.words or tokens.predicted
+    provenance = model.provenance(tokens.fingerprint, tokens.convention)
+    unit = "word" if tokens.words else "token"
+    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources, unit)
+
+
+def window_nats(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Summed negative log-likelihood of each window's predicted tokens.
+
+    Args:
+        model: For norm and head.
+        hidden: (windows, length, hidden) behind the last block.
+        targets: (windows, length) ids to be predicted there, `NOTHING` where nothing is.
+
+    Returns:
+        (windows,) float64 on the CPU, nats.
+    """
+    sums = []
+    # One window at a time: a large vocabulary's logits would not fit for a whole batch.
+    for states, ids in zip(hidden, targets.to(hidden.device), strict=True):
+        scored = ids != NOTHING
+        losses = torch.nn.functional.cross_entropy(model.logits(states[scored]), ids[scored], reduction="none")
+        sums.append(losses.double().sum().cpu())
+    return torch.stack(sums)

@@ -1,0 +1,1 @@
+"""Zero-shot tasks, scored by lm-evaluation-harness."""

@@ -1,0 +1,337 @@
+"""Observing: one pass that measures every stream of a model.
+
+Everything is streaming: memory grows with channels, not with tokens. Hooks and attention watchers live inside a
+context manager, so that no block keeps one whatever happens.
+
+A stream is taken window by window, so that the batch size cannot show in a sum, and a window in pieces, so that what
+is looked at ten times over stays in the processor's cache. The attention probabilities, which the fused kernel never
+shows, are computed piece by piece beside it. `benchmarks/observing.py` measures what all this costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.maths.histograms import CODES, EDGES, bin_counts, count_magnitudes, median_of
+from qarat.model.attention import WATCHER
+from qarat.model.model import Model
+from qarat.model.prefixes import leading_tokens
+from qarat.model.tokens import TokenSet
+from qarat.values.records.streams import ActivationStats, Peak, StreamStats
+
+PEAKS = 8
+SAMPLED_WINDOWS = 16
+# Elements of a piece. On a CPU 1 MB, which its second cache holds; on a GPU few large pieces cost less.
+PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
+
+
+def observe(
+    model: Model,
+    tokens: TokenSet,
+    *,
+    attention: bool = True,
+    prefix: int = 0,
+    sampled_windows: int = SAMPLED_WINDOWS,
+    progress: Progress = no_progress,
+) -> ActivationStats:
+    """Measure every stream of a float model in one pass.
+
+    Args:
+        model: In float.
+        tokens: The calibration set.
+        attention: Whether to observe the operands of the attention products too; the probabilities are then computed
+            once more, beside the fused kernel.
+        prefix: So many tokens in front of each window are left out of every statistic, as queries and as keys.
+        sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
+            least 1, and all windows where there are fewer.
+        progress: Called after every block.
+
+    Raises:
+        UserError: NaN or Inf met in a stream (names stream, window and position); windows that do not begin with the
+            same ``prefix`` tokens, or are not longer.
+        ValueError: No window would be sampled.
+    """
+    if sampled_windows < 1:
+        raise ValueError(f"histograms need a window to sample, not {sampled_windows}")
+    model.require_float("profile")
+    left_out = leading_tokens(tokens, prefix)
+    batches = tokens.batches(model.runtime.batch_tokens)
+    hidden = [model.embed(batch) for batch in batches]
+    sampled = min(sampled_windows, tokens.windows.shape[0])
+    streams: dict[str, StreamStats] = {}
+    progress("observe", 0, model.blocks)
+    for index, block in model.walk():
+        seen = _BlockCollectors(f"{model.family.blocks}.{index}", index, sampled, prefix)
+        with _watched(block, model, seen, attention), torch.no_grad():
+            for j, states in enumerate(hidden):
+                hidden[j] = model.run_block(index, block, states)
+                seen.see("block_out", hidden[j])
+                seen.first_window += states.shape[0]
+        for collector in seen.collectors.values():
+            streams[collector.name] = collector.finish(tokens, model)
+        progress("observe", index + 1, model.blocks)
+    windows, length = tokens.windows.shape
+    provenance = model.provenance(tokens.fingerprint, tokens.convention)
+    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams, left_out)
+
+
+class _AttentionWatcher(nn.Module):
+    """Shows the operands of the attention products (protocol `qarat.model.attention.Watcher`)."""
+
+    def __init__(self, seen: _BlockCollectors) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
+        self._seen.see("q", q)
+        self._seen.see("k", k)
+        first = self._seen.first_token
+        windows = zip(q, k, mask, strict=True)
+        self._seen.see_pieces("p", (_probabilities(*operands, scaling, first) for operands in windows))
+        self._seen.see("v", v)
+
+
+class _Piece(NamedTuple):
+    """Part of a window of a stream.
+
+    Attributes:
+        x: (heads, tokens, channels); a stream without heads has one.
+        token: Index of its first token in the window.
+        head: Index of its first head.
+    """
+
+    x: Tensor
+    token: int
+    head: int
+
+
+def _pieces(x: Tensor, first: int) -> Iterator[_Piece]:
+    """The pieces of one window (heads, tokens, channels), from its token ``first`` on."""
+    # With heads, a range of tokens is scattered over memory, which costs more than the cache saves.
+    tokens = max(1, PIECE[x.device.type] // x.shape[2]) if len(x) == 1 else x.shape[1]
+    for token in range(first, x.shape[1], tokens):
+        yield _Piece(x[:, token : token + tokens], token, 0)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: int) -> Iterator[_Piece]:
+    """Attention probabilities of one window, from ``first`` on, in pieces (some heads, some tokens, keys)."""
+    rows = max(1, PIECE[q.device.type] // k.shape[1])
+    heads = max(1, rows // q.shape[1])
+    for token in range(first, q.shape[1], rows):
+        tokens = slice(token, token + rows)
+        for head in range(0, q.shape[0], heads):
+            some = slice(head, head + heads)
+            scores = torch.baddbmm(mask[:, tokens], q[some, tokens], k[some].transpose(-1, -2), alpha=scaling)
+            yield _Piece(scores.softmax(-1, dtype=torch.float32)[..., first:], token, head)
+
+
+@contextmanager
+def _watched(block: nn.Module, model: Model, seen: _BlockCollectors, attention: bool) -> Iterator[None]:
+    """Show every stream of a block to its collectors while the context lasts."""
+
+    def see_input(kind: str, _: nn.Module, operands: tuple[Tensor, ...]) -> None:
+        seen.see(kind, operands[0])
+
+    def see_output(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.see("down_out", output)
+
+    handles: list[RemovableHandle] = []
+    for stream in model.family.streams:
+        first = block.get_submodule(stream.readers[0])
+        handles.append(first.register_forward_pre_hook(partial(see_input, stream.name)))
+    last = block.get_submodule(model.family.projections[-1])
+    handles.append(last.register_forward_hook(see_output))
+    home = block.get_submodule(model.family.attention)
+    if attention:
+        home.add_module(WATCHER, _AttentionWatcher(seen))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if attention:
+            delattr(home, WATCHER)
+
+
+class _Place(NamedTuple):
+    """Where a large value stands, before its token is named."""
+
+    value: float
+    window: int
+    position: int
+    channel: int
+
+
+def _order(place: _Place) -> tuple[float, ...]:
+    """Sort key: the largest first, ties by place, so that the batch size cannot show."""
+    return (-abs(place.value), place.window, place.position, place.channel)
+
+
+class _BlockCollectors:
+    """The collectors of one block's streams, made as the streams are first seen.
+
+    Attributes:
+        first_window: Index of the first window of the batch that goes through the block now.
+        first_token: Index of the first token of a window that counts.
+        collectors: By kind of stream.
+    """
+
+    def __init__(self, home: str, block: int, sampled: int, first_token: int) -> None:
+        self._home, self._block, self._sampled = home, block, sampled
+        self.first_window, self.first_token = 0, first_token
+        self.collectors: dict[str, _Collector] = {}
+
+    def see(self, kind: str, x: Tensor) -> None:
+        """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
+        self.see_pieces(kind, (_pieces(window, self.first_token) for window in (x if x.dim() == 4 else x.unsqueeze(1))))
+
+    def see_pieces(self, kind: str, windows: Iterable[Iterable[_Piece]]) -> None:
+        """Take a batch of windows, each in pieces."""
+        if kind not in self.collectors:
+            self.collectors[kind] = _Collector(f"{self._home}.{kind}", self._block, kind, self.first_token)
+        for window, pieces in enumerate(windows, self.first_window):
+            self.collectors[kind].take(window, pieces, sampled=window < self._sampled)
+
+
+class _Collector:
+    """Streaming statistics of one stream."""
+
+    def __init__(self, name: str, block: int, kind: str, first_token: int) -> None:
+        self.name, self.block, self.kind, self._first_token = name, block, kind, first_token
+        # Channels of attention probabilities are key positions: their statistics would say nothing.
+        self.by_channel = kind != "p"
+        self.width = 0
+        # Without axes they go with any width and any device.
+        self.channel_min, self.channel_max = torch.tensor(math.inf), torch.tensor(-math.inf)
+        self.square_sum = torch.tensor(0.0, dtype=torch.float64)
+        self.rows = 0
+        self.tokens = 0
+        self.histogram = torch.zeros(CODES, dtype=torch.int64)
+        self.token_maxima = torch.zeros(CODES, dtype=torch.int64)
+        self.token_energies = torch.zeros(CODES, dtype=torch.int64)
+        self.position_sum = torch.tensor(0.0, dtype=torch.float64)
+        self.ratios: list[Tensor] = []
+        self.median_maxima: list[Tensor] = []
+        self.median_energies: list[Tensor] = []
+        self.peaks: list[_Place] = []
+
+    def take(self, window: int, pieces: Iterable[_Piece], *, sampled: bool) -> None:
+        """Take one window.
+
+        Args:
+            window: Its index in the token set.
+            pieces: All of it, tokens in order.
+            sampled: Whether its elements go into the histogram of magnitudes.
+        """
+        maxima: dict[int, Tensor] = {}  # by first token, of the heads so far
+        energies: dict[int, Tensor] = {}
+        heads = 0
+        for piece in pieces:
+            x = piece.x.detach().float()
+            self.width = x.shape[-1]
+            heads = max(heads, piece.head + x.shape[0])
+            # Not aminmax: along an axis it takes twenty times as long as both (torch 2.13, CPU).
+            largest = torch.maximum(x.amax(-1), -x.amin(-1)).amax(0)
+            squares = x.square()
+            energy = squares.sum(-1).sum(0)
+            if self.by_channel:
+                self._take_channels(x, squares)
+            if sampled:
+                self.histogram += count_magnitudes(x)
+            self._keep_peaks(window, piece, largest)
+            first = piece.head == 0
+            maxima[piece.token] = largest if first else torch.maximum(maxima[piece.token], largest)
+            energies[piece.token] = energy if first else energies[piece.token] + energy
+        self._take_tokens(window, torch.cat([*maxima.values()]), torch.cat([*energies.values()]) / (heads * self.width))
+
+    def _take_channels(self, x: Tensor, squares: Tensor) -> None:
+        self.channel_min = torch.minimum(self.channel_min, x.amin((0, 1)))
+        self.channel_max = torch.maximum(self.channel_max, x.amax((0, 1)))
+        self.square_sum = self.square_sum + squares.sum((0, 1)).double()
+        self.rows += x.shape[0] * x.shape[1]
+
+    def _take_tokens(self, window: int, maxima: Tensor, energies: Tensor) -> None:
+        """Take the absolute maximum and the mean square of each token of a window, both (tokens,)."""
+        self._check_finite(window, maxima)
+        self.position_sum = self.position_sum + maxima.double()
+        median = maxima.median()
+        # An all-zero stream has no spike: 0 over 0 counts as 1.
+        self.ratios.append(torch.where(median > 0, maxima.amax() / median, 1.0))
+        self.median_maxima.append(median)
+        self.median_energies.append(energies.median())
+        self.token_maxima += count_magnitudes(maxima)
+        self.token_energies += count_magnitudes(energies)
+        self.tokens += len(maxima)
+
+    def _check_finite(self, window: int, maxima: Tensor) -> None:
+        bad = (~maxima.isfinite()).nonzero()
+        if len(bad):
+            raise UserError(
+                f"NaN or Inf in the stream {self.name}, window {window}, token {self._first_token + int(bad[0])} "
+                f"({len(bad)} tokens in this window); the model overflows here: try --dtype float32, or check its "
+                "weights"
+            )
+
+    def _keep_peaks(self, window: int, piece: _Piece, maxima: Tensor) -> None:
+        if len(self.peaks) == PEAKS and bool(maxima.amax() < abs(self.peaks[-1].value)):
+            return
+        # Not topk: among equals (the same token in many places) it takes any, a stable sort the first.
+        values, places = (found[:PEAKS].tolist() for found in maxima.sort(descending=True, stable=True))
+        last = _order(self.peaks[-1]) if len(self.peaks) == PEAKS else (math.inf,)
+        new: list[_Place] = []
+        for magnitude, place in zip(values, places, strict=True):
+            if (-magnitude, window, piece.token + place) < last:
+                token = piece.x[:, place].flatten()
+                channel = int(token.abs().argmax())
+                at = piece.head * self.width + channel
+                new.append(_Place(float(token[channel]), window, piece.token + place, at))
+        if new:
+            best: dict[tuple[int, int], _Place] = {}
+            for peak in sorted(self.peaks + new, key=_order):
+                best.setdefault((peak.window, peak.position), peak)  # one a token
+            self.peaks = list(best.values())[:PEAKS]
+
+    def finish(self, tokens: TokenSet, model: Model) -> StreamStats:
+        """The collected statistics as a value."""
+        histogram = bin_counts(self.histogram)
+        arrays = {
+            "histogram": histogram,
+            "token_maxima": bin_counts(self.token_maxima),
+            "token_energies": bin_counts(self.token_energies),
+            "position_maxima": (self.position_sum / len(self.ratios)).float().cpu(),
+        }
+        if self.by_channel:
+            arrays["channel_min"] = self.channel_min.cpu()
+            arrays["channel_max"] = self.channel_max.cpu()
+            arrays["channel_square"] = (self.square_sum / self.rows).float().cpu()
+        peaks = tuple(_name_token(place, tokens, model) for place in self.peaks)
+        return StreamStats(
+            name=self.name,
+            block=self.block,
+            kind=self.kind,
+            width=self.width,
+            tokens=self.tokens,
+            ratio=float(torch.stack(self.ratios).double().mean()),
+            maximum=abs(peaks[0].value),
+            typical_maximum=float(torch.stack(self.median_maxima).double().mean()),
+            median_energy=float(torch.stack(self.median_energies).double().mean()),
+            element_median=median_of(histogram),
+            peaks=peaks,
+            arrays=arrays,
+        )
+
+
+def _name_token(place: _Place, tokens: TokenSet, model: Model) -> Peak:
+    token = int(tokens.windows[place.window, place.position])
+    text = cast(str, model.tokenizer.decode([token]))  # a list only for a list of sequences
+    return Peak(place.value, place.window, place.position, token, text, place.channel)

@@ -1,0 +1,73 @@
+"""Gradient times error: Σ |∂L/∂W ∘ ΔW| + Σ |∂L/∂x ∘ Δx|, by window, as AutoRound's AutoScheme scores a site.
+
+L is the loss on the window's own next tokens. Without the absolute values this would be the first-order change of the
+loss, in which the terms mostly cancel; with them it bounds that change from above, far from it, and says only which
+site is dearer. An attention product has two inputs and no weight. AutoScheme sums the weight's part over windows and
+averages the input's, at the quantized model (auto_round/auto_scheme/delta_loss.py of intel/auto-round); here both are
+averaged, at the float model, as for every other metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qarat.ground.runtime import Progress, no_progress
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.capture import capture_backward, next_tokens, passes
+from qarat.stages.prices.changes import SiteChange, check_request, has_products, make_menu, price_changes
+from qarat.values.records.prices import Menu
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme, Scheme
+
+METRIC = "gradient-error"
+UNIT = "nats per token, a bound to first order"
+
+
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """A forward, a backward, and between them a recomputation where memory asks for it."""
+    return passes(model, tokens) * model.blocks
+
+
+def price(
+    model: Model,
+    tokens: TokenSet,
+    schemes: Sequence[Scheme],
+    stats: ActivationStats | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Menu:
+    """Price every scheme at every site it fits; arguments and errors as `qarat.stages.prices.fisher.price`.
+
+    Nothing is drawn: the seed changes nothing but the menu's provenance.
+    """
+    check_request(model, schemes, stats)
+    batches = capture_backward(model, tokens, next_tokens(tokens), progress, products=has_products(schemes))
+    prices = price_changes(model, schemes, stats, _score, batches)
+    return make_menu(model, tokens, schemes, stats, seed, prices, metric=METRIC, unit=UNIT)
+
+
+def _score(change: SiteChange) -> Tensor:
+    """The bound, by window: from the output's gradient follow those of the operands."""
+    gradient = change.gradient
+    assert gradient is not None
+    before = change.operands
+    after = change.block.operands(change.site, change.scheme, before)
+    if isinstance(change.scheme, LinearScheme):
+        weight = change.block.linear(change.site).weight.detach()
+        error = change.block.weight(change.site, change.scheme) - weight
+        bound = _bound(gradient @ weight, after[0] - before[0])
+        for j in range(len(gradient)):  # one window at a time: its gradient has the weight's size
+            bound[j] += (gradient[j].T @ before[0][j] * error).abs().sum()
+        return bound
+    left = _bound(gradient @ before[1].transpose(-1, -2), after[0] - before[0])
+    return left + _bound(before[0].transpose(-1, -2) @ gradient, after[1] - before[1])
+
+
+def _bound(gradient: Tensor, error: Tensor) -> Tensor:
+    """Sum of |gradient ∘ error| of each window, (windows,) float64."""
+    return (gradient * error).abs().flatten(1).sum(1, dtype=torch.float64)

@@ -1,0 +1,158 @@
+"""KL divergence, measured: of the float model from the one in which a single site uses the scheme.
+
+This is what `fisher` predicts to second order, and what AMQ and AutoQuantize's second method rank by. It costs a
+forward from the changed block to the end for every site and scheme: half a model on the average, times sites, times
+schemes. Float hidden states are kept at block boundaries, and the sites of one block go on through the next together,
+so that weights are brought in once a block and scheme; where memory is short, once for each group of windows that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qarat.ground.runtime import Progress, no_progress
+from qarat.model.attention import PRODUCTS
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.capture import STAGE, forward_states, part_of, split_batches
+from qarat.stages.prices.changes import BlockChanges, check_request, fits, make_menu
+from qarat.values.records.prices import NATS, Menu
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.sites import Site
+
+METRIC = "kl"
+
+
+def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """A forward, and for every site and scheme another from its block on."""
+    changed = sum(fits(site, scheme) * (model.blocks - site.block) for site in model.sites() for scheme in schemes)
+    return model.blocks + changed
+
+
+@torch.no_grad()
+def price(
+    model: Model,
+    tokens: TokenSet,
+    schemes: Sequence[Scheme],
+    stats: ActivationStats | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Menu:
+    """Measure every scheme at every site it fits; arguments and errors as `qarat.stages.prices.fisher.price`.
+
+    Nothing is drawn: the seed changes nothing but the menu's provenance.
+    """
+    check_request(model, schemes, stats)
+    # Of every token: the float model's at all boundaries, and one for each site of a block under a scheme.
+    groups = split_batches(model, tokens, model.blocks + 1 + len(model.sites()) // model.blocks)
+    prices: dict[tuple[str, str], list[Tensor]] = {}
+    for number, batches in enumerate(groups):
+        for key, windows in _price_group(model, batches, schemes, stats, part_of(progress, number, len(groups))):
+            prices.setdefault(key, []).append(windows)
+    joined = {key: torch.cat(windows) for key, windows in prices.items()}
+    return make_menu(model, tokens, schemes, stats, seed, joined, metric=METRIC, unit=NATS)
+
+
+def _price_group(
+    model: Model,
+    batches: Sequence[Tensor],
+    schemes: Sequence[Scheme],
+    stats: ActivationStats | None,
+    progress: Progress,
+) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Every site and scheme with its prices, (windows,) float64, of some batches."""
+    entrances = forward_states(model, batches, no_progress)
+    float_states = entrances.pop()
+    total = model.blocks * len(schemes)
+    progress(STAGE, 0, total)
+    for index in range(model.blocks):
+        block = model.block(index)
+        for number, scheme in enumerate(schemes):
+            changes = BlockChanges(model, index, block, [scheme], stats)
+            hidden = {
+                site.name: [_run_changed(model, block, changes, site, scheme, states) for states in entrances[index]]
+                for site, _ in changes.pairs()
+            }
+            for later, follower in model.walk(index + 1):
+                hidden = {
+                    name: [model.run_block(later, follower, states) for states in batch]
+                    for name, batch in hidden.items()
+                }
+            for name, batch in hidden.items():
+                yield (name, str(scheme)), _divergence(model, float_states, batch)
+            progress(STAGE, index * len(schemes) + number + 1, total)
+
+
+def _run_changed(
+    model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme, hidden: Tensor
+) -> Tensor:
+    """Hidden states behind a block in which one site uses the scheme."""
+    with _changed(model, block, changes, site, scheme):
+        return model.run_block(changes.index, block, hidden)
+
+
+@contextmanager
+def _changed(model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme) -> Iterator[None]:
+    """Let one site of a float block compute under the scheme; one that changes nothing leaves the block as it is."""
+    if scheme in (LinearScheme(), MatmulScheme()):
+        yield
+        return
+    if site.kind == "product":
+        home = block.get_submodule(model.family.attention)
+        home.add_module(PRODUCTS, _ChangedProducts(changes, site, scheme))
+        try:
+            yield
+        finally:
+            delattr(home, PRODUCTS)
+        return
+    handle = block.get_submodule(changes.keys[site]).register_forward_hook(
+        lambda _, operands, output: changes.output(site, scheme, operands).to(output.dtype)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _ChangedProducts(nn.Module):
+    """The attention products, one of them under a scheme."""
+
+    def __init__(self, changes: BlockChanges, site: Site, scheme: Scheme) -> None:
+        super().__init__()
+        self._changes, self._site, self._scheme = changes, site, scheme
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return self._multiply("qk", q, k.transpose(-1, -2))
+
+    def mix(self, p: Tensor, v: Tensor) -> Tensor:
+        return self._multiply("av", p, v)
+
+    def _multiply(self, name: str, left: Tensor, right: Tensor) -> Tensor:
+        scheme = self._scheme if name == self._site.leaf else MatmulScheme()
+        return self._changes.output(self._site, scheme, (left, right)).to(left.dtype)
+
+
+def _divergence(model: Model, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """Mean KL divergence over the tokens of each window.
+
+    Args:
+        model: For norm and head.
+        before: (windows, length, hidden) behind the last block of the float model, by batch.
+        after: The same of the changed one.
+
+    Returns:
+        (windows,) float64, nats per token.
+    """
+    windows: list[Tensor] = []
+    # One window at a time: a large vocabulary's logits would not fit for a whole batch.
+    for p_states, q_states in zip(torch.cat(list(before)), torch.cat(list(after)), strict=True):
+        log_p = model.logits(p_states).double().log_softmax(-1)
+        log_q = model.logits(q_states).double().log_softmax(-1)
+        windows.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().cpu())
+    return torch.stack(windows)

@@ -1,0 +1,175 @@
+"""Conversion: a float model and a plan become a quantized model; the one place where projections are swapped.
+
+A quantized model is the opened float model with another function that brings in blocks: read the float block, quantize
+its weights, put `QuantLinear` in place of its projections. The next block sees the quantized outputs, because the walk
+hands on whatever a block returns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from qarat.ground.errors import UserError
+from qarat.maths.static_scales import check_static, static_operands, static_scales_of
+from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tiles import Scales
+from qarat.model.attention import PRODUCTS
+from qarat.model.layers import QuantLinear, QuantProducts
+from qarat.model.model import Model
+from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
+from qarat.stages.rounding.rtn import quantize_weight
+from qarat.values.plans import Plan
+from qarat.values.records.files import content_hash
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
+
+
+class WeightCache:
+    """Weights quantized once per (site, scheme), for callers that build the same block many times.
+
+    What is over the bound is quantized anew each time. What came first stays: whoever goes through the blocks again and
+    again would find that the least recently used is just what he needs next.
+
+    Attributes:
+        held: Bytes of the weights kept.
+    """
+
+    def __init__(self, bound: int) -> None:
+        """Empty.
+
+        Args:
+            bound: On the bytes of the weights kept.
+        """
+        self.held = 0
+        self._bound = bound
+        self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
+
+    def quantized(self, name: str, weight: Tensor, scheme: TensorScheme) -> QuantizedTensor:
+        """A site's weight under a scheme.
+
+        Args:
+            name: Of the site.
+            weight: (out, in), always the same for a name.
+            scheme: Of the weight.
+        """
+        key = (name, scheme)
+        if key in self._weights:
+            return self._weights[key]
+        quantized = quantize_weight(weight, scheme)
+        if self.held + quantized.nbytes <= self._bound:
+            self._weights[key] = quantized
+            self.held += quantized.nbytes
+        return quantized
+
+
+def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> Model:
+    """The model under a plan, still opened block by block.
+
+    Args:
+        model: In float.
+        plan: For every site of this model.
+        stats: Behind static scales; may be None if the plan has none.
+
+    Raises:
+        PlanError: If the plan does not fit the model.
+        UserError: If stats are missing, or of another model or plan; a prefix that the model cannot have.
+    """
+    model.require_float("quantize")
+    plan.check(model.fingerprint, model.sites())
+    check_stats(plan, stats)
+    prefix = prefix_of(model, plan)
+    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix))
+
+
+def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
+    """Check that every static scale of a plan has its stats, before any long work.
+
+    Args:
+        plan: Any; one without static scales needs no stats.
+        stats: Of the plan's model, and those it was made with if it names some.
+
+    Raises:
+        UserError: Listing every stream that is missing, or what does not belong together.
+    """
+    needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
+    check_static(needed, stats, plan.model, plan.prefix)
+    if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
+        raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
+
+
+def build_block(
+    model: Model,
+    index: int,
+    schemes: Mapping[str, Scheme],
+    stats: ActivationStats | None,
+    cache: WeightCache | None = None,
+    prefix: FloatPrefix | None = None,
+) -> nn.Module:
+    """One block under its schemes; tensors that stay in float are shared with the float block.
+
+    Args:
+        model: In float.
+        index: Of the block.
+        schemes: Full site name to scheme, for every site of the block.
+        stats: Behind static scales.
+        cache: Filled and used if given.
+        prefix: Computed in float in front of every sequence; None for none.
+    """
+    source = model.block(index)
+    block = model.empty_block(index)
+    inside = f"{model.family.blocks}.{index}."
+    block.load_state_dict(_as_stored(model, inside, source.state_dict()), assign=True)
+    streams = {s.name: s.streams for s in model.sites() if s.block == index}
+    products: dict[str, MatmulScheme] = {}
+    scales: dict[str, Scales] = {}
+    for name, scheme in schemes.items():
+        if isinstance(scheme, MatmulScheme):
+            products[name.rpartition(".")[2]] = scheme
+            for stream, tensor_scheme in static_operands(streams[name], scheme):
+                scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
+        elif scheme != LinearScheme():
+            inner = name.removeprefix(inside)
+            kept = cast(nn.Linear, block.get_submodule(inner))
+            if scheme.weight is not None:  # rounded once, by its scheme alone
+                kept.weight = cast(nn.Linear, source.get_submodule(inner)).weight
+            parent, _, leaf = inner.rpartition(".")
+            replacement = _quant_linear(kept, name, scheme, streams[name], stats, cache)
+            setattr(block.get_submodule(parent), leaf, replacement)
+    if any(scheme != MatmulScheme() for scheme in products.values()):
+        home = block.get_submodule(model.family.attention)
+        length = 0 if prefix is None else len(prefix.tokens)
+        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
+    block = block.eval().requires_grad_(False)
+    return block if prefix is None else PrefixedBlock(block, index, prefix[index])
+
+
+def _as_stored(model: Model, prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A float block's tensors as a file will hold them: what a transform folded, in the checkpoint's own dtypes."""
+    if not model.transforms:
+        return state  # it is where they come from
+    return {
+        name: value.to(model.checkpoint.dtype_of(f"{prefix}{name}")).to(value.dtype) for name, value in state.items()
+    }
+
+
+def _quant_linear(
+    linear: nn.Linear,
+    name: str,
+    scheme: LinearScheme,
+    streams: tuple[str, ...],
+    stats: ActivationStats | None,
+    cache: WeightCache | None,
+) -> QuantLinear:
+    weight: QuantizedTensor | Tensor = linear.weight.detach()
+    if scheme.weight is not None:
+        quantized = quantize_weight if cache is None else functools.partial(cache.quantized, name)
+        weight = quantized(linear.weight, scheme.weight)
+    scales = None
+    for stream, tensor_scheme in static_operands(streams, scheme):
+        scales = static_scales_of(stats, stream, tensor_scheme)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return QuantLinear(weight, bias, scheme, scales)

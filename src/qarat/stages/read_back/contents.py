@@ -1,0 +1,148 @@
+"""What can be said of a folder's numbers by themselves: scales that are none, codes that are dead or pinned to the end.
+
+A static scale per tensor follows the largest value that calibration saw. Where one block's is many times that of the
+same projection elsewhere, an activation spike probably stands behind it, and everything else is left with a few codes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import StoredFolder, StoredModule
+from qarat.stages.read_back.layout import float_offences, layout_offences
+from qarat.stages.read_back.matching import Match
+from qarat.stages.read_back.simulation import raw_codes
+from qarat.stages.read_back.stored import Group
+from qarat.values.engines import FUSIONS
+
+SPIKE_FACTOR = 20.0
+"""An input scale so many times the median of its siblings is called a spike's; without spikes they stay within 5."""
+
+# Share of a weight's codes at the ends of the format beyond which it counts as clipped, by bits. A scale set by the
+# largest value puts one code of each group there; with 4 bits the rounding of large values adds some per cent.
+_CLIPPED = {8: 0.01, 6: 0.05, 5: 0.1, 4: 0.2}
+_SCALES = ("weight_scale", "weight_global_scale", "input_scale", "input_global_scale")
+_AGAIN = "quantize again: the model would give NaN or nonsense"
+
+
+def check_contents(
+    folder: StoredFolder, matches: Mapping[str, Match], fusing: Sequence[str], findings: Findings
+) -> None:
+    """Read every tensor of every module once and judge its numbers.
+
+    Args:
+        folder: Opened.
+        matches: Module's name to its group, by one engine; modules whose tensors do not fit it are passed over.
+        fusing: The engines asked about that fuse projections.
+        findings: What is found is added to it.
+    """
+    scales: dict[str, float] = {}
+    for name, module in folder.modules.items():
+        group = matches[name].group
+        tensors = folder.checkpoint.read_raw(f"{name}.", "cpu")
+        if group is None or group.contradictions():
+            if not float_offences(module):
+                _check_float(module, tensors, findings)
+            continue
+        if layout_offences(module, group, folder.config.format_of(group)):
+            continue
+        _check_scales(module, tensors, findings)
+        if group.weights is not None:
+            _check_codes(module, group, folder.config.format_of(group), tensors, findings)
+        if group.inputs is not None and group.inputs.kind == "tensor" and not group.inputs.dynamic:
+            scales[name] = float(tensors["input_scale"].float().reshape(()))
+    _check_ties(scales, fusing, findings)
+    _check_spikes(folder, matches, scales, findings)
+
+
+def _check_float(module: StoredModule, tensors: Mapping[str, Tensor], findings: Findings) -> None:
+    for leaf, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            bad = int((~tensor.float().isfinite()).sum())
+            findings.add("error", f"{leaf}: {bad} of {tensor.numel()} values are NaN or Inf", _AGAIN, (module.name,))
+
+
+def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings: Findings) -> None:
+    for leaf in _SCALES:
+        if leaf not in tensors:
+            continue
+        stored = tensors[leaf]
+        # An e8m0 byte is never zero or negative; 255 is its NaN.
+        scale = torch.where(stored == 255, torch.nan, 1.0) if stored.dtype == torch.uint8 else stored.float()
+        for what, bad in (
+            ("NaN", scale.isnan()),
+            ("infinite", scale.isinf()),
+            ("negative", scale < 0),
+            ("zero", scale == 0),
+        ):
+            if (count := int(bad.sum())) and (what, leaf) == ("negative", "weight_scale"):
+                said = f"{leaf}: {count} of {scale.numel()} scales are negative: codes count downwards there"
+                why = "AutoRound means it so, to use the lowest code; engines multiply by them as by others"
+                findings.add("note", said, why, (module.name,))
+            elif count:
+                findings.add("error", f"{leaf}: {count} of {scale.numel()} scales are {what}", _AGAIN, (module.name,))
+
+
+def _check_codes(
+    module: StoredModule, group: Group, format: str, tensors: Mapping[str, Tensor], findings: Findings
+) -> None:
+    assert group.weights is not None
+    codes, number = raw_codes(tensors, group, format), group.weights.scheme("weights").number_format
+    if bad := int(codes.isnan().sum()):
+        findings.add("error", f"weight: {bad} of {codes.numel()} codes are NaN", _AGAIN, (module.name,))
+        return
+    if group.weights.symmetric and (dead := int((codes == 0).all(dim=1).sum())):
+        what = f"{dead} of {codes.shape[0]} output channels are dead: all their codes are zero"
+        findings.add("warning", what, "compare with the float model; its channels may be zero too", (module.name,))
+    ends = int((codes == number.values[0]).sum() + (codes == number.values[-1]).sum())
+    share, limit = ends / codes.numel(), _CLIPPED.get(number.bits)
+    own = tensors["weight_scale"].numel() / codes.numel()  # the one code of each scale that is meant to be there
+    if group.weights.symmetric and limit is not None and share > limit + 2 * own:
+        what = f"{100 * share:.1f} % of the codes are at the ends of {number.name}: the scales clip"
+        findings.add("warning", what, "quantize again with larger scales, or measure the damage", (module.name,))
+
+
+def _check_ties(scales: Mapping[str, float], fusing: Sequence[str], findings: Findings) -> None:
+    """Static input scales of projections that engines fuse: one input, and so one scale."""
+    if not fusing:
+        return
+    for home in dict.fromkeys(name.rpartition(".")[0] for name in scales):
+        for fusion in FUSIONS:
+            found = {leaf: scales[f"{home}.{leaf}"] for leaf in fusion.parts if f"{home}.{leaf}" in scales}
+            if len(set(found.values())) > 1:
+                said = ", ".join(f"{leaf} {scale:.6g}" for leaf, scale in found.items())
+                what = f"tie broken: input scales of one fused module differ ({said}); the engine takes the largest"
+                names = [f"{home}.{leaf}" for leaf in found]
+                remedy = "calibrate them together: they read the same input"
+                findings.add("error", what, remedy, names, fusing)
+
+
+def _check_spikes(
+    folder: StoredFolder, matches: Mapping[str, Match], scales: Mapping[str, float], findings: Findings
+) -> None:
+    """Static input scales that tower over those of the same projection in other blocks."""
+    largest: dict[str, dict[str, float]] = {}
+    for name, scale in scales.items():
+        group = matches[name].group
+        assert group is not None
+        assert group.inputs is not None
+        code = group.inputs.scheme("input_activations").number_format.values[-1]
+        largest.setdefault(folder.modules[name].leaf, {})[name] = scale * code
+    for leaf, values in largest.items():
+        for name, value in values.items():
+            others = [v for other, v in values.items() if other != name]
+            if len(others) < 2:
+                continue
+            usual = statistics.median(others)
+            if value > SPIKE_FACTOR * usual > 0:
+                what = (
+                    f"a spike probably sits here: the static input scale reaches {value:.4g}, "
+                    f"{value / usual:.0f} times the median of the other {leaf}s ({usual:.4g})"
+                )
+                remedy = "keep this input in higher precision, or measure it with --against FLOAT_MODEL"
+                findings.add("warning", what, remedy, (name,))

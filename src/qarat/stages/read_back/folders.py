@@ -1,0 +1,148 @@
+"""A quantized folder opened: its config, its tensors' headers, and the linear modules of the model it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from qarat.ground.errors import UserError
+from qarat.model.checkpoints import Checkpoint
+from qarat.model.families import family_of
+from qarat.model.families.base import Family
+from qarat.stages.read_back.stored import StoredConfig, read_config
+
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+"""Name of a tensor to its kind, as safetensors spells it, and its shape."""
+
+FLOAT_KINDS = ("F32", "F16", "BF16", "F64")
+
+
+class StoredModule(NamedTuple):
+    """A linear module (or the embedding) of the model that a folder stands for.
+
+    Attributes:
+        name: Full name.
+        classes: Its class and every class above, as class targets are matched.
+        shape: ``(out, in)``.
+        is_embedding: Whether it is the embedding.
+        tensors: What lies on disk under its name, by the rest of the name.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int]
+    is_embedding: bool
+    tensors: Tensors
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything on disk is more than a float weight."""
+        weight = self.tensors.get("weight")
+        marks = {"weight_packed", "weight_scale", "weight_global_scale", "weight_zero_point"}
+        return bool(marks & self.tensors.keys()) or (weight is not None and weight[0] not in FLOAT_KINDS)
+
+
+class StoredFolder(NamedTuple):
+    """A quantized folder.
+
+    Attributes:
+        path: Where it lies.
+        checkpoint: Its tensors.
+        config: Its quantization config.
+        family: The wiring of the model.
+        modules: Linear modules and the embedding, by name, in model order.
+        others: Every other tensor that the model has, by name, with its shape.
+        strays: Tensors on disk that the model has no place for.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    config: StoredConfig
+    family: Family
+    modules: dict[str, StoredModule]
+    others: dict[str, tuple[int, ...]]
+    strays: tuple[str, ...]
+
+
+class _StoredCheckpoint(Checkpoint):
+    """A quantized folder's tensors; what lies in the blocks is judged elsewhere."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        super().__init__(folder, quantized=True)
+        self._source = source
+        self.config.quantization_config = None  # or transformers would go by it
+        self._blocks = family_of(list(self.config.architectures or [])).blocks
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The float model's, where that is known; else the folder's own."""
+        return self._source or super().fingerprint
+
+    def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
+        """Check what lies outside the blocks, which has to be in float.
+
+        Args:
+            wanted: Name to a tensor (on any device) of the shape that the config asks for.
+            optional: Names that may be there as well.
+
+        Raises:
+            UserError: Listing every tensor that is missing, of another shape, or not kept in float.
+        """
+        outside = [name for name in wanted if not name.startswith(f"{self._blocks}.")]
+        offences = [f"{name}: missing" for name in outside if name not in self]
+        for name in outside:
+            kind, shape = self.headers.get(name, ("F32", tuple(wanted[name].shape)))
+            if kind not in FLOAT_KINDS or shape != tuple(wanted[name].shape):
+                offences.append(f"{name}: {kind} {shape}, not float {tuple(wanted[name].shape)}")
+        if offences:
+            raise UserError(f"{self.folder}: outside the blocks:\n  " + "\n  ".join(offences))
+
+
+def open_folder(path: Path, source: str = "") -> StoredFolder:
+    """Open a folder in the compressed-tensors format.
+
+    Args:
+        path: Where it lies.
+        source: Fingerprint of the float model that it is to go by; empty for its own.
+
+    Raises:
+        UserError: No such folder, damaged or contradictory files, an unsupported architecture, not quantized.
+    """
+    if not path.is_dir():
+        raise UserError(f"no such folder: {path}")
+    config = read_config(path)
+    checkpoint = _StoredCheckpoint(path, source)
+    model = checkpoint.skeleton()
+    headers = checkpoint.headers
+    by_module: dict[str, Tensors] = {}
+    for name, entry in headers.items():
+        home, _, leaf = name.rpartition(".")
+        by_module.setdefault(home, {})[leaf] = entry
+    modules = {
+        name: _stored_module(name, module, by_module.get(name, {}))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    state: Mapping[str, Tensor] = model.state_dict()
+    others = {name: tuple(t.shape) for name, t in state.items() if name.rpartition(".")[0] not in modules}
+    strays = tuple(n for n in headers if n not in others and n.rpartition(".")[0] not in modules)
+    family = family_of(list(checkpoint.config.architectures or []))
+    if checkpoint.config.tie_word_embeddings and family.head in modules and not modules[family.head].tensors:
+        head = modules[family.head]
+        modules[family.head] = head._replace(tensors=dict(modules[family.embedding].tensors))  # the same tensor
+    return StoredFolder(path, checkpoint, config, family, modules, others, strays)
+
+
+def _stored_module(name: str, module: nn.Module, tensors: Tensors) -> StoredModule:
+    rows, cols = (int(size) for size in module.weight.shape)  # type: ignore[union-attr] (both kinds have one)
+    classes = tuple(cls.__name__ for cls in type(module).__mro__ if issubclass(cls, nn.Module))
+    return StoredModule(name, classes, (rows, cols), isinstance(module, nn.Embedding), tensors)

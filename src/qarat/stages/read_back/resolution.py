@@ -1,0 +1,243 @@
+"""What each engine will run, module by module, and what is wrong with that: from config and headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import StoredFolder, StoredModule
+from qarat.stages.read_back.layout import float_offences, layout_offences
+from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
+from qarat.stages.read_back.stored import MIXED, Group
+from qarat.values.engines import Engine, Kernel, kernel_for, kernel_kind
+from qarat.values.records.verification import ModuleReport, Running, Severity
+
+Matches = dict[str, dict[str, Match]]
+"""Engine's name to module's name to what it makes of it."""
+
+_EXPORT = "write the folder again, with one exact target for each module (`qarat export` does)"
+_TENSORS = "write the folder again, or correct the group so that it says how these tensors are stored"
+_LOST = "correct config_groups or ignore so that the module gets the group it was stored under"
+
+
+def resolve(
+    folder: StoredFolder, engines: Sequence[Engine], generation: str, findings: Findings, *, lenient: bool
+) -> tuple[tuple[ModuleReport, ...], Matches]:
+    """Resolve every module the way each engine does.
+
+    Args:
+        folder: Opened.
+        engines: Whose rules to follow.
+        generation: GPU generation (or ``cpu``) the folder must run on; empty if none was asked about.
+        findings: What is found is added to it.
+        lenient: Whether what breaks in an engine's older versions alone is only a warning.
+    """
+    _check_config(folder, engines, findings)
+    _check_places(folder, findings)
+    matches = {engine.name: match_modules(engine, folder.config, folder.modules) for engine in engines}
+    for engine in engines:
+        grave: Severity = "warning" if lenient and not engine.current else "error"
+        for name, module in folder.modules.items():
+            _check_module(folder, engine, module, matches[engine.name][name], grave, findings)
+        _check_kernels(folder, engine, matches[engine.name], generation, grave, findings)
+    _check_overlaps(folder, findings)
+    _check_agreement(folder, [e for e in engines if e.current or not lenient], matches, findings)
+    reports = tuple(_report(folder, m, engines, matches) for m in folder.modules.values() if not m.is_embedding)
+    return reports, matches
+
+
+def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Findings) -> None:
+    """What is wrong whatever the engine."""
+    config, modules = folder.config, folder.modules.values()
+    for group in config.groups:
+        for why in group.contradictions():
+            findings.add("error", f"{group.name}: {why}", "correct the group; engines refuse the config as it is")
+        if group.outputs:
+            findings.add(
+                "warning", f"{group.name} quantizes outputs, which qarat does not follow", "check it elsewhere"
+            )
+        idle = [t for t in group.targets if not any(names_matched_by(t, m) for m in modules)]
+        if len(idle) == len(group.targets):
+            findings.add(
+                "error", f"{group.name} matches no module: {', '.join(map(repr, idle))}", "correct its targets"
+            )
+        else:
+            for target in idle:
+                findings.add("warning", f"target {target!r} of {group.name} matches no module", "correct or remove it")
+    for key in config.beyond:
+        findings.add("warning", f"{key} is set, which qarat does not follow", "check it elsewhere")
+    given = [target for group in config.groups for target in group.targets]
+    for target in sorted({t for t in given if given.count(t) > 1}):
+        last = listed_targets(config)[target].name
+        findings.add(
+            "error", f"target {target!r} stands in several groups; engines take {last}", "keep it in one group"
+        )
+    for entry in config.ignore:
+        if not any(names_matched_by(entry, m) for m in modules):
+            findings.add("note", f"the entry {entry!r} of ignore matches no module", "correct or remove it")
+    asked = any(not engine.fuses for engine in engines)
+    if asked and config.status != "compressed" and any(m.is_quantized for m in modules):
+        what = f"quantization_status is {config.status or 'missing'!r}: transformers then takes the codes for weights"
+        findings.add("error", what, 'set "quantization_status": "compressed"', engines=("transformers",))
+
+
+def _check_places(folder: StoredFolder, findings: Findings) -> None:
+    """Tensors of the model that are no linear module's, and tensors that nothing in the model asks for."""
+    headers = folder.checkpoint.headers
+    for name, shape in folder.others.items():
+        if name not in headers:
+            findings.add("error", f"the tensor {name} is missing", "write the folder again")
+        elif headers[name][1] != shape:
+            findings.add("error", f"{name} is {headers[name][1]}, the model asks for {shape}", "write the folder again")
+    for name in folder.strays:
+        findings.add("warning", f"the tensor {name} belongs to no module of the model", "remove it, or take its config")
+
+
+def _check_module(
+    folder: StoredFolder, engine: Engine, module: StoredModule, match: Match, grave: Severity, findings: Findings
+) -> None:
+    """Whether an engine will run a module as it is stored."""
+    where: dict[str, Any] = {"modules": (module.name,), "engines": (engine.name,)}
+    if match.refusal:
+        findings.add(grave, f"refused: {match.refusal}", _EXPORT, **where)
+        return
+    if match.group is None:
+        for why in float_offences(module):
+            lost = f"{why}, but {match.because}: engines load the codes as if they were weights, or fail"
+            findings.add(grave, lost if module.is_quantized else why, _LOST, **where)
+        return
+    if match.group.contradictions():
+        return  # said once, of the group
+    if _is_torn(match):
+        said = "; ".join(f"{leaf} {_spell(group)}" for leaf, group in match.parts)
+        what = f"tie broken: one module there, but its parts have other schemes ({said})"
+        findings.add(grave, what, "give all of them one scheme (`qarat plan --runtime vllm` does)", **where)
+        return
+    if match.parts and (own := dict(match.parts)[module.leaf]) and not own.same_as(match.group):
+        what = f"it gets {match.group.spell()} ({match.because}), though its own name says {own.spell()} ({own.name})"
+        findings.add(grave, what, _EXPORT, **where)
+        return
+    if _runs_unquantized(folder, engine):
+        what = f"loads unquantized, without a word: it goes by the format on top, which is {MIXED!r}"
+        findings.add(grave, what, "use a later version (https://github.com/sgl-project/sglang/pull/32736)", **where)
+        return
+    for why in layout_offences(module, match.group, folder.config.format_of(match.group)):
+        findings.add(grave, f"{why} ({match.because})", _TENSORS, **where)
+
+
+def _check_kernels(
+    folder: StoredFolder,
+    engine: Engine,
+    matches: Mapping[str, Match],
+    generation: str,
+    grave: Severity,
+    findings: Findings,
+) -> None:
+    """Whether an engine has a kernel for what it will run, and on which GPUs."""
+    if not engine.fuses:
+        return  # transformers computes in float, anywhere
+    for name, match in matches.items():
+        group = match.group
+        if group is None or group.weights is None or group.contradictions() or _runs_unquantized(folder, engine):
+            continue
+        where: dict[str, Any] = {"modules": (name,), "engines": (engine.name,)}
+        format = folder.config.format_of(group)
+        kernel = kernel_for(engine, kernel_kind(group.scheme, format))
+        if folder.config.format == MIXED and not group.format:
+            what = f"no kernel found: the format on top is {MIXED!r}, and {group.name} has none of its own"
+            findings.add(grave, what, f'give {group.name} a "format"', **where)
+        elif kernel is None:
+            what = f"no kernel known for {group.spell()} stored as {format}"
+            remedy = "choose a scheme it has a kernel for (docs/verifying.md lists them)"
+            findings.add(grave if engine.all_kernels else "warning", what, remedy, **where, blocks=False)
+        else:
+            if group.inputs is not None and kernel.kind.endswith(" weights"):
+                what = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
+                findings.add("warning", what, "choose an input scheme it has a kernel for", **where)
+            if generation:
+                _check_generation(kernel, group, generation, grave, where, findings)
+            else:
+                findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with --gpu", **where)
+
+
+def _check_generation(
+    kernel: Kernel,
+    group: Group,
+    generation: str,
+    grave: Severity,
+    where: dict[str, Any],
+    findings: Findings,
+) -> None:
+    """Whether a kernel runs on a GPU generation, and what runs instead."""
+    runs = kernel.on(generation)
+    what = f"{group.spell()}: {kernel.kind} does not run on {generation}"
+    if not runs:
+        findings.add(grave, what, f"choose another scheme or GPU ({_first(kernel)})", **where, blocks=False)
+    elif runs != kernel.kind:
+        findings.add("warning", f"{what}, there is {runs} instead", f"see {_first(kernel)}", **where)
+    if kernel.unverified:
+        doubt = f"not verified in a source: {kernel.kind}: {kernel.unverified}"
+        findings.add("note", doubt, "try it on the machine itself", engines=where["engines"])
+
+
+def _first(kernel: Kernel) -> str:
+    """The first of a row's sources."""
+    return kernel.source.partition(";")[0]
+
+
+def _check_overlaps(folder: StoredFolder, findings: Findings) -> None:
+    """Modules that targets of groups with other schemes name; which one counts depends on the engine."""
+    targets = listed_targets(folder.config)
+    for name in folder.modules:
+        named = {t: g for t, g in targets.items() if same_name(name, t)}
+        first = next(iter(named.values()), None)
+        if first is not None and not all(g.same_as(first) for g in named.values()):
+            said = ", ".join(f"{t!r} of {g.name}" for t, g in named.items())
+            what = (
+                f"overlapping targets {said}: transformers tries names first and patterns in the order of their text, "
+                "vLLM and SGLang as they are listed"
+            )
+            findings.add("warning", what, _EXPORT, modules=(name,))
+
+
+def _check_agreement(folder: StoredFolder, engines: Sequence[Engine], matches: Matches, findings: Findings) -> None:
+    """Modules that engines would run under different schemes."""
+    for name in folder.modules:
+        found = {e.name: matches[e.name][name] for e in engines if not matches[e.name][name].refusal}
+        groups = [match.group for match in found.values()]
+        first = groups[0] if groups else None
+        if any((g is None) != (first is None) or (g and first and not g.same_as(first)) for g in groups):
+            said = "; ".join(f"{engine} {_spell(match.group)} ({match.because})" for engine, match in found.items())
+            findings.add("error", f"engines disagree: {said}", _EXPORT, modules=(name,), engines=tuple(found))
+
+
+def _report(folder: StoredFolder, module: StoredModule, engines: Sequence[Engine], matches: Matches) -> ModuleReport:
+    stored = {leaf: f"{kind} {list(shape)}" for leaf, (kind, shape) in sorted(module.tensors.items())}
+    runs = tuple(_running(folder, engine, matches[engine.name][module.name]) for engine in engines)
+    return ModuleReport(module.name, stored, runs)
+
+
+def _running(folder: StoredFolder, engine: Engine, match: Match) -> Running:
+    if match.refusal:
+        return Running(engine.name, "refused", match.refusal)
+    if match.group is not None and _runs_unquantized(folder, engine):
+        return Running(engine.name, "float", f"{match.because}, but {MIXED!r} on top")
+    return Running(engine.name, _spell(match.group), match.because)
+
+
+def _runs_unquantized(folder: StoredFolder, engine: Engine) -> bool:
+    return not engine.group_format and folder.config.format == MIXED
+
+
+def _is_torn(match: Match) -> bool:
+    """Whether the parts of a fused module would get different schemes, each alone."""
+    groups = [group for _, group in match.parts]
+    if not any(groups):
+        return False
+    first = groups[0]
+    return any((g is None) != (first is None) or (g and first and not g.same_as(first)) for g in groups)
+
+
+def _spell(group: Group | None) -> str:
+    return "float" if group is None else group.spell()

@@ -1,0 +1,82 @@
+"""Transforms: a float model becomes an equal one that quantizes better. One file each; the folder is the registry.
+
+Observation, prices, plans and conversion then work on the new model as on any other, so a transform goes together with
+whatever a plan can say. Its function is the old one's up to float32 rounding; its fingerprint is the old one's followed
+by what was done (`qarat.values.fingerprints`), so that nothing calibrated on one is used on the other.
+
+A file has one function, ``parse``: the words behind its name in the spelling (``smooth/0.5``) to a `Step`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, cast
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.model.model import Model
+from qarat.values.records.streams import ActivationStats
+
+__all__ = ["Step", "TransformFile", "choose", "names", "parse_transform"]
+
+
+class Step(NamedTuple):
+    """A transform as it was asked for.
+
+    Attributes:
+        apply: The model and its stats to the transformed model; the stats are None unless they are needed.
+        needs_stats: Whether it is made from the stats of the model that it is applied to.
+        choices: Spellings of which `choose` is to find one first; ``apply`` then takes the first of them.
+    """
+
+    apply: Callable[[Model, ActivationStats | None], Model]
+    needs_stats: bool
+    choices: tuple[str, ...] = ()
+
+
+class TransformFile(Protocol):
+    """What a file of this folder offers."""
+
+    def parse(self, words: Sequence[str]) -> Step:
+        """Read what follows the name in a spelling.
+
+        Raises:
+            UserError: Saying what may stand there.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """The transforms there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def parse_transform(text: str) -> Step:
+    """Read a spelling: ``hadamard``, ``smooth/0.5``.
+
+    Raises:
+        UserError: Unknown name (names the nearest), or words that the transform does not take.
+    """
+    name, *words = text.split("/")
+    if name not in names():
+        raise UserError(f"unknown transform {name!r}; {nearest_names(name, names())}")
+    try:
+        return cast(TransformFile, importlib.import_module(f"{__name__}.{name}")).parse(words)
+    except UserError as error:
+        raise UserError(f"transform {text!r}: {error}") from None
+
+
+def choose(choices: Sequence[str], measure: Callable[[str], float]) -> tuple[str, Mapping[str, float]]:
+    """The spelling that loses least; of equals the first.
+
+    Args:
+        choices: Spellings.
+        measure: Spelling to the loss of the model that was transformed by it and quantized, on the selection tokens.
+
+    Returns:
+        The spelling, and the loss of each.
+    """
+    losses = {text: measure(text) for text in choices}
+    return min(losses, key=losses.__getitem__), losses

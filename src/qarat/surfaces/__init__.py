@@ -1,0 +1,1 @@
+"""Surfaces: the command line, tables and pages; no logic of their own."""

@@ -1,0 +1,284 @@
+"""The command line: words to options, options to commands, answers to tables or JSON, errors to plain words.
+
+Commands are imported only once the words are understood: torch and transformers take seconds, and neither help nor a
+mistyped option should wait for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import importlib
+import os
+import shlex
+import sys
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tyro
+import yaml
+from rich.console import Console
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
+
+from qarat import __version__
+from qarat.ground.errors import ArgumentError, NotPassedError, UserError
+from qarat.ground.registry import nearest_names
+from qarat.surfaces.options import VERBS, Options
+from qarat.surfaces.progress import StageProgress
+
+ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
+FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+WIDTH = 100  # of tables, where stdout is no terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: Default: those of the process.
+
+    Returns:
+        The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with _plain_errors() as outcome:
+        if words[:1] == ["help"]:
+            words = [*words[1:3], "--help"]
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview(VERBS))
+        elif words[0] in _families() and words[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(verb for verb in VERBS if verb.startswith(f"{words[0]} ")))
+        elif words[0] in ("-V", "--version"):
+            print(f"qarat {__version__}")
+        else:
+            _run(words)
+    return outcome.code
+
+
+def _run(words: list[str]) -> None:
+    asked = _parse(words)
+    commands = importlib.import_module("qarat.surfaces.commands")
+    with StageProgress() as bars:
+        screen = _Json(words, bars) if asked.general.json else _Tables(words, bars)
+        try:
+            ending = getattr(commands, _split_verb(words)[0].replace(" ", "_"))(asked, screen)
+        except NotPassedError:
+            screen.close(())
+            raise
+    screen.close(ending)
+
+
+def _split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, which may be two words as `law fit` is, and the words behind it."""
+    length = 2 if words[0] in _families() else 1
+    return " ".join(words[:length]), list(words[length:])
+
+
+def _families() -> set[str]:
+    """First words of verbs that are two words."""
+    return {verb.split()[0] for verb in VERBS if " " in verb}
+
+
+def _overview(verbs: Iterable[str]) -> str:
+    """What `qarat` alone prints, or `qarat law` of its family."""
+    lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
+    lines += [f"  {verb:<13}{(VERBS[verb].__doc__ or '').splitlines()[0]}" for verb in verbs]
+    lines += ["", "qarat VERB --help explains every option of a verb. To begin, with the model that ships: qarat run"]
+    return "\n".join(lines)
+
+
+class _Screen:
+    """What both kinds of screen share: progress and notes, on stderr."""
+
+    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
+        self.command = shlex.join(["qarat", *words])
+        self.progress = bars
+        self._bars = bars
+
+    def note(self, text: str) -> None:
+        with self._bars.aside():
+            print(f"qarat: {text}", file=sys.stderr)
+
+
+class _Tables(_Screen):
+    """Shows records as tables on stdout, as they come."""
+
+    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
+        super().__init__(words, bars)
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+        self._terminal = importlib.import_module("qarat.surfaces.terminal")
+
+    def show(self, *records: object, title: str = "", **context: Any) -> None:
+        # A bar and a table would meet on one line: the bars step aside.
+        with self._bars.aside():
+            if title:
+                self._console.print(f"\n[bold]{title}[/bold]")
+            self._console.print(self._terminal.render_all(records, **context))
+
+    def close(self, ending: Sequence[str]) -> None:
+        """Say what was written, and what to do next."""
+        if ending:
+            self._console.print()
+            self._console.print(self._terminal.ending(ending), soft_wrap=True)
+
+
+class _Json(_Screen):
+    """Keeps what is shown, and prints one JSON document at the end: a record, or the list of several."""
+
+    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
+        super().__init__(words, bars)
+        self._shown: list[object] = []
+        self._several = words[0] == "models"  # a list also where there is but one
+        self._describe = importlib.import_module("qarat.values.records.files").describe_record
+
+    def show(self, *records: object, **_: Any) -> None:
+        self._shown += map(self._describe, records)
+
+    def close(self, ending: Sequence[str]) -> None:
+        whole = self._shown if self._several or len(self._shown) != 1 else self._shown[0]
+        print(msgspec.json.format(msgspec.json.encode(whole), indent=1).decode())
+
+
+class _Outcome:
+    code = 0
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[_Outcome]:
+    """Turn errors that a user can mend into words on stderr and an exit code."""
+    outcome = _Outcome()
+
+    def fail(code: int, text: str) -> None:
+        print(f"qarat: {text}", file=sys.stderr)
+        outcome.code = code
+
+    try:
+        yield outcome
+        sys.stdout.flush()
+    except ArgumentError as error:
+        fail(MISUSED, str(error))
+    except UserError as error:
+        fail(FAILED, str(error))
+    except KeyboardInterrupt:
+        fail(INTERRUPTED, "interrupted; nothing is half-written, and the same command goes on from what is done")
+    except SystemExit as error:  # from tyro, which has said why
+        outcome.code = error.code if isinstance(error.code, int) else MISUSED
+    except BrokenPipeError:  # whoever read stdout has had enough
+        outcome.code = PIPE_CLOSED
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        fail(FAILED, f"{where}{error.strerror or error}{full}")
+
+
+def _parse(words: Sequence[str]) -> Options:
+    """The options of a verb, from a config file and the words behind the verb, which win.
+
+    Raises:
+        ArgumentError: No such verb; or as `_read_config`.
+        SystemExit: After tyro has printed help, or what is wrong with an option.
+    """
+    verb, rest = _split_verb(words)
+    if verb not in VERBS:
+        if verb.startswith("-"):
+            raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")
+        raise ArgumentError(f"there is no verb {verb!r}; {nearest_names(verb, list(VERBS))}; see qarat --help")
+    rest, config = _take_config(rest)
+    defaults: Any = tyro.MISSING if config is None else _read_config(config, verb)
+    return tyro.cli(
+        VERBS[verb],
+        prog=f"qarat {verb}",
+        args=rest,
+        **({} if config is None else {"default": defaults}),
+        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+    )
+
+
+def _take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words without ``--config FILE``, and the file."""
+    rest: list[str] = []
+    found: list[str] = []
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+        elif value := value if equals else next(left, ""):
+            found.append(value)
+        else:
+            raise ArgumentError("--config needs a file")
+    if len(found) > 1:
+        raise ArgumentError(f"--config is given {len(found)} times; give one file")
+    return rest, Path(found[0]) if found else None
+
+
+def _read_config(path: Path, verb: str) -> Options:
+    """The options of a verb as a YAML file has them; the others at their defaults.
+
+    Raises:
+        ArgumentError: File missing or malformed, an option that the verb does not have, or a value that is none.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"--config {path} is no YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ArgumentError(f"--config {path} holds no `name: value` lines, with the names of options")
+    values = {str(name).replace("-", "_"): value for name, value in given.items()}
+    known = {name: kind for name, kind in _field_types(VERBS[verb]).items() if name != "config"}
+    for name in values:
+        if name not in known:
+            names = [n.replace("_", "-") for n in known]
+            nearest = nearest_names(name.replace("_", "-"), names)
+            raise ArgumentError(f"--config {path}: `qarat {verb}` has no option {name!r}; {nearest}")
+    converted = {name: _convert(path, name, value, known[name]) for name, value in values.items()}
+    return _build(VERBS[verb], {"config": str(path), **converted})
+
+
+def _field_types(options: Any) -> dict[str, Any]:
+    """Name to type of every option, also those that lie in groups."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(options).items():
+        found |= _field_types(kind) if dataclasses.is_dataclass(kind) else {name: kind}
+    return found
+
+
+def _convert(path: Path, name: str, value: Any, kind: Any) -> Any:
+    """A value of YAML as an option's type: lists may be a single entry, numbers may be text and text numbers."""
+    if typing.get_origin(kind) is tuple:
+        # `a: b` without quotes is a mapping to YAML; as an entry of `set` it is what the flag takes as 'a: b'.
+        entries = value if isinstance(value, list) else [value]
+        rows = [list(e.items()) if isinstance(e, dict) else [e] for e in entries]
+        value = [f"{e[0]}: {e[1]}" if isinstance(e, tuple) else e for row in rows for e in row]
+    numbers = isinstance(value, int | float) and not isinstance(value, bool)
+    if numbers and kind in (str, str | None):
+        value = str(value)
+    try:
+        return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, x: wanted(x))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise ArgumentError(f"--config {path}: {name}: {error}") from None
+
+
+def _build(options: Any, values: dict[str, Any]) -> Any:
+    """An options value with those fields; a field that must be given and is not stays open for the command line."""
+    fields: dict[str, Any] = {}
+    kinds = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if dataclasses.is_dataclass(kinds[field.name]):
+            fields[field.name] = _build(kinds[field.name], values)
+        elif field.name in values:
+            fields[field.name] = values[field.name]
+        elif field.default is dataclasses.MISSING:
+            fields[field.name] = tyro.MISSING
+    return options(**fields)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

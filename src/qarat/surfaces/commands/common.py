@@ -1,0 +1,254 @@
+"""What the verbs share: options to values, and the last lines that are said."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from qarat.ground.errors import ArgumentError, UserError
+from qarat.ground.runtime import Runtime
+from qarat.jobs.checks import check_plan_request
+from qarat.jobs.estimates import estimate
+from qarat.jobs.folder import Run
+from qarat.jobs.protecting import describe_matches
+from qarat.jobs.transforming import apply_again, options_for, stats_behind
+from qarat.model.checkpoints import reference_models
+from qarat.model.model import Model, open_model
+from qarat.model.native import is_native
+from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.stages import prices as damage
+from qarat.surfaces import options
+from qarat.surfaces.screens import Lines, Screen
+from qarat.values.budgets import parse_size
+from qarat.values.fingerprints import brief, source_of
+from qarat.values.records.files import decode_record
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import Request
+from qarat.values.schemes import Scheme, SchemeError, parse_scheme
+
+
+def scheme_of(option: str, text: str) -> Scheme:
+    """Read an option's scheme.
+
+    Raises:
+        SchemeError: Naming the option.
+    """
+    try:
+        return parse_scheme(text)
+    except SchemeError as error:
+        raise SchemeError(f"{option}: {error}") from None
+
+
+def prefix_of(text: str) -> int | Literal["auto"]:
+    """A number of tokens, or ``auto``.
+
+    Raises:
+        ArgumentError: Neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdigit():
+        raise ArgumentError(f"--prefix {text}: give the number of leading tokens, or auto")
+    return int(text)
+
+
+def check_workers(runners: options.Runners) -> None:
+    """Refuse fewer than one worker, before anything is opened.
+
+    Raises:
+        ArgumentError: If that was asked for.
+    """
+    if runners.workers < 1:
+        raise ArgumentError(f"--workers {runners.workers}: give at least 1")
+
+
+def runtime_of(asked: options.Machine) -> Runtime:
+    """The runtime that was asked for.
+
+    Raises:
+        UserError: No CUDA device, fewer than one thread, or a malformed size.
+    """
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
+    if asked.threads is not None and asked.threads < 1:
+        raise ArgumentError(f"--threads {asked.threads}: give at least 1")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = auto if asked.device == "auto" else asked.device
+    memory = parse_size(asked.memory) if asked.memory else 0
+    return Runtime(device, asked.dtype, asked.threads or 0, memory)
+
+
+def open_float(asked: options.Computing) -> Model:
+    """Open the float model.
+
+    Raises:
+        UserError: If the folder holds a run or a quantized model, or as `open_model`.
+    """
+    return open_float_named(asked.model, asked)
+
+
+def open_float_named(name: str, asked: options.Computing | options.Compare | options.Sweep) -> Model:
+    """Open a float model that is not the verb's first word.
+
+    Raises:
+        UserError: As `open_float`.
+    """
+    given = Path(name)
+    if is_native(given) or (given / Run.MANIFEST).is_file():
+        raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
+    return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
+
+
+def open_transformed(asked: options.Profile | options.Damage | options.Plan | options.Quantize) -> Model:
+    """Open the float model and do to it what was asked for.
+
+    Raises:
+        UserError: As `qarat.jobs.transforming.stats_behind`, `open_float`, or `qarat.jobs.transforming.apply_again`.
+    """
+    transforms = asked.transforms.transform
+    files = stats_behind(transforms, asked.transforms.transform_stats)
+    model = open_float(asked)
+    stats = [None if file is None else decode_record(file, ActivationStats) for file in files]
+    return apply_again(model, transforms, stats)
+
+
+def check_transforms(path: Path, made_of: str, model: Model) -> None:
+    """Refuse a record of the same checkpoint under other transforms.
+
+    Args:
+        path: Of the record.
+        made_of: Fingerprint of the model that it is of.
+        model: That it is to be used for.
+
+    Raises:
+        UserError: Saying what to give.
+    """
+    if made_of != model.fingerprint and source_of(made_of) == source_of(model.fingerprint):
+        theirs, ours = brief(made_of), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; give {options_for(made_of, path.parent)}")
+
+
+def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets."""
+    text: options.Text = asked.text
+    if (text.calibration, text.selection, text.report_text) == (None, None, None) and not is_reference(model):
+        screen.note(
+            "no text was given, so Python source is used, which suits the reference models. "
+            "For what your model is used for, give --calibration YOUR_TEXT"
+        )
+    return token_sets_of(text, model, asked.general.seed)
+
+
+def token_sets_of(text: options.Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets as the options of the text say."""
+    return load_token_sets(
+        model,
+        calibration=text.calibration,
+        selection=text.selection,
+        report=text.report_text,
+        length=text.length,
+        bos=text.bos,
+        samples=text.samples,
+        report_samples=text.report_samples,
+        seed=seed,
+    )
+
+
+def is_reference(model: Model) -> bool:
+    """Whether a model was trained by this project: those share a tokenizer, and so do their quantized folders."""
+    mine = model.folder / "tokenizer.json"
+    theirs = [folder / mine.name for folder in reference_models().values()]
+    return mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
+
+
+def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:
+    """Stats of this model; None where no scheme is static and there are none."""
+    if not needed and not path.is_file():
+        return None
+    stats = decode_record(path, ActivationStats)
+    check_transforms(path, stats.provenance.model, model)
+    if stats.provenance.model != model.fingerprint:
+        theirs, ours = brief(stats.provenance.model), brief(model.fingerprint)
+        raise UserError(f"{path} is of the model {theirs}, this is {ours}; run `qarat profile` on it")
+    return stats
+
+
+def note_matches(request: Request, model: Model, screen: Screen) -> None:
+    """Say which sites the patterns of a request name."""
+    for line in describe_matches(request, model.sites()):
+        screen.note(line)
+
+
+def check_weights(model: Model) -> None:
+    """Read every block once, so that a weight that cannot be used is found now."""
+    for _ in model.walk():
+        pass
+
+
+def show_estimate(screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0) -> Lines:
+    """Show what a command would take, after all checks."""
+    check_weights(model)
+    screen.show(estimate(model, work, states=states, disk=disk))
+    return ()
+
+
+def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> float:
+    """What pricing takes, in tokens sent through the whole model: its passes, and a product for every scheme.
+
+    Args:
+        metric: Of `qarat.stages.prices`.
+        model: In float.
+        tokens: That prices come from.
+        schemes: To be priced.
+    """
+    forwards = damage.block_forwards(metric)(model, tokens, schemes) / model.blocks
+    return (forwards + len(schemes)) * tokens.windows.numel() if forwards else 0.0
+
+
+def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
+    """The last lines: what was written, and what to try next."""
+    return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
+
+
+def command_line(verb: str, asked: options.Computing, *words: object) -> str:
+    """A command line on the same model, with what the verb takes of the same options; what is in ``words`` wins."""
+    taken = {field.name for field in dataclasses.fields(options.VERBS[verb])}
+    names = ("planning", "transforms", "text", "machine", "general")
+    carried: list[str] = []
+    for group in filter(None, (getattr(asked, name, None) for name in names if name in taken)):
+        for field in dataclasses.fields(group):
+            option, value = f"--{field.name.replace('_', '-')}", getattr(group, field.name)
+            if field.name in ("json", "config", "dry_run") or value == field.default or option in words:
+                continue
+            if field.name == "set":  # given once for every rule
+                carried += [word for rule in value for word in (option, rule)]
+            else:
+                carried += [option, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> Request:
+    """The planning options as a request, checked as far as that needs no model."""
+    request = Request(
+        asked.low,
+        asked.protect,
+        asked.budget,
+        asked.by,
+        asked.sites,
+        rules=asked.set,
+        runtime=asked.runtime,
+        prefix=prefix_of(prefix),
+        transforms=transforms,
+    )
+    check_plan_request(request)
+    return request

@@ -1,0 +1,125 @@
+"""Commands of the `law` verbs: measurements to laws, laws to answers."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from qarat.ground.disk import check_file, write_whole
+from qarat.ground.errors import ArgumentError, UserError
+from qarat.stages.laws.checking import check_law
+from qarat.stages.laws.fitting import fit_law
+from qarat.stages.laws.forms import catalog, form_named
+from qarat.stages.laws.prediction import predict, published_law, published_names, question
+from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
+from qarat.surfaces import options
+from qarat.surfaces.screens import Lines, Screen
+from qarat.values.budgets import parse_loss_budget
+from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.law import Law
+from qarat.values.records.law_data import parse_count, spell_value
+
+
+def law_data(asked: options.LawData, screen: Screen) -> Lines:
+    """List the bundled tables, or show one."""
+    if not asked.table:
+        if asked.where or asked.out is not None:
+            raise ArgumentError("--where and --out are about one table; name it")
+        screen.show(*bundled_tables())
+        return "try next: qarat law data t1", "try next: qarat law fit t1"
+    table = narrow(load_table(asked.table), asked.where)
+    if asked.out is not None:
+        check_file(asked.out)
+        write_whole(asked.out, write_table(table).encode())
+    screen.show(table)
+    return () if asked.out is None else (f"written: {shlex.quote(str(asked.out))}",)
+
+
+def law_forms(asked: options.LawForms, screen: Screen) -> Lines:
+    """List the functional forms."""
+    screen.show(catalog())
+    return ()
+
+
+def law_fit(asked: options.LawFit, screen: Screen) -> Lines:
+    """Fit one form, or all that the data allow."""
+    check_file(asked.out)
+    table = _table(asked.data, asked.where)
+    law = fit_law(
+        table,
+        asked.form,
+        method=asked.method,
+        draws=asked.draws,
+        seed=asked.seed,
+        standard_error=asked.standard_error,
+        progress=screen.progress,
+    )
+    write_whole(asked.out, encode_record(law))
+    screen.show(law)
+    out = shlex.quote(str(asked.out))
+    return f"written: {out}", f"try next: qarat law predict {out} {_example(law)}"
+
+
+def law_predict(asked: options.LawPredict, screen: Screen) -> Lines:
+    """Answer with what a law gives for the one variable that is left open."""
+    law = _law(asked.law)
+    screen.show(predict(law, _known(asked), asked.form or ""))
+    return ()
+
+
+def law_check(asked: options.LawCheck, screen: Screen) -> Lines:
+    """Set a law beside rows that it has not seen."""
+    table = _table(asked.data, asked.where)
+    screen.show(check_law(_law(asked.law), table, asked.form or "", asked.of or ""))
+    return ()
+
+
+def _table(names: Sequence[str], where: Sequence[str]) -> Table:
+    """The rows of several tables that meet the conditions."""
+    if not names:
+        raise ArgumentError("give DATA: a CSV file, or a table's name (see `qarat law data`)")
+    return narrow(join([load_table(name) for name in names]), where)
+
+
+def _example(law: Law) -> str:
+    """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
+    fit = next(fit for fit in law.fits if fit.form == law.shown)
+    form = form_named(fit.form)
+    asked = form.terms[0].variable
+    known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group
+    words = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]
+    for variable in question(form):
+        if variable == "loss":
+            increase = 100 * math.expm1(fit.group.get("loss", math.log1p(0.05)))
+            words += ["--budget", f"ppl+{increase:.4g}%"]
+        elif variable != asked:
+            words += [f"--{variable}", spell_value(variable, known[variable])]
+    return shlex.join(words)
+
+
+def _law(name: str) -> Law:
+    """A law file, or a published law."""
+    if Path(name).exists():
+        return decode_record(Path(name), Law)
+    if name not in published_names():
+        raise UserError(f"{name} is no file, and no published law; published: {', '.join(published_names())}")
+    return published_law(name)
+
+
+def _known(asked: options.LawPredict) -> dict[str, float]:
+    """The variables that were given, in the units of a law."""
+    given: dict[str, float | None] = {
+        "size": None if asked.size is None else parse_count(asked.size),
+        "tokens": None if asked.tokens is None else parse_count(asked.tokens),
+        "ratio": asked.ratio,
+        "block": asked.block,
+        "bits": asked.bits,
+    }
+    if asked.budget is not None:
+        try:
+            given["loss"] = parse_loss_budget(asked.budget).nats
+        except UserError as error:
+            raise ArgumentError(f"--budget: {error}") from None
+    return {variable: value for variable, value in given.items() if value is not None}

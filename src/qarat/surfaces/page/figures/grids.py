@@ -1,0 +1,187 @@
+"""What a grid leaves of a stream's ordinary values when the largest value has stretched it.
+
+Magnitudes lie along a logarithmic axis, where the steps of an integer crowd at the top and a float's are spread
+evenly. So one sees why the one starves the ordinary values and the other does not: what lies left of an integer's
+first step becomes zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+from torch import Tensor
+
+from qarat.stages.spikes import snr
+from qarat.surfaces.page.figures.base import DataTable, Figure, data, log_ticks
+from qarat.surfaces.tables.layout import fixed
+from qarat.values.formats import NumberFormat, format_named
+from qarat.values.records.streams import StreamStats
+from qarat.values.schemes import Granularity, TensorScheme
+from qarat.values.sites import short_name
+
+_BARS, _ROW = 150, 40  # pixels: of the histogram, and of each grid above it
+_COARSE = 4  # bins of the record in one bar: four bars an octave
+_RARE = 1e-4  # share of the values that may lie left of the chart
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A format's numbers, laid over a stream by one scale.
+
+    Attributes:
+        format: The format.
+        shared: Whose maximum sets the scale, in words.
+        scale: Factor of the format's values.
+        zeros: Share of the stream's values that round to zero.
+        snr_db: What the median token keeps.
+    """
+
+    format: NumberFormat
+    shared: str
+    scale: float
+    zeros: float
+    snr_db: float
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number of the grid."""
+        return self.format.values[self.format.zero + 1] * self.scale
+
+    @property
+    def name(self) -> str:
+        """What stands above its row."""
+        return f"{self.format.name.upper()}, {self.shared}: {fixed(100 * self.zeros, 1)} % become zero"
+
+
+def laid_over(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> tuple[Grid, ...]:
+    """Each format with one scale for all tokens, and the first again with a scale for an ordinary token alone.
+
+    Args:
+        stream: With a histogram of magnitudes.
+        edges: Of its bins.
+        formats: Names; a format reaches the stream's maximum with its largest value.
+    """
+    found: list[Grid] = []
+    for name, granularity in (*((f, Granularity()) for f in formats), (formats[0], Granularity(1, None))):
+        fmt = format_named(name)
+        whole = granularity == Granularity()
+        scale = (stream.maximum if whole else stream.typical_maximum) / fmt.largest
+        zeros = _share_below(stream, edges, fmt.values[fmt.zero + 1] * scale / 2)
+        shared = "scaled to the maximum" if whole else "scaled to an ordinary token"
+        found.append(Grid(fmt, shared, scale, zeros, snr(stream, TensorScheme(name, granularity))))
+    return tuple(found)
+
+
+def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
+    """The histogram of a stream's magnitudes under the grids of several formats.
+
+    Args:
+        stream: With a histogram of magnitudes.
+        edges: Of its bins.
+        formats: Names, that of the low scheme first.
+    """
+    found = laid_over(stream, edges, formats)
+    bars = _bars(stream, edges)
+    left = bars[0]["from"]
+    x = alt.X(
+        "from:Q",
+        title="magnitude",
+        scale=alt.Scale(type="log", domain=[left, stream.maximum * 1.15], nice=False, clamp=True),
+        axis=alt.Axis(format="~g", values=log_ticks(left, stream.maximum)),
+    )
+    height = _BARS + _ROW * len(found)
+    layers = [*_starved(found[0], left, x, height), _histogram(bars, x, height)]
+    for i, grid in enumerate(found):
+        layers += _rug(grid, i, left, x)
+    name = short_name(stream.name)
+    chart = alt.LayerChart(layer=layers, height=height)
+    title = f"{name}, under the grids"
+    return Figure(f"grids-{name.replace('.', '-')}", title, _caption(found), chart, _table(found, bars))
+
+
+def _starved(grid: Grid, left: float, x: alt.X, height: int) -> list[alt.Chart]:
+    """The range that a grid rounds to zero, if any of it is in sight."""
+    right = grid.smallest / 2
+    if right <= left:
+        return []
+    area = alt.Chart(data([{"from": left, "to": right}])).mark_rect(style="shade")
+    return [area.encode(x=x, x2="to:Q", y=alt.value(0), y2=alt.value(height))]
+
+
+def _histogram(bars: Sequence[dict[str, Any]], x: alt.X, height: int) -> alt.Chart:
+    """The bars, at the foot of the chart."""
+    top = max(bar["density"] for bar in bars) * height / _BARS
+    y = alt.Y("density:Q", scale=alt.Scale(domain=[0, top]), axis=None)
+    said = [alt.Tooltip("magnitude:N"), alt.Tooltip("percent:N", title="share of values (%)")]
+    return alt.Chart(data(bars)).mark_rect(style="bars").encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=said)
+
+
+def _rug(grid: Grid, row: int, left: float, x: alt.X) -> list[alt.Chart]:
+    """One grid's positive numbers as ticks, its name above them."""
+    at = _ROW * row
+    numbers = [v * grid.scale for v in grid.format.values if v > 0]
+    ticks = alt.Chart(data([{"from": v} for v in numbers if v >= left])).mark_rule(style="rug")
+    name = alt.Chart(data([{"name": grid.name}])).mark_text(style="name", align="left", baseline="top")
+    return [
+        ticks.encode(x=x, y=alt.value(at + 18), y2=alt.value(at + 30)),
+        name.encode(x=alt.value(4), y=alt.value(at + 2), text="name:N"),
+    ]
+
+
+def _bars(stream: StreamStats, edges: Tensor) -> list[dict[str, Any]]:
+    """The histogram in coarse bins, from where all but a few values lie."""
+    counts, bounds = stream.arrays["histogram"].tolist(), edges.tolist()
+    total, below = sum(counts), 0
+    bars: list[dict[str, Any]] = []
+    for start in range(1, len(counts), _COARSE):  # the bin from zero on has no place on a logarithmic axis
+        low, high = bounds[start], bounds[min(start + _COARSE, len(counts))]
+        inside = sum(counts[start : start + _COARSE])
+        below += inside
+        if below > _RARE * total and low <= stream.maximum:
+            share = inside / total
+            words = {"magnitude": f"{low:.3g} to {high:.3g}", "percent": fixed(100 * share, 3)}
+            # Bars of one height an octave: the bins are not of one width there.
+            bars.append({"from": low, "to": high, "density": share / math.log2(high / low), **words})
+    return bars
+
+
+def _share_below(stream: StreamStats, edges: Tensor, bound: float) -> float:
+    """Share of the values whose magnitude is below a bound; within a bin they count as spread evenly."""
+    counts, bounds = stream.arrays["histogram"].double(), edges.double()
+    inside = ((bound - bounds[:-1]) / (bounds[1:] - bounds[:-1])).clamp(0, 1)
+    return float((counts * inside).sum() / counts.sum())
+
+
+def _caption(found: Sequence[Grid]) -> str:
+    low, *others = found
+    eight = next((g for g in others if g.format.name == "e4m3"), None)
+    said = (
+        f"Grey: the magnitudes of all values; spikes are too few to show. Ticks: the numbers that each grid has. The "
+        f"tinted range is what {low.format.name.upper()} rounds to zero, {fixed(100 * low.zeros, 1)} % of the values, "
+        f"leaving the median token {fixed(low.snr_db, 1)} dB"
+    )
+    if eight is None:
+        return f"{said}."
+    return (
+        f"{said}; E4M3's steps shrink with the values, so it keeps {fixed(eight.snr_db, 1)} dB with the same maximum."
+    )
+
+
+def _table(found: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
+    columns = ("what", "from", "become zero (%)", "median token keeps (dB)", "share of values (%)")
+    rows = [
+        (
+            f"{g.format.name.upper()}, {g.shared}",
+            f"first step {g.smallest:.3g}",
+            fixed(100 * g.zeros, 2),
+            "all" if math.isinf(g.snr_db) else fixed(g.snr_db, 1),
+            "",
+        )
+        for g in found
+    ]
+    rows += [("values", bar["magnitude"], "", "", bar["percent"]) for bar in bars]
+    return DataTable(columns, tuple(rows), frozenset(columns[1:]))

@@ -1,0 +1,134 @@
+"""A dot with an error bar for each of several arms, one below the other.
+
+Labels stand above their lines instead of beside them, so that long ones need no column of their own and a phone shows
+what a screen shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import altair as alt
+
+from qarat.surfaces.page.figures.base import DataTable, Figure, data, tooltips
+from qarat.surfaces.tables.layout import decimals, fixed
+
+_STEP = 46  # pixels from one arm to the next
+_ABOVE = -15  # where its label stands
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the figure.
+
+    Attributes:
+        label: What was measured.
+        value: In the figure's unit.
+        low: End of its 95 % interval; NaN where there is none.
+        high: The other end.
+        group: Arms of one group share a colour.
+        details: Further cells of the table, one for each of the figure's further columns.
+    """
+
+    label: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    group: str = ""
+    details: tuple[str, ...] = ()
+
+
+def intervals(
+    key: str,
+    title: str,
+    caption: str,
+    arms: Sequence[Arm],
+    *,
+    unit: str,
+    reference: float | None = None,
+    limit: tuple[float, str] | None = None,
+    groups: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> Figure:
+    """Arms as dots with intervals.
+
+    Args:
+        key: Of the figure.
+        title: Of the figure.
+        caption: Of the figure.
+        arms: From top to bottom; those without a finite value are in the table alone.
+        unit: Of the values, in words.
+        reference: Where a line marks what the arms are compared with.
+        limit: Where a broken line marks a bound, and its name.
+        groups: Order of the groups, which decides their colours; empty takes them as they come.
+        columns: Headers of the arms' details.
+    """
+    digits = decimals([arm.value for arm in arms], least=2)
+    table = _table(arms, unit, columns, digits)
+    rows = _rows(arms, table, digits)
+    base = alt.Chart(data(rows)).encode(y=alt.Y("row:O", axis=None))
+    order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
+    colour = alt.Color("group:N", scale=alt.Scale(domain=order, range="category"), legend=None)
+    scale, axis = alt.Scale(zero=reference == 0, nice=True), alt.Axis(grid=True, tickCount=6)
+    dots = base.encode(x=alt.X("value:Q", title=unit, scale=scale, axis=axis), color=colour, tooltip=tooltips(table))
+    bars = base.encode(x=alt.X("low:Q", title=unit), x2="high:Q", color=colour)
+    layers = [
+        *_lines(reference, limit),
+        bars.mark_rule(style="error"),
+        dots.mark_point(style="dot"),
+        *_written(base, "arm:N", "left"),
+        *_written(base, "shown:N", "right"),
+    ]
+    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_STEP * len(rows)), table)
+
+
+def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
+    return DataTable(
+        ("arm", unit, "95 % interval", *columns),
+        tuple((arm.label, fixed(arm.value, digits, sign=True), _interval(arm, digits), *arm.details) for arm in arms),
+        frozenset({unit, "95 % interval", *columns}),
+    )
+
+
+def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, object]]:
+    """The data of the arms that can be drawn; one without an interval has a bar of no length."""
+    return [
+        {
+            **table.details(i),
+            "row": i,
+            "group": arm.group,
+            "value": arm.value,
+            "low": arm.low if math.isfinite(arm.low) else arm.value,
+            "high": arm.high if math.isfinite(arm.high) else arm.value,
+            "shown": fixed(arm.value, digits, sign=True),
+        }
+        for i, arm in enumerate(arms)
+        if math.isfinite(arm.value)
+    ]
+
+
+def _lines(reference: float | None, limit: tuple[float, str] | None) -> list[alt.Chart]:
+    """What arms are compared with, and the bound with its name above."""
+    found: list[alt.Chart] = []
+    if reference is not None:
+        found.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
+    if limit is not None:
+        base = alt.Chart(data([{"at": limit[0], "name": limit[1]}])).encode(x="at:Q")
+        name = base.mark_text(style="note", align="left", dx=4, baseline="bottom")
+        found += [base.mark_rule(style="limit"), name.encode(y=alt.value(-4), text="name:N")]
+    return found
+
+
+def _written(base: alt.Chart, field: str, align: Literal["left", "right"]) -> list[alt.Chart]:
+    """A text above each line, at its left or right end."""
+    at = alt.value(0 if align == "left" else "width")
+    return [base.mark_text(style=style, align=align, dy=_ABOVE).encode(x=at, text=field) for style in ("halo", "label")]
+
+
+def _interval(arm: Arm, digits: int) -> str:
+    if not (math.isfinite(arm.low) and math.isfinite(arm.high)):
+        return "n/a"
+    return f"{fixed(arm.low, digits, sign=True)} to {fixed(arm.high, digits, sign=True)}"

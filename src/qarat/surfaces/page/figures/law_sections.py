@@ -1,0 +1,138 @@
+"""A law along one of its variables: measured points and the fitted line, for each model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms.base import RESPONSES, Form
+from qarat.stages.laws.grouping import join_ratios
+from qarat.surfaces.page.figures.base import Figure
+from qarat.surfaces.page.figures.curve import curve
+from qarat.surfaces.page.figures.series import Axis, Dot, Series
+from qarat.surfaces.tables.law_shares import MODEL, fits_about
+from qarat.values.records.law import Fit, FittedPoint, Law
+from qarat.values.records.law_data import spell_value, spell_values
+
+_MOST = 12  # series that one figure tells apart
+_STEPS = 40  # points of a fitted line
+_TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
+
+
+def law_along(law: Law, variable: str) -> Figure | None:
+    """The response along Q_r or Q_b; None where no form is about it, or no model has two values of it.
+
+    Args:
+        law: With its points.
+        variable: ``ratio`` or ``block``.
+    """
+    fits = fits_about(law, lambda form: variable in form.variables and form.response != "billions")
+    if not fits:
+        return None
+    form = form_named(fits[0].form)
+    ratios = join_ratios(p.variables["ratio"] for fit in fits for p in fit.points if "ratio" in p.variables)
+    groups = [group for fit in fits for group in _groups(fit, variable, ratios)]
+    held = ""
+    if len(groups) > _MOST:
+        groups, held = _most_common(groups, variable)
+    if not groups:
+        return None
+    series = [s for group in groups for s in _series(form, group, variable, groups)]
+    caption = f"Dots are measured, lines are the fitted form {fits[0].form}, {form.equation}. "
+    caption += "Error bars are 95 %. " if any(p.standard_error for g in groups for p in g.points) else ""
+    return curve(
+        f"law-{variable}",
+        f"Loss against {'the low share' if variable == 'ratio' else 'block size'}",
+        (caption + held).strip(),
+        series,
+        Axis(_TITLES[variable], log=variable == "block", digits=3 if variable == "ratio" else 0),
+        Axis(RESPONSES[form.response], log=True),
+        what="model",
+        ordered=len({g.known.get("size") for g in groups}) == len(groups),
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Points of one fit that differ in one variable alone.
+
+    Attributes:
+        fit: Theirs.
+        points: Two or more.
+        known: What they have in common, and the value along the axis of the first.
+    """
+
+    fit: Fit
+    points: tuple[FittedPoint, ...]
+    known: Mapping[str, float]
+
+
+def _groups(fit: Fit, variable: str, ratios: Mapping[float, float]) -> list[_Group]:
+    """Points that differ in one variable alone, by size; only where there are two values of it or more.
+
+    Args:
+        fit: With its points.
+        variable: Along the axis.
+        ratios: Each to the name of its group: searches come close to the one they were asked for.
+    """
+    found: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
+    for p in fit.points:
+        placed = {k: ratios[v] if k == "ratio" else v for k, v in p.variables.items()}
+        found.setdefault(tuple((k, v) for k, v in placed.items() if k != variable), []).append(p)
+    groups = [
+        _Group(fit, tuple(points), {**fit.group, **dict(placed), variable: points[0].variables[variable]})
+        for placed, points in found.items()
+        if len({p.variables[variable] for p in points}) > 1
+    ]
+    return sorted(groups, key=lambda g: g.known.get("size", 0.0))
+
+
+def _most_common(groups: Sequence[_Group], variable: str) -> tuple[list[_Group], str]:
+    """The groups at the most common values of what is neither along the axis nor of the model."""
+    others = [{k: v for k, v in g.known.items() if k not in (*MODEL, variable)} for g in groups]
+    chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
+    kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
+    said = spell_values(chosen)
+    left = f"Shown at {said}; " if said else ""
+    return kept, f"{left}{len(groups) - len(kept)} more groups are in the law's file."
+
+
+def _series(form: Form, group: _Group, variable: str, groups: Sequence[_Group]) -> list[Series]:
+    name = _name(group, variable, groups)
+    points = group.points
+    measured = tuple(
+        Dot(p.variables[variable], p.measured, y_range=error_bar(p), label=p.model)
+        for p in sorted(points, key=lambda p: p.variables[variable])
+    )
+    values = [dot.x for dot in measured]
+    space = np.geomspace if variable == "block" else np.linspace
+    line = tuple(
+        Dot(float(x), _response(form, group.fit, {**points[0].variables, variable: float(x)}))
+        for x in space(values[0], values[-1], _STEPS)
+    )
+    return [Series(name, measured, line=False), Series(f"{name}, law", line, marked=False, group=name)]
+
+
+def error_bar(p: FittedPoint) -> tuple[float, ...]:
+    """95 % interval of a measured point; empty where its error is not known."""
+    spread = 1.96 * p.standard_error
+    return (p.measured - spread, p.measured + spread) if spread else ()
+
+
+def _name(group: _Group, variable: str, groups: Sequence[_Group]) -> str:
+    """What tells a group from the others."""
+    known = group.known
+    varied = [v for v in known if v not in (variable, "tokens") and len({g.known.get(v) for g in groups}) > 1]
+    words = [spell_value(v, known[v]) if v == "size" else f"{v} {spell_value(v, known[v])}" for v in varied]
+    return ", ".join(words) or group.points[0].model
+
+
+def _response(form: Form, fit: Fit, at: Mapping[str, float]) -> float:
+    """What a fit gives, in the unit of its form's response."""
+    theta = form.internal(np.array([p.value for p in fit.parameters]))
+    return math.exp(float(form.log_response(theta, {v: np.array([at[v]]) for v in form.variables})[0]))

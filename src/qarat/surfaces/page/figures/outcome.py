@@ -1,0 +1,49 @@
+"""Float, naive and planned side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qarat.surfaces.page.figures.base import Figure
+from qarat.surfaces.page.figures.intervals import Arm, intervals
+from qarat.surfaces.tables.layout import count, fixed, perplexity_change
+from qarat.surfaces.tables.scores import arm_words, transform_words
+from qarat.values.records.scores import Evaluation, paired_difference
+
+
+def outcome(evaluations: Sequence[Evaluation], budget: tuple[float, str] | None = None) -> Figure:
+    """Loss over the first evaluation's, with intervals.
+
+    Args:
+        evaluations: Of the same tokens, float's first.
+        budget: In nats per token, and its spelling.
+
+    Raises:
+        UserError: They are of other models or tokens.
+    """
+    first, *others = evaluations
+    arms = [Arm(arm_words(first), 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
+    clusters = 0
+    for evaluation in others:
+        difference = paired_difference(evaluation, first)
+        clusters = difference.clusters
+        details = (fixed(evaluation.perplexity, 2), perplexity_change(difference.nats))
+        arms.append(Arm(arm_words(evaluation), difference.nats, *difference.interval, evaluation.label, details))
+    windows = count(len(first.nats), "window")
+    caption = (
+        f"Loss over {first.label} on {windows} of text that neither calibration nor planning has seen. Bars: 95 %, "
+        f"paired by window, over {count(clusters, 'source')}."
+    )
+    if said := transform_words(evaluations):
+        caption += f" {said[0].upper()}{said[1:]}."
+    return intervals(
+        "outcome",
+        "Loss over float",
+        caption,
+        arms,
+        unit="nats per token",
+        reference=0.0,
+        limit=budget,
+        groups=("plan", "naive", "float", *(e.label for e in evaluations if e.label not in ("plan", "naive", "float"))),
+        columns=("perplexity", "perplexity change (%)"),
+    )

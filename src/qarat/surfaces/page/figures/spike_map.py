@@ -1,0 +1,95 @@
+"""The spike map: every stream of every block, coloured by how far its largest token towers over the ordinary one."""
+
+from __future__ import annotations
+
+import math
+
+import altair as alt
+
+from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
+from qarat.surfaces.page.figures.base import DataTable, Figure, tooltips
+from qarat.surfaces.page.figures.cells import cells
+from qarat.surfaces.tables.layout import fixed
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import TensorScheme
+from qarat.values.sites import short_name
+
+KINDS = ("attn_in", "q", "k", "p", "v", "o_in", "mlp_in", "down_in", "down_out", "block_out")
+"""Streams in the order in which data flow through a block."""
+
+_LEGIBLE = 10  # blocks up to which r stands in its cell, also on a phone
+_STRONG = 0.7  # share of the colour scale beyond which text has to be the paper's colour
+
+
+def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
+    """Blocks across, streams down, coloured by log r; flagged streams are outlined.
+
+    Args:
+        stats: Of one observing pass.
+        low: The low scheme's input, for the rules that ask for it.
+    """
+    found = sorted(diagnose(stats, low), key=lambda d: (d.block, KINDS.index(d.kind)))
+    table = _table(found)
+    # At least up to the limit of a rule, so that a model without spikes looks like one.
+    top = max(RATIO_LIMIT, *(d.ratio for d in found))
+    rows = [
+        {
+            **table.details(i),
+            "block": d.block,
+            "row": d.kind,
+            "ratio": max(d.ratio, 1.0),
+            "shown": fixed(d.ratio, 0 if d.ratio >= 100 else 1),
+            "strong": math.log(max(d.ratio, 1.0)) > _STRONG * math.log(top),
+            "flagged": bool(d.flagged_by),
+        }
+        for i, d in enumerate(found)
+    ]
+    base, height = cells(rows, [kind for kind in KINDS if any(d.kind == kind for d in found)])
+    colour = alt.Color(
+        "ratio:Q",
+        scale=alt.Scale(type="log", domain=[1, top], range="heatmap", interpolate="lab"),
+        legend=alt.Legend(title="r", gradientLength=180, gradientThickness=10, values=_ticks(top), format="~g"),
+    )
+    layers = [
+        base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(table)),
+        base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(table)),
+    ]
+    if max(d.block for d in found) < _LEGIBLE:
+        text = base.encode(text="shown:N", tooltip=tooltips(table))
+        layers.append(text.transform_filter(alt.datum.strong).mark_text(style="on-strong"))
+        layers.append(text.transform_filter(~alt.datum.strong).mark_text(style="on-weak"))
+    chart = alt.LayerChart(layer=layers, height=height)
+    return Figure("spike-map", "Every stream of every block", _caption(found), chart, table)
+
+
+def _caption(found: list[Diagnosis]) -> str:
+    worst = max(found, key=lambda d: d.ratio)
+    flagged = sum(bool(d.flagged_by) for d in found)
+    said = f"{flagged} outlined: flagged by at least one rule." if flagged else "No rule flags any."
+    return (
+        f"{len(found)} streams, blocks across, data flowing down. r is the largest token's maximum over the median "
+        f"token's; the largest is {fixed(worst.ratio, 1)}, at {short_name(worst.stream)}. {said}"
+    )
+
+
+def _table(found: list[Diagnosis]) -> DataTable:
+    columns = ("stream", "r", "maximum", "SNR (dB)", "value", "token", "position", "channel", "flagged by")
+    rows = [
+        (
+            short_name(d.stream),
+            fixed(d.ratio, 1),
+            fixed(d.maximum, 1),
+            "" if math.isnan(d.snr_db) else fixed(d.snr_db, 1),
+            fixed(d.peak.value, 1, sign=True),
+            repr(d.peak.text),
+            str(d.peak.position),
+            str(d.peak.channel),
+            ", ".join(d.flagged_by),
+        )
+        for d in found
+    ]
+    return DataTable(columns, tuple(rows), frozenset(columns) - {"stream", "token", "flagged by"})
+
+
+def _ticks(top: float) -> list[float]:
+    return [v for v in (1, 4, 16, 64, 256, 1024, 4096, 16384) if v <= top]

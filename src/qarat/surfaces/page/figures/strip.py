@@ -1,0 +1,67 @@
+"""The plan as a strip: every site of every block by its scheme."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import altair as alt
+
+from qarat.surfaces.page.figures.base import DataTable, Figure, tooltips
+from qarat.surfaces.page.figures.cells import cells
+from qarat.surfaces.tables.layout import count, fixed
+from qarat.values.plans import Assignment, Plan
+from qarat.values.sites import short_name
+
+
+def strip(plan: Plan) -> Figure:
+    """Blocks across, sites down, coloured by scheme; the low scheme stands back.
+
+    Attention products are left out where all of them stay in float, which the caption says then.
+
+    Args:
+        plan: Of a whole model.
+    """
+    projections = [a for a in plan.assignments if a.site.kind == "projection"]
+    products = [a for a in plan.assignments if a.site.kind == "product"]
+    idle = all(a.is_float for a in products)
+    shown = projections if idle else [*projections, *products]
+    table = _table(plan, shown)
+    rows = [
+        {**table.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
+        for i, a in enumerate(shown)
+    ]
+    schemes = Counter(str(a.scheme) for a in projections)
+    # The low scheme takes the colour that stands back, whether anything has it or not.
+    order = [plan.low, *(s for s, _ in schemes.most_common() if s != plan.low)]
+    order += sorted({str(a.scheme) for a in shown} - set(order))
+    base, height = cells(rows, list(dict.fromkeys(_leaf(a) for a in shown)))
+    colour = alt.Color(
+        "scheme:N",
+        scale=alt.Scale(domain=order, range="ordinal"),
+        legend=alt.Legend(columns=1, symbolType="square"),
+    )
+    chart = base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(table)).properties(height=height)
+    parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
+    caption = "; ".join(parts) + "."
+    if products and idle:
+        caption += " The attention products stay in float."
+    return Figure("plan", "Every site by its scheme", caption, chart, table)
+
+
+def _leaf(a: Assignment) -> str:
+    return a.site.leaf.removesuffix("_proj")
+
+
+def _table(plan: Plan, shown: list[Assignment]) -> DataTable:
+    columns = ("site", "scheme", "parameters", "bits per weight", "reason")
+    rows = [
+        (
+            short_name(a.site.name),
+            str(a.scheme),
+            f"{a.site.parameters:,}" if a.site.parameters else "",
+            fixed(plan.site_bits(a) / a.site.parameters, 3) if a.site.parameters else "",
+            a.reason,
+        )
+        for a in shown
+    ]
+    return DataTable(columns, tuple(rows), frozenset({"parameters", "bits per weight"}))

@@ -1,0 +1,145 @@
+"""What a page tells of: records, and where they lie. Gathered from a run's folder, from files, or from both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from qarat.ground.errors import UserError
+from qarat.jobs.folder import read_command, read_manifest
+from qarat.jobs.search.nested import is_searching
+from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
+from qarat.jobs.spike_study.folders import is_study, read_study
+from qarat.jobs.whole_run import LABELS, STEPS
+from qarat.values.fingerprints import brief, source_of
+from qarat.values.plans import Assignment, Plan
+from qarat.values.records.files import Record, content_hash, decode_record
+from qarat.values.records.origin import Provenance
+from qarat.values.records.protection import Sweep
+from qarat.values.records.scores import Evaluation
+from qarat.values.records.spike_study import MAIN, SpikeStudy
+
+R = TypeVar("R")
+_SEVERAL = (Evaluation,)  # of these a page may tell of more than one
+
+
+@dataclass(frozen=True)
+class Story:
+    """What there is to tell.
+
+    Attributes:
+        records: Of one model; a law beside them, or alone.
+        hashes: What each record's file is called, and its content's SHA-256.
+        missing: Steps that a run has not come to yet.
+        command: That last worked on the run.
+    """
+
+    records: tuple[Record, ...]
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    command: str = ""
+
+    def all(self, kind: type[R]) -> tuple[R, ...]:
+        """Every record of a kind."""
+        return tuple(r for r in self.records if isinstance(r, kind))
+
+    def one(self, kind: type[R]) -> R | None:
+        """The record of a kind that has one at the most."""
+        return next(iter(self.all(kind)), None)
+
+    @property
+    def protected(self) -> tuple[Assignment, ...]:
+        """The projections that the plan protects; a plan without its sweep does not tell those from overrides."""
+        plan, sweep = self.one(Plan), self.one(Sweep)
+        return tuple(a for a in (plan.exceptions() if plan else ()) if sweep is None or a.site.name in sweep.protected)
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Float's first, then naive's, the plan's, and others; of a study alone, those of its main setting."""
+        order = {label: i for i, label in enumerate(LABELS)}
+        study = self.one(SpikeStudy)
+        found = self.all(Evaluation) or (_evaluations_of(study) if study else ())
+        return tuple(sorted(found, key=lambda e: (order.get(e.label, len(order)), e.label)))
+
+
+def gather(paths: Sequence[Path]) -> Story:
+    """Read runs' folders and files of records.
+
+    Args:
+        paths: A run's folder, finished or ``.partial``, and files.
+
+    Raises:
+        UserError: Nothing there; a folder of searching; two records of which a page has room for one; records of
+            several models.
+    """
+    records: dict[str, Record] = {}
+    missing: tuple[str, ...] = ()
+    command = ""
+    for path in paths:
+        folder = path if path.exists() else path.with_name(path.name + ".partial")
+        if folder.is_dir():
+            found, missing = _read_run(folder)
+            command = read_command(folder)
+        else:
+            found = {path.name: decode_record(path)}
+        if twice := records.keys() & found.keys():
+            raise UserError(f"a page tells of one run; {', '.join(sorted(twice))} is there twice: make a page of each")
+        records |= found
+    _check_one_of_each(records)
+    _check_one_model(records)
+    return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, command)
+
+
+def _evaluations_of(study: SpikeStudy) -> tuple[Evaluation, ...]:
+    """Float, naive and planned at a study's main setting, as far as they were measured; it protects what it planned."""
+    arms = [("naive", study.find(study.main, NAIVE)), ("plan", study.find(study.main, PROTECTED))]
+    return (
+        *((study.floats[MAIN],) if MAIN in study.floats else ()),
+        *(study.evaluation(arm, label) for label, arm in arms if arm is not None),
+    )
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
+    """The records of a run by file name, and the steps that are missing."""
+    if is_study(folder):
+        return read_study(folder)
+    if is_searching(folder):
+        raise UserError(
+            f"{folder} is of searching, of which there is no page: `qarat show {folder}` prints it, and a law fitted "
+            "to a sweep has one (`qarat law fit`, then `qarat report law.json`)"
+        )
+    done = read_manifest(folder)
+    names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
+    records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
+    return records, tuple(step for step in STEPS if step not in done)
+
+
+def _check_one_of_each(records: Mapping[str, Record]) -> None:
+    kinds: dict[type, list[str]] = {}
+    for name, record in records.items():
+        kinds.setdefault(type(record), []).append(name)
+    twice = [" and ".join(names) for kind, names in kinds.items() if len(names) > 1 and kind not in _SEVERAL]
+    if twice:
+        raise UserError(f"a page has room for one of a kind; make a page of each: {'; '.join(twice)}")
+
+
+def _check_one_model(records: Mapping[str, Record]) -> None:
+    models = {name: model for name, record in records.items() if (model := _model(record))}
+    # A transformed model is the one it was made from, as far as losses go: a run has records of both.
+    if len(set(map(source_of, models.values()))) > 1:
+        listed = ", ".join(f"{name} is of {brief(model)}" for name, model in models.items())
+        raise UserError(f"these records are of several models; make a page of each: {listed}")
+
+
+def origin(record: Record) -> Provenance | None:
+    """Where a record comes from; None for those of several models, such as laws and comparisons, and for plans."""
+    return getattr(record, "provenance", None)
+
+
+def _model(record: Record) -> str:
+    if isinstance(record, Plan):
+        return record.model
+    found = origin(record)
+    return found.model if found else ""

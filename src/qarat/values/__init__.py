@@ -1,0 +1,1 @@
+"""Values: what things are. Standard library, msgspec and torch's dtypes only."""

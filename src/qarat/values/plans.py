@@ -1,0 +1,263 @@
+"""Plans: the complete map from site to scheme, and what it costs in bits.
+
+A plan names *every* site, also those left in float, each with a reason: what is printed is what runs is what is
+exported. Patterns (``*.down_proj``) exist only as a way to *make* a plan, because a pattern that matches nothing, or
+matches by accident, is how mixed checkpoints break elsewhere. Costs follow from shapes alone, so planning needs no
+weights.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.values.fingerprints import brief
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, parse_scheme
+from qarat.values.sites import Site, short_name
+
+
+class PlanError(UserError):
+    """A plan that does not fit; the message lists every offender and what to do."""
+
+
+class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site, its scheme and why."""
+
+    site: Site
+    scheme: Scheme
+    reason: str
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing of the site is quantized."""
+        return self.scheme in (LinearScheme(), MatmulScheme())
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Site to scheme, for every site of one model.
+
+    Attributes:
+        model: Fingerprint of the float model.
+        low: Spelling of the low scheme, against which Q_r is counted.
+        float_bits: Bits of an element left in float: the model's own dtype.
+        assignments: One for every site, in model order.
+        stats: Content hash of the stats that static scales come from; empty if none are needed.
+        note: How the plan came about, one line.
+        prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.model.prefixes`).
+    """
+
+    model: str
+    low: str
+    float_bits: int
+    assignments: tuple[Assignment, ...]
+    stats: str = ""
+    note: str = ""
+    prefix: tuple[int, ...] = ()
+
+    def __getitem__(self, name: str) -> Scheme:
+        return self.schemes[name]
+
+    @property
+    def schemes(self) -> dict[str, Scheme]:
+        """Site to scheme, by full name, in model order."""
+        return {a.site.name: a.scheme for a in self.assignments}
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site, in model order."""
+        return tuple(a.site for a in self.assignments)
+
+    def block(self, index: int) -> dict[str, Scheme]:
+        """The schemes of one block's sites, by full name; two plans equal here give the same block."""
+        return {a.site.name: a.scheme for a in self.assignments if a.site.block == index}
+
+    def is_low(self, assignment: Assignment) -> bool:
+        """Whether a site counts as low for Q_r: weight bits at most those of the low scheme.
+
+        Of an attention product, which has no weight, both operands must be quantized with at most as many as the low
+        scheme's inputs; as its weights, where those inputs are in float.
+        """
+        low, scheme = parse_scheme(self.low), assignment.scheme
+        if not isinstance(low, LinearScheme) or low.weight is None:
+            return False
+        if isinstance(scheme, LinearScheme):
+            what, most = (scheme.weight,), low.weight
+        else:
+            what, most = (scheme.left, scheme.right), low.input or low.weight
+        return all(t is not None and t.number_format.bits <= most.number_format.bits for t in what)
+
+    def exceptions(self) -> tuple[Assignment, ...]:
+        """The projections whose scheme is not the low one, protected or overridden."""
+        low = parse_scheme(self.low)
+        return tuple(a for a in self.assignments if a.site.kind == "projection" and a.scheme != low)
+
+    def ratio(self, basis: Literal["parameters", "macs"] = "parameters", length: int = 0) -> float:
+        """Q_r: parameters (or multiply-accumulates) of the low sites over those of all sites.
+
+        Args:
+            basis: What is counted. Attention products have no parameters, so only ``macs`` sees them.
+            length: Tokens of the window that ``macs`` counts; products weigh the more, the longer it is.
+
+        Raises:
+            PlanError: ``macs`` without a length, or of a plan from before the width of products was kept.
+        """
+        if basis == "macs":
+            self._check_macs(length)
+        sizes = [a.site.parameters if basis == "parameters" else a.site.macs(length) for a in self.assignments]
+        low = sum(size for a, size in zip(self.assignments, sizes, strict=True) if self.is_low(a))
+        return low / sum(sizes) if sum(sizes) else 0.0
+
+    def _check_macs(self, length: int) -> None:
+        if length < 1:
+            raise PlanError(f"Q_r by MACs is of a window of at least one token, got a length of {length}")
+        if unknown := [a.site.name for a in self.assignments if a.site.kind == "product" and not a.site.width]:
+            raise PlanError(f"the plan says no width of {', '.join(unknown)}: it is from before MACs; plan anew")
+
+    def weight_bits(self) -> int:
+        """Storage of all sites' weights, scales and zero points, in bits; biases are not counted."""
+        return sum(self.site_bits(a) for a in self.assignments)
+
+    def site_bits(self, assignment: Assignment) -> int:
+        """Storage of one site's weight with its scales and zero points, in bits."""
+        site, scheme = assignment.site, assignment.scheme
+        if site.kind == "product" or not isinstance(scheme, LinearScheme):
+            return 0
+        if scheme.weight is None:
+            return site.parameters * self.float_bits
+        return scheme.weight.bits(*site.shape)
+
+    def bits_per_weight(self) -> float:
+        """Mean storage of a weight in bits, scales and zero points included; embeddings, head and norms outside."""
+        return self.weight_bits() / sum(a.site.parameters for a in self.assignments)
+
+    def with_schemes(self, changes: Mapping[str, Scheme], reason: str | Callable[[str], str]) -> Plan:
+        """A plan in which the named sites have other schemes.
+
+        Args:
+            changes: Full site name to scheme.
+            reason: One for all, or a function from site name to reason.
+
+        Raises:
+            PlanError: For names that are no sites of the plan.
+        """
+        unknown = changes.keys() - {s.name for s in self.sites}
+        if unknown:
+            raise PlanError(f"no such sites: {', '.join(sorted(unknown))}")
+
+        def change(a: Assignment) -> Assignment:
+            name = a.site.name
+            if name not in changes:
+                return a
+            return Assignment(a.site, changes[name], reason(name) if callable(reason) else reason)
+
+        return msgspec.structs.replace(self, assignments=tuple(map(change, self.assignments)))
+
+    def check(self, model: str, sites: Sequence[Site]) -> None:
+        """Check the whole plan against the whole model, before any long work.
+
+        Args:
+            model: Fingerprint of the float model.
+            sites: Every site of it.
+
+        Raises:
+            PlanError: Listing every offender: another model's plan, sites missing or too many, sites that differ.
+        """
+        offences: list[str] = []
+        if self.model != model:
+            offences.append(f"it was made for the model {brief(self.model)}, this is {brief(model)}")
+        mine, theirs = {s.name: s for s in self.sites}, {s.name: s for s in sites}
+        offences += [f"{name}: not in the model" for name in mine.keys() - theirs.keys()]
+        offences += [f"{name}: missing from the plan" for name in theirs.keys() - mine.keys()]
+        offences += [
+            f"{name}: {field} {getattr(mine[name], field)!r} in the plan, {getattr(theirs[name], field)!r} in the model"
+            for name in mine.keys() & theirs.keys()
+            for field in Site.__struct_fields__
+            if getattr(mine[name], field) != getattr(theirs[name], field)
+            and (field != "width" or mine[name].width)  # a plan from before it was kept fits as it did
+        ]
+        offences += [
+            f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
+            for a in self.assignments
+            if isinstance(a.scheme, MatmulScheme) != (a.site.kind == "product")
+        ]
+        if offences:
+            raise PlanError("the plan does not fit the model:\n  " + "\n  ".join(sorted(offences)))
+
+    def check_ties(self) -> None:
+        """Check that tied sites share a scheme.
+
+        Raises:
+            PlanError: Listing every broken tie.
+        """
+        groups: dict[tuple[int, str], dict[str, str]] = {}
+        for a in self.assignments:
+            if a.site.tie:
+                groups.setdefault((a.site.block, a.site.tie), {})[a.site.leaf] = str(a.scheme)
+        broken = [
+            f"block {block}: " + ", ".join(f"{leaf} {scheme}" for leaf, scheme in schemes.items())
+            for (block, _), schemes in groups.items()
+            if len(set(schemes.values())) > 1
+        ]
+        if broken:
+            raise PlanError("tied sites must share one scheme:\n  " + "\n  ".join(broken))
+
+
+def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """The sites a shell pattern names, by full name (``model.layers.1.mlp.down_proj``) or short (``1.down``).
+
+    Raises:
+        PlanError: If it matches nothing.
+    """
+    sites = tuple(sites)
+    found = tuple(
+        s for s in sites if fnmatch.fnmatchcase(s.name, pattern) or fnmatch.fnmatchcase(short_name(s.name), pattern)
+    )
+    if not found:
+        known = [*dict.fromkeys(f"*.{s.leaf}" for s in sites), *(s.name for s in sites)]
+        raise PlanError(f"the pattern {pattern!r} matches no site; {nearest_names(pattern, known)}")
+    return found
+
+
+def assign(
+    model: str,
+    float_bits: int,
+    sites: Sequence[Site],
+    low: str,
+    rules: Sequence[tuple[str, str]] = (),
+    stats: str = "",
+    prefix: tuple[int, ...] = (),
+) -> Plan:
+    """A plan from the low scheme and ordered patterns; the last match wins.
+
+    Args:
+        model: Fingerprint of the model.
+        float_bits: Bits of an element left in float.
+        sites: Every site of the model.
+        low: Spelling of the scheme that every projection gets first; attention products begin in float.
+        rules: ``(pattern, spelling)`` pairs.
+        stats: Content hash of the stats behind static scales.
+        prefix: Token ids that every sequence begins with, computed in float.
+
+    Raises:
+        PlanError: A pattern that matches nothing, or a scheme of the wrong kind for a site it matches.
+        SchemeError: A malformed spelling.
+    """
+    scheme = parse_scheme(low)
+    if not isinstance(scheme, LinearScheme):
+        raise PlanError(f"the low scheme belongs to projections (w=… a=…), got {low!r}")
+    chosen: dict[str, tuple[Scheme, str]] = {
+        s.name: (scheme, "low scheme") if s.kind == "projection" else (MatmulScheme(), "left in float") for s in sites
+    }
+    for pattern, spelling in rules:
+        for site in match_sites(pattern, sites):
+            wanted = parse_scheme(spelling, matmul=site.kind == "product")
+            if isinstance(wanted, MatmulScheme) != (site.kind == "product"):
+                raise PlanError(f"{pattern!r} matches {site.name}, a {site.kind}, which {spelling!r} does not fit")
+            chosen[site.name] = (wanted, f"matches {pattern}")
+    assignments = tuple(Assignment(site, *chosen[site.name]) for site in sites)
+    return Plan(model, str(scheme), float_bits, assignments, stats, prefix=prefix)

@@ -1,0 +1,1 @@
+"""Records: what stages measured, as frozen values with their provenance."""

@@ -1,0 +1,96 @@
+"""What one observing pass measured, stream by stream."""
+
+from __future__ import annotations
+
+import msgspec
+from torch import Tensor
+
+from qarat.ground.errors import UserError
+from qarat.values.records.origin import Provenance
+
+
+class Peak(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One of the largest values of a stream.
+
+    Attributes:
+        value: Signed.
+        window: Index of the window in the token set.
+        position: Index of the token in its window; 0 is BOS where windows begin with it.
+        token: Id of the token.
+        text: The token as text.
+        channel: Index along the stream's width.
+    """
+
+    value: float
+    window: int
+    position: int
+    token: int
+    text: str
+    channel: int
+
+
+class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one observing pass measured of one stream.
+
+    Attributes:
+        name: ``model.layers.1.down_in``.
+        block: Index of the decoder layer.
+        kind: ``attn_in``, ``o_in``, ``mlp_in``, ``down_in``, ``q``, ``k``, ``p``, ``v``, ``down_out`` or ``block_out``.
+        width: Channels; for attention operands the length of a row.
+        tokens: Rows seen.
+        ratio: r, the maximum over the median of token-wise absolute maxima, averaged over windows.
+        maximum: Largest magnitude.
+        typical_maximum: Median token-wise absolute maximum, averaged over windows.
+        median_energy: Mean square of the median token, averaged over windows.
+        element_median: Median of all sampled magnitudes, from the histogram.
+        peaks: The largest values, one a token at the most, descending.
+        arrays: ``channel_min``, ``channel_max``, ``channel_square`` (means of squares), each (width,) float32, absent
+            for attention probabilities; ``histogram`` of magnitudes, ``token_maxima`` and ``token_energies``, counts
+            per bin of `ActivationStats.edges`, int64; ``position_maxima``, the token-wise absolute maximum at each
+            position of a window, averaged over windows, (length,) float32.
+    """
+
+    name: str
+    block: int
+    kind: str
+    width: int
+    tokens: int
+    ratio: float
+    maximum: float
+    typical_maximum: float
+    median_energy: float
+    element_median: float
+    peaks: tuple[Peak, ...]
+    arrays: dict[str, Tensor]
+
+
+class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one observing pass measured, per stream.
+
+    Attributes:
+        provenance: Model and calibration tokens.
+        windows: Windows seen.
+        length: Tokens of a window.
+        sampled_windows: Windows whose elements went into the histograms of magnitudes, from the first on.
+        edges: Bin edges of every histogram, (bins + 1,) float32, ascending, the first 0; `qarat.maths.histograms`.
+        streams: By name.
+        prefix: Ids of the tokens in front of every window that no statistic counts; a plan computes them in float.
+    """
+
+    provenance: Provenance
+    windows: int
+    length: int
+    sampled_windows: int
+    edges: Tensor
+    streams: dict[str, StreamStats]
+    prefix: tuple[int, ...] = ()
+
+    def stream(self, name: str) -> StreamStats:
+        """The named stream's stats.
+
+        Raises:
+            UserError: If the pass did not observe it.
+        """
+        if name not in self.streams:
+            raise UserError(f"these stats hold no stream {name}; profile the model again (without --no-attention)")
+        return self.streams[name]

@@ -1,0 +1,1 @@
+"""Requests: what a job is asked to do, as frozen values."""

@@ -1,0 +1,64 @@
+"""What a sweep over a family of models is asked to measure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.values.block_sizes import low_schemes
+from qarat.values.budgets import parse_loss_budget
+from qarat.values.requests.search import SearchRequest
+
+
+class SweepRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be measured of every model.
+
+    Attributes:
+        formats: Names of `qarat.values.spellings.FORMATS`, or spellings of low schemes.
+        blocks: Block sizes: numbers, ``row``, ``tensor``.
+        ratios: Q_r at which plans are measured.
+        budgets: Of loss, for each of which the highest Q_r is looked for.
+        granularity: ``matmul`` or ``layer``.
+        basis: What Q_r counts.
+        metric: Behind predictions.
+        price_windows: Selection windows that prices come from.
+        family: Models that share recipe and data; empty takes what the models' names begin with.
+    """
+
+    formats: tuple[str, ...] = ("mxint4",)
+    blocks: tuple[str, ...] = ("32",)
+    ratios: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)
+    budgets: tuple[str, ...] = ("ppl+5%", "ppl+10%", "ppl+20%")
+    granularity: str = "matmul"
+    basis: str = "parameters"
+    metric: str = "fisher"
+    price_windows: int = 16
+    family: str = ""
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Malformed or unknown words, numbers out of range, nothing to do.
+        """
+        for budget in self.budgets:
+            parse_loss_budget(budget)
+        if not self.formats or not self.blocks or not self.ratios:
+            raise UserError("a sweep needs a format (--formats), a block size (--blocks) and a ratio (--ratios)")
+        if wrong := [ratio for ratio in self.ratios if not 0 < ratio <= 1]:
+            raise UserError(f"--ratios {', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")
+
+    def searches(self) -> tuple[SearchRequest, ...]:
+        """The searches of one model."""
+        budgets = (*dict.fromkeys(f"ratio={ratio:g}" for ratio in self.ratios), *self.budgets)
+        return tuple(
+            SearchRequest(
+                low,
+                granularity=self.granularity,
+                basis=self.basis,
+                budgets=budgets,
+                metric=self.metric,
+                price_windows=self.price_windows,
+            )
+            for low in low_schemes(self.formats, self.blocks)
+        )

@@ -1,0 +1,176 @@
+"""What a search is asked to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.values.budgets import Budget, CostBudget, parse_budget
+from qarat.values.plans import Plan, assign
+from qarat.values.requests.protect import Request
+from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme, parse_scheme
+from qarat.values.spellings import full_spelling, parse_low, split_commas
+from qarat.values.units import Option
+
+POINTS = {"matmul": (0.5, 0.75, 0.9, 0.95), "layer": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
+"""Ratios at which curves are measured where none are asked for: the second paper's, without those that small models
+cannot tell apart."""
+BITS = (12.0, 8.0, 6.0, 5.0)
+"""The same where plans are ordered by bits per weight."""
+GRANULARITIES = tuple(POINTS)
+
+
+class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be found out.
+
+    Schemes may be spelled as `qarat.values.spellings.full_spelling` takes them.
+
+    Attributes:
+        low: Scheme whose share is to be as large as possible.
+        high: What the rest gets: ``float``, ``fp8``, ``fp8-e5m2`` or a scheme.
+        menu: More schemes, in any order; commas between them may be part of the words, and the high one may be named.
+        granularity: ``matmul`` (each site is decided) or ``layer`` (each block).
+        basis: What Q_r counts: ``parameters``, or ``macs`` with the attention products among the units.
+        budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``, ``acc(TASK)-1%``.
+        points: Ratios (or bits, see `axis`) at which the curve is measured; empty takes the usual ones where a
+            budget needs a curve.
+        strategy: Of `qarat.stages.choose.strategies`.
+        metric: Behind predictions; of `qarat.stages.prices`.
+        trials: Plans a point, for strategies that draw.
+        rules: Ordered ``pattern: scheme`` overrides, as for plans.
+        runtime: ``any``, or an engine whose fused projections must share a scheme.
+        price_windows: At most so many selection windows, that prices come from.
+    """
+
+    low: str = "w=mxint4 a=mxint4"
+    high: str = "float"
+    menu: tuple[str, ...] = ()
+    granularity: str = "matmul"
+    basis: str = "parameters"
+    budgets: tuple[str, ...] = ("ppl+5%",)
+    points: tuple[float, ...] = ()
+    strategy: str = "predicted"
+    metric: str = "fisher"
+    trials: int = 50
+    rules: tuple[str, ...] = ()
+    runtime: str = "any"
+    price_windows: int = 16
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Malformed or unknown words, numbers out of range, options that do not go together; an extra that
+                the strategy needs is not installed.
+        """
+        self.as_plan_request().check()
+        for word, known, option in (
+            (self.granularity, GRANULARITIES, "--granularity"),
+            (self.basis, ("parameters", "macs"), "--basis"),
+        ):
+            if word not in known:
+                raise UserError(f"{option} {word}: {nearest_names(word, list(known))}")
+        options = self.options()
+        if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
+            raise UserError(f"{spellings[0]!r} stands twice among --low, --menu and --high")
+        if not self.budgets and not self.points:
+            raise UserError("give --budget or --points: without either there is nothing to find out")
+        if self.axis == "ratio":
+            self._check_bits(options)
+        if self.basis == "macs":
+            self._check_macs(options)
+        if any(not 0 < p <= (1 if self.axis == "ratio" else 32) for p in self.points):
+            raise UserError(
+                "--points are ratios above 0 and at most 1, or bits per weight where there is a --menu or a budget of "
+                "bits or bytes"
+            )
+        if self.trials < 1 or self.price_windows < 1:
+            raise UserError("--trials and --price-windows: give at least 1")
+
+    def _check_bits(self, options: Sequence[Option]) -> None:
+        """Q_r counts weight bits: the low scheme must have some, and the high one more, or both would count as low."""
+        low, high = parse_low(self.low), options[-1].projection
+        if not _has_more_bits(high.weight, low.weight):
+            raise UserError(
+                f"--high {self.high} has no more weight bits than --low {self.low}, so Q_r cannot tell them apart; "
+                "give another --high, such as float"
+            )
+
+    def _check_macs(self, options: Sequence[Option]) -> None:
+        """By MACs attention products are decided too; whether they are low is told by the bits of the inputs."""
+        if self.axis == "bits":
+            raise UserError(
+                "--basis macs decides the attention products too, which take no bits of storage; leave --menu and "
+                "budgets of bits or bytes out, or count --basis parameters"
+            )
+        if any(o.product == MatmulScheme() for o in options[:-1]):
+            raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
+        if not _has_more_bits(options[-1].product.left, options[0].product.left):
+            raise UserError(
+                f"--high {self.high} has no more input bits than --low {self.low}, so by --basis macs attention "
+                "products of both would count as low; give another --high, such as float"
+            )
+
+    @property
+    def axis(self) -> str:
+        """What plans are ordered by: Q_r between two schemes; bits per weight among more, or where a budget asks so."""
+        sized = any(isinstance(b, CostBudget) and b.kind != "ratio" for b in self.parsed_budgets())
+        return "bits" if self.menu or sized else "ratio"
+
+    def parsed_budgets(self) -> tuple[Budget, ...]:
+        """The budgets as values.
+
+        Raises:
+            UserError: Malformed, or of a kind that a search cannot measure.
+        """
+        return tuple(map(parse_budget, self.budgets))
+
+    def schemes(self) -> tuple[str, ...]:
+        """Spellings of all schemes: the low one, those of the menu, the high one."""
+        low, *menu, high = map(full_spelling, (self.low, *split_commas(self.menu), self.high))
+        return (low, *(text for text in menu if text != high), high)
+
+    def ordered_schemes(self, base: Plan) -> tuple[str, ...]:
+        """`schemes` as strategies take them, none cheaper than the one before; of equals the first given comes first.
+
+        Low and high stay as they are where plans are ordered by Q_r; by bits, those of all projections tell.
+
+        Args:
+            base: Any plan of the model, for its sites.
+        """
+
+        def bits(spelling: str) -> int:
+            return assign(base.model, base.float_bits, base.sites, spelling).weight_bits()
+
+        return self.schemes() if self.axis == "ratio" else tuple(sorted(self.schemes(), key=bits))
+
+    def options(self) -> tuple[Option, ...]:
+        """What each unit may get, in the order of `schemes`."""
+        return tuple(map(self.option, self.schemes()))
+
+    def option(self, spelling: str) -> Option:
+        """What a unit gets under a scheme.
+
+        Raises:
+            UserError: No scheme of projections.
+        """
+        scheme = parse_scheme(spelling)
+        if not isinstance(scheme, LinearScheme):
+            raise UserError(f"{spelling!r}: projections have w=… and a=…")
+        # An attention product has two operands and no weight: both are kept as inputs are.
+        products = self.basis == "macs" and scheme.weight is not None
+        return Option(scheme, MatmulScheme(scheme.input, scheme.input) if products else MatmulScheme())
+
+    def as_plan_request(self) -> Request:
+        """What drafting a plan needs to know."""
+        return Request(full_spelling(self.low), full_spelling(self.high), rules=self.rules, runtime=self.runtime)
+
+
+def _has_more_bits(high: TensorScheme | None, low: TensorScheme | None) -> bool:
+    """Whether one tensor is kept in more bits than another; None is float."""
+    if high is None or low is None:
+        return low is not None
+    return high.number_format.bits > low.number_format.bits

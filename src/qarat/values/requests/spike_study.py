@@ -1,0 +1,180 @@
+"""What a spike study is asked to compare, and how much of it.
+
+Settings are bits × weights × inputs. The main one, with its twin of 6 bits, is where all arms are: one static scale per
+input tensor is what engines compute fastest and what spikes hurt most. In the others the question is only whether
+protection and its controls say the same.
+
+| extent | settings | controls (seeds) | k in the order of a rule | methods |
+| --- | --- | --- | --- | --- |
+| quick | main and twin | 2 | 0, 1, 2 | main and twin |
+| usual | all twelve | 5 at main and twin, 2 elsewhere | 0, 1, 2, 3, 4, 8 at main and twin | main and twin |
+| full | all twelve | 5 | the same at every static setting | all twelve, clips and the prefix at the static ones |
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.values.budgets import parse_loss_budget
+
+Inputs = Literal["tensor/static", "tensor/dynamic", "token"]
+
+
+class Setting(NamedTuple):
+    """How the low sites are kept.
+
+    Attributes:
+        bits: Of weights and inputs.
+        weights: What shares a weight's scale, ``tensor`` or ``channel``.
+        inputs: What shares an input's scale, and when it is known.
+    """
+
+    bits: int
+    weights: str = "channel"
+    inputs: Inputs = "tensor/static"
+
+    @property
+    def low(self) -> str:
+        """The low scheme's spelling."""
+        return self.with_input("")
+
+    @property
+    def static(self) -> bool:
+        """Whether the inputs' scales come from calibration."""
+        return self.inputs == "tensor/static"
+
+    def with_input(self, more: str) -> str:
+        """The low scheme with another word for the input, such as ``/mse``."""
+        return f"w=int{self.bits}/{self.weights} a=int{self.bits}/{self.inputs}{more}"
+
+
+MAIN, TWIN = Setting(8), Setting(6)
+_EVERY = tuple(
+    Setting(bits, weights, inputs)
+    for bits in (8, 6)
+    for weights in ("channel", "tensor")
+    for inputs in ("tensor/static", "tensor/dynamic", "token")
+)
+
+
+class Extent(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        settings: In which protection and its controls are.
+        rich: Of those, in which orders are, and as many controls as ``seeds``.
+        compared: Of those, in which methods are, where they fit (`Method.fits`).
+        seeds: Random controls of a rich setting.
+        few: Random controls of the others.
+        counts: How many sites are protected in the order of a rule.
+    """
+
+    settings: tuple[Setting, ...]
+    rich: tuple[Setting, ...]
+    compared: tuple[Setting, ...]
+    seeds: int
+    few: int
+    counts: tuple[int, ...]
+
+
+EXTENTS = {
+    "quick": Extent((MAIN, TWIN), (MAIN, TWIN), (MAIN, TWIN), 2, 2, (0, 1, 2)),
+    "usual": Extent(_EVERY, (MAIN, TWIN), (MAIN, TWIN), 5, 2, (0, 1, 2, 3, 4, 8)),
+    "full": Extent(_EVERY, tuple(s for s in _EVERY if s.static), _EVERY, 5, 5, (0, 1, 2, 3, 4, 8)),
+}
+
+
+class Method(NamedTuple):
+    """A general-purpose method, or the prefix.
+
+    Attributes:
+        words: What it is, for tables.
+        transform: Done to the float model before; empty for none.
+        clip: What is added to the spelling of a static input.
+        outliers: Inputs with a scale per token, or per tensor, whose outlier columns stay in float.
+        prefix: Whether the tokens in front are computed in float.
+    """
+
+    words: str
+    transform: str = ""
+    clip: str = ""
+    outliers: Inputs | None = None
+    prefix: bool = False
+
+    def fits(self, setting: Setting) -> bool:
+        """Whether there is something to compare: clips and the prefix are for scales found in calibration."""
+        return setting.static or not (self.clip or self.prefix)
+
+    def scheme(self, setting: Setting) -> str:
+        """What the low sites get in a setting."""
+        if self.outliers is not None:
+            return setting._replace(inputs=self.outliers).with_input("/outliers-6")
+        return setting.with_input(self.clip)
+
+
+METHODS = {
+    "smooth": Method("SmoothQuant (inputs behind norms, as published)", "smooth/auto"),
+    "smooth-all": Method("SmoothQuant, inputs of o and down too", "smooth/auto/all"),
+    "llm-int8": Method("LLM.int8(): per token, outlier columns in float", outliers="token"),
+    "llm-int8-tensor": Method("outlier columns in float, per tensor, dynamic", outliers="tensor/dynamic"),
+    "hadamard": Method("Hadamard rotation in front of down", "hadamard"),
+    "clip-p99.9": Method("inputs clipped at 99.9 %", clip="/p99.9"),
+    "clip-p99.99": Method("inputs clipped at 99.99 %", clip="/p99.99"),
+    "clip-mse": Method("inputs clipped by mean squared error", clip="/mse"),
+    "prefix": Method("first tokens in float as a prefix", prefix=True),
+}
+ORDERS = ("damage", "snr", "ratio", "maximum")
+"""What sites are protected in the order of: Fisher damage per parameter, or a statistic of the stream they read."""
+
+
+class StudyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is compared.
+
+    Attributes:
+        extent: Key of `EXTENTS`.
+        methods: Keys of `METHODS`; empty for all.
+        orders: Of `ORDERS`; empty for all.
+        sites: Patterns of the sites to protect, instead of the planner's choice.
+        budget: Within which a plan has to be.
+        most: Sites that the planner may protect.
+    """
+
+    extent: str = "usual"
+    methods: tuple[str, ...] = ()
+    orders: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
+    budget: str = "ppl+1%"
+    most: int = 3
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Unknown words (all of them, with the nearest ones), or a malformed budget.
+        """
+        known = (("extent", [self.extent], EXTENTS), ("methods", self.methods, METHODS), ("rules", self.orders, ORDERS))
+        unknown = [
+            f"--{option}: unknown {word!r}; {nearest_names(word, list(names))}"
+            for option, words, names in known
+            for word in words
+            if word not in names
+        ]
+        if unknown:
+            raise UserError("\n".join(unknown))
+        if self.most < 1:
+            raise UserError(f"--most {self.most}: give at least 1")
+        parse_loss_budget(self.budget)
+
+    @property
+    def asked_methods(self) -> dict[str, Method]:
+        """The methods, by name, in the order of `METHODS`."""
+        return {name: method for name, method in METHODS.items() if not self.methods or name in self.methods}
+
+    @property
+    def asked_orders(self) -> tuple[str, ...]:
+        """The orders, in the order of `ORDERS`."""
+        return tuple(order for order in ORDERS if not self.orders or order in self.orders)

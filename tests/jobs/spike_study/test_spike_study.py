@@ -1,0 +1,247 @@
+"""The verb `study spikes` on a tiny model with a planted spike: all of it, killed and continued, and bad input."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat.ground.runtime import no_progress
+from qarat.jobs.folder import Run
+from qarat.jobs.spike_study.job import StudyJob
+from qarat.jobs.spike_study.measuring import TOGETHER
+from qarat.jobs.spike_study.worlds import StudyTokens
+from qarat.model.model import open_model
+from qarat.model.tokens import load_token_sets
+from qarat.stages.choose.trials import Answer, TrialLog
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.quantize import quantize
+from qarat.surfaces.page.document import assemble, document
+from qarat.surfaces.page.figures.base import figures_in
+from qarat.surfaces.page.story import gather
+from qarat.surfaces.page.verdict import verdict
+from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.values.plans import Plan, assign
+from qarat.values.records.files import content_hash, decode_record
+from qarat.values.records.prices import Menu
+from qarat.values.records.scores import Continuations
+from qarat.values.records.spike_study import MAIN, SpikeStudy
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.spike_study import StudyRequest
+from qarat.values.schemes import LinearScheme
+
+Qarat = Callable[..., Any]
+SITE = "model.layers.1.mlp.down_proj"
+KILLED = 9  # arms after which a study is killed
+
+
+@pytest.fixture(scope="module")
+def spiking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("models") / "spiking", hidden=64, intermediate=96)
+    return plant_spike(folder, 1, 3, 4096.0)
+
+
+def studied(qarat: Qarat, model: Path, small: list[str], out: Path, *words: object) -> SpikeStudy:
+    answer = qarat("study", "spikes", model, *small, "-o", out, "--quick", *words)
+    assert answer.code == 0, answer.err
+    assert "written" in answer.out
+    return decode_record(out / "study.json", SpikeStudy)
+
+
+def test_every_arm_of_a_quick_study(
+    qarat: Qarat, spiking: Path, tiny_text: Path, small: list[str], tmp_path: Path
+) -> None:
+    other = ("--other-calibration", Path(__file__).parents[3] / "LICENSE")
+    methods = ("--methods", "smooth", "llm-int8", "hadamard", "clip-mse", "prefix")
+    study = studied(qarat, spiking, small, tmp_path / "s", *other, *methods)
+    assert study.sites[0] == SITE
+    assert not study.missing
+    assert len({a.name for a in study.arms}) == len(study.arms)
+    assert not [a for a in study.arms if a.failure]
+    assert {a.group for a in study.arms} == {
+        "naive", "protection", "control", "order", "method", "bos", "calibration",
+    }  # fmt: skip
+    assert study.floats.keys() == {MAIN, "BOS once", "BOS never"}
+    naive, protected = study.find(study.main, "naive"), study.find(study.main, "protected")
+    assert naive is not None
+    assert protected is not None
+    model = open_model(str(spiking))
+    _, _, report = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    stats = decode_record(tmp_path / "s" / "stats-main.safetensors", ActivationStats)
+    plan = assign(model.fingerprint, 32, model.sites(), study.main, stats=content_hash(stats))
+    kept = plan.with_schemes(dict.fromkeys(study.sites, LinearScheme()), "protected")
+    for arm, chosen in ((naive, plan), (protected, kept)):
+        measured = measure_perplexity(quantize(model, chosen, stats), report, label=arm.label)
+        assert arm.nats == pytest.approx(measured.nats, rel=1e-6)
+    assert study.floats[MAIN].nats == pytest.approx(measure_perplexity(model, report, label="float").nats, rel=1e-6)
+    assert naive.bits == pytest.approx(plan.bits_per_weight())
+    parameters = {s.name: s.parameters for s in model.sites()}
+    assert protected.share == pytest.approx(sum(map(parameters.get, study.sites)) / sum(parameters.values()))  # type: ignore[arg-type]
+
+    smooth = study.find(study.main, "smooth")
+    assert smooth is not None
+    assert smooth.transforms[0].startswith("smooth/0.")
+    prefix = study.find(study.main, "prefix")
+    assert prefix is not None
+    assert prefix.prefix >= 1
+    shown = qarat("show", tmp_path / "s" / "study.json")
+    assert "protected: 1.down" in shown.out
+    assert qarat("show", tmp_path / "s").out == shown.out
+    story = gather([tmp_path / "s"])
+    figures = {figure.key for _, parts in assemble(story) for figure in figures_in(parts)}
+    kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
+    assert {f"{kind}-{bits}-channel-static" for kind in kinds for bits in (8, 6)} | {"study-six", "outcome"} <= figures
+    (texts,) = story.all(Continuations)
+    assert list(texts.texts) == ["float", "naive", "plan"]
+    assert len(set(texts.texts.values())) > 1
+    # The tiny model is random: low bits may make it better.
+    assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
+
+
+def test_a_killed_study_goes_on_from_its_last_arm(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--methods", "clip-mse", "prefix", "--rules", "damage")
+    added: list[str] = []
+    original = TrialLog.add
+
+    def counted(self: TrialLog, answer: Answer) -> None:
+        if len(added) == KILLED:
+            added.append("")
+            raise KeyboardInterrupt
+        added.append(answer.key)
+        original(self, answer)
+
+    monkeypatch.setattr(TrialLog, "add", counted)
+    out = tmp_path / "s"
+    assert qarat("study", "spikes", spiking, *small, "-o", out, "--quick", *few).code == 130
+    begun = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy)
+    # What the log held of the group that it died in comes with the next call. Of two blocks, the first and the last in
+    # float are the float model, which was measured first of all.
+    assert len({a.nats for a in begun.arms}) == TOGETHER + 1
+    assert begun.missing
+    assert "not finished" in qarat("show", out).out
+    story = gather([out])
+    assert story.missing == (begun.missing_words,)
+    assert "chart-study-" in document(story, assemble(story))
+    studied(qarat, spiking, small, out, *few)
+    continued = [key for key in added if key]
+    whole = tmp_path / "whole"
+    added[:] = [""] * (KILLED + 1)
+    studied(qarat, spiking, small, whole, *few)
+    once = [key for key in added if key]
+    assert sorted(continued) == sorted(once)  # nothing is measured twice, nothing is left out
+    assert (out / "study.json").read_bytes() == (whole / "study.json").read_bytes()
+
+
+def test_an_unfinished_study_says_what_is_missing(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarat.jobs.spike_study.worlds.observe_front", killed)
+    words = ("--methods", "prefix", "--rules", "damage")
+    assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick", *words).code == 130
+    shown = qarat("show", tmp_path / "s")
+    assert "protected: 1.down" in shown.out
+    assert "not finished" in shown.out
+    assert "prefix" in shown.out
+    story = gather([tmp_path / "s"])
+    missing = decode_record(tmp_path / "s.partial" / "study.json", SpikeStudy).missing
+    assert story.missing == (f"{len(missing)} arms ({'; '.join(missing[:4])}{'; …' if len(missing) > 4 else ''})",)
+    page = html.unescape(document(story, assemble(story)))
+    assert f"This run is not finished. Missing: {story.missing[0]}. It continues with the same command: qarat" in page
+    assert 'id="chart-study-8-channel-static"' in page
+
+
+def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_missing(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qarat.jobs.protecting.find_plan", killed)
+    assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick").code == 130
+    shown = qarat("show", tmp_path / "s")
+    assert shown.code == 0
+    assert "down_in" in shown.out
+    assert "predicted damage" in shown.out
+    assert "is a study that is not finished; missing: plan, continue, smooth, columns, every arm" in shown.err
+    assert f"it continues with the same command: qarat study spikes {spiking}" in shown.err
+    story = gather([tmp_path / "s"])
+    assert [type(r) for r in story.records] == [ActivationStats, Menu]
+    assert story.missing == ("plan", "continue", "smooth", "columns", "every arm")
+
+
+def test_a_study_that_has_only_begun_is_known_as_one(qarat: Qarat, tmp_path: Path) -> None:
+    Run(tmp_path / "s").begin(command="qarat study spikes py-128")
+    shown = qarat("show", tmp_path / "s")
+    assert "missing: profile, damage, plan, continue, smooth, columns, every arm" in shown.err
+    assert "evaluate" not in shown.err
+    assert gather([tmp_path / "s"]).missing[-1] == "every arm"
+
+
+def test_a_model_too_large_to_hold_in_one_piece_is_studied_without_continuations(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarat.jobs.spike_study.job._WHOLE", 0)
+    study = studied(qarat, spiking, small, tmp_path / "s", "--methods", "clip-mse", "--rules", "damage")
+    assert "continuations" in [left.what for left in study.left]
+    assert study.arms
+    assert not (tmp_path / "s" / "continuations.json").exists()
+    page = (tmp_path / "s" / "report.html").read_text("utf-8")
+    assert "continuations" in page
+    assert "What it costs" in page
+
+
+def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:
+    model = open_model(str(spiking))
+    sets = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)
+    run = Run(tmp_path / "s")
+    run.begin()
+    chosen: list[tuple[str, ...]] = []
+    for most in (1, 2):
+        request = StudyRequest("quick", budget="nats+0", most=most)
+        job = StudyJob(model, StudyTokens(*sets, {}, None, ()), request, name="m", seed=0, progress=no_progress)
+        job._find_sites(run)
+        chosen.append(job._sites(run))
+        plan = decode_record(run.path("plan.json"), Plan)
+        # What the arms protect is what was planned and measured, and the study's words are of that plan.
+        assert {a.site.name for a in plan.exceptions()} == set(chosen[-1])
+        assert plan.note.endswith(f"or more than the {most} that were allowed")
+    assert chosen[0] == (SITE,)
+    assert len(chosen[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--methods", "smoth", "hadamrd"), "did you mean hadamard"),
+        (("--methods", "smoth"), "did you mean smooth"),
+        (("--rules", "snt"), "did you mean snr"),
+        (("--quick", "--full"), "give one of them"),
+        (("--sites", "9.down"), "matches no site"),
+        (("--budget", "lots"), "lots"),
+        (("--most", "0"), "at least 1"),
+        (("--other-calibration", "no-such.txt"), "no-such.txt"),
+    ],
+)
+def test_bad_input(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, words: tuple[str, ...], says: str
+) -> None:
+    answer = qarat("study", "spikes", tiny_llama, *small, "-o", tmp_path / "s", *words)
+    assert answer.code in (1, 2)
+    assert says in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_published_figures_and_an_estimate_measure_nothing(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    listed = qarat("study", "spikes", "--published")
+    assert "9250.33" in listed.out
+    assert "None is the first paper's" in listed.out
+    assert qarat("study", "spikes", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run").code == 0
+    assert not list(tmp_path.iterdir())

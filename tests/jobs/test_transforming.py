@@ -1,0 +1,142 @@
+"""A run with transforms: prepared once, taken up again from its files, compared with the model that was asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import no_progress
+from qarat.jobs.checks import check_plan_request
+from qarat.jobs.folder import Run
+from qarat.jobs.transforming import apply_again, outline, prepare
+from qarat.jobs.whole_run import Pipeline
+from qarat.model.model import Model, open_model
+from qarat.model.native import read_native
+from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.stages.read_back.readback import logits_of
+from qarat.testing import tiny_checkpoint
+from qarat.values.fingerprints import source_of, transforms_of
+from qarat.values.records.files import decode_record
+from qarat.values.records.scores import Evaluation, paired_difference
+from qarat.values.requests.protect import Request
+
+Sets = tuple[TokenSet, TokenSet, TokenSet]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return open_model(str(tiny_checkpoint(folder, hidden=64, intermediate=96, dtype=torch.bfloat16)))
+
+
+@pytest.fixture(scope="module")
+def sets(model: Model, tiny_text: Path) -> Sets:
+    return load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)
+
+
+@pytest.fixture
+def job(model: Model, sets: Sets) -> Callable[..., Pipeline]:
+    def make(*transforms: str, exports: tuple[str, ...] = ()) -> Pipeline:
+        request = Request(sites=("0.down",), transforms=transforms)
+        return Pipeline(
+            model, sets, request, seed=0, prompt=None, exports=exports,
+            progress=no_progress, show=lambda *_, **__: None, note=lambda _: None,
+        )  # fmt: skip
+
+    return make
+
+
+def run_of(pipeline: Pipeline, out: Path) -> Path:
+    run = Run(out)
+    run.begin()
+    pipeline.execute(run)
+    return out
+
+
+def test_a_run_plans_and_writes_the_transformed_model(
+    job: Callable[..., Pipeline], model: Model, sets: Sets, tmp_path: Path
+):
+    out = run_of(job("smooth/0.5/all", "hadamard"), tmp_path / "out")
+    read, plan = read_native(out / "model")
+    words = [word.partition("@")[0] for word in transforms_of(plan.model)]
+    assert words == ["smooth/0.5/all", "hadamard"]
+    assert source_of(plan.model) == model.fingerprint
+    assert read.is_rotated
+    losses = {
+        label: decode_record(out / f"evaluation-{label}.json", Evaluation) for label in ("float", "naive", "plan")
+    }
+    # Compared with the model that was asked for, not with its equal.
+    assert losses["float"].provenance.model == model.fingerprint
+    assert losses["plan"].provenance.model == plan.model
+    assert paired_difference(losses["plan"], losses["float"]).nats != 0
+
+
+def test_a_run_is_taken_up_again_without_preparing_anew(
+    job: Callable[..., Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = job("smooth/auto")
+    run = Run(tmp_path / "out")
+    run.begin()
+    pipeline._transform(run)
+    chosen = pipeline.model.fingerprint
+    assert transforms_of(chosen)[0].startswith("smooth/0.")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr("qarat.jobs.transforming.prepare", never)
+    again = job("smooth/auto")
+    run = Run(tmp_path / "out")
+    run.begin()
+    again._transform(run)
+    assert again.model.fingerprint == chosen
+    other = job("smooth/0.5")
+    with pytest.raises(AssertionError, match="prepared again"):
+        other._transform(run)
+
+
+def test_auto_takes_the_strength_that_loses_least(model: Model, sets: Sets, monkeypatch: pytest.MonkeyPatch):
+    tried: list[str] = []
+
+    class Measured:
+        def __init__(self, label: str) -> None:
+            tried.append(label)
+            self.loss = abs(float(label.split("/")[1]) - 0.7)
+
+    monkeypatch.setattr(
+        "qarat.stages.measure.perplexity.measure_perplexity", lambda *_, label, progress: Measured(label)
+    )
+    done = prepare(model, Request(transforms=("smooth/auto/all",)), sets[0], sets[1])
+    assert done.transforms == ("smooth/0.7/all",)
+    assert tried == [f"smooth/{a:g}/all" for a in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
+    again = apply_again(model, done.transforms, done.stats)
+    assert again.fingerprint == done.model.fingerprint
+    windows = sets[2].windows
+    assert torch.equal(logits_of(again, windows), logits_of(done.model, windows))
+
+
+def test_a_smoothed_run_is_exported_with_its_folded_norms(job: Callable[..., Pipeline], model: Model, tmp_path: Path):
+    pipeline = job("smooth/0.5", exports=("compressed-tensors",))
+    out = run_of(pipeline, tmp_path / "out")
+    stored = load_file(out / "compressed-tensors" / "model.safetensors")
+    name = "input_layernorm.weight"
+    found = stored[f"model.layers.1.{name}"]
+    assert torch.equal(found, pipeline.model.block(1).state_dict()[name].bfloat16())
+    assert not torch.equal(found, model.block(1).state_dict()[name].bfloat16())
+
+
+def test_what_cannot_be_exported_is_refused_before_any_work(job: Callable[..., Pipeline]):
+    with pytest.raises(UserError, match="--format compressed-tensors cannot hold this model: it rotates"):
+        job("hadamard", exports=("compressed-tensors",))
+    with pytest.raises(UserError, match="before smooth/auto; export the weights"):
+        job("smooth/auto", exports=("torchao",))
+
+
+def test_bad_requests_are_refused_before_any_work(model: Model):
+    with pytest.raises(UserError, match="unknown transform 'smoothe'"):
+        check_plan_request(Request(transforms=("smoothe/0.5",)))
+    with pytest.raises(UserError, match=r"--transform hadamard: .*rotated already"):
+        outline(model, Request(transforms=("hadamard", "hadamard")))

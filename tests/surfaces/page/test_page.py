@@ -1,0 +1,534 @@
+"""The page without a browser: its figures, its words, its files, and what it says of what is not there."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import shutil
+import struct
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.jobs.folder import read_manifest
+from qarat.stages.laws.fitting import fit_law
+from qarat.stages.laws.prediction import predict
+from qarat.stages.laws.tables import Table, load_table, narrow
+from qarat.surfaces.page import write_report
+from qarat.surfaces.page.document import assemble, document
+from qarat.surfaces.page.figures.base import DataTable, Figure, log_ticks
+from qarat.surfaces.page.figures.curve import curve
+from qarat.surfaces.page.figures.grids import laid_over
+from qarat.surfaces.page.figures.intervals import Arm, intervals
+from qarat.surfaces.page.figures.law_fit import law_fit, law_residuals
+from qarat.surfaces.page.figures.law_reach import law_reach
+from qarat.surfaces.page.figures.law_sections import law_along
+from qarat.surfaces.page.figures.profile import profile
+from qarat.surfaces.page.figures.recovery import recovery
+from qarat.surfaces.page.figures.series import Axis, Dot, Series
+from qarat.surfaces.page.law import law_parts
+from qarat.surfaces.page.provenance import portable_command
+from qarat.surfaces.page.rendering import to_svg
+from qarat.surfaces.page.story import Story, gather
+from qarat.surfaces.page.texts import texts
+from qarat.surfaces.page.theme import DARK, LIGHT, vega_config
+from qarat.surfaces.page.verdict import scheme_words, verdict
+from qarat.values.formats import FORMATS
+from qarat.values.plans import Plan
+from qarat.values.records.files import Record, decode_record, encode_record
+from qarat.values.records.law import Law
+from qarat.values.records.origin import Provenance
+from qarat.values.records.protection import Sweep
+from qarat.values.records.scores import Continuations
+from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import parse_scheme
+
+SECTIONS = ["cost", "spikes", "recovery", "plan", "damage", "law", "provenance"]
+FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan", "damage"}
+LAW_FIGURES = {"law-ratio", "law-reach", "law-fit", "law-residuals"}
+
+
+@pytest.fixture(scope="module")
+def story(tiny_run: Path, law_file: Path) -> Story:
+    return gather([tiny_run, law_file])
+
+
+@pytest.fixture(scope="module")
+def figures(story: Story) -> dict[str, Figure]:
+    parts = [part for _, parts in assemble(story) for part in parts]
+    return {part.key: part for part in parts if isinstance(part, Figure)}
+
+
+def rows_of(figure: Figure) -> list[dict[str, object]]:
+    """Every row of every data set of a definition."""
+    return [row for rows in figure.definition()["datasets"].values() for row in rows]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_every_figure_is_there_valid_and_free_of_colours(figures: dict[str, Figure]) -> None:
+    assert figures.keys() >= FIGURES | LAW_FIGURES
+    for figure in figures.values():
+        definition = figure.definition()  # checked against the schema
+        text = json.dumps(definition)
+        assert "http" not in text
+        assert not re.search(r'"#[0-9a-fA-F]{3,8}"', text)
+        assert figure.table.rows
+        assert figure.caption.endswith(".")
+        # A name of a style that no theme knows would be drawn in Vega's own colours.
+        styles = set(re.findall(r'"style": "([^"]+)"', text)) - {"cell"}
+        assert styles <= vega_config(LIGHT, "Arial")["style"].keys()
+
+
+def test_what_is_shown_on_hover_is_a_row_of_the_table(figures: dict[str, Figure]) -> None:
+    table = figures["spike-map"].table
+    cells = [row for row in rows_of(figures["spike-map"]) if "stream" in row]
+    assert [tuple(row[c] for c in table.columns) for row in cells] == list(table.rows)
+    assert {"token", "position", "channel", "value", "r", "maximum"} <= set(table.columns)
+
+
+def test_the_map_has_every_stream_and_outlines_the_spike(figures: dict[str, Figure], story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    cells = {row["stream"]: row for row in rows_of(figures["spike-map"])}
+    assert len(cells) == len(stats.streams)
+    spike = stats.streams["model.layers.1.down_in"]
+    assert cells["1.down_in"]["ratio"] == spike.ratio
+    assert cells["1.down_in"]["flagged"]
+    assert cells["1.down_in"]["position"] == str(spike.peaks[0].position)
+
+
+def test_the_profile_is_the_record_s(figures: dict[str, Figure], story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    spike = stats.streams["model.layers.1.down_in"]
+    line = [row["maximum"] for row in rows_of(figures["profile-1-down_in"]) if "floor" in row]
+    assert line == spike.arrays["position_maxima"].tolist()
+    means = [row for row in figures["profile-1-down_in"].table.rows if row[0] == "mean"]
+    assert len(means) == stats.length
+
+
+def test_a_long_window_s_profile_is_drawn_by_the_largest_of_neighbours(story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    spike = stats.streams["model.layers.1.down_in"]
+    long = torch.ones(4096)
+    long[1001] = 7.0
+    figure = profile(msgspec.structs.replace(spike, arrays={"position_maxima": long}), FORMATS["int8"])
+    line = [(row["position"], row["maximum"]) for row in rows_of(figure) if "floor" in row]
+    assert len(line) == 1024
+    assert (1000, 7.0) in line
+
+
+def test_grids_count_what_becomes_zero(story: Story) -> None:
+    stats = story.one(ActivationStats)
+    assert stats is not None
+    edges = stats.edges
+    counts = torch.zeros(len(edges) - 1, dtype=torch.int64)
+    for magnitude, count in ((0.25, 30), (2.0, 60), (127.0, 10)):
+        counts[int(torch.searchsorted(edges, torch.tensor(magnitude), right=True)) - 1] = count
+    spike = stats.streams["model.layers.1.down_in"]
+    stream = msgspec.structs.replace(spike, maximum=127.0, typical_maximum=2.0, arrays={"histogram": counts})
+    int8, e4m3, alone = laid_over(stream, edges, ["int8", "e4m3"])
+    assert int8.scale == 1.0
+    assert int8.zeros == pytest.approx(0.3)  # 0.25 is below half a step, 2 is two steps
+    assert e4m3.zeros == alone.zeros == 0.0
+    assert alone.scale == pytest.approx(2 / 127)
+    assert e4m3.snr_db > int8.snr_db
+
+
+def test_the_recovery_curve_takes_controls_beside_it(story: Story) -> None:
+    sweep = story.one(Sweep)
+    assert sweep is not None
+    control = Series("random sites", (Dot(0, 0.5), Dot(1, 0.45, y_range=(0.4, 0.5))))
+    figure = recovery(sweep, [control])
+    assert {row[0] for row in figure.table.rows} == {"this plan's order", "random sites"}
+    assert len(figure.table.rows) == len(sweep.trials) + 2
+    assert {"at": sweep.budget_nats, "name": f"budget {sweep.budget}"} in rows_of(figure)
+
+
+def test_intervals_keep_what_cannot_be_drawn_in_the_table() -> None:
+    arms = [Arm("first", 0.01, 0.005, 0.015), Arm("overflowed", math.inf), Arm("one source", 0.02)]
+    figure = intervals("key", "Title", "Caption.", arms, unit="nats")
+    assert [row[0] for row in figure.table.rows] == ["first", "overflowed", "one source"]
+    assert [row[2] for row in figure.table.rows] == ["+0.0050 to +0.0150", "n/a", "n/a"]
+    drawn = [row["arm"] for row in rows_of(figure)]
+    assert drawn == ["first", "one source"]
+
+
+def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
+    dots = (Dot(1, 0.1, y_range=(-0.1, 0.3), label="a"), Dot(2, -0.1, label="b"), Dot(3, math.nan, label="c"))
+    figure = curve("key", "Title", "Caption.", [Series("s", dots)], Axis("k"), Axis("loss", log=True), what="site")
+    assert [row[0] for row in figure.table.rows] == ["a", "b", "c"]
+    (drawn,) = [row for row in rows_of(figure) if row.get("label")]
+    assert (drawn["label"], drawn["y_high"]) == ("a", 0.3)
+    assert isinstance(drawn["y_low"], float)
+    assert 0 < drawn["y_low"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.9, 12, [1, 2, 5, 10]),
+        (0.3, 120, [0.3, 1, 3, 10, 30, 100]),
+        (3e-4, 0.03, [5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02]),
+        (1e-6, 1e6, [1e-6, 1e-4, 1e-2, 1, 100, 1e4, 1e6]),
+        (0, 1, []),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == ticks
+
+
+def test_a_table_has_a_cell_for_every_column() -> None:
+    with pytest.raises(ValueError, match="2 columns a, b"):
+        DataTable(("a", "b"), (("1",),))
+
+
+def test_themes_have_the_same_names() -> None:
+    light, dark = (vega_config(colours, "Arial") for colours in (LIGHT, DARK))
+    assert light["style"].keys() == dark["style"].keys()
+    assert len(LIGHT.categories) == len(DARK.categories) == len({*LIGHT.categories})
+
+
+def test_laws_of_the_paper_are_drawn() -> None:
+    shares = fit_law(load_table("fig6"), "size-share", draws=0)
+    figure = law_reach(shares)
+    assert figure is not None
+    assert {row[0] for row in figure.table.rows} == {"ppl+5%", "ppl+10%", "ppl+20%"}
+    assert law_along(shares, "ratio") is None
+    blocks = law_along(fit_law(load_table("fig8"), "block-power", draws=0), "block")
+    assert blocks is not None
+    assert len({row[0] for row in blocks.table.rows}) == 6  # two sizes, three ratios
+
+
+def test_ratios_that_nearly_agree_are_one_line_along_the_block_size() -> None:
+    """A search's ratios differ a little from block size to block size."""
+    table = narrow(load_table("fig8"), ["block<=512"])
+    near = [msgspec.structs.replace(r, ratio=(r.ratio or 0) + 1e-5 * (r.block or 0) / 8) for r in table.rows]
+    figure = law_along(fit_law(msgspec.structs.replace(table, rows=tuple(near)), "strong", draws=0), "block")
+    assert figure is not None
+    assert len({row[0] for row in figure.table.rows}) == 6
+    assert any("ratio 0.9" in row[0] for row in figure.table.rows)
+
+
+def side_by_side(table: Table, *forms: str) -> Law:
+    """A law of a few forms; all there are would take long to fit."""
+    laws = [fit_law(table, form, draws=0) for form in forms]
+    return msgspec.structs.replace(laws[0], fits=tuple(fit for law in laws for fit in law.fits))
+
+
+def test_figures_take_a_form_that_has_their_variable() -> None:
+    law = side_by_side(narrow(load_table("fig8"), ["block<=128"]), "weak", "strong", "bits-only", "block-power")
+    for best in ("weak", "bits-only"):
+        law = msgspec.structs.replace(law, best=best)
+        other = "weak" if best == "weak" else "strong"  # of the forms with the ratio, the closest to the points
+        for figure, form in ((law_along(law, "block"), "strong"), (law_along(law, "ratio"), other)):
+            assert figure is not None
+            assert f"the fitted form {form}, " in figure.caption
+        assert f"Of the form {best}" in law_fit(law).caption
+        reach = law_reach(law)
+        assert reach is not None
+        assert f"the fitted form {other} allows" in reach.caption
+    law = msgspec.structs.replace(law, fits=tuple(f for f in law.fits if f.form in ("bits-only", "block-power")))
+    figure = law_along(law, "block")
+    assert figure is not None
+    assert "the fitted form block-power, " in figure.caption
+    assert len({row[0] for row in figure.table.rows}) == 6  # two sizes, three ratios
+    assert law_along(law, "ratio") is law_reach(law) is None
+
+
+def reached(law: Law) -> dict[tuple[str, str], str]:
+    """Series and model to the share that is drawn."""
+    figure = law_reach(law)
+    assert figure is not None
+    share = figure.table.columns.index("low share Q_r")
+    return {(row[0], row[1]): row[share] for row in figure.table.rows}
+
+
+def test_the_law_s_shares_stand_beside_measured_ones() -> None:
+    law = fit_law(load_table("t1"), "weak", draws=100)
+    drawn = reached(law)
+    loss = {p.variables["ratio"]: p.measured for p in law.fits[0].points if p.model == "Qwen1.5-7B"}
+    assert loss[0.5] < math.log(1.05) < loss[0.9]
+    way = math.log(math.log(1.05) / loss[0.5]) / math.log(loss[0.9] / loss[0.5])
+    assert drawn["ppl+5%", "Qwen1.5-7B"] == f"{0.5 + 0.4 * way:.3f}"
+    assert drawn["ppl+20%", "Qwen1.5-32B"] == "≥ 0.990"  # within the budget at the most that was measured
+    assert ("ppl+1%", "Qwen1.5-0.5B") not in drawn  # beyond the budget at the least
+    figure = law_reach(law)
+    assert figure is not None
+    assert "An open mark is a bound" in figure.caption
+    marks = {row["mark"] for row in rows_of(figure) if "mark" in row}
+    assert marks == {"dot", "open", ""}
+    answer = predict(law, {"size": 4e9, "loss": math.log1p(0.05)})
+    (bar,) = [row for row in rows_of(figure) if row.get("label") == "law at ppl+5%" and row["x"] == 4e9]
+    assert (bar["y"], bar["y_low"], bar["y_high"]) == (answer.value, *answer.interval)
+
+
+def test_measured_shares_are_of_one_block_size() -> None:
+    law = side_by_side(narrow(load_table("fig8"), ["block<=64"]), "weak", "strong")
+    at_16 = reached(msgspec.structs.replace(law, fits=tuple(f for f in law.fits if f.form == "strong")))
+    weak = msgspec.structs.replace(law, best="weak")  # whose points do not keep the block size
+    measured = {key: share for key, share in reached(weak).items() if "law" not in key[0]}
+    assert measured
+    assert measured == {key: share for key, share in at_16.items() if "law" not in key[0]}
+    figure = law_reach(weak)
+    assert figure is not None
+    assert "Dots are measured at block 16" in figure.caption
+    alone = law_reach(msgspec.structs.replace(weak, fits=tuple(f for f in law.fits if f.form == "weak")))
+    assert alone is not None
+    assert "Not measured for Qwen1.5-7B, Qwen1.5-14B" in alone.caption
+    assert "Dots" not in alone.caption
+
+
+def test_residuals_have_the_sign_that_the_terminal_s_have() -> None:
+    law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=0)
+    points = [p for p in law.fits[0].points if not p.by_difference]
+    left = len(law.fits[0].points) - len(points)
+    assert left > 0
+    figure = law_residuals(law)
+    drawn = [row["y"] for row in rows_of(figure) if "mark" in row]
+    assert drawn == pytest.approx([100 * (p.predicted / p.measured - 1) for p in points])
+    assert f"Left out: {left} point" in figure.caption
+    assert "Left out" not in law_residuals(fit_law(load_table("t1"), "weak", draws=0)).caption
+
+
+def test_a_law_s_page_has_its_coefficients_forms_and_notes() -> None:
+    law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=100)
+    law = msgspec.structs.replace(law, refused={"strong": "strong needs block"})
+    said = html.unescape("".join(part for part in law_parts(law) if isinstance(part, str)))
+    for fit in law.fits:
+        for p in fit.parameters:
+            interval = " to ".join(f"{end:.4g}" for end in p.interval)
+            assert f'<td>{p.name}</td><td class="n">{p.value:.4g}</td><td class="n">{interval}</td>' in said
+        assert f'{fit.quality[0].r_squared:.3f}</td><td class="n">' in said
+        assert all(f"<td>{note}</td>" in said for note in fit.notes)
+    assert "<td>not fitted: strong needs block</td>" in said
+    assert "at or near zero, counted by difference over its error: Qwen1.5-32B, ratio 0.5" in said
+
+
+def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
+    table = load_table("t1")
+    tokens = {size: (1e12 if i % 2 else 4e12) for i, size in enumerate(sorted({r.size or 0 for r in table.rows}))}
+    rows = [msgspec.structs.replace(r, tokens=tokens[r.size or 0]) for r in table.rows]
+    law = fit_law(msgspec.structs.replace(table, rows=tuple(rows)), "weak-tokens", draws=0)
+    figure = law_reach(law)
+    assert figure is not None
+    assert "each trained on as many tokens as it was" in figure.caption
+    expected = [
+        predict(law, {"size": size, "tokens": own, "loss": math.log(1.05)}).value for size, own in tokens.items()
+    ]
+    drawn = [float(row[3]) for row in figure.table.rows if row[0] == "ppl+5%, law"]
+    assert drawn == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_verdict_on_forms_that_cannot_be_compared_names_none_as_the_best() -> None:
+    law = fit_law(narrow(load_table("t1"), ["size!=1.8B", "size!=4B", "size!=7B", "size!=14B"]), draws=0)
+    assert law.uncompared == ("high-share", "weak")
+    said = verdict(Story((law,)))
+    assert "No form can be called the best: without some size there are too few data for high-share and weak" in said
+    assert said.startswith("The weak law is off by")
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_sections_come_in_their_order(report: Path) -> None:
+    page = report.read_text("utf-8")
+    assert re.findall(r'<section id="([^"]+)"', page) == SECTIONS
+
+
+def test_the_page_is_small_and_asks_the_network_for_nothing(report: Path) -> None:
+    assert report.stat().st_size < 5e6
+    page = report.read_text("utf-8")
+    assert "default-src 'none'" in page
+    outside_scripts = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "http" not in outside_scripts.replace("http-equiv", "")
+    assert not re.search(r'<(link|img|iframe)\b|\bsrc="', outside_scripts)
+    charts = re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)
+    assert charts is not None
+    assert "http" not in charts[1]
+    assert json.loads(charts[1]).keys() >= FIGURES | LAW_FIGURES
+
+
+def test_every_figure_is_saved_as_svg_and_png(report: Path, figures: dict[str, Figure]) -> None:
+    folder = report.parent / "figures"
+    assert {p.name for p in folder.iterdir()} == {f"{key}.{kind}" for key in figures for kind in ("svg", "png")}
+    for key, figure in figures.items():
+        svg = ElementTree.fromstring((folder / f"{key}.svg").read_text("utf-8"))
+        words = "".join(svg.itertext())
+        assert figure.title in words
+        png = (folder / f"{key}.png").read_bytes()
+        width, height = struct.unpack(">II", png[16:24])
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        assert width > 1000
+        assert height > 300
+
+
+def test_the_same_records_give_the_same_bytes(report: Path, story: Story, figures: dict[str, Figure]) -> None:
+    assert document(story, assemble(story)) == report.read_text("utf-8")
+    svg = (report.parent / "figures" / "spike-map.svg").read_text("utf-8")
+    assert to_svg(figures["spike-map"]) == svg
+
+
+def test_the_page_names_no_place_on_the_machine(report: Path, tiny_run: Path) -> None:
+    page = report.read_text("utf-8")
+    assert str(tiny_run.parent) not in page
+    assert "qarat run model --calibration tiny.jsonl" in html.unescape(page)
+
+
+def test_a_command_keeps_its_words_and_loses_its_places() -> None:
+    command = "qarat run ../m --low 'w=int8/channel a=int8/tensor/static' -o /home/me/out --text=/data/x.txt --by ratio"
+    assert portable_command(command) == (
+        "qarat run m --low 'w=int8/channel a=int8/tensor/static' -o out --text=x.txt --by ratio"
+    )
+
+
+def test_text_of_a_model_is_never_markup() -> None:
+    origin = Provenance("m", "t", "c", {})
+    wild = "</pre><script>alert(1)</script>\x1b[31m"
+    page = texts(Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"}))
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "&lt;script&gt;" in page
+    assert "\n   <mark>more</mark>" in page
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_the_verdict_has_the_numbers(story: Story) -> None:
+    said = verdict(story)
+    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
+    assert "against float's " in said
+    assert "INT8 everywhere" in said
+
+
+def changed(story: Story, *records: Record) -> Story:
+    """A story with some of its records replaced by others of the same kind."""
+    kinds = tuple(map(type, records))
+    return Story((*(r for r in story.records if not isinstance(r, kinds)), *records))
+
+
+def overridden(plan: Plan, name: str, scheme: str) -> Plan:
+    return plan.with_schemes({f"model.layers.{name}_proj": parse_scheme(scheme)}, "matches it")
+
+
+def test_overrides_are_no_protection(story: Story) -> None:
+    plan, sweep = story.one(Plan), story.one(Sweep)
+    assert plan is not None
+    assert sweep is not None
+    plan = overridden(overridden(plan, "0.mlp.up", "float"), "0.mlp.gate", "w=int4/g32 a=int8/token")
+    several = changed(story, plan)
+    assert [a.site.name for a in several.protected] == ["model.layers.1.mlp.down_proj"]
+    said = verdict(several)
+    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
+    assert "INT8 everywhere (as in the plan, with 2 projections as --set decides) " in said
+    table = {row[0]: row[3] for row in several_rows(several)}
+    assert table.keys() == {"1.down", "0.up", "0.gate"}
+    assert table["0.up"] == ""
+    assert table["1.down"] != ""
+    nothing = msgspec.structs.replace(sweep, recoveries=(), budget_nats=9.0)
+    low = overridden(plan, "1.mlp.down", plan.low)
+    said = verdict(changed(story, low, nothing))
+    assert said.startswith(
+        "Nothing needs protection: with 2 projections as --set decides and the other 12 projections in INT8, perplexity"
+    )
+
+
+def several_rows(story: Story) -> tuple[tuple[str, ...], ...]:
+    """The page's table of what is not in the low scheme."""
+    page = document(story, assemble(story))
+    body = page.partition("not in the low scheme")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    return tuple(tuple(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)) for row in rows)
+
+
+def test_a_transformed_run_does_not_call_protection_what_its_transforms_bought(story: Story) -> None:
+    plan = story.one(Plan)
+    assert plan is not None
+    model = f"{plan.model}+smooth/0.6@0123456789ab+hadamard"
+    evaluations = [
+        msgspec.structs.replace(e, provenance=msgspec.structs.replace(e.provenance, model=model))
+        for e in story.evaluations
+        if e.label != "float"
+    ]
+    floats = [e for e in story.evaluations if e.label == "float"]
+    rotated = changed(story, msgspec.structs.replace(plan, model=model, prefix=(0,)), *floats, *evaluations)
+    said = "INT8 everywhere (as in the plan, with smooth/0.6, hadamard and a prefix of 1 token in float) "
+    assert said in verdict(rotated)
+    (figure,) = [p for _, parts in assemble(rotated) for p in parts if isinstance(p, Figure) and p.key == "outcome"]
+    assert [row[0] for row in figure.table.rows] == [
+        "float", "naive, with smooth/0.6, hadamard", "plan, with smooth/0.6, hadamard",
+    ]  # fmt: skip
+    assert "Naive and plan alike are of the model with smooth/0.6, hadamard" in figure.caption
+    assert {row["group"] for row in rows_of(figure) if "group" in row} == {"float", "naive", "plan"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("float", "float"),
+        ("w=int8/channel a=int8/tensor/static", "INT8"),
+        ("w=mxint4", "MXINT4 weights"),
+        ("w=int4/g128 a=e4m3/token", "INT4 weights and E4M3 inputs"),
+    ],
+)
+def test_schemes_in_words(scheme: str, words: str) -> None:
+    assert scheme_words(parse_scheme(scheme)) == words
+
+
+# ---------------------------------------------------------------- what is not there
+
+
+def test_an_unfinished_run_shows_what_is_there_and_says_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    shutil.copytree(tiny_run, folder)
+    manifest = read_manifest(folder)
+    kept = {step: manifest[step] for step in ("profile", "damage")}
+    (folder / "manifest.json").write_text(json.dumps(kept))
+    half = gather([tmp_path / "out"])  # as it will be called
+    assembled = assemble(half)
+    keys = {part.key for _, parts in assembled for part in parts if isinstance(part, Figure)}
+    assert "spike-map" in keys
+    assert not keys & {"plan", "recovery", "outcome"}
+    page = html.unescape(document(half, assembled))
+    assert "This run is not finished. Missing: plan, quantize, evaluate float" in page
+    assert "It continues with the same command: qarat run model" in page
+    assert "Not there yet: plan." in page
+    assert "starve ordinary tokens" in verdict(half)
+
+
+def test_stats_of_an_older_version_say_what_they_lack(tiny_run: Path, tmp_path: Path) -> None:
+    stats = decode_record(tiny_run / "stats.safetensors", ActivationStats)
+    for stream in stats.streams.values():
+        del stream.arrays["position_maxima"]
+    old = tmp_path / "stats.safetensors"
+    old.write_bytes(encode_record(stats))
+    parts = [part for _, parts in assemble(gather([old])) for part in parts]
+    assert not any(isinstance(part, Figure) and part.key.startswith("profile") for part in parts)
+    assert any("profile the model again" in part for part in parts if isinstance(part, str))
+
+
+def test_what_does_not_belong_together_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file: .*nothing\.json"):
+        write_report([tmp_path / "nothing.json"], tmp_path)
+    with pytest.raises(UserError, match="holds no run"):
+        write_report([tmp_path], tmp_path)
+    again = tmp_path / "other.json"
+    shutil.copy(tiny_run / "sweep.json", again)
+    with pytest.raises(UserError, match=r"one of a kind.*sweep\.json and other\.json"):
+        write_report([tiny_run, again], tmp_path)
+    sweep = decode_record(tiny_run / "sweep.json", Sweep)
+    stranger = msgspec.structs.replace(sweep, provenance=msgspec.structs.replace(sweep.provenance, model="f" * 64))
+    again.write_bytes(encode_record(stranger))
+    with pytest.raises(UserError, match=r"several models.*other\.json is of ffffffffffff"):
+        write_report([tiny_run / "stats.safetensors", again], tmp_path)
+    assert not (tmp_path / "report.html").exists()

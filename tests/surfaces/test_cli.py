@@ -1,0 +1,298 @@
+"""The command line: help, errors, config files and exit codes, before any work is done."""
+
+import ast
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat import __version__
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
+from qarat.surfaces import cli, commands, options
+from qarat.surfaces.cli import main
+from qarat.surfaces.commands import common
+from qarat.surfaces.screens import Screen
+from qarat.values.requests import protect as planning
+
+Qarat = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test writes by mistake is not left in the project."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, qarat: Qarat) -> Callable[..., Any]:
+    """The options that a command line comes to, without the command being run."""
+    seen: list[Any] = []
+
+    def keep(given: Any, screen: Screen) -> tuple[str, ...]:
+        seen.append(given)
+        return ()
+
+    for verb in options.VERBS:
+        monkeypatch.setattr(commands, verb.replace(" ", "_"), keep)
+
+    def parse(*words: object) -> Any:
+        answer = qarat(*words)
+        assert answer.code == 0, answer.err
+        return seen.pop()
+
+    return parse
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_every_verb_in_a_line(words: list[str], qarat: Qarat) -> None:
+    code, out, err = qarat(*words)
+    assert (code, err) == (0, "")
+    for verb in options.VERBS:
+        assert sum(line.startswith(f"  {verb} ") for line in out.splitlines()) == 1
+    assert all(len(line) <= 120 for line in out.splitlines())
+    assert "qarat run" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", options.VERBS)
+def test_the_help_of_a_verb_explains_every_option(verb: str, qarat: Qarat) -> None:
+    words = verb.split()
+    code, out, _ = qarat(*words, "--help")
+    assert code == 0
+    assert (options.VERBS[verb].__doc__ or "").rstrip(".") in " ".join(out.split())
+    for name in cli._field_types(options.VERBS[verb]):
+        spelled = name.replace("_", "-")
+        several = name in ("paths", "names", "models")  # whose metavar is not their name
+        assert several or any(word in out for word in (spelled.upper(), f"--{spelled}", f"--no-{spelled}"))
+    assert "None" not in out
+    assert qarat("help", *words) == qarat(*words, "-h") == (code, out, "")
+
+
+@pytest.mark.parametrize("words", [["law"], ["law", "--help"], ["help", "law"]])
+def test_the_help_of_a_family_of_verbs_lists_it(words: list[str], qarat: Qarat) -> None:
+    code, out, _ = qarat(*words)
+    assert code == 0
+    listed = [line.split("  ")[1] for line in out.splitlines() if line.startswith("  ")]
+    assert listed == ["law data", "law forms", "law fit", "law predict", "law check"]
+
+
+def test_every_option_has_words_of_its_own() -> None:
+    sources = [path.read_text() for path in Path(options.__file__).parent.glob("*.py")]
+    classes = [node for text in sources for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    assert len(classes) >= len(options.VERBS)
+    for node in classes:
+        for field, words in itertools.pairwise(node.body):
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.value or field).startswith("field("):
+                continue  # a group, whose own words head its options
+            if isinstance(field, ast.AnnAssign) and "help=" not in ast.unparse(field.annotation):
+                assert isinstance(words, ast.Expr), ast.unparse(field)
+                assert len(ast.literal_eval(words.value)) > 10
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version(word: str, qarat: Qarat) -> None:
+    assert qarat(word) == (0, f"qarat {__version__}\n", "")
+
+
+def test_help_and_mistyped_options_do_not_wait_for_torch() -> None:
+    script = """
+import sys
+from qarat.surfaces.cli import main
+assert [main(words) for words in (["run", "--help"], ["--help"], ["run", "--sample", "3"], ["rum"])] == [0, 0, 2, 2]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_a_request_has_the_defaults_of_the_options() -> None:
+    assert common.request_of(options.Planning()) == planning.Request()
+    assert common.runtime_of(options.Machine(device="cpu")) == Runtime()
+
+
+def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
+    out = " ".join(qarat("plan", "--help").out.replace("│", " ").split())
+    for name in (*planning.PLANNING_RULES, *planning.PROTECTIONS, *planning.ENGINES_THAT_FUSE):
+        assert name in out
+
+
+# ---------------------------------------------------------------- words that make no sense
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evalute"], "did you mean evaluate?"),
+        (["law", "fti"], "did you mean law fit"),
+        (["law", "fit"], "DATA"),
+        (["law", "--json"], "there is no verb 'law --json'"),
+        (["--json", "run"], "qarat VERB --json"),
+        (["show"], "give `qarat show` files"),
+        (["run", "--sampels", "3"], "--samples"),
+        (["run", "--samples", "many"], "--samples"),
+        (["run", "--device", "tpu"], "cuda"),
+        (["run", "a", "b"], "b"),
+        (["run", "--config"], "--config needs a file"),
+        (["run", "--config="], "--config needs a file"),
+        (["run", "--config", "a.yaml", "--config=b.yaml"], "2 times"),
+        (["run", "--threads", "0"], "--threads 0"),
+    ],
+)
+def test_words_that_make_no_sense_are_code_2(words: list[str], says: str, qarat: Qarat) -> None:
+    code, out, err = qarat(*words)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--by", "ratoi"], "did you mean ratio"),
+        (["--runtime", "vlm"], "vllm"),
+        (["--budget", "1%"], "ppl+1%"),
+        (["--budget", "ppl+-1%"], "ppl+1%"),
+        (["--protect", "fp9"], "--protect"),
+        (["--protect", "l=int8/token"], "w=… and a=…"),
+        (["--low", "r=int8/token"], "w=… and a=…"),
+        (["--set", "1.down float"], "PATTERN: SCHEME"),
+        (["--sites", "1.down", "--by", "snr"], "give one of them"),
+        (["--memory", "lots"], "8GB"),
+    ],
+)
+def test_a_plan_that_cannot_be_asked_for_is_refused_at_once(words: list[str], says: str, qarat: Qarat) -> None:
+    code, out, err = qarat("run", "-o", "/nonexistent/out", *words)
+    assert (code, out) == (1, "")
+    assert says in err
+
+
+# ---------------------------------------------------------------- config files
+
+
+def test_a_config_holds_any_option(asked: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "qarat.yaml"
+    path.write_text(
+        """
+model: my-model
+out: somewhere
+report-samples: 12
+samples: "8"
+memory: 4
+dry_run: true
+budget: nats+0.5
+sites: 1.down
+set:
+  - "*.o_proj: float"
+  - 1.up: w=int4/g32
+"""
+    )
+    for words in (["--config", path], [f"--config={path}"]):
+        run = asked("run", *words)
+        assert (run.model, run.out, run.general.dry_run) == ("my-model", Path("somewhere"), True)
+        assert (run.text.samples, run.text.report_samples, run.machine.memory) == (8, 12, "4")
+        assert run.planning.budget == "nats+0.5"
+        assert run.planning.sites == ("1.down",)
+        assert run.planning.set == ("*.o_proj: float", "1.up: w=int4/g32")
+        assert run.planning.low == options.LOW
+
+
+def test_flags_win_over_the_config(asked: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "qarat.yaml"
+    path.write_text("model: my-model\nsamples: 8\nseed: 3\nset: ['a: float']\nattention: false\n")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("model: my-model\nsamples: 8\nattention: false\n")
+    found = asked("profile", "other", "--samples", "9", "--config", profile)
+    assert (found.model, found.text.samples, found.attention) == ("other", 9, False)
+    path.write_text("seed: 3\nset: ['a: float']\n")
+    found = asked("run", "--seed", "4", "--config", path, "--set", "b: float")
+    assert found.general.seed == 4
+    assert found.planning.set[-1] == "b: float"  # the last match wins
+
+
+def test_what_must_be_given_may_stand_in_either_place(asked: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "show.yaml"
+    path.write_text("json: true\n")
+    assert asked("show", "a.json", "--config", path).paths == (Path("a.json"),)
+    path.write_text("paths: [a.json, b.json]\n")
+    assert asked("show", "--config", path).paths == (Path("a.json"), Path("b.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sampels: 3", "did you mean samples"),
+        ("samples: many", "samples: Expected `int`"),
+        ("samples: 1.5", "samples: Expected `int`"),
+        ("device: tpu", "device: Invalid enum value"),
+        ("set: 3.5", "set"),
+        ("- samples", "name: value"),
+        ("samples: [", "is no YAML"),
+        ("", "name: value"),
+        ("config: other.yaml", "config"),
+    ],
+)
+def test_a_config_is_checked(text: str, says: str, qarat: Qarat, tmp_path: Path) -> None:
+    path = tmp_path / "qarat.yaml"
+    path.write_text(text)
+    code, out, err = qarat("run", "--config", path)
+    assert (code, out) == (2, "")
+    assert str(path) in err
+    assert says in err
+    code, _, err = qarat("run", "--config", tmp_path / "none.yaml")
+    assert code == 2
+    assert "No such file" in err
+
+
+# ---------------------------------------------------------------- errors and exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("the remedy"), 1, "qarat: the remedy\n"),
+        (KeyboardInterrupt(), 130, "nothing is half-written"),
+        (PermissionError(13, "Permission denied", "x.json"), 1, "qarat: x.json: Permission denied\n"),
+        (OSError(28, "No space left on device"), 1, "free some space and run the same command again"),
+    ],
+)
+def test_an_error_is_words_and_a_code(
+    error: BaseException, code: int, says: str, qarat: Qarat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "models", fail)
+    answer = qarat("models", "--json")
+    assert (answer.code, answer.out) == (code, "")
+    assert says in answer.err
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(commands, "models", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_progress_and_notes_stay_off_stdout(qarat: Qarat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_: Any, screen: Screen) -> tuple[str, ...]:
+        screen.progress("walk", 0, 2)
+        screen.note("something to know")
+        screen.progress("walk", 2, 2)
+        screen.show({"answer": 42}, title="A title")
+        return ("written: nothing",)
+
+    monkeypatch.setattr(commands, "profile", answer)
+    code, out, err = qarat("profile", "--json")
+    assert code == 0
+    assert json.loads(out) == {"answer": 42}
+    assert "qarat: something to know\n" in err
+    assert "walk" in err
