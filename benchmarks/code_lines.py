@@ -51,7 +51,7 @@ def main() -> None:
         print(f"{lines:6}  {layer}")
     largest = max(modules, key=modules.__getitem__)
     print(f"{layers.total():6}  together, in {len(modules)} modules")
-    print(f"lines of a module, comments and all: median {median(modules.values()):g}, largest {modules[largest]} ({largest})")
+    print(f"lines of a module: median {median(modules.values()):g}, largest {modules[largest]} ({largest})")
 
 
 if __name__ == "__main__":

@@ -77,9 +77,9 @@ def compare(name: str, chosen: argparse.Namespace) -> dict[str, object]:
     ]
     damages: dict[str, dict[str, float]] = {}
     metrics: dict[str, dict[str, object]] = {}
-    for metric in damage.names():
+    for metric in damage.METRICS.names():
         begun = time.process_time()
-        menu = damage.load(metric)(model, tokens, [scheme], seed=chosen.seed)
+        menu = damage.METRICS.load(metric).price(model, tokens, [scheme], seed=chosen.seed)
         seconds[metric] = time.process_time() - begun
         damages[metric] = menu.damages(str(scheme))
         sums = [math.fsum(damages[metric][site] for site in low) for low in sets]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from search import Bench
+from search import Subject
 
 from qarat.stages.observe import observe
 from qarat.stages.spikes import diagnose
@@ -35,7 +35,7 @@ BUDGETS = ("ppl+1%", "ppl+5%", "ppl+10%", "ppl+20%")
 MOST_NAMED = 8  # units: a plan that keeps more of them high is not about spikes
 
 
-def reach(bench: Bench, low: str, granularity: str) -> dict[str, Any]:
+def reach(bench: Subject, low: str, granularity: str) -> dict[str, Any]:
     """One search: what each budget reaches."""
     bench.low = low
     result = bench.search(0, granularity=granularity, budgets=BUDGETS)
@@ -58,7 +58,7 @@ def _reached(result: SearchResult, reached: Reached) -> dict[str, Any]:
     }
 
 
-def flagged(bench: Bench) -> dict[str, list[str]]:
+def flagged(bench: Subject) -> dict[str, list[str]]:
     """The inputs of projections that spike rules name, under INT8, and which rules do."""
     low = parse_scheme(FORMATS["int8, static per tensor"])
     assert isinstance(low, LinearScheme)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     asked = parser.parse_args()
     with StageProgress() as bars:
-        bench = Bench(asked.model, asked, bars)
+        bench = Subject(asked.model, asked, bars)
         found = {
             name: {granularity: reach(bench, low, granularity) for granularity in ("matmul", "layer")}
             for name, low in FORMATS.items()

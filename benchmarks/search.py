@@ -22,7 +22,7 @@ import common
 import msgspec
 
 from qarat.ground.runtime import Progress, Runtime
-from qarat.jobs.bench import Measurer, Member, ProgressWatcher, Setting, specify
+from qarat.jobs.bench import Bench, Measurer, Member, ProgressWatcher, specify
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.runners import open_runner
@@ -45,7 +45,7 @@ STRATEGIES = ("predicted", "greedy", "random")
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
 
 
-class Bench:
+class Subject:
     """One model, on which searches are run."""
 
     def __init__(self, name: str, asked: argparse.Namespace, progress: Progress) -> None:
@@ -63,7 +63,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder, open_runner() as runner:
             run = Run(Path(folder) / "run")
             run.begin()
-            member, setting = Member(self.name, self.model, self.tokens), Setting(runner, seed, self.progress)
+            member, setting = Member(self.name, self.model, self.tokens), Bench(runner, seed, self.progress)
             return SearchJob(member, asked, setting).execute(run)
 
     def compare(self, seed: int, metric: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with StageProgress() as bars:
         for name in asked.models:
-            bench = Bench(name, asked, bars)
+            bench = Subject(name, asked, bars)
             runs = [bench.optimum()] if asked.optimum else [bench.compare(s, asked.metric) for s in range(asked.seeds)]
             found[name] = runs
     result = {"low": asked.low, "metric": asked.metric, "models": found, "machine": common.machine()}

@@ -20,7 +20,7 @@ from qarat.values.plans import Plan, PlanError
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import PROTECTIONS, Request
+from qarat.values.requests.protect import PROTECTIONS, ProtectRequest
 from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, parse_scheme
 from qarat.values.sites import short_name
 
@@ -37,7 +37,7 @@ class Bench(NamedTuple):
     menu: Menu
 
     def plan(self, **request: Any) -> Plan:
-        return find_plan(self.model, Request(**request), self.stats, self.menu, self.selection)[0]
+        return find_plan(self.model, ProtectRequest(**request), self.stats, self.menu, self.selection)[0]
 
 
 def own_text(model: Model, name: str, windows: int) -> TokenSet:
@@ -81,7 +81,7 @@ def test_the_planted_site_ranks_first_and_is_chosen(bench: Bench) -> None:
     assert len(damages) == 21
     runner_up = max(nats for site, nats in damages.items() if site != SPIKE)
     assert damages[SPIKE] > 20 * runner_up
-    plan, record = find_plan(bench.model, Request(budget=BUDGET), bench.stats, bench.menu, bench.selection)
+    plan, record = find_plan(bench.model, ProtectRequest(budget=BUDGET), bench.stats, bench.menu, bench.selection)
     assert protected(plan) == ["1.down"]
     assert plan[SPIKE] == LinearScheme()
     assert record.order == "Fisher damage per parameter"
@@ -111,7 +111,8 @@ def test_nothing_is_protected_within_a_generous_budget(bench: Bench) -> None:
 
 def test_the_same_request_gives_the_same_plan_and_record(bench: Bench) -> None:
     first, second = (
-        find_plan(bench.model, Request(budget=BUDGET), bench.stats, bench.menu, bench.selection) for _ in range(2)
+        find_plan(bench.model, ProtectRequest(budget=BUDGET), bench.stats, bench.menu, bench.selection)
+        for _ in range(2)
     )
     assert first == second
 
@@ -127,7 +128,7 @@ def test_what_protects_is_a_choice(protect: str, scheme: LinearScheme | None, be
 
 def test_fp8_is_enough_for_the_spike(bench: Bench) -> None:
     plan, record = find_plan(
-        bench.model, Request(budget=BUDGET, protect="fp8"), bench.stats, bench.menu, bench.selection
+        bench.model, ProtectRequest(budget=BUDGET, protect="fp8"), bench.stats, bench.menu, bench.selection
     )
     assert protected(plan) == ["1.down"]
     assert record.trials[1].damage.nats <= record.budget_nats
@@ -149,7 +150,7 @@ def with_ratio(stats: ActivationStats, **ratios: float) -> ActivationStats:
 def test_a_spike_rule_protects_exactly_the_sites_it_flags(flagged: tuple[str, ...], bench: Bench) -> None:
     stats = with_ratio(bench.stats, **dict.fromkeys(flagged, 100.0))
     menu = msgspec.structs.replace(bench.menu, stats=content_hash(stats))
-    plan, record = find_plan(bench.model, Request(by="ratio", budget="nats+9"), stats, menu, bench.selection)
+    plan, record = find_plan(bench.model, ProtectRequest(by="ratio", budget="nats+9"), stats, menu, bench.selection)
     readers = {"2__down_in": ["2.down"], "0__attn_in": ["0.q", "0.k", "0.v"]}
     assert sorted(protected(plan)) == sorted(site for stream in flagged for site in readers[stream])
     assert "the spike rule ratio" in record.order
@@ -163,7 +164,7 @@ def test_the_snr_rule_finds_the_planted_site(bench: Bench) -> None:
 def test_a_list_is_protected_whatever_the_budget(bench: Bench) -> None:
     plan, record = find_plan(
         bench.model,
-        Request(sites=("2.down", "0.[qk]"), budget="nats+9"),
+        ProtectRequest(sites=("2.down", "0.[qk]"), budget="nats+9"),
         bench.stats,
         bench.menu,
         bench.selection,
@@ -190,7 +191,7 @@ def test_rules_are_part_of_every_plan_and_not_candidates(bench: Bench) -> None:
     reasons = {short_name(a.site.name): a.reason for a in plan.assignments}
     assert reasons["1.down"] == "matches 1.down"
     assert reasons["2.down"] == "matches *.down_proj"
-    naive = naive_plan(bench.model, Request(rules=rules), bench.stats)
+    naive = naive_plan(bench.model, ProtectRequest(rules=rules), bench.stats)
     assert protected(naive) == ["0.down", "1.down", "2.down"]
 
 
@@ -206,7 +207,7 @@ def test_vllm_protects_tied_sites_together(bench: Bench) -> None:
 
 def test_vllm_keeps_ties_in_a_search(bench: Bench) -> None:
     plan, record = find_plan(
-        bench.model, Request(runtime="vllm", budget="nats+0"), bench.stats, bench.menu, bench.selection
+        bench.model, ProtectRequest(runtime="vllm", budget="nats+0"), bench.stats, bench.menu, bench.selection
     )
     plan.check_ties()
     assert SPIKE in record.trials[1].sites
@@ -223,12 +224,12 @@ def test_vllm_refuses_rules_that_break_a_tie(bench: Bench) -> None:
 
 def test_strangers_are_refused(bench: Bench, tiny_model: Model) -> None:
     with pytest.raises(UserError, match="stats are of the model"):
-        find_plan(tiny_model, Request(), bench.stats, bench.menu, bench.selection)
+        find_plan(tiny_model, ProtectRequest(), bench.stats, bench.menu, bench.selection)
     provenance = msgspec.structs.replace(bench.menu.provenance, model="f" * 64)
     with pytest.raises(UserError, match="prices are of the model ffffffffffff"):
         find_plan(
             bench.model,
-            Request(),
+            ProtectRequest(),
             bench.stats,
             msgspec.structs.replace(bench.menu, provenance=provenance),
             bench.selection,
@@ -243,10 +244,10 @@ def test_a_menu_needs_prices_of_the_low_scheme(bench: Bench) -> None:
 def test_streams_behind_static_scales_are_needed(bench: Bench) -> None:
     streams = {k: v for k, v in bench.stats.streams.items() if not k.endswith("down_in")}
     with pytest.raises(UserError) as error:
-        naive_plan(bench.model, Request(), msgspec.structs.replace(bench.stats, streams=streams))
+        naive_plan(bench.model, ProtectRequest(), msgspec.structs.replace(bench.stats, streams=streams))
     for block in range(3):
         assert f"model.layers.{block}.down_in" in str(error.value)
-    dynamic = Request(low="w=int8/channel a=int8/token")
+    dynamic = ProtectRequest(low="w=int8/channel a=int8/token")
     naive_plan(bench.model, dynamic, msgspec.structs.replace(bench.stats, streams=streams))
 
 
@@ -267,20 +268,20 @@ def test_streams_behind_static_scales_are_needed(bench: Bench) -> None:
 )
 def test_a_malformed_request_is_refused_before_a_model_is_opened(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Request(**fields).check()
+        ProtectRequest(**fields).check()
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        Request(),
-        Request(protect="fp8", by="snr", runtime="vllm"),
-        Request(low="w=mxint4", protect="w=int8/channel", budget="nats+0.1", rules=("*.q_proj : float",)),
+        ProtectRequest(),
+        ProtectRequest(protect="fp8", by="snr", runtime="vllm"),
+        ProtectRequest(low="w=mxint4", protect="w=int8/channel", budget="nats+0.1", rules=("*.q_proj : float",)),
     ],
 )
-def test_well_formed_requests_pass(request_: Request) -> None:
+def test_well_formed_requests_pass(request_: ProtectRequest) -> None:
     request_.check()
-    assert Request(rules=("a.b :  w=int8/channel a=int8/token ",)).overrides() == (
+    assert ProtectRequest(rules=("a.b :  w=int8/channel a=int8/token ",)).overrides() == (
         ("a.b", "w=int8/channel a=int8/token"),
     )
 
@@ -293,7 +294,7 @@ def test_a_plan_has_the_prefix_that_its_stats_leave_out(bench: Bench) -> None:
     assert content_hash(stats) == content_hash(observe(bench.model, bench.selection, prefix=1))
     menu = price(bench.model, bench.selection, [parse_scheme(LOW)], stats, prefix=stats.prefix)
     for prefix in (1, "auto"):
-        request = Request(prefix=prefix, budget=BUDGET)
+        request = ProtectRequest(prefix=prefix, budget=BUDGET)
         plan, record = find_plan(bench.model, request, stats, menu, bench.selection)
         assert plan.prefix == naive_plan(bench.model, request, stats).prefix == (0,)
         assert plan.stats == content_hash(stats)
@@ -304,13 +305,13 @@ def test_a_plan_has_the_prefix_that_its_stats_leave_out(bench: Bench) -> None:
 def test_prices_and_stats_of_another_prefix_are_refused(bench: Bench) -> None:
     stats = observe(bench.model, bench.selection, prefix=1)
     with pytest.raises(UserError, match="--prefix 0: these stats leave out 1 tokens"):
-        naive_plan(bench.model, Request(), stats)
+        naive_plan(bench.model, ProtectRequest(), stats)
     with pytest.raises(UserError, match="--prefix 2: these stats leave out 0 tokens"):
-        naive_plan(bench.model, Request(prefix=2), bench.stats)
+        naive_plan(bench.model, ProtectRequest(prefix=2), bench.stats)
     with pytest.raises(UserError, match=r"prices are with the prefix \[\], the plan has \[0\]"):
-        find_plan(bench.model, Request(prefix=1), stats, bench.menu, bench.selection)
+        find_plan(bench.model, ProtectRequest(prefix=1), stats, bench.menu, bench.selection)
     with pytest.raises(UserError, match="--prefix -1"):
-        Request(prefix=-1).check()
+        ProtectRequest(prefix=-1).check()
 
 
 @pytest.mark.parametrize(
@@ -326,7 +327,7 @@ def test_auto_leaves_out_what_spikes_and_is_the_same_everywhere(
         passes.append(len(stats.prefix))
         return min(len(stats.prefix) + 1, spiking)
 
-    monkeypatch.setattr("qarat.stages.spikes.spiking_front", front)
+    monkeypatch.setattr("qarat.jobs.protecting.spiking_front", front)
     windows = bench.selection.windows.clone()
     windows[:, 1:3] = 7
     if shared < 3:

@@ -21,7 +21,7 @@ from qarat.testing import tiny_checkpoint
 from qarat.values.fingerprints import source_of, transforms_of
 from qarat.values.records.files import decode_record
 from qarat.values.records.scores import Evaluation, paired_difference
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 
 Sets = tuple[TokenSet, TokenSet, TokenSet]
 
@@ -40,7 +40,7 @@ def sets(model: Model, tiny_text: Path) -> Sets:
 @pytest.fixture
 def job(model: Model, sets: Sets) -> Callable[..., Pipeline]:
     def make(*transforms: str, exports: tuple[str, ...] = ()) -> Pipeline:
-        request = Request(sites=("0.down",), transforms=transforms)
+        request = ProtectRequest(sites=("0.down",), transforms=transforms)
         return Pipeline(
             model, sets, request, seed=0, prompt=None, exports=exports,
             progress=no_progress, show=lambda *_, **__: None, note=lambda _: None,
@@ -106,10 +106,8 @@ def test_auto_takes_the_strength_that_loses_least(model: Model, sets: Sets, monk
             tried.append(label)
             self.loss = abs(float(label.split("/")[1]) - 0.7)
 
-    monkeypatch.setattr(
-        "qarat.stages.measure.perplexity.measure_perplexity", lambda *_, label, progress: Measured(label)
-    )
-    done = prepare(model, Request(transforms=("smooth/auto/all",)), sets[0], sets[1])
+    monkeypatch.setattr("qarat.jobs.transforming.measure_perplexity", lambda *_, label, progress: Measured(label))
+    done = prepare(model, ProtectRequest(transforms=("smooth/auto/all",)), sets[0], sets[1])
     assert done.transforms == ("smooth/0.7/all",)
     assert tried == [f"smooth/{a:g}/all" for a in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
     again = apply_again(model, done.transforms, done.stats)
@@ -137,6 +135,6 @@ def test_what_cannot_be_exported_is_refused_before_any_work(job: Callable[..., P
 
 def test_bad_requests_are_refused_before_any_work(model: Model):
     with pytest.raises(UserError, match="unknown transform 'smoothe'"):
-        check_plan_request(Request(transforms=("smoothe/0.5",)))
+        check_plan_request(ProtectRequest(transforms=("smoothe/0.5",)))
     with pytest.raises(UserError, match=r"--transform hadamard: .*rotated already"):
-        outline(model, Request(transforms=("hadamard", "hadamard")))
+        outline(model, ProtectRequest(transforms=("hadamard", "hadamard")))

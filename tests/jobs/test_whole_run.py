@@ -34,7 +34,7 @@ from qarat.values.records.files import decode_record
 from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Continuations, Evaluation
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 
 Qarat = Callable[..., Any]
 LOG = "log.jsonl"
@@ -231,7 +231,7 @@ def test_ctrl_c_from_a_terminal(words: list[str], unbroken: Path, tmp_path: Path
 
 def test_a_finished_run_is_not_touched(qarat: Qarat, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(unbroken)
-    monkeypatch.delattr("qarat.model.model.open_model")  # refused before any work
+    monkeypatch.delattr("qarat.surfaces.commands.common.open_model")  # refused before any work
     answer = qarat("run", "any-model", "-o", unbroken)
     assert answer.code == 1
     assert "exists already" in answer.err
@@ -427,7 +427,7 @@ def test_a_prompt_is_continued(qarat: Qarat, words: list[str], tmp_path: Path) -
 # ---------------------------------------------------------------- a prefix
 
 
-def job(folder: Path, text: Path, request: Request, **more: Any) -> Pipeline:
+def job(folder: Path, text: Path, request: ProtectRequest, **more: Any) -> Pipeline:
     model = open_model(str(folder), Runtime(threads=1))
     tokens = load_token_sets(model, calibration=str(text), length=32, samples=4, report_samples=6)
     quiet: dict[str, Any] = {"progress": no_progress, "show": lambda *_, **__: None, "note": lambda _: None}
@@ -437,7 +437,7 @@ def job(folder: Path, text: Path, request: Request, **more: Any) -> Pipeline:
 def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "out")
     run.begin(command="")
-    job(tiny_llama, tiny_text, Request(prefix=1, sites=("0.down",))).execute(run)
+    job(tiny_llama, tiny_text, ProtectRequest(prefix=1, sites=("0.down",))).execute(run)
     out = tmp_path / "out"
     stats, menu = decode_record(out / "stats.safetensors", ActivationStats), decode_record(out / "menu.json", Menu)
     _, plan = read_native(out / "model")
@@ -449,7 +449,7 @@ def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: P
 def test_a_prefix_that_cannot_be_is_refused_before_any_work(tiny_llama: Path, tiny_text: Path) -> None:
     def refused(words: str, prefix: int | Literal["auto"], **more: Any) -> None:
         with pytest.raises(UserError, match=words):
-            job(tiny_llama, tiny_text, Request(prefix=prefix, low="w=int8/channel a=int8/token"), **more)
+            job(tiny_llama, tiny_text, ProtectRequest(prefix=prefix, low="w=int8/channel a=int8/token"), **more)
 
     refused("calibration set do not begin with the prefix", 5)
     refused("leaves nothing of the calibration set", 32)
@@ -463,7 +463,7 @@ def test_a_prompt_begins_with_the_prefix(tiny_llama: Path, tmp_path: Path) -> No
     text = tmp_path / "alike.jsonl"
     documents = ("".join(lines[i : i + 3]) for i in range(0, 72, 3))
     text.write_text("".join(json.dumps({"source": d[:9], "text": d}) + "\n" for d in documents))
-    assert len(job(tiny_llama, text, Request(prefix=2)).draft.prefix) == 2
-    assert job(tiny_llama, text, Request(prefix=2), prompt="quick").prompt[0] == 0
+    assert len(job(tiny_llama, text, ProtectRequest(prefix=2)).draft.prefix) == 2
+    assert job(tiny_llama, text, ProtectRequest(prefix=2), prompt="quick").prompt[0] == 0
     with pytest.raises(UserError, match="--prompt does not begin with the prefix"):
-        job(tiny_llama, text, Request(prefix=2), prompt="slow")
+        job(tiny_llama, text, ProtectRequest(prefix=2), prompt="slow")

@@ -314,7 +314,7 @@ def test_nothing_stays_behind_after_an_exception(tiny_model: Model, when: str, m
     if when == "in a block":
         monkeypatch.setattr(tiny_model.block(1).get_submodule("mlp.down_proj"), "forward", broken)
     else:
-        monkeypatch.setattr("qarat.maths.histograms.count_magnitudes", broken)
+        monkeypatch.setattr("qarat.stages.observe.count_magnitudes", broken)
     with pytest.raises(KeyboardInterrupt):
         observe(tiny_model, token_set(2))
     assert remains(tiny_model) == []

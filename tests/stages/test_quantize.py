@@ -265,7 +265,7 @@ def test_a_weight_cache_saves_what_its_bound_allows(
         quantized.append(arguments)
         return quantize_weight(*arguments)
 
-    monkeypatch.setattr("qarat.stages.rounding.rtn.quantize_weight", count)
+    monkeypatch.setattr("qarat.stages.quantize.quantize_weight", count)
     schemes = plan_of(tiny_model, "w=int4/g8").block(0)
     cache = WeightCache(bound)
     blocks = [build_block(tiny_model, 0, schemes, None, cache) for _ in range(2)]

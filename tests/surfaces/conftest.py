@@ -16,7 +16,7 @@ from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.values.records.files import encode_record
 from qarat.values.records.origin import Provenance
 from qarat.values.records.scores import Evaluation
-from qarat.values.records.spike_study import MAIN, RuleSays, SpikeStudy, StudyArm
+from qarat.values.records.spike_study import MAIN, RuleSays, SpikeArm, SpikeStudy
 
 INT8, INT6, TOKEN = (
     "w=int8/channel a=int8/tensor/static",
@@ -29,11 +29,11 @@ BASE = (20.0, 21.0, 19.0, 20.5)
 SHAPE = (0.02, -0.03, 0.02, -0.01)  # scatter of a window's loss, which sums to nothing
 
 
-def arm(group: str, label: str, nats: float, setting: str = INT8, *, sites: int = 0, **fields: str) -> StudyArm:
+def arm(group: str, label: str, nats: float, setting: str = INT8, *, sites: int = 0, **fields: str) -> SpikeArm:
     """Loses ``nats`` a token over float, with some scatter from window to window."""
     windows = tuple(b + 10 * nats + s for b, s in zip(BASE, SHAPE, strict=True))
     kept = SITES[:sites]
-    return StudyArm(group, label, setting, setting, kept, "float", (), 0, MAIN, 0.01, 8.1, windows, **fields)
+    return SpikeArm(group, label, setting, setting, kept, "float", (), 0, MAIN, 0.01, 8.1, windows, **fields)
 
 
 ARMS = (

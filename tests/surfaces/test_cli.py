@@ -113,7 +113,7 @@ assert "torch" not in sys.modules
 
 
 def test_a_request_has_the_defaults_of_the_options() -> None:
-    assert common.request_of(options.Planning()) == planning.Request()
+    assert common.request_of(options.Planning()) == planning.ProtectRequest()
     assert common.runtime_of(options.Machine(device="cpu")) == Runtime()
 
 

@@ -18,7 +18,7 @@ from qarat.surfaces.terminal import ending, render, render_all
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import Menu, MenuEntry
-from qarat.values.records.protection import Sweep, Trial
+from qarat.values.records.protection import Protection, Trial
 from qarat.values.records.scores import Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme, parse_tensor_scheme
@@ -117,9 +117,9 @@ def make_menu(*schemes: str, blocks: int = 4) -> Menu:
     return Menu(make_provenance(), "fisher", "s" * 64, tuple(entries))
 
 
-def make_sweep(model: str = MODEL) -> Sweep:
+def make_sweep(model: str = MODEL) -> Protection:
     one, two = (site("1.down"),), (site("1.down"), site("0.q"), site("0.k"), site("0.v"))
-    return Sweep(
+    return Protection(
         make_provenance(model),
         "Fisher damage per parameter",
         "ppl+1%",
@@ -428,7 +428,7 @@ def test_text_is_never_markup_and_never_moves_the_cursor():
     assert quoted in show(compare([make_evaluation(NASTY), make_evaluation("naive")]))
     assert quoted in show(ending([f"wrote {NASTY}"]))
     trial = Trial("k=0", (), Difference(0.1, 0.1, 2))
-    assert quoted in show(render(Sweep(make_provenance(), NASTY, "ppl+1%", 0.01, (trial,), (), (), NASTY)))
+    assert quoted in show(render(Protection(make_provenance(), NASTY, "ppl+1%", 0.01, (trial,), (), (), NASTY)))
 
 
 @pytest.mark.parametrize("width", [80, 100])

@@ -19,7 +19,7 @@ from qarat.model.model import Model, open_model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.driver import Failure as NotMeasured
-from qarat.stages.choose.driver import Watcher
+from qarat.stages.choose.driver import SearchWatcher
 from qarat.stages.choose.space import Space
 from qarat.stages.measure.meter import Failure, Meter, prefix_order
 from qarat.stages.quantize import WeightCache, build_block
@@ -223,7 +223,7 @@ class Measurer:
                 file.write(f"{forwards}\n")
 
 
-class ProgressWatcher(Watcher):
+class ProgressWatcher(SearchWatcher):
     """Turns trials into progress: how many, and the best so far for the first loss budget."""
 
     def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space, stage: str = "search") -> None:
@@ -268,7 +268,7 @@ class Member(NamedTuple):
     tokens: tuple[TokenSet, TokenSet, TokenSet]
 
 
-class Setting(NamedTuple):
+class Bench(NamedTuple):
     """How plans are measured, whatever is searched.
 
     Attributes:
@@ -285,6 +285,6 @@ class Setting(NamedTuple):
     revision: str | None = None
     keep_bytes: int | None = None
 
-    def within(self, place: str) -> Setting:
+    def within(self, place: str) -> Bench:
         """The same, with progress that says where in a larger run it is."""
         return self._replace(progress=lambda stage, done, total: self.progress(f"{place} {stage}", done, total))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
-from qarat.stages import prices
 from qarat.stages.choose.strategies import make_strategy
+from qarat.stages.prices import METRICS, prices_products
 from qarat.stages.transforms import parse_transform
-from qarat.values.requests.family_sweep import SweepRequest
-from qarat.values.requests.protect import Request
-from qarat.values.requests.ratio_study import StudyRequest
+from qarat.values.requests.family_sweep import FamilyRequest
+from qarat.values.requests.protect import ProtectRequest
+from qarat.values.requests.ratio_study import RatioRequest
 from qarat.values.requests.search import SearchRequest
 
 
-def check_plan_request(request: Request) -> None:
+def check_plan_request(request: ProtectRequest) -> None:
     """Check what a plan should be.
 
     Raises:
@@ -31,22 +30,21 @@ def check_search_request(request: SearchRequest) -> None:
         UserError: Malformed or unknown words, numbers out of range, options that do not go together; an extra that the
             strategy needs is not installed.
     """
-    if request.metric not in prices.names():
-        raise UserError(f"--metric {request.metric}: {nearest_names(request.metric, prices.names())}")
+    METRICS.check(request.metric)
     strategy = make_strategy(request.strategy, trials=1, seed=0)
     request.check()
-    if request.basis == "macs" and strategy.predicts and not prices.prices_products(request.metric):
+    if request.basis == "macs" and strategy.predicts and not prices_products(request.metric):
         raise UserError(f"--metric {request.metric} has no price of attention products, which --basis macs decides too")
 
 
-def check_ratio_request(request: StudyRequest) -> None:
+def check_ratio_request(request: RatioRequest) -> None:
     """Check what a ratio study is to find out; errors as `check_search_request`."""
     request.check()
     for search in request.searches():
         check_search_request(search)
 
 
-def check_family_request(request: SweepRequest) -> None:
+def check_family_request(request: FamilyRequest) -> None:
     """Check what a sweep over a family is to measure; errors as `check_search_request`."""
     request.check()
     for search in request.searches():

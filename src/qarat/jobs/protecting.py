@@ -15,7 +15,7 @@ from qarat.jobs.bench import make_meter
 from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.protect import MOST, rank_by_damage, sweep
+from qarat.stages.choose.protect import MOST, protect_until, rank_by_damage
 from qarat.stages.observe import observe
 from qarat.stages.quantize import check_stats
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
@@ -24,9 +24,9 @@ from qarat.values.fingerprints import brief, transforms_of
 from qarat.values.plans import Plan, PlanError, assign, match_sites
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import ENGINES_THAT_FUSE, Request
+from qarat.values.requests.protect import ENGINES_THAT_FUSE, ProtectRequest
 from qarat.values.schemes import LinearScheme, parse_scheme
 from qarat.values.sites import Site, short_name
 from qarat.values.units import Unit, make_units
@@ -61,7 +61,7 @@ def profile(
     return stats
 
 
-def draft_plan(model: Model, request: Request, stats: str = "", prefix: tuple[int, ...] = ()) -> Plan:
+def draft_plan(model: Model, request: ProtectRequest, stats: str = "", prefix: tuple[int, ...] = ()) -> Plan:
     """Everything low, with the request's overrides, before anything is measured.
 
     Args:
@@ -87,7 +87,7 @@ def draft_plan(model: Model, request: Request, stats: str = "", prefix: tuple[in
     return plan
 
 
-def describe_matches(request: Request, sites: Sequence[Site]) -> tuple[str, ...]:
+def describe_matches(request: ProtectRequest, sites: Sequence[Site]) -> tuple[str, ...]:
     """A line for every pattern of the request: which sites it names.
 
     Raises:
@@ -103,7 +103,7 @@ def describe_matches(request: Request, sites: Sequence[Site]) -> tuple[str, ...]
     return tuple(lines)
 
 
-def naive_plan(model: Model, request: Request, stats: ActivationStats) -> Plan:
+def naive_plan(model: Model, request: ProtectRequest, stats: ActivationStats) -> Plan:
     """Everything low, with the request's overrides: what a plan is compared with.
 
     Args:
@@ -128,14 +128,14 @@ def naive_plan(model: Model, request: Request, stats: ActivationStats) -> Plan:
 
 def find_plan(
     model: Model,
-    request: Request,
+    request: ProtectRequest,
     stats: ActivationStats,
     menu: Menu,
     selection: TokenSet,
     *,
     most: int = MOST,
     progress: Progress = no_progress,
-) -> tuple[Plan, Sweep]:
+) -> tuple[Plan, Protection]:
     """Choose the sites to protect, and measure what each protection buys.
 
     Args:
@@ -166,7 +166,7 @@ def find_plan(
     ranked, order, exactly = rank_units(request, naive, stats, menu)
     meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive))
     budget = parse_loss_budget(request.budget)
-    plan, record = sweep(
+    plan, record = protect_until(
         naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, most=most, progress=progress
     )
     check_stats(plan, stats)
@@ -187,7 +187,7 @@ class Ranking(NamedTuple):
     exactly: int | None
 
 
-def rank_units(request: Request, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
+def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
     """Rank what may be protected; nothing is measured, and the menu's unit does not matter.
 
     Args:

@@ -26,7 +26,7 @@ from qarat.stages.transforms import choose, parse_transform
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 
 APPLIED = "transforms.json"
 
@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
     stats: tuple[ActivationStats | None, ...]
 
 
-def outline(model: Model, request: Request) -> Model:
+def outline(model: Model, request: ProtectRequest) -> Model:
     """What can be known of the transformed model beforehand: its sites, what it computes, what was done to it.
 
     It is for checks before any work; its blocks are not those of the transformed model.
@@ -65,7 +65,7 @@ def outline(model: Model, request: Request) -> Model:
 
 def prepare(
     model: Model,
-    request: Request,
+    request: ProtectRequest,
     calibration: TokenSet,
     selection: TokenSet,
     *,
@@ -95,7 +95,7 @@ def prepare(
 
 
 def prepare_in(
-    run: Run, model: Model, request: Request, calibration: TokenSet, selection: TokenSet, *, progress: Progress
+    run: Run, model: Model, request: ProtectRequest, calibration: TokenSet, selection: TokenSet, *, progress: Progress
 ) -> tuple[Model, tuple[str, ...]]:
     """`prepare` as a step of a run: what was chosen and measured is kept, and not done again.
 
@@ -128,7 +128,7 @@ def prepare_in(
     return apply_again(model, applied, stats), applied
 
 
-def tokens_to_prepare(request: Request, calibration: int, selection: int) -> int:
+def tokens_to_prepare(request: ProtectRequest, calibration: int, selection: int) -> int:
     """Tokens that preparing sends through the whole model.
 
     Args:
@@ -216,7 +216,7 @@ def _apply(model: Model, text: str, stats: ActivationStats | None) -> Model:
 def _chosen(
     model: Model,
     choices: Sequence[str],
-    request: Request,
+    request: ProtectRequest,
     stats: ActivationStats | None,
     calibration: TokenSet,
     selection: TokenSet,

@@ -32,10 +32,10 @@ from qarat.stages.quantize import quantize
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Continuations, Evaluation
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme, parse_scheme
 
 Shower = Callable[..., None]
@@ -77,7 +77,7 @@ class Pipeline:
         self,
         model: Model,
         tokens: tuple[TokenSet, TokenSet, TokenSet],
-        request: Request,
+        request: ProtectRequest,
         *,
         seed: int,
         prompt: str | None,
@@ -292,7 +292,7 @@ def _show_stats(folder: Path, show: Shower, low: str) -> None:
 
 
 def _show_choices(folder: Path, show: Shower) -> None:
-    plan, sweep = decode_record(folder / PLAN, Plan), decode_record(folder / SWEEP, Sweep)
+    plan, sweep = decode_record(folder / PLAN, Plan), decode_record(folder / SWEEP, Protection)
     show(decode_record(folder / MENU, Menu), sweep=sweep, plan=plan, title=TITLES[MENU])
     show(sweep, title=TITLES[SWEEP])
     show(plan, sweep=sweep, title=TITLES[PLAN])

@@ -38,7 +38,7 @@ class Products(Protocol):
         ...
 
 
-class Watcher(Protocol):
+class AttentionWatcher(Protocol):
     """What stands behind ``watcher``."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
@@ -64,7 +64,7 @@ def _attention(
     **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
     products: Products | None = getattr(module, PRODUCTS, None)
-    watcher: Watcher | None = getattr(module, WATCHER, None)
+    watcher: AttentionWatcher | None = getattr(module, WATCHER, None)
     if products is None and watcher is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     groups: int = getattr(module, "num_key_value_groups", 1)

@@ -86,7 +86,7 @@ def observe(
 
 
 class _AttentionWatcher(nn.Module):
-    """Shows the operands of the attention products (protocol `qarat.model.attention.Watcher`)."""
+    """Shows the operands of the attention products (protocol `qarat.model.attention.AttentionWatcher`)."""
 
     def __init__(self, seen: _BlockCollectors) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
     flagged_by: tuple[str, ...]
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class SpikeVerdict(msgspec.Struct, frozen=True):
     """What one rule says of a whole model.
 
     Attributes:
@@ -116,7 +116,7 @@ def diagnose(stats: ActivationStats, low: TensorScheme | None) -> tuple[Diagnosi
     return tuple(sorted(rows, key=lambda d: (math.isnan(d.snr_db), d.snr_db if d.snr_db == d.snr_db else -d.ratio)))
 
 
-def find_spikes(stats: ActivationStats, rule: str, low: TensorScheme | None) -> Verdict:
+def find_spikes(stats: ActivationStats, rule: str, low: TensorScheme | None) -> SpikeVerdict:
     """What one rule says.
 
     Args:
@@ -132,7 +132,7 @@ def find_spikes(stats: ActivationStats, rule: str, low: TensorScheme | None) -> 
     return RULES[rule](stats, low)
 
 
-def sites_of(verdict: Verdict, sites: Sequence[Site]) -> tuple[Site, ...]:
+def sites_of(verdict: SpikeVerdict, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The projections that read the flagged streams, in the verdict's order."""
     return tuple(s for name in verdict.flagged for s in sites if s.kind == "projection" and name in s.streams)
 
@@ -160,7 +160,7 @@ def _snr_of(stream: StreamStats, low: TensorScheme | None) -> float:
     return snr(stream, low) if low is not None and stream.kind.endswith("_in") else math.nan
 
 
-def _above(rule: str, scores: dict[str, float], limit: float, statement: str) -> Verdict:
+def _above(rule: str, scores: dict[str, float], limit: float, statement: str) -> SpikeVerdict:
     """The streams whose score exceeds a limit, with the margin as a factor."""
     order = sorted(scores, key=lambda name: -scores[name])
     flagged = tuple(name for name in order if scores[name] > limit)
@@ -171,27 +171,27 @@ def _above(rule: str, scores: dict[str, float], limit: float, statement: str) ->
         margin = scores[flagged[-1]] / max(scores[rest[0]], 1e-30)
     else:
         margin = limit / max(scores[rest[0]], 1e-30)
-    return Verdict(rule, flagged, margin, statement)
+    return SpikeVerdict(rule, flagged, margin, statement)
 
 
-def _by_snr(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
+def _by_snr(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
     statement = f"the median token keeps less than {SNR_LIMIT:g} dB under the low scheme"
     if low is None:
-        return Verdict("snr", (), math.nan, statement + " (inputs stay in float)")
+        return SpikeVerdict("snr", (), math.nan, statement + " (inputs stay in float)")
     scores = {s.name: snr(s, low) for s in _inputs(stats)}
     order = sorted(scores, key=scores.__getitem__)
     flagged = tuple(name for name in order if scores[name] < SNR_LIMIT)
     rest = order[len(flagged) :]
     margin = scores[rest[0]] - (scores[flagged[-1]] if flagged else SNR_LIMIT) if rest else math.nan
-    return Verdict("snr", flagged, margin, statement)
+    return SpikeVerdict("snr", flagged, margin, statement)
 
 
-def _by_ratio(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
+def _by_ratio(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
     scores = {s.name: s.ratio for s in _inputs(stats)}
     return _above("ratio", scores, RATIO_LIMIT, f"r > {RATIO_LIMIT:g} (PrefixQuant)")
 
 
-def _by_massive(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
+def _by_massive(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
     # One score for both conditions: how many times over the stricter one.
     scores = {
         s.name: min(s.maximum / MASSIVE_LIMIT, s.maximum / (MASSIVE_MEDIANS * max(s.element_median, 1e-30)))
@@ -201,26 +201,26 @@ def _by_massive(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
     return _above("massive", scores, 1.0, "residual stream > 100 and > 1000 medians (massive activations)")
 
 
-def _by_super_weight(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
+def _by_super_weight(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
     outputs = {s.block: s.maximum for s in stats.streams.values() if s.kind == "down_out"}
     inputs = [s for s in stats.streams.values() if s.kind == "down_in" and s.block in outputs]
     scores = {s.name: min(s.maximum, outputs[s.block]) for s in inputs}
     return _above("super-weight", scores, SUPER_LIMIT, "down_proj input and output > 50 (super weights)")
 
 
-def _by_gap(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
+def _by_gap(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
     ranked = sorted(_inputs(stats), key=lambda s: -s.ratio)
     statement = f"above the largest gap in log r, if it is over {GAP_FACTOR:g} times and r > {GAP_FLOOR:g}"
     gaps = [(a.ratio / max(b.ratio, 1e-30), i + 1) for i, (a, b) in enumerate(pairwise(ranked)) if a.ratio > GAP_FLOOR]
     if not gaps:
-        return Verdict("gap", (), GAP_FLOOR / ranked[0].ratio if ranked else math.nan, statement)
+        return SpikeVerdict("gap", (), GAP_FLOOR / ranked[0].ratio if ranked else math.nan, statement)
     gap, count = max(gaps)
     if gap < GAP_FACTOR:
-        return Verdict("gap", (), GAP_FACTOR / gap, statement)
-    return Verdict("gap", tuple(s.name for s in ranked[:count]), gap, statement)
+        return SpikeVerdict("gap", (), GAP_FACTOR / gap, statement)
+    return SpikeVerdict("gap", tuple(s.name for s in ranked[:count]), gap, statement)
 
 
-RULES: dict[str, Callable[[ActivationStats, TensorScheme | None], Verdict]] = {
+RULES: dict[str, Callable[[ActivationStats, TensorScheme | None], SpikeVerdict]] = {
     "snr": _by_snr,
     "ratio": _by_ratio,
     "massive": _by_massive,

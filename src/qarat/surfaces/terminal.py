@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from qarat.ground.runtime import Estimate
-from qarat.jobs.spike_study.published import Figures
+from qarat.jobs.spike_study.published import PublishedResults
 from qarat.model.checkpoints import ReferenceModel
 from qarat.stages.laws.forms import Catalog
 from qarat.stages.laws.tables import Table
@@ -38,7 +38,7 @@ from qarat.values.records.comparison import Comparison
 from qarat.values.records.family import FamilySweep
 from qarat.values.records.law import Law, LawCheck, Prediction
 from qarat.values.records.prices import Menu, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.ratios import RatioStudy
 from qarat.values.records.scores import Continuations, Divergence, Evaluation, ZeroShot
 from qarat.values.records.search import SearchResult
@@ -69,10 +69,10 @@ render.register(Plan, show_plan)
 render.register(RatioStudy, show_ratio_study)
 render.register(SearchResult, show_search)
 render.register(SiteMeasurements, show_measurements)
-render.register(Sweep, show_sweep)
+render.register(Protection, show_sweep)
 render.register(FamilySweep, show_sweep_of_family)
 render.register(SpikeStudy, show_spike_study)
-render.register(Figures, show_published)
+render.register(PublishedResults, show_published)
 render.register(Evaluation, show_evaluation)
 render.register(Comparison, show_comparison)
 render.register(Divergence, show_divergence)

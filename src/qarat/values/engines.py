@@ -194,7 +194,7 @@ GENERATIONS: dict[str, float] = {
 CPU = "cpu"
 
 
-class Kernel(msgspec.Struct, frozen=True):
+class EngineKernel(msgspec.Struct, frozen=True):
     """Where an engine can compute one kind of scheme.
 
     Attributes:
@@ -243,17 +243,21 @@ _WEIGHT_ONLY = "weights alone in low precision"
 _MARLIN = "the weight-only kernel for GPUs below 10.0"
 
 KERNELS = (
-    Kernel("vllm", "int8", 7.5, 10.0, cpu=True, source=f"{_INT8_PAGE}; {_TABLE}; schemes/compressed_tensors_w8a8_int8"),
-    Kernel("vllm", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_FP8_PAGE}; {_TABLE}"),
-    Kernel("vllm", "fp8 weights", 7.5, source=f"{_FP8_PAGE}; schemes/compressed_tensors_w8a16_fp8 at 02e43002"),
-    Kernel("vllm", "packed int", 7.5, cpu=True, source=_CHOICE, unverified="the CPU, for this format"),
-    Kernel("vllm", "int4 weights, int8 inputs", math.inf, source=f"{_CHOICE} (Arm CPUs only)"),
-    Kernel("vllm", "int4 weights, fp8 inputs", 9.0, 10.0, source=f"{_VLLM_FILES} at e9476487: _is_fp8_w4a8_sm90"),
-    Kernel("vllm", "nvfp4", 10.0, fallback=_WEIGHT_ONLY, source=f"{_CHOICE}; llm-compressor, quantization_w4a4_fp4"),
-    Kernel("vllm", "nvfp4 weights", 7.5, source="schemes/quant_spec_scheme.py at e9476487", unverified=_MARLIN),
-    Kernel("vllm", "mxfp4", 10.0, fallback=_WEIGHT_ONLY, source=_CHOICE, unverified=_MARLIN),
-    Kernel("vllm", "mxfp4 weights", 7.5, source=f"{_VLLM_FILES} at e9476487: _is_mxfp4", unverified=_MARLIN),
-    Kernel(
+    EngineKernel(
+        "vllm", "int8", 7.5, 10.0, cpu=True, source=f"{_INT8_PAGE}; {_TABLE}; schemes/compressed_tensors_w8a8_int8"
+    ),
+    EngineKernel("vllm", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_FP8_PAGE}; {_TABLE}"),
+    EngineKernel("vllm", "fp8 weights", 7.5, source=f"{_FP8_PAGE}; schemes/compressed_tensors_w8a16_fp8 at 02e43002"),
+    EngineKernel("vllm", "packed int", 7.5, cpu=True, source=_CHOICE, unverified="the CPU, for this format"),
+    EngineKernel("vllm", "int4 weights, int8 inputs", math.inf, source=f"{_CHOICE} (Arm CPUs only)"),
+    EngineKernel("vllm", "int4 weights, fp8 inputs", 9.0, 10.0, source=f"{_VLLM_FILES} at e9476487: _is_fp8_w4a8_sm90"),
+    EngineKernel(
+        "vllm", "nvfp4", 10.0, fallback=_WEIGHT_ONLY, source=f"{_CHOICE}; llm-compressor, quantization_w4a4_fp4"
+    ),
+    EngineKernel("vllm", "nvfp4 weights", 7.5, source="schemes/quant_spec_scheme.py at e9476487", unverified=_MARLIN),
+    EngineKernel("vllm", "mxfp4", 10.0, fallback=_WEIGHT_ONLY, source=_CHOICE, unverified=_MARLIN),
+    EngineKernel("vllm", "mxfp4 weights", 7.5, source=f"{_VLLM_FILES} at e9476487: _is_mxfp4", unverified=_MARLIN),
+    EngineKernel(
         "vllm",
         "mxfp8",
         10.0,
@@ -261,14 +265,16 @@ KERNELS = (
         source=f"{_CHOICE}; schemes/compressed_tensors_w8a8_mxfp8 at 109f2f21 (capability 7.5)",
         unverified=_MARLIN,
     ),
-    Kernel("sglang", "int8", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="GPUs from 10.0 on"),
-    Kernel("sglang", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_SGLANG_FILES} at 000659ae"),
-    Kernel("sglang", "fp8 weights", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
-    Kernel("sglang", "packed int", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
-    Kernel("sglang", "nvfp4", 10.0, source=f"{_SGLANG_FILES}/schemes", unverified="older GPUs"),
-    Kernel("sglang", "nvfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
-    Kernel("sglang", "mxfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
-    Kernel("sglang", "mxfp8", 10.0, source=f"{_SGLANG_FILES}/schemes/compressed_tensors_w8a8_mxfp8.py at 719a8369"),
+    EngineKernel("sglang", "int8", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="GPUs from 10.0 on"),
+    EngineKernel("sglang", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_SGLANG_FILES} at 000659ae"),
+    EngineKernel("sglang", "fp8 weights", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
+    EngineKernel("sglang", "packed int", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
+    EngineKernel("sglang", "nvfp4", 10.0, source=f"{_SGLANG_FILES}/schemes", unverified="older GPUs"),
+    EngineKernel("sglang", "nvfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
+    EngineKernel("sglang", "mxfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
+    EngineKernel(
+        "sglang", "mxfp8", 10.0, source=f"{_SGLANG_FILES}/schemes/compressed_tensors_w8a8_mxfp8.py at 719a8369"
+    ),
 )
 """transformers is not here: it computes what it loads in float and simulates the inputs, on any machine."""
 
@@ -349,7 +355,7 @@ def generation_named(name: str) -> str:
     return name
 
 
-def kernel_for(engine: Engine, kind: str) -> Kernel | None:
+def kernel_for(engine: Engine, kind: str) -> EngineKernel | None:
     """The row of an engine for a kind of scheme; None if it has no kernel for it."""
     family = engine.name.partition("-")[0]
     return next((k for k in KERNELS if k.engine == family and k.kind == kind), None)

@@ -19,10 +19,10 @@ from qarat.stages.choose import trials
 from qarat.stages.laws.tables import read_table
 from qarat.testing import tiny_checkpoint
 from qarat.values.block_sizes import format_words, granularity_word, low_schemes, mean_block, with_block
-from qarat.values.records.family import FamilySweep, SweepPoint
+from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.origin import Provenance
-from qarat.values.records.ratios import RatioStudy, StudyPlan, StudyReach
+from qarat.values.records.ratios import RatioPlan, RatioReach, RatioStudy
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.search import NOTHING, SearchCost, SearchResult
 from qarat.values.sites import Site
@@ -223,20 +223,20 @@ def test_a_sweep_writes_tables_that_laws_read(
     assert "within 3 standard errors of zero" in fitted.err or fitted.code == 0, fitted.err
 
 
-def one_point(*reached: StudyReach) -> FamilySweep:
-    plans = (StudyPlan(0.5, 10.0, NOTHING, NOTHING),)
-    point = SweepPoint("m", 1e6, math.nan, "int4 weights", "w=int4/g8", "group", 8, "text", (0.5,), plans, reached)
+def one_point(*reached: RatioReach) -> FamilySweep:
+    plans = (RatioPlan(0.5, 10.0, NOTHING, NOTHING),)
+    point = FamilyPoint("m", 1e6, math.nan, "int4 weights", "w=int4/g8", "group", 8, "text", (0.5,), plans, reached)
     return FamilySweep("f", "matmul-wise", "parameters", (point,))
 
 
 def test_a_budget_that_everything_low_meets_is_no_measurement() -> None:
     plans = {
-        "nats+0.1": StudyPlan(0.9),
-        "ppl+20%": StudyPlan(1 - 1e-12),
-        "ppl+30%": StudyPlan(1.0),
-        "ppl+1%": StudyPlan(),
+        "nats+0.1": RatioPlan(0.9),
+        "ppl+20%": RatioPlan(1 - 1e-12),
+        "ppl+30%": RatioPlan(1.0),
+        "ppl+1%": RatioPlan(),
     }
-    table = budget_table(one_point(*(StudyReach(budget, plan, math.nan, 1.0) for budget, plan in plans.items())))
+    table = budget_table(one_point(*(RatioReach(budget, plan, math.nan, 1.0) for budget, plan in plans.items())))
     assert [row.ratio for row in table.rows] == [0.9]
     (defect,) = table.defects
     assert defect.startswith("m, int4 weights, block 8: everything low meets ppl+20%, ppl+30%,")

@@ -25,7 +25,7 @@ import torch
 from qarat.ground.errors import UserError
 from qarat.jobs.bench import Question, make_meter, specify
 from qarat.jobs.runners import open_runner
-from qarat.jobs.runners.base import GROUP, Groups, Runner
+from qarat.jobs.runners.base import GROUP, Runner, WorkGroups
 from qarat.jobs.runners.cluster import Actors, connected
 from qarat.jobs.runners.pool import Lost, Pool
 from qarat.model.model import Model
@@ -195,7 +195,7 @@ def test_ctrl_c_stops_the_workers():
 
 
 def test_groups_cover_all_and_shrink():
-    groups = Groups(200, workers=3)
+    groups = WorkGroups(200, workers=3)
     taken = []
     while groups:
         taken.append(groups.take().indices)

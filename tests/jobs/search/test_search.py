@@ -14,7 +14,7 @@ import torch
 import qarat as qarat_package
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
-from qarat.jobs.bench import Member, Setting
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.folder import Run
 from qarat.jobs.runners import open_runner
@@ -217,7 +217,7 @@ def make_job(
     opened = open_model(str(model), Runtime(threads=1))
     tokens = load_token_sets(opened, calibration=str(text), samples=4, report_samples=6, length=32)
     check_search_request(request)
-    return SearchJob(Member(str(model), opened, tokens), request, Setting(Here(), progress=progress, **more)), tokens
+    return SearchJob(Member(str(model), opened, tokens), request, Bench(Here(), progress=progress, **more)), tokens
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_budgets_of_cost_take_no_points_away(
     request_: SearchRequest,
     points: tuple[float, ...],
 ) -> None:
-    monkeypatch.setattr("qarat.jobs.search.accuracy.check_tasks", lambda budgets: None)
+    monkeypatch.setattr("qarat.jobs.search.job.check_tasks", lambda budgets: None)
     assert make_job(tiny_llama, tiny_text, request_)[0].points == pytest.approx(points, rel=1e-9)
 
 
@@ -315,7 +315,7 @@ def test_while_workers_measure_their_memory_is_not_held_here(tiny_llama: Path, t
     job._measurer(None, tokens[1])
     assert len(job.model._kept) == job.model.blocks
     with open_runner(2) as runner:
-        SearchJob(job.member, job.request, Setting(runner))._measurer(None, tokens[1])
+        SearchJob(job.member, job.request, Bench(runner))._measurer(None, tokens[1])
     assert not job.model._kept
     for (_, block), state in zip(job.model.walk(), before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
@@ -392,7 +392,7 @@ def test_a_budget_of_accuracy_takes_the_cheapest_plan_that_keeps_it() -> None:
 def test_a_score_and_a_loss_on_the_report_are_measured_once(
     tiny_llama: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qarat.jobs.search.accuracy.check_tasks", lambda budgets: None)
+    monkeypatch.setattr("qarat.jobs.search.job.check_tasks", lambda budgets: None)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1")
     asked: list[str] = []
 
@@ -402,7 +402,7 @@ def test_a_score_and_a_loss_on_the_report_are_measured_once(
             raise KeyboardInterrupt
         return scored(60 if label == "float" else 59)
 
-    monkeypatch.setattr("qarat.stages.measure.tasks.zero_shot.measure_tasks", measure)
+    monkeypatch.setattr("qarat.jobs.search.job.measure_tasks", measure)
     stages: list[str] = []
     budgets = ("acc(arc_easy)-2%", "acc(arc_easy)-5%", "ratio=0.9")
     job, _ = make_job(

@@ -16,7 +16,7 @@ from qarat.jobs.spike_study.arms import (
 from qarat.jobs.spike_study.published import PUBLISHED, published_of
 from qarat.model.model import Model, open_model
 from qarat.testing import tiny_checkpoint
-from qarat.values.requests.spike_study import EXTENTS, MAIN, METHODS, TWIN, Setting, StudyRequest
+from qarat.values.requests.spike_study import EXTENTS, MAIN, METHODS, TWIN, Setting, SpikeRequest
 from qarat.values.schemes import parse_scheme
 from qarat.values.sites import Site, short_name
 
@@ -102,7 +102,7 @@ def test_every_scheme_of_every_extent_can_be_read() -> None:
             if method.fits(setting):
                 parse_scheme(method.scheme(setting))
     assert METHODS["llm-int8"].scheme(TWIN) == "w=int6/channel a=int6/token/outliers-6"
-    assert StudyRequest(methods=("prefix", "smooth")).asked_methods.keys() == {"smooth", "prefix"}
+    assert SpikeRequest(methods=("prefix", "smooth")).asked_methods.keys() == {"smooth", "prefix"}
 
 
 def test_methods_are_where_they_fit() -> None:

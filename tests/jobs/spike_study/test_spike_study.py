@@ -9,9 +9,9 @@ import pytest
 
 from qarat.ground.runtime import no_progress
 from qarat.jobs.folder import Run
-from qarat.jobs.spike_study.job import StudyJob
+from qarat.jobs.spike_study.job import SpikeJob
 from qarat.jobs.spike_study.measuring import TOGETHER
-from qarat.jobs.spike_study.worlds import StudyTokens
+from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import open_model
 from qarat.model.tokens import load_token_sets
 from qarat.stages.choose.trials import Answer, TrialLog
@@ -28,7 +28,7 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Continuations
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.spike_study import StudyRequest
+from qarat.values.requests.spike_study import SpikeRequest
 from qarat.values.schemes import LinearScheme
 
 Qarat = Callable[..., Any]
@@ -141,7 +141,7 @@ def test_an_unfinished_study_says_what_is_missing(
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qarat.jobs.spike_study.worlds.observe_front", killed)
+    monkeypatch.setattr("qarat.jobs.spike_study.job.observe_front", killed)
     words = ("--methods", "prefix", "--rules", "damage")
     assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick", *words).code == 130
     shown = qarat("show", tmp_path / "s")
@@ -162,7 +162,7 @@ def test_a_study_without_its_first_arms_shows_what_it_found_and_says_what_is_mis
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qarat.jobs.protecting.find_plan", killed)
+    monkeypatch.setattr("qarat.jobs.spike_study.job.find_plan", killed)
     assert qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick").code == 130
     shown = qarat("show", tmp_path / "s")
     assert shown.code == 0
@@ -203,8 +203,8 @@ def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Pat
     run.begin()
     chosen: list[tuple[str, ...]] = []
     for most in (1, 2):
-        request = StudyRequest("quick", budget="nats+0", most=most)
-        job = StudyJob(model, StudyTokens(*sets, {}, None, ()), request, name="m", seed=0, progress=no_progress)
+        request = SpikeRequest("quick", budget="nats+0", most=most)
+        job = SpikeJob(model, SpikeTokens(*sets, {}, None, ()), request, name="m", seed=0, progress=no_progress)
         job._find_sites(run)
         chosen.append(job._sites(run))
         plan = decode_record(run.path("plan.json"), Plan)

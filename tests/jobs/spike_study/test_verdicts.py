@@ -8,7 +8,7 @@ import pytest
 from qarat.jobs.spike_study.verdicts import command, duels, inside, recommend, said_of, steadied, verdict_lines
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation
-from qarat.values.records.spike_study import MAIN, RuleSays, SpikeStudy, StudyArm
+from qarat.values.records.spike_study import MAIN, RuleSays, SpikeArm, SpikeStudy
 
 INT8, INT6 = "w=int8/channel a=int8/tensor/static", "w=int6/channel a=int6/tensor/static"
 SITE = "model.layers.1.mlp.down_proj"
@@ -17,15 +17,15 @@ BASE = [20.0, 21.0, 19.0, 20.5, 19.5, 20.2]
 SHAPE = [0.02, -0.03, 0.01, -0.01, 0.03, -0.02]  # scatter of a window's loss, which sums to nothing
 
 
-def arm(label: str, nats: float, *, group: str = "method", setting: str = INT8, **fields: object) -> StudyArm:
+def arm(label: str, nats: float, *, group: str = "method", setting: str = INT8, **fields: object) -> SpikeArm:
     """Loses ``nats`` a token over float, with some scatter from window to window."""
     windows = tuple(b + 10 * nats + s for b, s in zip(BASE, SHAPE, strict=True))
     values = {"scheme": setting, "protected": (), "protection": "float", "transforms": (), "prefix": 0}
     values |= {"tokens": MAIN, "share": 0.0, "bits": 8.1, "nats": windows} | fields
-    return StudyArm(group=group, label=label, setting=setting, **values)  # type: ignore[arg-type]
+    return SpikeArm(group=group, label=label, setting=setting, **values)  # type: ignore[arg-type]
 
 
-def study(*arms: StudyArm, sites: tuple[str, ...] = (SITE,)) -> SpikeStudy:
+def study(*arms: SpikeArm, sites: tuple[str, ...] = (SITE,)) -> SpikeStudy:
     base = Evaluation("float", ORIGIN, "", tuple(BASE), (10,) * 6, tuple("abcdef"))
     rules = (RuleSays("ratio", ("model.layers.1.down_in",) if sites else (), 3.0, "r > 64"),)
     return SpikeStudy(

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.stages.choose.driver import Driver, Failure, Watcher
+from qarat.stages.choose.driver import Driver, Failure, SearchWatcher
 from qarat.stages.choose.outcomes import point_of, reach
 from qarat.stages.choose.strategies import make_strategy
 from qarat.stages.choose.strategies.base import Goal
@@ -49,7 +49,7 @@ def test_a_killed_search_goes_on_to_the_same_result(fake, tmp_path):
     whole = run(fake(), TrialLog(tmp_path / "whole.jsonl", {"model": "m"}))
     made, path = fake(), tmp_path / "cut.jsonl"
 
-    class Killer(Watcher):
+    class Killer(SearchWatcher):
         def measured(self, done, wanted):
             if done == 13:
                 raise KeyboardInterrupt

@@ -5,11 +5,11 @@ from itertools import combinations
 
 import pytest
 
-from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, rank_by_damage, sweep
+from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, protect_until, rank_by_damage
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.schemes import LinearScheme, parse_scheme
 from qarat.values.sites import Site
@@ -55,12 +55,12 @@ class Fake:
         nats = tuple(PREDICTED * (FLOAT_LOSS + w / 8 + self.loss(low, formatted)) for w in range(-2, 3))
         return Evaluation(label, PROVENANCE, "", nats, (PREDICTED,) * 5, tuple("aabbc"))
 
-    def sweep(
+    def protect_until(
         self, budget: float, *, exactly: int | None = None, most: int = MOST, protect: str = "float", tied: bool = False
-    ) -> tuple[Plan, Sweep]:
+    ) -> tuple[Plan, Protection]:
         units = make_units(self.sites, tied=tied)
         allowed = LossBudget(f"nats+{budget}", budget)
-        return sweep(
+        return protect_until(
             self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly,
             most=most,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def approx(value: float) -> object:
 
 def test_it_stops_where_the_budget_is_met() -> None:
     fake = Fake(blocks(0.5, 0.2, 0.1, 0.05, 0.01))
-    plan, record = fake.sweep(0.2)
+    plan, record = fake.protect_until(0.2)
     assert protected(plan) == ["0.down", "1.down"]
     assert [t.label for t in record.trials] == ["k=0", "k=1", "k=2"]
     assert [t.damage.nats for t in record.trials] == [approx(0.86), approx(0.36), approx(0.16)]
@@ -98,12 +98,12 @@ def test_it_stops_where_the_budget_is_met() -> None:
 
 def test_the_budget_is_met_where_it_is_reached_exactly() -> None:
     fake = Fake(blocks(0.5, 0.25))
-    assert protected(fake.sweep(fake.loss({"1.down"}) + 1e-12)[0]) == ["0.down"]
+    assert protected(fake.protect_until(fake.loss({"1.down"}) + 1e-12)[0]) == ["0.down"]
 
 
 def test_nothing_is_protected_where_naive_is_good_enough() -> None:
     fake = Fake(blocks(0.003, 0.002, 0.001))
-    plan, record = fake.sweep(0.01)
+    plan, record = fake.protect_until(0.01)
     assert protected(plan) == []
     assert plan.schemes == fake.naive.schemes
     assert len(record.trials) == 1
@@ -113,7 +113,7 @@ def test_nothing_is_protected_where_naive_is_good_enough() -> None:
 
 def test_it_gives_up_after_idle_additions() -> None:
     fake = Fake(blocks(1.0, *[1e-6] * (PATIENCE + 5), 0.5))
-    plan, record = fake.sweep(0.01)
+    plan, record = fake.protect_until(0.01)
     assert len(record.trials) == 1 + 1 + PATIENCE
     assert protected(plan) == ["0.down"]
     assert "is not met" in record.verdict
@@ -122,7 +122,7 @@ def test_it_gives_up_after_idle_additions() -> None:
 def test_a_useful_addition_in_between_keeps_it_going() -> None:
     costs = [1.0, *[1e-6] * (PATIENCE - 1), 0.5, *[1e-6] * (PATIENCE - 1), 0.4]
     fake = Fake(blocks(*costs))
-    plan, record = fake.sweep(0.01)
+    plan, record = fake.protect_until(0.01)
     assert len(record.trials) == len(costs) + 1
     useful = [f"{i}.down" for i, cost in enumerate(costs) if cost > 0.1]
     assert protected(plan) == useful  # those that buy nothing are released again
@@ -130,7 +130,7 @@ def test_a_useful_addition_in_between_keeps_it_going() -> None:
 
 def test_it_tries_no_more_than_the_most() -> None:
     fake = Fake(blocks(*[1.0] * (MOST + 3)))
-    plan, record = fake.sweep(0.5)
+    plan, record = fake.protect_until(0.5)
     assert len(record.trials) == MOST + 1
     assert len(protected(plan)) == MOST
 
@@ -138,7 +138,7 @@ def test_it_tries_no_more_than_the_most() -> None:
 def test_an_unmet_budget_takes_the_fewest_as_good_as_the_best() -> None:
     # In e4m3 a tenth of each cost stays, so the budget is out of reach.
     fake = Fake(blocks(0.6, 0.3, 0.05, 0.004, 0.003, 0.002), residue=0.1)
-    plan, record = fake.sweep(1e-4, protect="w=e4m3/tensor a=e4m3/tensor/static")
+    plan, record = fake.protect_until(1e-4, protect="w=e4m3/tensor a=e4m3/tensor/static")
     losses = [t.damage.nats for t in record.trials]
     tolerance = NOTHING * losses[0]
     assert protected(plan) == ["0.down", "1.down", "2.down"]
@@ -153,7 +153,7 @@ def test_an_unmet_budget_takes_the_fewest_as_good_as_the_best() -> None:
 
 def test_a_site_that_buys_nothing_is_released() -> None:
     fake = Fake(blocks(0.002, 0.5, 0.2, 0.04))
-    plan, record = fake.sweep(0.05)
+    plan, record = fake.protect_until(0.05)
     assert protected(plan) == ["1.down", "2.down"]
     assert "0.down released" in record.verdict
     assert fake.loss({"0.down", "3.down"}) <= 0.05
@@ -161,13 +161,13 @@ def test_a_site_that_buys_nothing_is_released() -> None:
 
 def test_a_site_that_buys_little_stays_where_the_budget_needs_it() -> None:
     fake = Fake(blocks(0.002, 0.5, 0.2, 0.04))
-    assert protected(fake.sweep(0.041)[0]) == ["0.down", "1.down", "2.down"]
+    assert protected(fake.protect_until(0.041)[0]) == ["0.down", "1.down", "2.down"]
 
 
 def test_release_never_leaves_the_budget() -> None:
     """Two sites, each of which could be spared, but not both."""
     fake = Fake(blocks(0.004, 0.004, 0.5), pairs={"0.down 1.down": 0.3})
-    plan, _ = fake.sweep(0.01)
+    plan, _ = fake.protect_until(0.01)
     assert len(protected(plan)) == 2
     assert fake.loss(set(fake.costs) - set(protected(plan))) <= 0.01
 
@@ -175,7 +175,7 @@ def test_release_never_leaves_the_budget() -> None:
 @pytest.mark.parametrize("pairs", [{}, {"0.down 2.down": 0.2, "1.down 3.down": -0.05}])
 def test_recoveries_are_the_marginal_losses_of_the_plan(pairs: dict[str, float]) -> None:
     fake = Fake(blocks(0.3, 0.2, 0.001, 0.4, 0.01, 0.02), pairs)
-    plan, record = fake.sweep(0.032)
+    plan, record = fake.protect_until(0.032)
     chosen = protected(plan)
     low = set(fake.costs) - set(chosen)
     assert len(chosen) >= 3
@@ -191,14 +191,14 @@ def test_recoveries_are_the_marginal_losses_of_the_plan(pairs: dict[str, float])
 
 def test_recoveries_are_of_the_plan_after_releases() -> None:
     fake = Fake(blocks(0.3, 0.001, 0.4), pairs={"0.down 1.down": 0.1})
-    plan, record = fake.sweep(0.01)
+    plan, record = fake.protect_until(0.01)
     assert protected(plan) == ["0.down", "2.down"]
     assert [t.damage.nats for t in record.recoveries] == [approx(0.3 + 0.1), approx(0.4)]
 
 
 def test_alone_is_each_sites_own_damage() -> None:
     fake = Fake(blocks(0.5, 0.2, 0.1, 0.05, 0.01), pairs={"0.down 1.down": 0.4})
-    _, record = fake.sweep(0.3)
+    _, record = fake.protect_until(0.3)
     assert {short(t.sites[0]): t.damage.nats for t in record.alone} == {
         name: approx(cost) for name, cost in list(fake.costs.items())[:4]
     }
@@ -211,7 +211,7 @@ def test_alone_is_each_sites_own_damage() -> None:
 @pytest.mark.parametrize("count", range(4))
 def test_exactly_so_many(count: int) -> None:
     fake = Fake(blocks(0.3, 1e-9, 0.2))
-    plan, record = fake.sweep(10.0, exactly=count)
+    plan, record = fake.protect_until(10.0, exactly=count)
     assert protected(plan) == list(fake.costs)[:count]
     assert len(record.trials) == count + 1
     assert len(record.recoveries) == count
@@ -220,12 +220,12 @@ def test_exactly_so_many(count: int) -> None:
 
 def test_exactly_goes_beyond_the_most() -> None:
     fake = Fake(blocks(*[0.1] * (MOST + 2)))
-    assert len(protected(fake.sweep(10.0, exactly=MOST + 2)[0])) == MOST + 2
+    assert len(protected(fake.protect_until(10.0, exactly=MOST + 2)[0])) == MOST + 2
 
 
 def test_no_more_are_tried_than_are_allowed() -> None:
     fake = Fake(blocks(0.5, 0.4, 0.3, 0.2))
-    plan, record = fake.sweep(0.01, most=2)
+    plan, record = fake.protect_until(0.01, most=2)
     assert protected(plan) == ["0.down", "1.down"]
     assert [t.label for t in record.trials] == ["k=0", "k=1", "k=2"]
     assert "is not met" in record.verdict
@@ -235,9 +235,9 @@ def test_no_more_are_tried_than_are_allowed() -> None:
 
 def test_a_bound_that_is_not_in_the_way_is_not_spoken_of() -> None:
     fake = Fake(blocks(0.5, 0.4, 0.3, 0.2))
-    assert fake.sweep(0.5, most=2) == fake.sweep(0.5)
-    assert "allowed" not in fake.sweep(0.01, most=4)[1].verdict
-    assert len(protected(fake.sweep(0.01, exactly=3, most=2)[0])) == 3
+    assert fake.protect_until(0.5, most=2) == fake.protect_until(0.5)
+    assert "allowed" not in fake.protect_until(0.01, most=4)[1].verdict
+    assert len(protected(fake.protect_until(0.01, exactly=3, most=2)[0])) == 3
 
 
 # ---------------------------------------------------------------- laws
@@ -248,14 +248,14 @@ def test_a_bound_that_is_not_in_the_way_is_not_spoken_of() -> None:
 @pytest.mark.parametrize("protect", ["float", "w=e4m3/tensor a=e4m3/tensor/static"])
 def test_each_plan_is_measured_once(budget: float, costs: tuple[float, ...], protect: str) -> None:
     fake = Fake(blocks(*costs))
-    fake.sweep(budget, protect=protect)
+    fake.protect_until(budget, protect=protect)
     assert not [(a.note, b.note) for a, b in combinations(fake.measured, 2) if a.schemes == b.schemes]
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05, 0.4])
 def test_what_is_recorded_is_what_the_fake_loses(budget: float) -> None:
     fake = Fake(blocks(0.4, 0.001, 0.3, 0.02, 0.1), pairs={"0.down 2.down": 0.05, "3.down 4.down": -0.01})
-    plan, record = fake.sweep(budget)
+    plan, record = fake.protect_until(budget)
     ranking = list(fake.costs)
     for k, trial in enumerate(record.trials):
         assert [short(s) for s in trial.sites] == ranking[:k]
@@ -271,7 +271,7 @@ def test_what_is_recorded_is_what_the_fake_loses(budget: float) -> None:
 def test_products_and_overrides_stay_as_they_are() -> None:
     fake = Fake(blocks(0.5, 0.2))
     fake.naive = assign("m", 16, fake.sites, LOW, [("*.qk", "l=int8/token r=int8/token")])
-    plan, _ = fake.sweep(0.3)
+    plan, _ = fake.protect_until(0.3)
     assert plan["model.layers.0.self_attn.qk"] == fake.naive["model.layers.0.self_attn.qk"]
     float_plan = fake.measured[0]
     assert all(a.is_float for a in float_plan.assignments)
@@ -281,7 +281,7 @@ def test_progress_ends_at_its_total() -> None:
     fake = Fake(blocks(0.5, 0.2, 0.1, 0.001, 0.002))
     calls: list[tuple[str, int, int]] = []
     units = make_units(fake.sites, tied=False)
-    sweep(
+    protect_until(
         fake.naive,
         units,
         LinearScheme(),
@@ -337,7 +337,7 @@ def test_tied_units_are_protected_together() -> None:
         for s in fake.sites
     ]
     fake.naive = assign("m", 16, fake.sites, LOW)
-    plan, record = fake.sweep(0.25, tied=True)
+    plan, record = fake.protect_until(0.25, tied=True)
     assert protected(plan) == ["0.gate", "0.up"]
     plan.check_ties()
     (recovery,) = record.recoveries

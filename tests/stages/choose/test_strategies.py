@@ -7,7 +7,7 @@ import pytest
 
 from qarat.ground.errors import UserError
 from qarat.stages.choose.driver import Driver
-from qarat.stages.choose.strategies import make_strategy, strategy_names
+from qarat.stages.choose.strategies import STRATEGIES, make_strategy
 from qarat.stages.choose.strategies.base import Goal, lower_in_order
 from qarat.stages.choose.trials import TrialLog
 
@@ -33,7 +33,7 @@ def optimum(made, space, point):
     return min(made.loss(space.plan(c, "")) for c in choices if space.position(c) >= point - 1e-9)
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize("name", STRATEGIES.names())
 def test_a_strategy_reaches_the_ratio_and_does_the_same_again(fake, name):
     space, first = searched(fake(), name)
     _, second = searched(fake(), name)
@@ -136,7 +136,7 @@ def test_equal_units_give_just_the_ratio_however_sums_round(fake):
 
 
 def test_a_failed_trial_stops_no_strategy(fake):
-    for name in strategy_names():
+    for name in STRATEGIES.names():
         made = fake(seed=4)
         made.broken = made.sites[0].name
         _, driver = searched(made, name)

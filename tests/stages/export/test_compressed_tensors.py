@@ -503,20 +503,20 @@ def test_shared_inputs_have_one_scale(mixed: Exported):
 # ---------------------------------------------------------------- the registry
 
 
-@pytest.mark.parametrize("name", exporters.names())
+@pytest.mark.parametrize("name", exporters.EXPORTERS.names())
 def test_every_exporter_says_what_it_is(name: str):
-    module: Any = exporters.named(name)
+    module: Any = exporters.EXPORTERS.load(name)
     assert callable(module.check)
     assert callable(module.write)
     assert isinstance(module.EXTRA, str)
     assert isinstance(module.NEEDS, tuple)
     assert bool(module.EXTRA) == bool(module.NEEDS)
-    assert 10 < len(exporters.describe()[name]) <= 120
+    assert 10 < len(exporters.EXPORTERS.describe()[name]) <= 120
 
 
 def test_an_unknown_format_names_the_nearest():
     with pytest.raises(UserError, match="did you mean compressed-tensors"):
-        exporters.named("compresed-tensors")
+        exporters.EXPORTERS.load("compresed-tensors")
 
 
 def test_a_missing_extra_is_said_with_its_install_line(source: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ import pytest
 
 from qarat.ground.errors import UserError
 from qarat.model.model import Model, open_model
-from qarat.stages.export import named
+from qarat.stages.export import EXPORTERS
 from qarat.stages.export.recipes import UnsayableError, by_entry, float_sites, translate
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import Plan, assign
@@ -76,7 +76,7 @@ def test_all_offenders_are_listed_with_reason_and_alternatives(model: Model) -> 
 )
 def test_what_each_holds(model: Model, format: str, scheme: str, refusing: tuple[str, ...]) -> None:
     plan = plan_of(model, "w=int8/channel", ("1.o", scheme), ("0.down", "float"))
-    exporter = named(format)
+    exporter = EXPORTERS.load(format)
     if format not in refusing:
         exporter.check(model, plan)
         return
@@ -92,7 +92,7 @@ def test_files_need_no_weights(model: Model, tmp_path: Path) -> None:
     for format in TRANSLATIONS:
         folder = tmp_path / format
         folder.mkdir()
-        notes = named(format).write(model, plan, folder, progress=lambda *_: None)
+        notes = EXPORTERS.load(format).write(model, plan, folder, progress=lambda *_: None)
         assert notes
         assert any(folder.iterdir())
     assert model._kept == before  # no block was brought in

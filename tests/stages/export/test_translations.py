@@ -18,7 +18,7 @@ from compressed_tensors.quantization import QuantizationScheme
 
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
-from qarat.stages.export import named
+from qarat.stages.export import EXPORTERS
 from qarat.stages.export.gguf.types import nearest_type, tensor_name
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
@@ -49,8 +49,8 @@ def plan(model: Model) -> Plan:
 @pytest.fixture
 def written(model: Model, plan: Plan, tmp_path: Path) -> Callable[[str], Path]:
     def write(format: str) -> Path:
-        named(format).check(model, plan)
-        named(format).write(model, plan, tmp_path, progress=lambda *_: None)
+        EXPORTERS.load(format).check(model, plan)
+        EXPORTERS.load(format).write(model, plan, tmp_path, progress=lambda *_: None)
         return tmp_path
 
     return write
@@ -107,7 +107,7 @@ def test_torchao_python_has_the_static_scales(model: Model, tmp_path: Path) -> N
     low = "w=int8/channel a=int8/tensor/static"
     plan = assign(model.fingerprint, model.source_bits, model.sites(), low, RULES)
     quantized = quantize(model, plan, observe(model, tokens, attention=False))
-    named("torchao").write(quantized, plan, tmp_path, progress=lambda *_: None)
+    EXPORTERS.load("torchao").write(quantized, plan, tmp_path, progress=lambda *_: None)
     assert not (tmp_path / "torchao.json").exists()
     tree = ast.parse((tmp_path / "torchao_config.py").read_text())
     table = next(node for node in ast.walk(tree) if isinstance(node, ast.Dict))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.tables import Table
 from qarat.values.records.law_data import Measurement
 
@@ -35,7 +35,7 @@ def make_table() -> MakeTable:
         seed: int = 0,
         **grid: tuple[float, ...],
     ) -> Table:
-        shape = form_named(form)
+        shape = FORMS.load(form)
         theta = shape.internal(np.array([values[name] for name in shape.names]))
         generator = np.random.default_rng(seed)
         axes = GRID | grid

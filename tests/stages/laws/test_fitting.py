@@ -13,7 +13,7 @@ import pytest
 
 from qarat.ground.errors import UserError
 from qarat.stages.laws.fitting import fit_law
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.resampling import fewest_draws
 from qarat.stages.laws.tables import Table, load_table, narrow
 from qarat.values.records.files import decode_record, encode_record
@@ -523,4 +523,4 @@ def test_a_law_of_another_version_is_refused(tmp_path: Path) -> None:
 def test_every_forms_parameters_are_named_in_its_order() -> None:
     law = fit(load_table("t1"), "all")
     for found in law.fits:
-        assert tuple(p.name for p in found.parameters) == form_named(found.form).names
+        assert tuple(p.name for p in found.parameters) == FORMS.load(found.form).names

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import catalog, form_named, form_names
+from qarat.stages.laws.forms import FORMS, catalog
 from qarat.stages.laws.forms.base import VARIABLES, Form, Vector
 
 X = {
@@ -23,7 +23,7 @@ def some_theta(form: Form) -> Vector:
 
 
 def test_the_forms_there_are() -> None:
-    assert set(form_names()) == {
+    assert set(FORMS.names()) == {
         "bits-only",
         "block-power",
         "group-size",
@@ -37,10 +37,10 @@ def test_the_forms_there_are() -> None:
         "weak-tokens",
     }
     with pytest.raises(UserError, match="did you mean strong"):
-        form_named("stong")
+        FORMS.load("stong")
 
 
-@pytest.mark.parametrize("name", form_names())
+@pytest.mark.parametrize("name", FORMS.names())
 def test_a_form_says_all_of_itself(name: str) -> None:
     form = catalog().forms[name]
     assert len(set(form.names)) == len(form.names)
@@ -52,9 +52,9 @@ def test_a_form_says_all_of_itself(name: str) -> None:
         assert set(published.group) == set(form.by)
 
 
-@pytest.mark.parametrize("name", form_names())
+@pytest.mark.parametrize("name", FORMS.names())
 def test_the_gradient_is_that_of_the_value(name: str) -> None:
-    form, step = form_named(name), 1e-6
+    form, step = FORMS.load(name), 1e-6
     theta = some_theta(form)
     gradient = form.gradient(theta, X)
     for i in range(len(theta)):
@@ -65,9 +65,9 @@ def test_the_gradient_is_that_of_the_value(name: str) -> None:
         np.testing.assert_allclose(gradient[:, i], numeric, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", form_names())
+@pytest.mark.parametrize("name", FORMS.names())
 def test_solving_for_a_variable_gives_it_back(name: str) -> None:
-    form = form_named(name)
+    form = FORMS.load(name)
     theta = some_theta(form)
     for row in range(3):
         known = {v: float(x[row]) for v, x in X.items()}
@@ -77,16 +77,16 @@ def test_solving_for_a_variable_gives_it_back(name: str) -> None:
             assert form.solve(theta, variable, others, log) == pytest.approx(known[variable], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", form_names())
+@pytest.mark.parametrize("name", FORMS.names())
 def test_reported_values_are_the_fitted_ones(name: str) -> None:
-    form = form_named(name)
+    form = FORMS.load(name)
     theta = some_theta(form)
     np.testing.assert_allclose(form.internal(form.natural(theta)), theta)
     assert form.natural(theta)[0] == (math.exp(theta[0]) if form.logarithmic else theta[0])
 
 
 def respond(name: str, published: int, **known: float) -> float:
-    form = form_named(name)
+    form = FORMS.load(name)
     values = form.published[published].values
     theta = form.internal(np.array([values[n] for n in form.names]))
     return float(np.exp(form.log_response(theta, {v: np.array([x]) for v, x in known.items()})[0]))

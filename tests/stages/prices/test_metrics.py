@@ -44,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def priced(folder: Path, metric: str, *spellings: str, tokens: TokenSet | None = None, **runtime: Any) -> Menu:
     model = open_model(str(folder), Runtime(**runtime))
-    return damage.load(metric)(model, tokens or token_set(), [parse_scheme(s) for s in spellings])
+    return damage.METRICS.load(metric).price(model, tokens or token_set(), [parse_scheme(s) for s in spellings])
 
 
 # ---------------------------------------------------------------- each against its formula
@@ -185,23 +185,23 @@ def test_kl_is_that_of_the_logits(tiny: Path):
 
 
 def test_the_folder_lists_the_metrics():
-    assert damage.names() == METRICS
+    assert damage.METRICS.names() == METRICS
     assert damage.DEFAULT in METRICS
-    for name, line in damage.describe().items():
+    for name, line in damage.METRICS.describe().items():
         assert name == import_module(f"qarat.stages.prices.{name.replace('-', '_')}").METRIC
         assert line.endswith((".", ")")), line
 
 
 def test_an_unknown_metric_is_told_the_nearest():
     with pytest.raises(UserError, match="fisher"):
-        damage.load("fischer")
+        damage.METRICS.load("fischer")
     with pytest.raises(UserError, match="unknown damage metric 'capture'"):
-        damage.load("capture")
+        damage.METRICS.load("capture")
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_scheme_that_changes_nothing_costs_exactly_nothing(tiny: Path, metric: str):
-    menu = damage.load(metric)(open_model(str(tiny)), token_set(), [LinearScheme(), MatmulScheme()])
+    menu = damage.METRICS.load(metric).price(open_model(str(tiny)), token_set(), [LinearScheme(), MatmulScheme()])
     assert len(menu.entries) == 2 * (7 if metric == "weight-error" else 9)
     assert {e.damage for e in menu.entries} == {0.0}
 
@@ -233,7 +233,9 @@ def test_windows_whose_states_do_not_fit_go_in_groups(tiny: Path, metric: str, m
     assert priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=4 * 2 * states * one) == whole
     calls: list[tuple[str, int, int]] = []
     model = open_model(str(tiny), Runtime(batch_tokens=16, memory=1))
-    damage.load(metric)(model, token_set(), [parse_scheme(INT8)], progress=lambda *call: calls.append(call))
+    damage.METRICS.load(metric).price(
+        model, token_set(), [parse_scheme(INT8)], progress=lambda *call: calls.append(call)
+    )
     assert held == [5, 2, 2, 1, 1, 1, 1, 1, 1]
     assert calls[-1][1] == calls[-1][2]
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
@@ -254,8 +256,8 @@ def test_pricing_costs_the_forwards_that_are_counted(
 
     monkeypatch.setattr(Model, "run_block", count)
     schemes = [parse_scheme(spelling) for spelling in (INT8, "w=int4/channel", PRODUCT)]
-    damage.load(metric)(model, tokens, schemes)
-    counted = damage.block_forwards(metric)(model, tokens, schemes)
+    damage.METRICS.load(metric).price(model, tokens, schemes)
+    counted = damage.METRICS.load(metric).block_forwards(model, tokens, schemes)
     assert counted * tokens.windows.numel() == spent[False] + 3 * spent[True]
 
 
@@ -263,7 +265,7 @@ def test_pricing_costs_the_forwards_that_are_counted(
 def test_fewer_bits_cost_more_and_the_unit_is_told(tiny: Path, metric: str):
     spellings = [f"w=int{b}/channel a=int{b}/token" for b in (8, 4, 2)]
     model = open_model(str(tiny))
-    menu = damage.load(metric)(model, token_set(), [parse_scheme(s) for s in spellings])
+    menu = damage.METRICS.load(metric).price(model, token_set(), [parse_scheme(s) for s in spellings])
     eight, four, two = (menu.damages(s) for s in spellings)
     assert all(0 < eight[name] < four[name] < two[name] for name in eight)
     assert menu.metric == metric
@@ -283,7 +285,7 @@ def test_a_quantized_model_is_refused(tiny: Path, metric: str):
     model = open_model(str(tiny))
     low = quantize(model, assign(model.fingerprint, model.source_bits, model.sites(), INT8))
     with pytest.raises(UserError, match="quantized already"):
-        damage.load(metric)(low, token_set(), [parse_scheme(INT8)])
+        damage.METRICS.load(metric).price(low, token_set(), [parse_scheme(INT8)])
 
 
 @pytest.mark.parametrize("products", [False, True])

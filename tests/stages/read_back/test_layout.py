@@ -13,7 +13,7 @@ from torch import nn
 from qarat.stages.read_back.folders import StoredModule
 from qarat.stages.read_back.layout import expected_tensors, layout_offences
 from qarat.stages.read_back.simulation import weight_of
-from qarat.stages.read_back.stored import Args, Group, StoredConfig
+from qarat.stages.read_back.stored import Args, ConfigGroup, StoredConfig
 from qarat.values.schemes import parse_scheme
 
 ROWS, COLS = 48, 64
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
 }
 
 
-def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None) -> tuple[nn.Module, Group, str]:
+def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None) -> tuple[nn.Module, ConfigGroup, str]:
     """A module quantized and compressed by the library, with plausible scales."""
     body = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     linear: Any = nn.Linear(COLS, ROWS, bias=False)
@@ -90,7 +90,7 @@ def compressed(weights: dict[str, Any], inputs: dict[str, Any] | None) -> tuple[
                 parameter.fill_(0.1)
     compress_module(linear)
     read = [None if args is None else msgspec.convert(args, Args) for args in (weights, inputs)]
-    group = Group("group_0", ("Linear",), read[0], read[1], False, "")
+    group = ConfigGroup("group_0", ("Linear",), read[0], read[1], False, "")
     return linear, group, linear.quantization_scheme.format
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarat.stages.read_back.folders import open_folder
 from qarat.stages.read_back.matching import match_modules
-from qarat.stages.read_back.stored import Args, Group, StoredConfig
+from qarat.stages.read_back.stored import Args, ConfigGroup, StoredConfig
 from qarat.values.engines import ENGINES
 
 TARGETS = [
@@ -37,7 +37,7 @@ INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 
 def config_of(groups: list[list[str]], ignore: list[str]) -> tuple[StoredConfig, dict[str, Any]]:
     read = tuple(
-        Group(f"group_{i}", tuple(targets), Args(strategy="channel"), None, False, "")
+        ConfigGroup(f"group_{i}", tuple(targets), Args(strategy="channel"), None, False, "")
         for i, targets in enumerate(groups)
     )
     raw = {f"group_{i}": {"targets": targets, "weights": INT8} for i, targets in enumerate(groups)}

@@ -16,7 +16,7 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.stages.read_back.readback import logits_of
-from qarat.stages.transforms import choose, hadamard, names, parse_transform, smooth
+from qarat.stages.transforms import TRANSFORMS, choose, hadamard, parse_transform, smooth
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.values.fingerprints import source_of
 from qarat.values.plans import PlanError, assign
@@ -233,7 +233,7 @@ def test_a_rotated_down_proj_cannot_be_smoothed(llama: Model, tiny_text: Path):
 
 
 def test_the_folder_is_the_registry():
-    assert names() == ["hadamard", "smooth"]
+    assert TRANSFORMS.names() == ["hadamard", "smooth"]
 
 
 def test_auto_leaves_the_strength_to_be_chosen():

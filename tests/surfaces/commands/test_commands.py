@@ -23,7 +23,7 @@ from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation, ZeroShot
 from qarat.values.records.streams import ActivationStats
 from qarat.values.sites import short_name
@@ -77,7 +77,7 @@ def test_each_verb_takes_what_the_one_before_it_wrote(qarat: Qarat, tiny_llama: 
         "quantized",
         "stats.safetensors",
     ]
-    kinds = {"stats.safetensors": ActivationStats, "menu.json": Menu, "plan.json": Plan, "plan.sweep.json": Sweep}
+    kinds = {"stats.safetensors": ActivationStats, "menu.json": Menu, "plan.json": Plan, "plan.sweep.json": Protection}
     for name, kind in kinds.items():
         decode_record(Path(name), kind)
         assert well(qarat("show", name)).out

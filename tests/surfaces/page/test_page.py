@@ -44,7 +44,7 @@ from qarat.values.plans import Plan
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import parse_scheme
@@ -145,7 +145,7 @@ def test_grids_count_what_becomes_zero(story: Story) -> None:
 
 
 def test_the_recovery_curve_takes_controls_beside_it(story: Story) -> None:
-    sweep = story.one(Sweep)
+    sweep = story.one(Protection)
     assert sweep is not None
     control = Series("random sites", (Dot(0, 0.5), Dot(1, 0.45, y_range=(0.4, 0.5))))
     figure = recovery(sweep, [control])
@@ -422,7 +422,7 @@ def overridden(plan: Plan, name: str, scheme: str) -> Plan:
 
 
 def test_overrides_are_no_protection(story: Story) -> None:
-    plan, sweep = story.one(Plan), story.one(Sweep)
+    plan, sweep = story.one(Plan), story.one(Protection)
     assert plan is not None
     assert sweep is not None
     plan = overridden(overridden(plan, "0.mlp.up", "float"), "0.mlp.gate", "w=int4/g32 a=int8/token")
@@ -526,7 +526,7 @@ def test_what_does_not_belong_together_is_refused(tiny_run: Path, tmp_path: Path
     shutil.copy(tiny_run / "sweep.json", again)
     with pytest.raises(UserError, match=r"one of a kind.*sweep\.json and other\.json"):
         write_report([tiny_run, again], tmp_path)
-    sweep = decode_record(tiny_run / "sweep.json", Sweep)
+    sweep = decode_record(tiny_run / "sweep.json", Protection)
     stranger = msgspec.structs.replace(sweep, provenance=msgspec.structs.replace(sweep.provenance, model="f" * 64))
     again.write_bytes(encode_record(stranger))
     with pytest.raises(UserError, match=r"several models.*other\.json is of ffffffffffff"):

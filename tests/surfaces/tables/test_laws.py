@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from qarat.stages.laws.fitting import fit_law
-from qarat.stages.laws.forms import Catalog, form_named
+from qarat.stages.laws.forms import FORMS, Catalog
 from qarat.stages.laws.prediction import predict, published_law
 from qarat.stages.laws.tables import load_table, narrow
 from qarat.surfaces.tables.law_shares import shares
@@ -79,7 +79,7 @@ def test_what_each_size_allows_is_what_the_law_predicts() -> None:
 
 
 def test_forms_say_where_printed_coefficients_come_from() -> None:
-    text = " ".join(show(Catalog({n: form_named(n) for n in ("post-training", "group-size")})).split())
+    text = " ".join(show(Catalog({n: FORMS.load(n) for n in ("post-training", "group-size")})).split())
     assert "fitted to size 30M to 220M, tokens 1.5B to 26B; GPTQ on OLMo-style models" in text
     assert text.count("fitted to size 74M to 595M, tokens 10B to 100B, block 32 to 256") == 3  # three different notes
     assert "the table's cells were scrambled" in text

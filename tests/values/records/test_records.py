@@ -17,7 +17,7 @@ from qarat.values.plans import Plan, assign
 from qarat.values.records.files import Record, content_hash, decode_record, describe_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import NATS, Menu, MenuEntry
-from qarat.values.records.protection import Sweep, Trial
+from qarat.values.records.protection import Protection, Trial
 from qarat.values.records.scores import Continuations, Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
 from qarat.values.sites import Site
@@ -53,10 +53,10 @@ def make_menu() -> Menu:
     return Menu(PROVENANCE, "fisher", "s" * 64, entries)
 
 
-def make_sweep() -> Sweep:
+def make_sweep() -> Protection:
     trials = tuple(Trial(f"k={k}", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
     budget = math.log1p(0.01)
-    return Sweep(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, trials[1:2], trials[1:], "2 protected")
+    return Protection(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, trials[1:2], trials[1:], "2 protected")
 
 
 def make_plan() -> Plan:
@@ -160,7 +160,7 @@ def test_one_cluster_has_no_standard_error_in_a_file_either(tmp_path: Path) -> N
         path = saved(folder, record)
         json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
         assert encode_record(decode_record(path)) == path.read_bytes()
-    (trial,) = decode_record(tmp_path / "0" / "record.json", Sweep).trials
+    (trial,) = decode_record(tmp_path / "0" / "record.json", Protection).trials
     assert math.isnan(trial.damage.standard_error)
 
 
@@ -181,7 +181,7 @@ def test_a_description_is_the_file_without_arrays() -> None:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_wrong_kind_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     path = saved(tmp_path, MAKERS[kind]())
-    wanted = Menu if kind == "sweep" else Sweep
+    wanted = Menu if kind == "sweep" else Protection
     with pytest.raises(UserError, match=rf"{type(MAKERS[kind]()).__name__}.* {wanted.__name__} is needed"):
         decode_record(path, wanted)
 

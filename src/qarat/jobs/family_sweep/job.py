@@ -17,7 +17,7 @@ import msgspec
 
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
-from qarat.jobs.bench import Member, Setting
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.family_sweep.tables import budget_table, loss_table
 from qarat.jobs.folder import Run
 from qarat.jobs.search.job import SearchJob
@@ -25,20 +25,20 @@ from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
 from qarat.model.checkpoints import trained_tokens
 from qarat.stages.laws.tables import write_table
 from qarat.values.block_sizes import format_words, granularity_word, mean_block
-from qarat.values.records.family import FamilySweep, SweepPoint
+from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.files import encode_record
 from qarat.values.records.search import SearchResult
-from qarat.values.requests.family_sweep import SweepRequest
+from qarat.values.requests.family_sweep import FamilyRequest
 
 _FEWEST_TOKENS = 1e3  # a table of measurements takes no fewer
 SWEEP, LOSS_TABLE, BUDGET_TABLE = "sweep.json", "sweep.csv", "budgets.csv"
 
 
-class SweepJob:
+class FamilyJob:
     """A sweep: models by name, and what is to be measured of each."""
 
     def __init__(
-        self, names: Sequence[str], open_member: Callable[[str], Member], request: SweepRequest, setting: Setting
+        self, names: Sequence[str], open_member: Callable[[str], Member], request: FamilyRequest, setting: Bench
     ) -> None:
         """Open every model once, and check every search against it; nothing long is done.
 
@@ -59,7 +59,7 @@ class SweepJob:
         if twice := sorted({name for name in called if called.count(name) > 1}):
             raise UserError(f"{', '.join(twice)}: two models of one name; rename a folder")
         self.family = request.family or _family(called)
-        self._points: dict[str, list[SweepPoint]] = {}
+        self._points: dict[str, list[FamilyPoint]] = {}
         problems: list[str] = []
         for name in names:
             try:
@@ -77,7 +77,7 @@ class SweepJob:
 
         The folder is put into place once no point has failed; until then it stays ``OUT.partial``, tables included.
         """
-        points: list[SweepPoint] = []
+        points: list[FamilyPoint] = []
         for name in self.names:
             points += self._measure(run, name, len(points))
             sweep = FamilySweep(self.family, f"{self.request.granularity}-wise", self.request.basis, tuple(points))
@@ -86,9 +86,9 @@ class SweepJob:
             run.finish()
         return sweep
 
-    def _measure(self, run: Run, name: str, before: int) -> list[SweepPoint]:
+    def _measure(self, run: Run, name: str, before: int) -> list[FamilyPoint]:
         """The points of one model, which so many of others went before."""
-        found: list[SweepPoint] = []
+        found: list[FamilyPoint] = []
         member: Member | None = None
         for search, point in zip(self._searches, self._points[name], strict=True):
             folder = f"{_slug(point.model)}/{_slug(search.low)}"
@@ -103,7 +103,7 @@ class SweepJob:
                 found.append(msgspec.structs.replace(point, failure=words))
         return found
 
-    def _filled(self, point: SweepPoint, result: SearchResult) -> SweepPoint:
+    def _filled(self, point: FamilyPoint, result: SearchResult) -> FamilyPoint:
         plans = {r.budget: chosen_plan(result, r) for r in result.reached}
         return msgspec.structs.replace(
             point,
@@ -112,14 +112,14 @@ class SweepJob:
             reached=tuple(reach_of(result, budget) for budget in self.request.budgets),
         )
 
-    def _describe(self, member: Member, low: str) -> SweepPoint:
+    def _describe(self, member: Member, low: str) -> FamilyPoint:
         sites = member.model.sites()
         _, selection, report = member.tokens
         evaluation = (
             f"text {report.text_fingerprint[:8]}, {report.convention}, {len(report)} windows; plans predicted by "
             f"{self.request.metric}, chosen on {len(selection)} others"
         )
-        return SweepPoint(
+        return FamilyPoint(
             _last(member.name),
             float(sum(site.parameters for site in sites)),
             _trained_tokens(member.model.folder),

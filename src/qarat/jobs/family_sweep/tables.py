@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from qarat.stages.laws.tables import Table
 from qarat.values.budgets import parse_loss_budget
-from qarat.values.records.family import FamilySweep, SweepPoint
+from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.law_data import Measurement
-from qarat.values.records.ratios import StudyReach
+from qarat.values.records.ratios import RatioReach
 
 _SOURCE = "qarat sweep"
 _SIZE = {
@@ -44,21 +44,21 @@ def budget_table(sweep: FamilySweep) -> Table:
     return Table("budgets", title, _SOURCE, how, defects, tuple(rows))
 
 
-def _losses(sweep: FamilySweep, point: SweepPoint) -> Iterator[Measurement]:
+def _losses(sweep: FamilySweep, point: FamilyPoint) -> Iterator[Measurement]:
     plans = [plan for plan in point.plans if not math.isnan(plan.report.nats)]
     for plan in dict.fromkeys(plans):  # two ratios may have come to one plan
         error = _known(plan.report.standard_error)
         yield _row(sweep, point, plan.ratio, plan.bits, "loss-increase", plan.report.nats, error)
 
 
-def _budgets(sweep: FamilySweep, point: SweepPoint) -> Iterator[Measurement]:
+def _budgets(sweep: FamilySweep, point: FamilyPoint) -> Iterator[Measurement]:
     for reach in point.reached:
         if not math.isnan(reach.plan.ratio) and not _saturated(reach):
             increase = 100 * math.expm1(parse_loss_budget(reach.budget).nats)
             yield _row(sweep, point, reach.plan.ratio, reach.plan.bits, "perplexity-increase", increase, None)
 
 
-def _bounds(point: SweepPoint) -> Iterator[str]:
+def _bounds(point: FamilyPoint) -> Iterator[str]:
     """The budgets of a point that say no more than that its ratio could be higher, if any."""
     met = [reach.budget for reach in point.reached if _saturated(reach)]
     if met:
@@ -66,12 +66,12 @@ def _bounds(point: SweepPoint) -> Iterator[str]:
         yield f"{where}: everything low meets {', '.join(met)}, so that 1 is a bound and no measurement: no row"
 
 
-def _saturated(reach: StudyReach) -> bool:
+def _saturated(reach: RatioReach) -> bool:
     return reach.plan.ratio >= _ALL
 
 
 def _row(
-    sweep: FamilySweep, point: SweepPoint, ratio: float, bits: float, metric: str, value: float, error: float | None
+    sweep: FamilySweep, point: FamilyPoint, ratio: float, bits: float, metric: str, value: float, error: float | None
 ) -> Measurement:
     return Measurement(
         source=_SOURCE,

@@ -14,25 +14,25 @@ from collections.abc import Sequence
 from itertools import product
 
 from qarat.ground.disk import write_whole
-from qarat.jobs.bench import Member, Setting
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.folder import Run
 from qarat.jobs.ratio_study.ablations import best_of, windows_taken
 from qarat.jobs.search.job import SearchJob
 from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
 from qarat.values.records.files import encode_record
-from qarat.values.records.ratios import BestOf, RatioStudy, StudyArm, StudyPoint, Windows
+from qarat.values.records.ratios import BestOf, RatioArm, RatioPoint, RatioStudy, Windows
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.search import NOTHING, Reached, SearchResult
-from qarat.values.requests.ratio_study import StudyRequest
+from qarat.values.requests.ratio_study import RatioRequest
 
 STUDY = "study.json"
 DIGITS = 9  # of a ratio that is asked for, cut off so that the plan that has it is never just out of reach
 
 
-class StudyJob:
+class RatioJob:
     """A study: a model, what is to be found out, and how."""
 
-    def __init__(self, member: Member, request: StudyRequest, setting: Setting) -> None:
+    def __init__(self, member: Member, request: RatioRequest, setting: Bench) -> None:
         """Check the request against the model; nothing long is done.
 
         Args:
@@ -71,7 +71,7 @@ class StudyJob:
         run.finish()
         return study
 
-    def _arm(self, run: Run, block: int, granularity: str, ratios: Sequence[float]) -> StudyArm:
+    def _arm(self, run: Run, block: int, granularity: str, ratios: Sequence[float]) -> RatioArm:
         budgets = self.request.budgets
         asked = [f"ratio={ratio:g}" for ratio in ratios]
         place = f"{granularity} g{block}"
@@ -92,7 +92,7 @@ class StudyJob:
             run, f"{place} predicted", block, granularity, budgets=(*dict.fromkeys(again), *budgets)
         )
         by_budget = {r.budget: r for r in predicted.reached}
-        return StudyArm(
+        return RatioArm(
             granularity,
             block,
             random.menu[0],
@@ -127,11 +127,11 @@ class StudyJob:
         return search_within(run, place.replace(" ", "-"), job)
 
 
-def _point(asked: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> StudyPoint:
+def _point(asked: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> RatioPoint:
     more = NOTHING
     if r.report and p.report:
         more = paired_difference(predicted.report_loss(p), random.report_loss(r))
-    return StudyPoint(asked, chosen_plan(random, r), chosen_plan(predicted, p), more)
+    return RatioPoint(asked, chosen_plan(random, r), chosen_plan(predicted, p), more)
 
 
 def _spell_ratio(ratio: float, otherwise: str) -> str:

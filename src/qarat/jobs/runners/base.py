@@ -54,7 +54,7 @@ class Runner(Protocol):
         ...
 
 
-class Group(NamedTuple):
+class WorkGroup(NamedTuple):
     """Neighbouring items that are handed out together.
 
     Attributes:
@@ -66,27 +66,27 @@ class Group(NamedTuple):
     losses: int = 0
 
 
-class Groups:
+class WorkGroups:
     """Items as groups: large ones first, small ones at the end, so that no worker is the last for long."""
 
     def __init__(self, count: int, workers: int) -> None:
         self._next, self._count, self._workers = 0, count, workers
-        self._lost: deque[Group] = deque()
+        self._lost: deque[WorkGroup] = deque()
 
     def __len__(self) -> int:
         """Items that are still to be handed out."""
         return self._count - self._next + sum(len(group.indices) for group in self._lost)
 
-    def take(self) -> Group:
+    def take(self) -> WorkGroup:
         """The next group; what was lost comes first."""
         if self._lost:
             return self._lost.popleft()
         size = min(GROUP, math.ceil((self._count - self._next) / (2 * self._workers)))
-        group = Group(range(self._next, self._next + size))
+        group = WorkGroup(range(self._next, self._next + size))
         self._next += size
         return group
 
-    def give_back(self, group: Group) -> None:
+    def give_back(self, group: WorkGroup) -> None:
         """Take back a group whose worker was lost."""
         self._lost.append(group._replace(losses=group.losses + 1))
 

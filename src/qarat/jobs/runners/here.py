@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.runners.base import STAGE, Groups, Work
+from qarat.jobs.runners.base import STAGE, Work, WorkGroups
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ class Here:
         if make is not self._make or self._work is None:
             self._work = None
             self._work, self._make = make(), make
-        groups = Groups(len(items), workers=1)
+        groups = WorkGroups(len(items), workers=1)
         progress(STAGE, 0, len(items))
         while groups:
             indices = groups.take().indices

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.runners.base import STAGE, Answer, Done, Failed, Group, Groups, Work
+from qarat.jobs.runners.base import STAGE, Answer, Done, Failed, Work, WorkGroup, WorkGroups
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -77,7 +77,7 @@ class Pool:
         self._made: Callable[[], Any] | None = None
         self._awaited: set[Any] = set()  # free with their next word: new ones, and those whose list was left early
         self._idle: list[Any] = []
-        self._busy: dict[Any, Group] = {}
+        self._busy: dict[Any, WorkGroup] = {}
         self._stillborn = 0  # workers lost before they were ready, since the last that was
 
     def map(
@@ -85,7 +85,7 @@ class Pool:
     ) -> Iterator[tuple[int, R]]:
         """As `qarat.jobs.runners.base.Runner.map`."""
         job = self._job_of(make)
-        groups = Groups(len(items), self._workers)
+        groups = WorkGroups(len(items), self._workers)
         done = 0
         progress(STAGE, 0, len(items))
         try:
@@ -114,7 +114,7 @@ class Pool:
             self._made = make
         return self._job
 
-    def _feed(self, job: Job, items: Sequence[Any], groups: Groups) -> None:
+    def _feed(self, job: Job, items: Sequence[Any], groups: WorkGroups) -> None:
         """Give every idle worker a group, and hire where more are of use."""
         while self._idle and groups:
             worker, group = self._idle.pop(), groups.take()
@@ -123,7 +123,7 @@ class Pool:
         while len(self._awaited) < len(groups) and len(self._awaited) + len(self._busy) < self._workers:
             self._awaited.add(self._crew.hire())
 
-    def _listen(self, groups: Groups) -> Iterator[tuple[int, Any]]:
+    def _listen(self, groups: WorkGroups) -> Iterator[tuple[int, Any]]:
         """Wait for one worker, and give what it has finished."""
         worker, answer = self._crew.wait()
         if isinstance(answer, Lost):
@@ -140,7 +140,7 @@ class Pool:
         assert isinstance(answer, Done)
         yield from zip(group.indices, answer.results, strict=True)
 
-    def _lose(self, worker: Any, lost: Lost, groups: Groups) -> None:
+    def _lose(self, worker: Any, lost: Lost, groups: WorkGroups) -> None:
         self._crew.dismiss(worker)
         if worker in self._busy:
             group = self._busy.pop(worker)

@@ -11,7 +11,7 @@ import msgspec
 from qarat.ground.disk import hash_json, write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.bench import Measurer, Member, ProgressWatcher, Setting, specify
+from qarat.jobs.bench import Bench, Measurer, Member, ProgressWatcher, specify
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import draft_plan
@@ -22,7 +22,6 @@ from qarat.jobs.search.chosen import choice_of, correction_of, plan_file
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet, check_disjoint
-from qarat.stages import prices as damage
 from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.outcomes import point_of, reach
 from qarat.stages.choose.space import Space, make_space
@@ -31,6 +30,7 @@ from qarat.stages.choose.strategies.base import Goal
 from qarat.stages.choose.trials import TrialLog
 from qarat.stages.measure.tasks.zero_shot import measure_tasks
 from qarat.stages.observe import observe
+from qarat.stages.prices import METRICS
 from qarat.stages.quantize import check_stats, quantize
 from qarat.values.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.values.fingerprints import spellings_of
@@ -52,7 +52,7 @@ SCORES, REPORTED = "scores", "report-{}.jsonl"
 class SearchJob:
     """One search: a model, what is to be found out, and how."""
 
-    def __init__(self, member: Member, request: SearchRequest, setting: Setting) -> None:
+    def __init__(self, member: Member, request: SearchRequest, setting: Bench) -> None:
         """Check the request against the model; nothing long is done.
 
         Args:
@@ -142,7 +142,7 @@ class SearchJob:
         write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
 
     def _price(self, run: Run) -> None:
-        price = damage.load(self.request.metric)
+        price = METRICS.load(self.request.metric).price
         schemes, stats = self.priced_schemes, self._stats(run)
         menu = price(self.model, self.price_tokens, schemes, stats, seed=self.setting.seed, progress=self.progress)
         write_whole(run.path(MENU), encode_record(menu))
@@ -291,7 +291,7 @@ class SearchJob:
     def _pricing_cost(self) -> int:
         if not self.strategy.predicts:
             return 0
-        count = damage.block_forwards(self.request.metric)(self.model, self.price_tokens, self.priced_schemes)
+        count = METRICS.load(self.request.metric).block_forwards(self.model, self.price_tokens, self.priced_schemes)
         return count * self.price_tokens.windows.numel()
 
     @property
@@ -328,6 +328,6 @@ def search_plans(
     check_search_request(request)
     run = Run(out)
     with open_runner(workers) as runner:
-        job = SearchJob(Member(str(model.folder), model, tokens), request, Setting(runner, seed, progress))
+        job = SearchJob(Member(str(model.folder), model, tokens), request, Bench(runner, seed, progress))
         with run.work(TRIALS):
             return job.execute(run)

@@ -12,7 +12,7 @@ from qarat.ground.disk import hash_json, write_whole
 from qarat.jobs.folder import Run, read_command
 from qarat.jobs.search.job import MENU, RESULT, STATS, TRIALS, SearchJob
 from qarat.values.records.files import decode_record
-from qarat.values.records.ratios import StudyPlan, StudyReach
+from qarat.values.records.ratios import RatioPlan, RatioReach
 from qarat.values.records.search import Reached, SearchResult
 
 SEARCHES = "searches"
@@ -68,18 +68,18 @@ def _take_over(inner: Run, finished: Iterable[Path], basis: str) -> None:
             return
 
 
-def chosen_plan(result: SearchResult, reached: Reached) -> StudyPlan:
+def chosen_plan(result: SearchResult, reached: Reached) -> RatioPlan:
     """What a budget of a search came to; NaN throughout where nothing meets it."""
     if reached.trial < 0:
-        return StudyPlan()
+        return RatioPlan()
     trial = result.trials[reached.trial]
-    return StudyPlan(trial.ratio, trial.bits, trial.damage, result.on_report(reached))
+    return RatioPlan(trial.ratio, trial.bits, trial.damage, result.on_report(reached))
 
 
-def reach_of(result: SearchResult, budget: str) -> StudyReach:
+def reach_of(result: SearchResult, budget: str) -> RatioReach:
     """What a loss budget of a search reaches."""
     reached = next(r for r in result.reached if r.budget == budget)
-    return StudyReach(budget, chosen_plan(result, reached), reached.low, reached.high)
+    return RatioReach(budget, chosen_plan(result, reached), reached.low, reached.high)
 
 
 def is_searching(folder: Path) -> bool:

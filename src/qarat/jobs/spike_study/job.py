@@ -23,7 +23,7 @@ from qarat.jobs.spike_study.arms import (
     world_arms,
 )
 from qarat.jobs.spike_study.measuring import WorldMeter, has_outliers
-from qarat.jobs.spike_study.worlds import OTHER, PREFIX, StudyTokens, World, bos_world, choose_strengths, observe_front
+from qarat.jobs.spike_study.worlds import OTHER, PREFIX, SpikeTokens, World, bos_world, choose_strengths, observe_front
 from qarat.model.model import Model
 from qarat.model.prefixes import shared_front
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
@@ -36,12 +36,12 @@ from qarat.values.budgets import parse_loss_budget
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, Left, RuleSays, SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests import spike_study as asking
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme, parse_scheme
 from qarat.values.sites import short_name
 
@@ -66,14 +66,14 @@ _WHOLE = 4_000_000_000  # bytes of blocks up to which a study generates; arms ne
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 
-class StudyJob:
+class SpikeJob:
     """One study: a model, its tokens, and what is to be compared."""
 
     def __init__(
         self,
         model: Model,
-        tokens: StudyTokens,
-        request: asking.StudyRequest,
+        tokens: SpikeTokens,
+        request: asking.SpikeRequest,
         *,
         name: str,
         seed: int,
@@ -96,7 +96,7 @@ class StudyJob:
         self.model, self.tokens, self.request = model, tokens, request
         self.name, self.seed, self.progress = name, seed, progress
         self.extent = asking.EXTENTS[request.extent]
-        self.plan_request = Request(asking.MAIN.low, budget=request.budget, sites=request.sites)
+        self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites)
         draft_plan(model, self.plan_request)
         self.every = [s for s in model.sites() if s.kind == "projection"]
         self.methods, self.unfit = self._fitting_methods()
@@ -186,7 +186,7 @@ class StudyJob:
 
     def _sites(self, run: Run) -> tuple[str, ...]:
         """The protected sites, those first whose protection buys most."""
-        recoveries = sorted(decode_record(run.path(_SWEEP), Sweep).recoveries, key=lambda t: -t.damage.nats)
+        recoveries = sorted(decode_record(run.path(_SWEEP), Protection).recoveries, key=lambda t: -t.damage.nats)
         return tuple(site for trial in recoveries for site in trial.sites)
 
     def _continue(self, run: Run, sites: tuple[str, ...]) -> None:

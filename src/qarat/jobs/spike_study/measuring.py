@@ -19,7 +19,7 @@ from qarat.stages.choose.trials import Answer, TrialLog
 from qarat.stages.measure.meter import Failure, Meter, prefix_order
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
-from qarat.values.records.spike_study import StudyArm
+from qarat.values.records.spike_study import SpikeArm
 from qarat.values.schemes import FLOAT, LinearScheme, parse_scheme
 
 TOGETHER = 6
@@ -65,7 +65,7 @@ class WorldMeter:
             raise UserError(f"the float model itself: {self._log[question.key].failure}")
         return self._log[question.key].nats
 
-    def measure(self, asked: Sequence[Asked], notes: Mapping[str, str], progress: Progress) -> Iterator[list[StudyArm]]:
+    def measure(self, asked: Sequence[Asked], notes: Mapping[str, str], progress: Progress) -> Iterator[list[SpikeArm]]:
         """The arms known so far, in their order: before anything is measured, and again after every group.
 
         Args:
@@ -102,12 +102,12 @@ class WorldMeter:
             yield
         progress("arms", len(order), len(order))
 
-    def _arm(self, asked: Asked, question: _Question, note: str) -> StudyArm:
+    def _arm(self, asked: Asked, question: _Question, note: str) -> SpikeArm:
         plan, answer = question.plan, self._log[question.key]
         sizes = {s.name: s.parameters for s in plan.sites}
         share = sum(sizes[name] for name in asked.protected) / sum(sizes.values())
         world = self._world
-        return StudyArm(
+        return SpikeArm(
             asked.group, asked.label, asked.setting, asked.scheme, asked.protected, asked.protection,
             world.transforms, len(world.stats.prefix), world.tokens, share, plan.bits_per_weight(),
             answer.nats, answer.failure, note,

@@ -13,12 +13,12 @@ CAVEAT = "None is the first paper's (arXiv 2504.21553), whose tables could not b
 """What published figures are not."""
 
 
-class Figure(NamedTuple):
+class PublishedResult(NamedTuple):
     """One published figure.
 
     Attributes:
         model: Checkpoint, as models are commonly named.
-        what: Figure and scheme.
+        what: PublishedResult and scheme.
         value: As printed.
         source: Whose, and where it was read.
     """
@@ -29,14 +29,14 @@ class Figure(NamedTuple):
     source: str
 
 
-class Figures(NamedTuple):
+class PublishedResults(NamedTuple):
     """Published figures.
 
     Attributes:
         rows: In an order to be read.
     """
 
-    rows: tuple[Figure, ...]
+    rows: tuple[PublishedResult, ...]
 
 
 _QFEM = "QFeM, github.com/onnoo/activation-spikes"
@@ -48,35 +48,35 @@ _STATIC = "WikiText2 perplexity, W8A8, inputs per tensor static"
 _W8 = "WikiText2 perplexity, W8A8 per channel and token, SmoothQuant"
 _W6 = "WikiText2 perplexity, W6A6 per channel and token"
 
-PUBLISHED = Figures(
+PUBLISHED = PublishedResults(
     (
-        Figure("Llama-2-7B", _R, "1.down 4136, 30.down 139", _QFEM),
-        Figure("Llama-2-13B", _R, "3.down 1290, 0.down 108", _QFEM),
-        Figure("Llama-2-70B", _R, "8.down 7300, 2.down 1033, 12.down 137", _QFEM),
-        Figure("Llama-3-70B", _R, "3.down 2033, 0.down 570, 3.up+gate 78", _QFEM),
-        Figure("Mistral-7B-v0.1", _R, "1.down 3866, 31.down 68", _QFEM),
-        Figure("SOLAR-10.7B", _R, "1.down 5348", _QFEM),
-        Figure("Llama-2-7B", _STATIC, "naive 9250.33, SmoothQuant 15439.73, a prefix instead 5.98", _CUSHION),
-        Figure("Llama-3-8B", _STATIC, "naive 9759.46, SmoothQuant 14022.91, a prefix instead 7.41", _CUSHION),
-        Figure("Mistral-7B-v0.1", _STATIC, "naive 85.51, SmoothQuant 618.27, a prefix instead 5.84", _CUSHION),
-        Figure(
+        PublishedResult("Llama-2-7B", _R, "1.down 4136, 30.down 139", _QFEM),
+        PublishedResult("Llama-2-13B", _R, "3.down 1290, 0.down 108", _QFEM),
+        PublishedResult("Llama-2-70B", _R, "8.down 7300, 2.down 1033, 12.down 137", _QFEM),
+        PublishedResult("Llama-3-70B", _R, "3.down 2033, 0.down 570, 3.up+gate 78", _QFEM),
+        PublishedResult("Mistral-7B-v0.1", _R, "1.down 3866, 31.down 68", _QFEM),
+        PublishedResult("SOLAR-10.7B", _R, "1.down 5348", _QFEM),
+        PublishedResult("Llama-2-7B", _STATIC, "naive 9250.33, SmoothQuant 15439.73, a prefix instead 5.98", _CUSHION),
+        PublishedResult("Llama-3-8B", _STATIC, "naive 9759.46, SmoothQuant 14022.91, a prefix instead 7.41", _CUSHION),
+        PublishedResult("Mistral-7B-v0.1", _STATIC, "naive 85.51, SmoothQuant 618.27, a prefix instead 5.84", _CUSHION),
+        PublishedResult(
             "Llama-2-13B",
             "perplexity, W8A8, inputs per tensor dynamic",
             "naive 34.09, SmoothQuant 34.87, spiking modules freed and a prefix 5.13",
             "QFeM, arXiv 2405.14428 (relayed)",
         ),
-        Figure("Llama-2-7B", _W8, "5.515", _SMOOTH),
-        Figure("Llama-2-13B", _W8, "4.929", _SMOOTH),
-        Figure("Llama-3-8B", _W8, "6.258", _SMOOTH),
-        Figure("Mistral-7B", _W8, "5.277", _SMOOTH),
-        Figure("Llama-2-7B", _W6, "SmoothQuant 6.20, OmniQuant 5.87, DuQuant 5.53 (float 5.47)", _DUQUANT),
-        Figure("Llama-2-13B", _W6, "SmoothQuant 5.18, OmniQuant 5.14, DuQuant 4.92 (float 4.88)", _DUQUANT),
-        Figure("Llama-3-8B", _W6, "SmoothQuant 7.07, OmniQuant 7.24, DuQuant 6.27 (float 6.14)", _DUQUANT),
+        PublishedResult("Llama-2-7B", _W8, "5.515", _SMOOTH),
+        PublishedResult("Llama-2-13B", _W8, "4.929", _SMOOTH),
+        PublishedResult("Llama-3-8B", _W8, "6.258", _SMOOTH),
+        PublishedResult("Mistral-7B", _W8, "5.277", _SMOOTH),
+        PublishedResult("Llama-2-7B", _W6, "SmoothQuant 6.20, OmniQuant 5.87, DuQuant 5.53 (float 5.47)", _DUQUANT),
+        PublishedResult("Llama-2-13B", _W6, "SmoothQuant 5.18, OmniQuant 5.14, DuQuant 4.92 (float 4.88)", _DUQUANT),
+        PublishedResult("Llama-3-8B", _W6, "SmoothQuant 7.07, OmniQuant 7.24, DuQuant 6.27 (float 6.14)", _DUQUANT),
     )
 )
 
 
-def published_of(name: str) -> Figures:
+def published_of(name: str) -> PublishedResults:
     """The figures of a checkpoint, by the name it was opened by.
 
     Args:
@@ -84,6 +84,6 @@ def published_of(name: str) -> Figures:
     """
     said = name.rstrip("/").rpartition("/")[2].casefold().replace("_", "-")
     plain = said.removeprefix("meta-").removesuffix("-hf")  # not -chat or -instruct: those are other weights
-    return Figures(
+    return PublishedResults(
         tuple(row for row in PUBLISHED.rows if plain in (row.model.casefold(), f"{row.model.casefold()}-v0.1"))
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 from qarat.values.records.origin import Difference
-from qarat.values.records.spike_study import SpikeStudy, StudyArm, brief_setting, setting_words
+from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
 
 FP8_MARGIN = 0.002  # of perplexity: within so much, FP8 is taken to be as good as float
@@ -45,7 +45,7 @@ class SettingSays(msgspec.Struct, frozen=True):
     within: Inside
     controls: int
     beaten: int
-    closest: StudyArm | None
+    closest: SpikeArm | None
     fp8: Difference | None
     fp8_within: Inside
 
@@ -60,7 +60,7 @@ class Duel(NamedTuple):
         together: Loss over float of both; None where it was not measured.
     """
 
-    arm: StudyArm
+    arm: SpikeArm
     loss: Difference
     over: Difference
     together: Difference | None
@@ -86,7 +86,7 @@ class Steadied(NamedTuple):
     """
 
     remedy: str
-    arm: StudyArm
+    arm: SpikeArm
     loss: Difference
     effort: int
 
@@ -186,7 +186,7 @@ def recommend(study: SpikeStudy) -> str:
     )
 
 
-def _how(study: SpikeStudy, arm: StudyArm) -> str:
+def _how(study: SpikeStudy, arm: SpikeArm) -> str:
     """What makes the model of a recommended arm; a run without sites to name would choose some by itself."""
     if arm.protected:
         return f": {command(study, arm)} (with the study's text options)"
@@ -195,7 +195,7 @@ def _how(study: SpikeStudy, arm: StudyArm) -> str:
     return f": low scheme '{arm.scheme}'{transforms}{prefix}, nothing protected"
 
 
-def command(study: SpikeStudy, arm: StudyArm) -> str:
+def command(study: SpikeStudy, arm: SpikeArm) -> str:
     """The command that makes the model of an arm whose protected sites are in float."""
     words = ["qarat", "run", study.name, "--low", arm.scheme]
     words += ["--sites", *map(short_name, arm.protected)] if arm.protected else []
@@ -285,17 +285,17 @@ def _duel_line(against: tuple[Duel, ...]) -> str:
     return "  Against methods alone: " + "; ".join(parts)
 
 
-def _remedy(arm: StudyArm) -> str:
+def _remedy(arm: SpikeArm) -> str:
     return f"{brief_setting(arm.scheme)}: {arm.label}"
 
 
-def _remedy_words(study: SpikeStudy, arm: StudyArm) -> str:
+def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
     """A remedy in a sentence."""
     beside = f"{', '.join(map(short_name, study.sites))} protected" if arm.label == PROTECTED else arm.label
     return f"{setting_words(arm.scheme)} with {beside}" if arm.label != NAIVE else setting_words(arm.scheme)
 
 
-def _effort(arm: StudyArm) -> int:
+def _effort(arm: SpikeArm) -> int:
     if "outliers" in arm.scheme or "hadamard" in arm.transforms:
         return 3
     if "static" not in arm.scheme:

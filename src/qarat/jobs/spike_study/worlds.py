@@ -25,7 +25,7 @@ from qarat.values.records.streams import ActivationStats
 PREFIX, OTHER = "prefix", "other calibration"
 
 
-class StudyTokens(NamedTuple):
+class SpikeTokens(NamedTuple):
     """The token sets of a study.
 
     Attributes:
@@ -94,7 +94,7 @@ def observe_front(model: Model, tokens: TokenSet, progress: Progress) -> Activat
 
 
 def choose_strengths(
-    model: Model, stats: ActivationStats, auto: str, lows: Sequence[str], tokens: StudyTokens, progress: Progress
+    model: Model, stats: ActivationStats, auto: str, lows: Sequence[str], tokens: SpikeTokens, progress: Progress
 ) -> dict[str, str]:
     """The strength of smoothing under which everything low loses least on the selection tokens, by low scheme.
 

@@ -6,20 +6,17 @@ those of `Kernel`. To add one, add a file: `choose` will find it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import Registry
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
 from qarat.values.schemes import TensorScheme
 
-__all__ = ["REFERENCE", "Kernel", "choose", "named", "names"]
+__all__ = ["KERNELS", "REFERENCE", "Kernel", "choose"]
 
 REFERENCE = "reference"
 
@@ -43,23 +40,10 @@ class Kernel(Protocol):
         ...
 
 
-def names() -> list[str]:
-    """The kernels there are, the reference last."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(found, key=lambda name: name == REFERENCE)
-
-
-def named(name: str) -> Kernel:
-    """The kernel of that name.
-
-    Raises:
-        UserError: Unknown name; names the nearest known ones.
-    """
-    if name not in names():
-        raise UserError(f"unknown kernel {name!r}; {nearest_names(name, names())}")
-    return cast(Kernel, importlib.import_module(f"{__name__}.{name}"))
+KERNELS: Registry[Kernel] = Registry(__name__, "kernel")
 
 
 def choose(weight: TensorScheme | None, input: TensorScheme | None, device: torch.device) -> Kernel:
     """The first kernel that supports a projection of these schemes; the reference supports all."""
-    return next(kernel for kernel in map(named, names()) if kernel.supports(weight, input, device))
+    fast = (KERNELS.load(name) for name in KERNELS.names() if name != REFERENCE)
+    return next((kernel for kernel in fast if kernel.supports(weight, input, device)), KERNELS.load(REFERENCE))

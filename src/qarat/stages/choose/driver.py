@@ -27,7 +27,7 @@ MeasureMany = Callable[[Sequence[Plan], Callable[[int, Evaluation | Failure], No
 """Measures plans and hands over each answer as it comes, with the plan's index."""
 
 
-class Watcher:
+class SearchWatcher:
     """Told how a search goes; this one does nothing."""
 
     def tried(self, trial: SearchTrial) -> None:
@@ -46,7 +46,7 @@ class Driver:
         trials: So far, in the order in which they were proposed.
     """
 
-    def __init__(self, space: Space, measure: MeasureMany, log: TrialLog, watcher: Watcher | None = None) -> None:
+    def __init__(self, space: Space, measure: MeasureMany, log: TrialLog, watcher: SearchWatcher | None = None) -> None:
         """Measure the float model.
 
         Args:
@@ -60,7 +60,7 @@ class Driver:
         """
         self.trials: list[SearchTrial] = []
         self._space, self._measure, self._log = space, measure, log
-        self._watcher, self._done, self._wanted = watcher or Watcher(), 0, 1
+        self._watcher, self._done, self._wanted = watcher or SearchWatcher(), 0, 1
         everything = {a.site.name: type(a.scheme)() for a in space.base.assignments}
         self.float_plan = space.base.with_schemes(everything, "float")
         self.float_loss = self._measure_float(self.float_plan)

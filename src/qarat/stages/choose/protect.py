@@ -15,7 +15,7 @@ import msgspec
 from qarat.ground.runtime import Progress, no_progress
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan
-from qarat.values.records.protection import Sweep, Trial
+from qarat.values.records.protection import Protection, Trial
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name
@@ -40,7 +40,7 @@ def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple
     return tuple(sorted(units, key=lambda u: -sum(damages[s] for s in u.sites) / u.parameters))
 
 
-def sweep(
+def protect_until(
     naive: Plan,
     ranked: Sequence[Unit],
     protect: Scheme,
@@ -51,7 +51,7 @@ def sweep(
     exactly: int | None = None,
     most: int = MOST,
     progress: Progress = no_progress,
-) -> tuple[Plan, Sweep]:
+) -> tuple[Plan, Protection]:
     """Find how many of the ranked units to protect, by measurement.
 
     Args:
@@ -88,7 +88,7 @@ def sweep(
     because = {site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites}
     plan = naive.with_schemes(dict.fromkeys(because, protect), because.__getitem__)
     plan = msgspec.structs.replace(plan, note=verdict)
-    record = Sweep(
+    record = Protection(
         driver.float_loss.provenance,
         order,
         budget.spelling,

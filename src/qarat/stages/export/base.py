@@ -16,7 +16,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.model.model import ROTATION, Model
 from qarat.model.native import MARK, require_exact
-from qarat.stages.export import named
+from qarat.stages.export import EXPORTERS
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
 from qarat.values.schemes import LinearScheme
@@ -72,7 +72,7 @@ def check_export(model: Model, plan: Plan, format: str) -> None:
         UserError: Unknown format, packages missing (with the line that installs them), or a model or plan it cannot
             hold.
     """
-    exporter = named(format)
+    exporter = EXPORTERS.load(format)
     if missing := [package for package in exporter.NEEDS if importlib.util.find_spec(package) is None]:
         install = f'pip install "qarat[{exporter.EXTRA}]"'
         raise UserError(f"--format {format} needs {', '.join(missing)}, which is not installed; {install}")
@@ -136,4 +136,4 @@ def export_model(
     check_export(model, plan, format)
     with new_folder(out, MARK) as partial:
         (partial / MARK).write_text(encode_plan(plan))  # first, as the mark of what is ours
-        return named(format).write(model, plan, partial, progress=progress)
+        return EXPORTERS.load(format).write(model, plan, partial, progress=progress)

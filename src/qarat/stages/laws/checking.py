@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import Form
 from qarat.stages.laws.grouping import nearest_group
 from qarat.stages.laws.points import NEAR_ZERO, check_rows, response_of, shared_words
@@ -37,7 +37,7 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
         UserError: The law has no such form; the form does not model these rows, or answers to none of them.
     """
     name = form or choose_form(law)
-    shape = form_named(name)
+    shape = FORMS.load(name)
     asked = asked or ("ratio" if shape.response == "billions" else "loss")
     if asked not in ASKED or asked not in question(shape) or asked in shape.by:
         raise UserError(f"{name} does not answer with {asked!r}; it is about {', '.join(question(shape))}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.values.records.law import Fit, FittedPoint
 from qarat.values.records.law_data import spell_value
 
@@ -88,5 +88,5 @@ def _least(whole: Sequence[Fit]) -> tuple[str, list[str]]:
         return "", []
     least = min(error for (error,) in errors.values())
     first = [form for form, (error,) in errors.items() if math.isclose(error, least, rel_tol=_TIE)]
-    best = next((form for form in first if "ratio" in form_named(form).variables), first[0])
+    best = next((form for form in first if "ratio" in FORMS.load(form).variables), first[0])
     return best, [form for form in first if form != best]

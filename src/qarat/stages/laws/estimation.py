@@ -32,7 +32,7 @@ _FARTHEST_OFFSET = 100.0  # times the largest value: beyond, a shifted power is 
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Solution:
     """Coefficients of a form.
 
     Attributes:
@@ -46,7 +46,7 @@ class Estimate:
     farthest: tuple[float, ...]
 
 
-def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Estimate | None = None) -> Estimate:
+def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Solution | None = None) -> Solution:
     """Fit a form.
 
     Args:
@@ -60,9 +60,9 @@ def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Esti
     farthest = start.farthest if start else tuple(_FARTHEST_OFFSET * np.max(points.x[t.variable]) for t in form.offsets)
     first = _least_squares_start(form, points)
     if method == "ols" and not form.offsets and not points.error.any():
-        return Estimate(first, start.scatter if start else _scatter(form, first, points, robust=False), farthest)
+        return Solution(first, start.scatter if start else _scatter(form, first, points, robust=False), farthest)
     if start is not None:
-        return Estimate(
+        return Solution(
             _minimize(form, points, method, start.scatter, start.theta, farthest)[0], start.scatter, farthest
         )
     starts, scatter = _starts(form, points, first, np.random.default_rng(seed)), _FIRST_SCATTER
@@ -74,7 +74,7 @@ def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Esti
         if abs(scatter - before) <= 1e-3 * before:
             break
         starts = [theta]
-    return Estimate(theta, scatter, farthest)
+    return Solution(theta, scatter, farthest)
 
 
 def log_residuals(form: Form, theta: Vector, points: Points) -> Vector:

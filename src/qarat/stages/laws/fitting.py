@@ -10,8 +10,8 @@ import numpy as np
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.stages.laws.comparison import compare_forms, with_left_out
-from qarat.stages.laws.estimation import Estimate, estimate, log_residuals
-from qarat.stages.laws.forms import form_named, form_names
+from qarat.stages.laws.estimation import Solution, estimate, log_residuals
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import Form, Vector
 from qarat.stages.laws.points import (
     Points,
@@ -60,7 +60,7 @@ def fit_law(
             every form's reason.
     """
     _check_options(method, draws, standard_error)
-    names = form_names() if form == ALL else [form]
+    names = FORMS.names() if form == ALL else [form]
     fits: list[Fit] = []
     refused: dict[str, str] = {}
     for done, name in enumerate(names):
@@ -110,7 +110,7 @@ def _fit_form(
     Raises:
         UserError: None has one.
     """
-    form = form_named(name)
+    form = FORMS.load(name)
     wanted = form.method if method == "paper" else method
     notes = unmodelled(form, table)
     fits: list[Fit] = []
@@ -152,7 +152,7 @@ def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, s
     return with_left_out(fit)
 
 
-def _parameters(form: Form, fitted: Estimate, drawn: Resample | None) -> tuple[Parameter, ...]:
+def _parameters(form: Form, fitted: Solution, drawn: Resample | None) -> tuple[Parameter, ...]:
     values = form.natural(fitted.theta)
     if drawn is None:
         return tuple(Parameter(n, float(v)) for n, v in zip(form.names, values, strict=True))
@@ -183,7 +183,7 @@ def _leave_sizes_out(form: Form, points: Points, method: str, seed: int) -> dict
 
 
 def _fitted_points(
-    form: Form, points: Points, fitted: Estimate, left_out: dict[float, Vector]
+    form: Form, points: Points, fitted: Solution, left_out: dict[float, Vector]
 ) -> tuple[FittedPoint, ...]:
     near_zero = points.by_difference
     predicted = np.exp(form.log_response(fitted.theta, points.x))
@@ -207,7 +207,7 @@ def _fitted_points(
     return tuple(found)
 
 
-def _quality(form: Form, points: Points, fitted: Estimate) -> Quality:
+def _quality(form: Form, points: Points, fitted: Solution) -> Quality:
     """Of the fit itself; sizes left out come later."""
     residuals = log_residuals(form, fitted.theta, points)
     counted = points.take(~points.by_difference)
@@ -217,7 +217,7 @@ def _quality(form: Form, points: Points, fitted: Estimate) -> Quality:
 
 
 def _correlated(
-    form: Form, points: Points, fitted: Estimate, drawn: Resample | None
+    form: Form, points: Points, fitted: Solution, drawn: Resample | None
 ) -> tuple[tuple[str, str, float], ...]:
     """Pairs that the data hardly tell apart."""
     covariance = np.cov(drawn.draws.T) if drawn else _covariance(form, points, fitted)
@@ -228,7 +228,7 @@ def _correlated(
     return tuple((form.names[j], form.names[i], round(float(matrix[i, j]), 4)) for i, j in pairs)
 
 
-def _covariance(form: Form, points: Points, fitted: Estimate) -> Vector:
+def _covariance(form: Form, points: Points, fitted: Solution) -> Vector:
     """Of the parameters, (p, p), each in a unit of its own, by the gradient at the points that count by ratio."""
     counted = points.take(~points.by_difference)
     spread = np.hypot(fitted.scatter, counted.error / counted.y)
@@ -237,7 +237,7 @@ def _covariance(form: Form, points: Points, fitted: Estimate) -> Vector:
     return inverse @ inverse.T
 
 
-def _notes(form: Form, points: Points, fitted: Estimate, drawn: Resample | None) -> list[str]:
+def _notes(form: Form, points: Points, fitted: Solution, drawn: Resample | None) -> list[str]:
     found: list[str] = []
     if "size" in form.variables and (sizes := len(np.unique(points.sizes))) == 2:
         found.append(f"{sizes} sizes fix the exponent of N exactly: nothing checks that the law is one in N")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import form_named, form_names
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import VARIABLES, Form, Published, Vector
 from qarat.stages.laws.resampling import interval
 from qarat.values.records.law import Fit, Law, Parameter, Prediction
@@ -39,7 +39,7 @@ def predict(law: Law, known: Mapping[str, float], form: str = "", *, measured: b
             or fewer than one left open.
     """
     fit, asked = choose_fit(law, known, form)
-    shape = form_named(fit.form)
+    shape = FORMS.load(fit.form)
     values = {v: known[v] for v in question(shape) if v in known} | fit.group
     theta = _theta(shape, [p.value for p in fit.parameters])
     raw = float(_answer(shape, theta, asked, values, 0.0))
@@ -95,7 +95,7 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
     _check_values(known)
     name = choose_form(law, form)
     fits = [fit for fit in law.fits if fit.form == name]
-    shape = form_named(name)
+    shape = FORMS.load(name)
     if strange := [fit for fit in fits if tuple(p.name for p in fit.parameters) != shape.names]:
         theirs = ", ".join(p.name for p in strange[0].parameters)
         raise UserError(f"this law's {name} has the parameters {theirs}, not {', '.join(shape.names)}; fit it again")
@@ -114,8 +114,8 @@ def published_names() -> list[str]:
     """Laws whose authors print coefficients: ``FORM`` or ``FORM:VARIANT``."""
     return [
         f"{name}:{published.name}" if published.name else name
-        for name in form_names()
-        for published in _first_of_groups(form_named(name))
+        for name in FORMS.names()
+        for published in _first_of_groups(FORMS.load(name))
     ]
 
 
@@ -128,7 +128,7 @@ def published_law(name: str) -> Law:
     if name not in published_names():
         raise UserError(f"there is no published law {name!r}; known: {', '.join(published_names())}")
     key, _, variant = name.partition(":")
-    form = form_named(key)
+    form = FORMS.load(key)
     fits = tuple(
         Fit(
             form=key,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.estimation import Estimate, estimate
+from qarat.stages.laws.estimation import Solution, estimate
 from qarat.stages.laws.forms.base import Form, Vector
 from qarat.stages.laws.points import Points, in_group, is_identified
 
@@ -40,7 +40,7 @@ class Resample:
     rejected: float
 
 
-def resample(form: Form, points: Points, fitted: Estimate, method: str, draws: int, seed: int) -> Resample:
+def resample(form: Form, points: Points, fitted: Solution, method: str, draws: int, seed: int) -> Resample:
     """Fit again to samples drawn with replacement.
 
     Raises:

@@ -8,16 +8,10 @@ where the menu says so, and rank sites otherwise. A metric that has no price of 
 
 from __future__ import annotations
 
-import ast
-import importlib
-import pkgutil
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import Registry
 
 if TYPE_CHECKING:
     from qarat.ground.runtime import Progress
@@ -27,10 +21,9 @@ if TYPE_CHECKING:
     from qarat.values.records.streams import ActivationStats
     from qarat.values.schemes import Scheme
 
-__all__ = ["DEFAULT", "BlockForwards", "Price", "block_forwards", "describe", "load", "names", "prices_products"]
+__all__ = ["DEFAULT", "METRICS", "BlockForwards", "Metric", "Price", "prices_products"]
 
 DEFAULT = "fisher"
-_NOT_METRICS = ("capture", "changes", "checking")  # what metrics share, and what is said of them
 
 
 class Price(Protocol):
@@ -61,49 +54,20 @@ class BlockForwards(Protocol):
         ...
 
 
-def names() -> list[str]:
-    """The metrics there are."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METRICS)
+class Metric(Protocol):
+    """What a file of this folder offers."""
+
+    price: Price
+    block_forwards: BlockForwards
 
 
-def describe() -> dict[str, str]:
-    """Every metric with the first line of its module's docstring, which is read without importing it."""
-    return {name: _first_line(name.replace("-", "_")) for name in names()}
-
-
-def load(name: str) -> Price:
-    """The metric's `price`.
-
-    Raises:
-        UserError: Unknown name; names the nearest known ones.
-    """
-    return cast(Price, _module(name).price)
-
-
-def block_forwards(name: str) -> BlockForwards:
-    """The metric's `block_forwards`.
-
-    Raises:
-        UserError: As `load`.
-    """
-    return cast(BlockForwards, _module(name).block_forwards)
+METRICS: Registry[Metric] = Registry(__name__, "damage metric", helpers=["capture", "changes", "checking"])
 
 
 def prices_products(name: str) -> bool:
     """Whether a metric has prices of attention products.
 
     Raises:
-        UserError: As `load`.
+        UserError: Unknown name; names the nearest known ones.
     """
-    return getattr(_module(name), "PRODUCTS", True)
-
-
-def _module(name: str) -> ModuleType:
-    if name not in names():
-        raise UserError(f"unknown damage metric {name!r}; {nearest_names(name, names())}")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-
-
-def _first_line(module: str) -> str:
-    text = (Path(__path__[0]) / f"{module}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return getattr(METRICS.load(name), "PRODUCTS", True)

@@ -17,7 +17,7 @@ from qarat.stages.read_back.folders import StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match
 from qarat.stages.read_back.simulation import raw_codes
-from qarat.stages.read_back.stored import Group
+from qarat.stages.read_back.stored import ConfigGroup
 from qarat.values.engines import FUSIONS
 
 SPIKE_FACTOR = 20.0
@@ -89,7 +89,7 @@ def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings:
 
 
 def _check_codes(
-    module: StoredModule, group: Group, format: str, tensors: Mapping[str, Tensor], findings: Findings
+    module: StoredModule, group: ConfigGroup, format: str, tensors: Mapping[str, Tensor], findings: Findings
 ) -> None:
     assert group.weights is not None
     codes, number = raw_codes(tensors, group, format), group.weights.scheme("weights").number_format

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from qarat.stages.read_back.folders import FLOAT_KINDS, StoredModule
-from qarat.stages.read_back.stored import Args, Group
+from qarat.stages.read_back.stored import Args, ConfigGroup
 
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized", "mxfp8-quantized")
 _PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
@@ -26,7 +26,7 @@ class Expected(NamedTuple):
     needed: bool = True
 
 
-def layout_offences(module: StoredModule, group: Group, format: str) -> list[str]:
+def layout_offences(module: StoredModule, group: ConfigGroup, format: str) -> list[str]:
     """What is wrong with a module's tensors under a group, in words; empty if nothing is."""
     if format not in (*_PLAIN, *_PACKED):
         return [f"format {format!r} is none that is known here"]
@@ -56,7 +56,7 @@ def float_offences(module: StoredModule) -> list[str]:
     return [f"weight is {weight[1]}, the model asks for {module.shape}"] if weight[1] != module.shape else []
 
 
-def expected_tensors(shape: tuple[int, int], group: Group, format: str) -> dict[str, Expected]:
+def expected_tensors(shape: tuple[int, int], group: ConfigGroup, format: str) -> dict[str, Expected]:
     """Leaf to what a group asks for, for a weight of shape (out, in); ``bias`` belongs to the model, not to the group.
 
     From compressed-tensors 0.20.0: initialize_qparams (shapes), each compressor's ``compress`` (kinds).

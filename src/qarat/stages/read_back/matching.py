@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from qarat.stages.read_back.folders import StoredModule
-from qarat.stages.read_back.stored import Group, StoredConfig
+from qarat.stages.read_back.stored import ConfigGroup, StoredConfig
 from qarat.values.engines import Engine, Fusion, class_name, fusion_of
 
 
@@ -21,13 +21,13 @@ class Match(NamedTuple):
         parts: In a fused module, the group that each part would get by its own name, or else by its class.
     """
 
-    group: Group | None
+    group: ConfigGroup | None
     because: str
     refusal: str = ""
-    parts: tuple[tuple[str, Group | None], ...] = ()
+    parts: tuple[tuple[str, ConfigGroup | None], ...] = ()
 
 
-def listed_targets(config: StoredConfig) -> dict[str, Group]:
+def listed_targets(config: StoredConfig) -> dict[str, ConfigGroup]:
     """Target to group in the order of the file; of one that is given twice the last group counts, as in engines."""
     return {target: group for group in config.groups for target in group.targets}
 
@@ -62,7 +62,9 @@ def names_matched_by(entry: str, module: StoredModule) -> bool:
     return any(same_name(n, entry) for n in names) or any(entry.lower() in c.lower() for c in classes)
 
 
-def _match_alone(engine: Engine, config: StoredConfig, targets: Mapping[str, Group], module: StoredModule) -> Match:
+def _match_alone(
+    engine: Engine, config: StoredConfig, targets: Mapping[str, ConfigGroup], module: StoredModule
+) -> Match:
     if engine.fuses and module.is_embedding:
         return Match(None, "an embedding, which is not looked up")
     classes = (class_name(module.leaf),) if engine.fuses else module.classes
@@ -80,7 +82,7 @@ def _match_alone(engine: Engine, config: StoredConfig, targets: Mapping[str, Gro
 
 
 def _match_fused(
-    engine: Engine, config: StoredConfig, targets: Mapping[str, Group], home: str, fusion: Fusion
+    engine: Engine, config: StoredConfig, targets: Mapping[str, ConfigGroup], home: str, fusion: Fusion
 ) -> Match:
     """The match of the merged module, which all its parts share."""
     whole, parts = f"{home}.{fusion.name}", [f"{home}.{part}" for part in fusion.parts]

@@ -9,8 +9,8 @@ from qarat.stages.read_back.findings import Findings
 from qarat.stages.read_back.folders import StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
-from qarat.stages.read_back.stored import MIXED, Group
-from qarat.values.engines import Engine, Kernel, kernel_for, kernel_kind
+from qarat.stages.read_back.stored import MIXED, ConfigGroup
+from qarat.values.engines import Engine, EngineKernel, kernel_for, kernel_kind
 from qarat.values.records.verification import ModuleReport, Running, Severity
 
 Matches = dict[str, dict[str, Match]]
@@ -162,8 +162,8 @@ def _check_kernels(
 
 
 def _check_generation(
-    kernel: Kernel,
-    group: Group,
+    kernel: EngineKernel,
+    group: ConfigGroup,
     generation: str,
     grave: Severity,
     where: dict[str, Any],
@@ -181,7 +181,7 @@ def _check_generation(
         findings.add("note", doubt, "try it on the machine itself", engines=where["engines"])
 
 
-def _first(kernel: Kernel) -> str:
+def _first(kernel: EngineKernel) -> str:
     """The first of a row's sources."""
     return kernel.source.partition(";")[0]
 
@@ -239,5 +239,5 @@ def _is_torn(match: Match) -> bool:
     return any((g is None) != (first is None) or (g and first and not g.same_as(first)) for g in groups)
 
 
-def _spell(group: Group | None) -> str:
+def _spell(group: ConfigGroup | None) -> str:
     return "float" if group is None else group.spell()

@@ -28,7 +28,7 @@ from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import StoredFolder
 from qarat.stages.read_back.matching import Match
-from qarat.stages.read_back.stored import KV_CACHE, Group
+from qarat.stages.read_back.stored import KV_CACHE, ConfigGroup
 from qarat.values.formats import FORMATS
 from qarat.values.schemes import LinearScheme, TensorScheme
 
@@ -78,7 +78,7 @@ def open_stored(folder: StoredFolder, matches: Mapping[str, Match], runtime: Run
     return model.with_blocks(lambda index: _read_block(model, folder, matches, index))
 
 
-def weight_of(tensors: Mapping[str, Tensor], group: Group, format: str) -> QuantizedTensor:
+def weight_of(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) -> QuantizedTensor:
     """A stored weight as codes and scales.
 
     Args:
@@ -92,7 +92,7 @@ def weight_of(tensors: Mapping[str, Tensor], group: Group, format: str) -> Quant
     return QuantizedTensor(encode(codes, scheme.number_format), _weight_scales(tensors, codes, scheme, format), scheme)
 
 
-def raw_codes(tensors: Mapping[str, Tensor], group: Group, format: str) -> Tensor:
+def raw_codes(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) -> Tensor:
     """The stored codes as numbers of the format, (out, in) float32; zero points are not subtracted.
 
     Args:
@@ -166,7 +166,7 @@ def _read_block(model: Model, folder: StoredFolder, matches: Mapping[str, Match]
     return block.eval().requires_grad_(False)
 
 
-def _read_linear(tensors: Mapping[str, Tensor], group: Group, format: str, runtime: Runtime) -> QuantLinear:
+def _read_linear(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str, runtime: Runtime) -> QuantLinear:
     scheme: LinearScheme = group.scheme
     weight: QuantizedTensor | Tensor
     if group.weights is None:

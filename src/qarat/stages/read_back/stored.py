@@ -109,7 +109,7 @@ class Args(msgspec.Struct, frozen=True):
         return self.num_bits < 8 or (self.scale_dtype or "").endswith("uint8")
 
 
-class Group(msgspec.Struct, frozen=True):
+class ConfigGroup(msgspec.Struct, frozen=True):
     """One config group: which modules, and how they are quantized.
 
     Attributes:
@@ -130,7 +130,7 @@ class Group(msgspec.Struct, frozen=True):
     format: str
     refusal: str = ""
 
-    def same_as(self, other: Group) -> bool:
+    def same_as(self, other: ConfigGroup) -> bool:
         """Whether both quantize alike, whatever they are called."""
         return (self.weights, self.inputs, self.outputs) == (other.weights, other.inputs, other.outputs)
 
@@ -168,11 +168,11 @@ class StoredConfig(NamedTuple):
 
     format: str
     status: str
-    groups: tuple[Group, ...]
+    groups: tuple[ConfigGroup, ...]
     ignore: tuple[str, ...]
     beyond: tuple[str, ...] = ()
 
-    def format_of(self, group: Group) -> str:
+    def format_of(self, group: ConfigGroup) -> str:
         """The format of a group's tensors: its own, the one on top, or else what the library would infer."""
         if group.format:
             return group.format
@@ -249,7 +249,7 @@ def _is_idle(value: Any) -> bool:
     return value.get("format") == "dense" or not value.get("config_groups", True)
 
 
-def _read_group(name: str, body: Any, offences: list[str]) -> Group | None:
+def _read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None:
     if isinstance(body, list):
         offences.append(f"{name}: a preset's name with a list of targets, which engines do not know; spell it out")
         return None
@@ -261,7 +261,7 @@ def _read_group(name: str, body: Any, offences: list[str]) -> Group | None:
     offences += [f"{name}: {why}" for target in file.targets if (why := _bad_pattern(target))]
     outputs = file.output_activations is not None
     refusal = _ask_library(body)
-    return Group(name, file.targets, file.weights, file.input_activations, outputs, file.format or "", refusal)
+    return ConfigGroup(name, file.targets, file.weights, file.input_activations, outputs, file.format or "", refusal)
 
 
 def _ask_library(body: dict[str, Any]) -> str:
@@ -287,7 +287,7 @@ def _bad_pattern(entry: str) -> str:
     return ""
 
 
-def _infer_format(group: Group) -> str:
+def _infer_format(group: ConfigGroup) -> str:
     """As compressed-tensors 0.20.0 infers it (compressors/format.py, by the priority given there)."""
     weights, inputs = group.weights, group.inputs
     if weights is None:

@@ -9,17 +9,15 @@ A file has one function, ``parse``: the words behind its name in the spelling (`
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import Registry
 from qarat.model.model import Model
 from qarat.values.records.streams import ActivationStats
 
-__all__ = ["Step", "TransformFile", "choose", "names", "parse_transform"]
+__all__ = ["TRANSFORMS", "Step", "TransformFile", "choose", "parse_transform"]
 
 
 class Step(NamedTuple):
@@ -48,9 +46,7 @@ class TransformFile(Protocol):
         ...
 
 
-def names() -> list[str]:
-    """The transforms there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+TRANSFORMS: Registry[TransformFile] = Registry(__name__, "transform")
 
 
 def parse_transform(text: str) -> Step:
@@ -60,10 +56,9 @@ def parse_transform(text: str) -> Step:
         UserError: Unknown name (names the nearest), or words that the transform does not take.
     """
     name, *words = text.split("/")
-    if name not in names():
-        raise UserError(f"unknown transform {name!r}; {nearest_names(name, names())}")
+    transform = TRANSFORMS.load(name)
     try:
-        return cast(TransformFile, importlib.import_module(f"{__name__}.{name}")).parse(words)
+        return transform.parse(words)
     except UserError as error:
         raise UserError(f"transform {text!r}: {error}") from None
 

@@ -21,14 +21,14 @@ from qarat.model.checkpoints import reference_models
 from qarat.model.model import Model, open_model
 from qarat.model.native import is_native
 from qarat.model.tokens import TokenSet, load_token_sets
-from qarat.stages import prices as damage
+from qarat.stages.prices import METRICS
 from qarat.surfaces import options
 from qarat.surfaces.screens import Lines, Screen
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.records.files import decode_record
 from qarat.values.records.streams import ActivationStats
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import Scheme, SchemeError, parse_scheme
 
 
@@ -178,7 +178,7 @@ def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None
     return stats
 
 
-def note_matches(request: Request, model: Model, screen: Screen) -> None:
+def note_matches(request: ProtectRequest, model: Model, screen: Screen) -> None:
     """Say which sites the patterns of a request name."""
     for line in describe_matches(request, model.sites()):
         screen.note(line)
@@ -206,7 +206,7 @@ def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[
         tokens: That prices come from.
         schemes: To be priced.
     """
-    forwards = damage.block_forwards(metric)(model, tokens, schemes) / model.blocks
+    forwards = METRICS.load(metric).block_forwards(model, tokens, schemes) / model.blocks
     return (forwards + len(schemes)) * tokens.windows.numel() if forwards else 0.0
 
 
@@ -237,9 +237,9 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> Request:
+def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> ProtectRequest:
     """The planning options as a request, checked as far as that needs no model."""
-    request = Request(
+    request = ProtectRequest(
         asked.low,
         asked.protect,
         asked.budget,

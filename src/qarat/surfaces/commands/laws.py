@@ -11,7 +11,7 @@ from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.stages.laws.checking import check_law
 from qarat.stages.laws.fitting import fit_law
-from qarat.stages.laws.forms import catalog, form_named
+from qarat.stages.laws.forms import FORMS, catalog
 from qarat.stages.laws.prediction import predict, published_law, published_names, question
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
 from qarat.surfaces import options
@@ -86,7 +86,7 @@ def _table(names: Sequence[str], where: Sequence[str]) -> Table:
 def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
     fit = next(fit for fit in law.fits if fit.form == law.shown)
-    form = form_named(fit.form)
+    form = FORMS.load(fit.form)
     asked = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group
     words = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qarat.jobs.bench import Member, Setting
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.estimates import SWEEP_FORWARDS
 from qarat.jobs.folder import Run
@@ -29,14 +29,14 @@ from qarat.values.records.search import SearchResult
 from qarat.values.requests.search import SearchRequest
 
 
-def setting_of(asked: options.Searching, runner: Runner, screen: Screen) -> Setting:
+def setting_of(asked: options.Searching, runner: Runner, screen: Screen) -> Bench:
     """How plans of a search, a study or a sweep are measured.
 
     Raises:
         UserError: A malformed size.
     """
     keep = None if asked.keep is None else parse_size(asked.keep)
-    return Setting(runner, asked.general.seed, screen.progress, asked.general.revision, keep)
+    return Bench(runner, asked.general.seed, screen.progress, asked.general.revision, keep)
 
 
 def search(asked: options.Search, screen: Screen) -> Lines:

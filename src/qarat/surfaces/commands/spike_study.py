@@ -7,9 +7,9 @@ from pathlib import Path
 
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.folder import Run
-from qarat.jobs.spike_study.job import RESULT, StudyJob
+from qarat.jobs.spike_study.job import RESULT, SpikeJob
 from qarat.jobs.spike_study.published import PUBLISHED
-from qarat.jobs.spike_study.worlds import StudyTokens
+from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import Model
 from qarat.model.texts import read_documents
 from qarat.model.tokens import Bos, TokenSet, check_disjoint, make_token_set
@@ -26,7 +26,7 @@ from qarat.surfaces.commands.common import (
 from qarat.surfaces.page import write_report
 from qarat.surfaces.screens import Lines, Screen
 from qarat.values.records.spike_study import Left
-from qarat.values.requests.spike_study import StudyRequest
+from qarat.values.requests.spike_study import SpikeRequest
 
 RULES: dict[str, Bos] = {"bos": "each", "once": "once", "nobos": "never"}
 """How the end of a convention spells its BOS rule."""
@@ -42,7 +42,7 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
     folder = Run(out, overwrite=asked.overwrite)
     model = open_float(asked)
     tokens = _tokens(asked, model, screen)
-    job = StudyJob(model, tokens, request, name=asked.model, seed=asked.general.seed, progress=screen.progress)
+    job = SpikeJob(model, tokens, request, name=asked.model, seed=asked.general.seed, progress=screen.progress)
     if asked.general.dry_run:
         check_weights(model)
         return show_estimate(screen, model, job.work(), states=tokens.report.windows.numel() * model.blocks)
@@ -59,16 +59,16 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
     )
 
 
-def _request(asked: options.StudySpikes) -> StudyRequest:
+def _request(asked: options.StudySpikes) -> SpikeRequest:
     if asked.quick and asked.full:
         raise ArgumentError("--quick and --full: give one of them")
     extent = "quick" if asked.quick else "full" if asked.full else "usual"
-    request = StudyRequest(extent, asked.methods, asked.rules, asked.sites, asked.budget, asked.most)
+    request = SpikeRequest(extent, asked.methods, asked.rules, asked.sites, asked.budget, asked.most)
     request.check()
     return request
 
 
-def _tokens(asked: options.StudySpikes, model: Model, screen: Screen) -> StudyTokens:
+def _tokens(asked: options.StudySpikes, model: Model, screen: Screen) -> SpikeTokens:
     """The three sets, the same under the other BOS rules, and another calibration set, as far as they can be had."""
     calibration, selection, report = load_tokens(asked, model, screen)
     left: list[Left] = []
@@ -88,7 +88,7 @@ def _tokens(asked: options.StudySpikes, model: Model, screen: Screen) -> StudyTo
                 "calibration on another kind of text", "none was given; prose for a model of code: --other-calibration"
             )
         )
-    return StudyTokens(calibration, selection, report, bos, elsewhere, tuple(left))
+    return SpikeTokens(calibration, selection, report, bos, elsewhere, tuple(left))
 
 
 def _other_calibration(

@@ -15,8 +15,8 @@ from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.native import check_place, write_native
 from qarat.model.tokens import TokenSet
-from qarat.stages import prices as metrics
 from qarat.stages import quantize as conversion
+from qarat.stages.prices import METRICS, prices_products
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.surfaces import options
 from qarat.surfaces.commands.common import (
@@ -74,7 +74,7 @@ def damage(asked: options.Damage, screen: Screen) -> Lines:
         raise ArgumentError("with a prefix in float, fisher alone prices, and --check measures without one")
     menus: list[Menu] = []
     for name in wanted:
-        price = metrics.load(name)
+        price = METRICS.load(name).price
         menu = price(model, selection, schemes, stats, seed=asked.general.seed, progress=screen.progress, **prefix)
         write_whole(_menu_file(asked.out, name, wanted), encode_record(menu))
         menus.append(menu)
@@ -95,10 +95,10 @@ def _metrics_of(asked: options.Damage, schemes: Sequence[Scheme], screen: Screen
         UserError: An unknown metric.
     """
     every = asked.metrics == ("all",)
-    named = metrics.names() if every else list(asked.metrics)
+    named = METRICS.names() if every else list(asked.metrics)
     needed = schemes[:1] if asked.check else schemes
     products = all(isinstance(scheme, MatmulScheme) for scheme in needed)
-    unable = [name for name in named if not metrics.prices_products(name) and products]
+    unable = [name for name in named if not prices_products(name) and products]
     if unable and not every:
         what = "the first scheme is checked, and it is" if asked.check else "the schemes are"
         raise ArgumentError(f"{', '.join(unable)} has no price of attention products: {what} of no projection (w=…)")

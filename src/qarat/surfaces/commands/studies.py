@@ -10,9 +10,9 @@ from qarat.ground.errors import NotPassedError
 from qarat.jobs.bench import Member
 from qarat.jobs.checks import check_family_request, check_ratio_request
 from qarat.jobs.estimates import SWEEP_FORWARDS, estimate, price_forwards
-from qarat.jobs.family_sweep.job import BUDGET_TABLE, LOSS_TABLE, SweepJob
+from qarat.jobs.family_sweep.job import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import Run
-from qarat.jobs.ratio_study.job import STUDY, StudyJob
+from qarat.jobs.ratio_study.job import STUDY, RatioJob
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.nested import SEARCHES
 from qarat.surfaces import options
@@ -26,8 +26,8 @@ from qarat.surfaces.commands.common import (
 )
 from qarat.surfaces.commands.search import setting_of
 from qarat.surfaces.screens import Lines, Screen
-from qarat.values.requests.family_sweep import SweepRequest
-from qarat.values.requests.ratio_study import StudyRequest
+from qarat.values.requests.family_sweep import FamilyRequest
+from qarat.values.requests.ratio_study import RatioRequest
 
 
 def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
@@ -39,7 +39,7 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
     model = open_float_named(asked.model, asked)
     tokens = load_tokens(asked, model, screen)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
-        job = StudyJob(Member(asked.model, model, tokens), request, setting_of(asked, runner, screen))
+        job = RatioJob(Member(asked.model, model, tokens), request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             windows = tokens[1].windows.numel()
             arms = len(request.blocks) * len(request.granularities())
@@ -63,7 +63,7 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
         return Member(name, model, load_tokens(asked, model, screen))
 
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
-        job = SweepJob(asked.models, open_member, request, setting_of(asked, runner, screen))
+        job = FamilyJob(asked.models, open_member, request, setting_of(asked, runner, screen))
         if asked.general.dry_run:
             return _estimate_sweep(screen, asked.models, open_member, len(request.searches()))
         with folder.work(SEARCHES, command=screen.command):
@@ -84,8 +84,8 @@ def sweep(asked: options.Sweep, screen: Screen) -> Lines:
     )
 
 
-def _study_request(asked: options.StudyRatio) -> StudyRequest:
-    request = StudyRequest(
+def _study_request(asked: options.StudyRatio) -> RatioRequest:
+    request = RatioRequest(
         asked.low,
         asked.blocks,
         asked.ratios,
@@ -102,8 +102,8 @@ def _study_request(asked: options.StudyRatio) -> StudyRequest:
     return request
 
 
-def _sweep_request(asked: options.Sweep) -> SweepRequest:
-    request = SweepRequest(
+def _sweep_request(asked: options.Sweep) -> FamilyRequest:
+    request = FamilyRequest(
         asked.formats,
         asked.blocks,
         asked.ratios,

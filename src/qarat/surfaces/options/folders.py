@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qarat.stages.export import describe
+from qarat.stages.export import EXPORTERS
 from qarat.surfaces.options.groups import (
     BUNDLED,
     Flag,
@@ -23,7 +23,7 @@ from qarat.surfaces.options.groups import (
 )
 from qarat.values.schemes import LOW
 
-FORMATS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in describe().items())
+FORMATS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in EXPORTERS.describe().items())
 
 
 @dataclass(frozen=True, kw_only=True)

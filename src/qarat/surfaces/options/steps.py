@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from qarat.stages.prices import DEFAULT, describe
+from qarat.stages.prices import DEFAULT
+from qarat.stages.prices import METRICS as PRICE_METRICS
 from qarat.surfaces.options.groups import (
     BUNDLED,
     Flag,
@@ -25,7 +26,7 @@ from qarat.surfaces.options.groups import (
 )
 from qarat.values.schemes import LOW
 
-METRICS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in describe().items())
+METRICS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in PRICE_METRICS.describe().items())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.surfaces.page.figures.base import DataTable, Figure
 from qarat.surfaces.page.figures.law_fit import law_fit, law_residuals
 from qarat.surfaces.page.figures.law_reach import law_reach
@@ -20,7 +20,7 @@ def law_parts(law: Law) -> tuple[Figure | str, ...]:
     Args:
         law: Fitted, or published, which comes without points and so without figures.
     """
-    form = form_named(law.shown)
+    form = FORMS.load(law.shown)
     parts: list[Figure | str] = [paragraph(f"{form.title}: {form.equation}")]
     if any(fit.quality for fit in law.fits):
         parts += _titled("Forms compared", _comparison(law))

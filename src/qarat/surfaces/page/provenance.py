@@ -10,12 +10,12 @@ from qarat.surfaces.page.markup import definitions, element, escaped, table
 from qarat.surfaces.page.story import Story, origin
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 
-_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Sweep), "report": (Evaluation, SpikeStudy)}
+_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Protection), "report": (Evaluation, SpikeStudy)}
 
 
 def provenance(story: Story) -> str:

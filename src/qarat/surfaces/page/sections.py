@@ -29,7 +29,7 @@ from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats
@@ -61,7 +61,7 @@ class Section:
 
 def _cost(story: Story) -> tuple[Part, ...]:
     parts: list[Part] = []
-    sweep, continuations = story.one(Sweep), story.one(Continuations)
+    sweep, continuations = story.one(Protection), story.one(Continuations)
     if len(story.evaluations) > 1:
         budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
         parts.append(outcome(story.evaluations, budget))
@@ -113,19 +113,19 @@ def _read(stats: ActivationStats) -> list[StreamStats]:
 
 
 def _recovery(story: Story) -> tuple[Part, ...]:
-    sweep = story.one(Sweep)
+    sweep = story.one(Protection)
     return (recovery(sweep), paragraph(f"{sweep.verdict}.")) if sweep else ()
 
 
 def _plan(story: Story) -> tuple[Part, ...]:
-    plan, sweep = story.one(Plan), story.one(Sweep)
+    plan, sweep = story.one(Plan), story.one(Protection)
     if plan is None:
         return ()
     kept = _others(plan, sweep)
     return (strip(plan), element("div", table(kept), class_="scroll", tabindex="0")) if kept.rows else (strip(plan),)
 
 
-def _others(plan: Plan, sweep: Sweep | None) -> DataTable:
+def _others(plan: Plan, sweep: Protection | None) -> DataTable:
     """What is not in the low scheme; of what is protected, what leaving it low would cost."""
     recovered = {site: t.damage for t in (sweep.recoveries if sweep else ()) for site in t.sites}
     digits = decimals([d.nats for d in recovered.values()])
@@ -140,7 +140,7 @@ def _others(plan: Plan, sweep: Sweep | None) -> DataTable:
 
 
 def _damage(story: Story) -> tuple[Part, ...]:
-    menu, sweep, plan = story.one(Menu), story.one(Sweep), story.one(Plan)
+    menu, sweep, plan = story.one(Menu), story.one(Protection), story.one(Plan)
     return (damage(menu, sweep, plan.low),) if menu and sweep and plan and sweep.alone else ()
 
 

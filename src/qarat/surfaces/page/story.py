@@ -17,7 +17,7 @@ from qarat.values.fingerprints import brief, source_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 
@@ -52,7 +52,7 @@ class Story:
     @property
     def protected(self) -> tuple[Assignment, ...]:
         """The projections that the plan protects; a plan without its sweep does not tell those from overrides."""
-        plan, sweep = self.one(Plan), self.one(Sweep)
+        plan, sweep = self.one(Plan), self.one(Protection)
         return tuple(a for a in (plan.exceptions() if plan else ()) if sweep is None or a.site.name in sweep.protected)
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from qarat.jobs.spike_study.arms import PROTECTED
 from qarat.jobs.spike_study.verdicts import said_of, verdict_lines
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.story import Story
 from qarat.surfaces.tables.laws import uncompared_words
@@ -16,7 +16,7 @@ from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
@@ -47,7 +47,7 @@ def verdict(story: Story) -> str:
 def facts(story: Story) -> list[tuple[str, str, str]]:
     """The figures behind the verdict: what, how much, and what goes with it."""
     found: list[tuple[str, str, str]] = []
-    evaluations, plan, sweep = {e.label: e for e in story.evaluations}, story.one(Plan), story.one(Sweep)
+    evaluations, plan, sweep = {e.label: e for e in story.evaluations}, story.one(Plan), story.one(Protection)
     if {"float", "plan"} <= evaluations.keys():
         lost = paired_difference(evaluations["plan"], evaluations["float"])
         low, high = (perplexity_change(end) for end in lost.interval)
@@ -114,7 +114,7 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     if not kept:
         overridden = len(plan.exceptions())
         rest = f"the other {projections - overridden} projections" if overridden else f"all {projections} projections"
-        said, more, sweep = "Nothing needs protection", "", story.one(Sweep)
+        said, more, sweep = "Nothing needs protection", "", story.one(Protection)
         if sweep and lost.nats > sweep.budget_nats:
             said, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
         return (
@@ -178,7 +178,7 @@ def _spikes(stats: ActivationStats, low: TensorScheme | None) -> str:
 
 def _law(law: Law) -> str:
     fits = [fit for fit in law.fits if fit.form == law.shown]
-    title = form_named(law.shown).title.partition(":")[0]
+    title = FORMS.load(law.shown).title.partition(":")[0]
     title = title if title[0].isupper() else f"The {title}"
     points = count(sum(len(fit.points) for fit in fits), "point")
     if len(fits) > 1 or not fits[0].quality:

@@ -29,7 +29,7 @@ from qarat.surfaces.tables.layout import (
 from qarat.values.fingerprints import brief
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.prices import Menu, MenuEntry
-from qarat.values.records.protection import Sweep, Trial
+from qarat.values.records.protection import Protection, Trial
 from qarat.values.sites import Site, short_name
 from qarat.values.units import Unit
 
@@ -38,7 +38,7 @@ OTHERS = 40  # sites listed that are not in the low scheme
 
 
 def show_menu(
-    record: Menu, *, plan: Plan | None = None, sites: Sequence[Site] = (), sweep: Sweep | None = None
+    record: Menu, *, plan: Plan | None = None, sites: Sequence[Site] = (), sweep: Protection | None = None
 ) -> RenderableType:
     """The dearest sites under every scheme; with a sweep, the measured damage beside the predicted one."""
     _same_model("menu", record.provenance.model, plan=plan and plan.model, sweep=sweep and sweep.provenance.model)
@@ -95,7 +95,7 @@ def _prices(
     return out, Text(), words(footer)
 
 
-def show_plan(record: Plan, *, sweep: Sweep | None = None) -> RenderableType:
+def show_plan(record: Plan, *, sweep: Protection | None = None) -> RenderableType:
     """What a plan keeps in which scheme, what that weighs, and why the protected sites are protected."""
     _same_model("plan", record.model, sweep=sweep and sweep.provenance.model)
     facts = (
@@ -171,7 +171,7 @@ def _others(plan: Plan, others: Sequence[Assignment], recoveries: Sequence[Trial
     return out
 
 
-def show_sweep(record: Sweep) -> RenderableType:
+def show_sweep(record: Protection) -> RenderableType:
     """The measured plans in the order tried, what each protection buys, and the verdict."""
     digits = decimals([t.damage.nats for t in record.trials] + [record.budget_nats])
     budget = f"budget {record.budget} ({fixed(record.budget_nats, digits)} nats)"

@@ -7,7 +7,7 @@ import math
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.surfaces.tables.layout import cells, count, fixed, label, number, table, visible, words
 from qarat.values.records.law import CheckedRow, LawCheck
 from qarat.values.records.law_data import spell_value
@@ -40,7 +40,7 @@ def show_law_check(record: LawCheck) -> RenderableType:
             *([] if same else [place]),
         )
     head = Text.assemble(("law check", "bold"), f"  {visible(record.law)}")
-    lines = [f"by {record.data}", f"{record.form}: {form_named(record.form).equation}"]
+    lines = [f"by {record.data}", f"{record.form}: {FORMS.load(record.form).equation}"]
     if same and not record.rows[0].fitted:
         lines.append(f"every row is {places[0]} the fitted domain")
     notes = [words(note, "dim") for note in record.notes]

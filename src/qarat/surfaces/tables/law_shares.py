@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import Form
 from qarat.stages.laws.prediction import predict
 from qarat.values.records.law import Fit, Law, Prediction
@@ -56,7 +56,7 @@ def shares(law: Law) -> Shares | None:
     fits = fits_about(law, lambda form: form.response == "loss" and {"size", "ratio"} <= {*form.variables})
     if not fits or not fits[0].points:
         return None
-    fit, variables = fits[0], form_named(fits[0].form).variables
+    fit, variables = fits[0], FORMS.load(fits[0].form).variables
     models = {tuple((v, p.variables[v]) for v in MODEL if v in variables) for p in fit.points}
     others = [v for v in variables if v not in (*MODEL, "ratio")]
     held = {v: Counter(p.variables[v] for p in fit.points).most_common(1)[0][0] for v in others}
@@ -69,7 +69,7 @@ def fits_about(law: Law, suits: Callable[[Form], bool]) -> tuple[Fit, ...]:
     It is the form that is shown where one must be; if that does not suit, the one with the least error on sizes left
     out among those fitted to all points at once; if there is none, one that is fitted in groups.
     """
-    suited = [fit for fit in law.fits if suits(form_named(fit.form))]
+    suited = [fit for fit in law.fits if suits(FORMS.load(fit.form))]
     chosen = min(suited, key=lambda fit: (fit.form != law.shown, *_rank(fit))).form if suited else ""
     return tuple(fit for fit in suited if fit.form == chosen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.surfaces.tables.layout import count, fixed
 from qarat.values.records.law import Fit, FittedPoint, Law
 from qarat.values.records.law_data import spell_values
@@ -41,7 +41,7 @@ def coefficients(fit: Fit) -> list[tuple[str, ...]]:
 def fit_lines(fit: Fit) -> list[str]:
     """How a fit was made, and what a reader must know of it."""
     drawn = f"; intervals from resampling {count(fit.units, fit.resampled[:-1])}" if fit.resampled else ""
-    lines = [f"{_METHODS[fit.method]}{drawn}; {form_named(fit.form).source}"]
+    lines = [f"{_METHODS[fit.method]}{drawn}; {FORMS.load(fit.form).source}"]
     for quality in fit.quality:
         unseen = [f"; R² of the logarithm on sizes left out: {fixed(r, 3)}" for r in quality.left_out_r_squared]
         scatter = 100 * math.expm1(quality.scatter)

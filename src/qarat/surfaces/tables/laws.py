@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from qarat.stages.laws.forms import Catalog, form_named
+from qarat.stages.laws.forms import FORMS, Catalog
 from qarat.stages.laws.forms.base import RESPONSES, VARIABLES, Form
 from qarat.stages.laws.tables import COLUMNS, Table
 from qarat.surfaces.tables.law_shares import shares, spell_budget
@@ -127,7 +127,7 @@ def show_prediction(prediction: Prediction) -> RenderableType:
     cells(out, "95 % of the law", _interval(asked, prediction.interval))
     cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
     known = spell_values(prediction.known)
-    form = form_named(prediction.form)
+    form = FORMS.load(prediction.form)
     where = (
         [f"outside the fitted domain: {line}" for line in prediction.outside]
         if prediction.outside
@@ -168,7 +168,7 @@ def _show_fit(fit: Fit, *, points: bool) -> list[RenderableType]:
     out = table(label(parameter), *map(number, numbers))
     for row in coefficients(fit):
         cells(out, *row)
-    equation = form_named(fit.form).equation
+    equation = FORMS.load(fit.form).equation
     head = Text.assemble((fit.form, "bold"), f"  {equation}{f'; {group_words(fit)}' if fit.group else ''}")
     parts: list[RenderableType] = [head, out, *(words(line, "dim") for line in fit_lines(fit))]
     return [*parts, Text(), _points(fit)] if points and fit.points else parts
@@ -193,7 +193,7 @@ def _show_shares(law: Law) -> list[RenderableType]:
 
 def _points(fit: Fit) -> RenderableType:
     """Predicted against measured, with the residual in per cent of the measured."""
-    form = form_named(fit.form)
+    form = FORMS.load(fit.form)
     varied = [v for v in fit.points[0].variables if v != "size" or form.response != "billions"]
     unseen = any(p.left_out for p in fit.points)
     unit = {"loss": "nats", "perplexity-increase": "%", "billions": "N, 10⁹"}[form.response]

@@ -23,9 +23,9 @@ from qarat.surfaces.tables.layout import (
     words,
 )
 from qarat.surfaces.tables.search import with_error
-from qarat.values.records.family import FamilySweep, SweepPoint
+from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.law_data import spell_value
-from qarat.values.records.ratios import RatioStudy, StudyArm, StudyPlan, StudyReach
+from qarat.values.records.ratios import RatioArm, RatioPlan, RatioReach, RatioStudy
 from qarat.values.records.search import SearchCost, interval_words
 
 
@@ -47,7 +47,7 @@ def show_ratio_study(record: RatioStudy) -> RenderableType:
     return Group(*parts)
 
 
-def _show_arm(record: RatioStudy, arm: StudyArm) -> Iterable[RenderableType]:
+def _show_arm(record: RatioStudy, arm: RatioArm) -> Iterable[RenderableType]:
     yield words(f"{arm.granularity}-wise, block {arm.block}: {arm.low}, {count(arm.units, 'unit')}", "bold")
     out = table(
         number("Q_r\nasked"),
@@ -69,7 +69,7 @@ def _show_arm(record: RatioStudy, arm: StudyArm) -> Iterable[RenderableType]:
     )
 
 
-def _plan(plan: StudyPlan) -> tuple[str, str]:
+def _plan(plan: RatioPlan) -> tuple[str, str]:
     return ("none", "") if math.isnan(plan.ratio) else (fixed(plan.ratio, 3), with_error(plan.report))
 
 
@@ -102,7 +102,7 @@ def _budgets(record: RatioStudy) -> Table:
     return out
 
 
-def _reach(reach: StudyReach) -> str:
+def _reach(reach: RatioReach) -> str:
     if math.isnan(reach.plan.ratio):
         return "none"
     return f"{fixed(reach.plan.ratio, 3)} ({interval_words(reach.low, reach.high)})"
@@ -117,7 +117,7 @@ def _further(record: RatioStudy) -> Iterable[str]:
             yield f"block {block}: {_compare(fine.predicted_reach, coarse.predicted_reach)}"
 
 
-def _compare(fine: Sequence[StudyReach], coarse: Sequence[StudyReach]) -> str:
+def _compare(fine: Sequence[RatioReach], coarse: Sequence[RatioReach]) -> str:
     verdicts = [_verdict(a, b) for a, b in zip(fine, coarse, strict=True)]
     further = sum(verdict.startswith("further") for verdict in verdicts)
     listed = "; ".join(
@@ -127,11 +127,11 @@ def _compare(fine: Sequence[StudyReach], coarse: Sequence[StudyReach]) -> str:
     return f"matmul-wise reaches further than layer-wise at {further} of {count(len(verdicts), 'budget')}: {listed}"
 
 
-def _ratio(reach: StudyReach) -> str:
+def _ratio(reach: RatioReach) -> str:
     return "none" if math.isnan(reach.plan.ratio) else fixed(reach.plan.ratio, 3)
 
 
-def _verdict(fine: StudyReach, coarse: StudyReach) -> str:
+def _verdict(fine: RatioReach, coarse: RatioReach) -> str:
     # A budget that no plan keeps is kept by nothing low.
     a, b = (0.0 if math.isnan(r.plan.ratio) else r.plan.ratio for r in (fine, coarse))
     if a == b:
@@ -200,7 +200,7 @@ def show_sweep_of_family(record: FamilySweep) -> RenderableType:
     return Group(*parts)
 
 
-def _place(point: SweepPoint) -> tuple[str, str, str]:
+def _place(point: FamilyPoint) -> tuple[str, str, str]:
     return point.model, point.format, f"{point.block:.4g}"
 
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from qarat.jobs.spike_study.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.jobs.spike_study.published import CAVEAT, Figures, published_of
+from qarat.jobs.spike_study.published import CAVEAT, PublishedResults, published_of
 from qarat.jobs.spike_study.verdicts import duels, inside, steadied, verdict_lines
 from qarat.surfaces.tables.layout import (
     cells,
@@ -25,7 +25,7 @@ from qarat.surfaces.tables.layout import (
     words,
 )
 from qarat.values.records.origin import Difference
-from qarat.values.records.spike_study import MAIN, SpikeStudy, StudyArm, brief_setting
+from qarat.values.records.spike_study import MAIN, SpikeArm, SpikeStudy, brief_setting
 from qarat.values.sites import short_name
 
 ROWS = 16  # of remedies for 6 bits; the worse ones are in the record
@@ -40,11 +40,11 @@ def show_spike_study(record: SpikeStudy) -> RenderableType:
         parts += [Text(), words(heading, "bold"), body]
     parts += [Text(), *(words(line, "dim") for line in _lines(record))]
     if known := published_of(record.name).rows:
-        parts += [Text(), words("Published for this checkpoint", "bold"), show_published(Figures(known))]
+        parts += [Text(), words("Published for this checkpoint", "bold"), show_published(PublishedResults(known))]
     return Group(*parts)
 
 
-def show_published(figures: Figures) -> RenderableType:
+def show_published(figures: PublishedResults) -> RenderableType:
     """Published figures, with what they are not."""
     out = table(label("model"), label("what"), label("as printed"), label("source"))
     for row in figures.rows:
@@ -104,7 +104,7 @@ def _settings(record: SpikeStudy) -> RenderableType:
     return out
 
 
-def _arms(record: SpikeStudy, arms: Sequence[StudyArm], *, scheme: bool = False) -> RenderableType:
+def _arms(record: SpikeStudy, arms: Sequence[SpikeArm], *, scheme: bool = False) -> RenderableType:
     digits = decimals([record.over_float(a).nats for a in arms])
     columns = [label("setting", wrap=False)] if scheme else []
     out = table(
@@ -121,7 +121,7 @@ def _arms(record: SpikeStudy, arms: Sequence[StudyArm], *, scheme: bool = False)
     return Group(out, *_notes(arms))
 
 
-def notes_of(arms: Sequence[StudyArm]) -> Iterator[str]:
+def notes_of(arms: Sequence[SpikeArm]) -> Iterator[str]:
     """What else is to be known of arms; what two of them share once."""
     said = {"; ".join(filter(None, (*arm.transforms, arm.note))): arm for arm in reversed(arms)}
     for note, arm in reversed(said.items()):
@@ -129,7 +129,7 @@ def notes_of(arms: Sequence[StudyArm]) -> Iterator[str]:
             yield f"{arm.label.partition(': ')[0]}: {note}"
 
 
-def _notes(arms: Sequence[StudyArm]) -> Iterator[RenderableType]:
+def _notes(arms: Sequence[SpikeArm]) -> Iterator[RenderableType]:
     return (words(note, "dim") for note in notes_of(arms))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from qarat.stages.spikes import RULES, Diagnosis, Verdict, diagnose, find_spikes
+from qarat.stages.spikes import RULES, Diagnosis, SpikeVerdict, diagnose, find_spikes
 from qarat.surfaces.tables.layout import GAP, cells, count, fixed, label, number, table, title, words
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
@@ -74,7 +74,7 @@ def _token(text: str) -> str:
     return quoted if len(quoted) <= 18 else f"{quoted[:17]}…"
 
 
-def _rules(verdicts: Iterable[Verdict]) -> RenderableType:
+def _rules(verdicts: Iterable[SpikeVerdict]) -> RenderableType:
     out = table(label("rule", wrap=False), label("flags"), label("margin"), label("asks", style="dim"))
     for verdict in verdicts:
         names = [short_name(name) for name in verdict.flagged]
@@ -84,7 +84,7 @@ def _rules(verdicts: Iterable[Verdict]) -> RenderableType:
     return out
 
 
-def _margin(verdict: Verdict) -> str:
+def _margin(verdict: SpikeVerdict) -> str:
     decibel = verdict.rule == "snr"
     if math.isnan(verdict.margin):
         return "n/a"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from qarat.values.records.ratios import StudyPlan, StudyReach
+from qarat.values.records.ratios import RatioPlan, RatioReach
 
 
-class SweepPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FamilyPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One search of a sweep: a model, a low format and a block size.
 
     Attributes:
@@ -34,8 +34,8 @@ class SweepPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: float
     evaluation: str
     asked: tuple[float, ...] = ()
-    plans: tuple[StudyPlan, ...] = ()
-    reached: tuple[StudyReach, ...] = ()
+    plans: tuple[RatioPlan, ...] = ()
+    reached: tuple[RatioReach, ...] = ()
     failure: str = ""
 
 
@@ -52,4 +52,4 @@ class FamilySweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     family: str
     planning: str
     basis: str
-    points: tuple[SweepPoint, ...]
+    points: tuple[FamilyPoint, ...]

@@ -25,7 +25,7 @@ from qarat.values.records.comparison import Comparison
 from qarat.values.records.family import FamilySweep
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.records.ratios import RatioStudy
 from qarat.values.records.scores import Continuations, Divergence, Evaluation, ZeroShot
 from qarat.values.records.search import SearchResult
@@ -48,7 +48,7 @@ Record = (
     | SearchResult
     | SiteMeasurements
     | SpikeStudy
-    | Sweep
+    | Protection
     | Verification
     | ZeroShot
 )
@@ -67,7 +67,7 @@ _TYPES: dict[str, Any] = {
     "ratio-study": RatioStudy,
     "search": SearchResult,
     "spike-study": SpikeStudy,
-    "sweep": Sweep,
+    "sweep": Protection,
     "verification": Verification,
     "zero-shot": ZeroShot,
 }

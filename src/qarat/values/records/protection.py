@@ -13,7 +13,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         label: ``k=2``, ``only 1.down low``, ``without 1.down``, …
         sites: The sites the label is about: protected ones, the one left low, the one given up.
-        damage: What `Sweep` says it is compared with.
+        damage: What `Protection` says it is compared with.
     """
 
     label: str
@@ -21,7 +21,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     damage: Difference
 
 
-class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements behind a plan: protect the first k candidates, k = 0, 1, 2 and so on.
 
     Attributes:

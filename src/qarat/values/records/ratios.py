@@ -10,7 +10,7 @@ from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.search import NOTHING, SearchCost
 
 
-class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatioPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A plan that a search came to.
 
     Attributes:
@@ -26,7 +26,7 @@ class StudyPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report: Difference = NOTHING
 
 
-class StudyPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatioPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Random and predicted search at one ratio.
 
     Attributes:
@@ -37,12 +37,12 @@ class StudyPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     asked: float
-    random: StudyPlan
-    predicted: StudyPlan
+    random: RatioPlan
+    predicted: RatioPlan
     more: Difference
 
 
-class StudyReach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatioReach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a loss budget reaches.
 
     Attributes:
@@ -53,12 +53,12 @@ class StudyReach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     budget: str
-    plan: StudyPlan
+    plan: RatioPlan
     low: float
     high: float
 
 
-class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatioArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Both searches at one granularity and block size.
 
     Attributes:
@@ -77,9 +77,9 @@ class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: int
     low: str
     units: int
-    points: tuple[StudyPoint, ...]
-    random_reach: tuple[StudyReach, ...]
-    predicted_reach: tuple[StudyReach, ...]
+    points: tuple[RatioPoint, ...]
+    random_reach: tuple[RatioReach, ...]
+    predicted_reach: tuple[RatioReach, ...]
     random_cost: SearchCost
     predicted_cost: SearchCost
 
@@ -134,7 +134,7 @@ class RatioStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     basis: str
     metric: str
     trials: int
-    arms: tuple[StudyArm, ...]
+    arms: tuple[RatioArm, ...]
     ablated: str
     best_of: tuple[BestOf, ...]
     windows: tuple[Windows, ...]

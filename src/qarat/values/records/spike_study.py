@@ -37,7 +37,7 @@ def setting_words(low: str) -> str:
     return f"INT{bits} (weights per {rows}, inputs per {', '.join(words)})"
 
 
-class StudyArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SpikeArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One way to store the model, measured.
 
     Attributes:
@@ -137,7 +137,7 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chosen: str
     rules: tuple[RuleSays, ...]
     floats: dict[str, Evaluation]
-    arms: tuple[StudyArm, ...]
+    arms: tuple[SpikeArm, ...]
     left: tuple[Left, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -153,20 +153,20 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Low schemes that arms are variants of, in their order."""
         return tuple(dict.fromkeys(arm.setting for arm in self.arms))
 
-    def find(self, setting: str, label: str) -> StudyArm | None:
+    def find(self, setting: str, label: str) -> SpikeArm | None:
         """An arm that was measured; None if there is none."""
         found = (a for a in self.arms if a.setting == setting and a.label == label and not a.failure)
         return next(found, None)
 
-    def of_group(self, setting: str, *groups: str) -> tuple[StudyArm, ...]:
+    def of_group(self, setting: str, *groups: str) -> tuple[SpikeArm, ...]:
         """The measured arms of a setting and some groups."""
         return tuple(a for a in self.arms if a.setting == setting and a.group in groups and not a.failure)
 
-    def over_float(self, arm: StudyArm) -> Difference:
+    def over_float(self, arm: SpikeArm) -> Difference:
         """What an arm loses over float on the same tokens."""
         return self._difference(arm.nats, self.floats[arm.tokens].nats, arm.tokens)
 
-    def over(self, arm: StudyArm, other: StudyArm) -> Difference:
+    def over(self, arm: SpikeArm, other: SpikeArm) -> Difference:
         """What an arm loses over another one that was measured on the same tokens.
 
         Raises:
@@ -176,11 +176,11 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{arm.name} and {other.name} were measured on other tokens")
         return self._difference(arm.nats, other.nats, arm.tokens)
 
-    def evaluation(self, arm: StudyArm, label: str) -> Evaluation:
+    def evaluation(self, arm: SpikeArm, label: str) -> Evaluation:
         """An arm's loss as a record beside the float model's on the same tokens; the hash of its plan is not kept."""
         return msgspec.structs.replace(self.floats[arm.tokens], label=label, nats=arm.nats)
 
-    def perplexity(self, arm: StudyArm) -> float:
+    def perplexity(self, arm: SpikeArm) -> float:
         """Exponential of an arm's loss; infinite where that overflows."""
         loss = math.fsum(arm.nats) / sum(self.floats[arm.tokens].predicted)
         return math.exp(loss) if loss < 700 else math.inf

@@ -10,7 +10,7 @@ from qarat.values.budgets import parse_loss_budget
 from qarat.values.requests.search import SearchRequest
 
 
-class SweepRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FamilyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be measured of every model.
 
     Attributes:

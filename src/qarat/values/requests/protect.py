@@ -24,7 +24,7 @@ ENGINES_THAT_FUSE = ("vllm",)
 RULE = "*.down_proj: w=int8/channel a=int8/token"  # an example, for messages
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a plan should be.
 
     Attributes:

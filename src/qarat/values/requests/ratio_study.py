@@ -13,7 +13,7 @@ from qarat.values.requests.search import SearchRequest
 from qarat.values.spellings import full_spelling
 
 
-class StudyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be found out; the defaults are the paper's.
 
     Attributes:

@@ -10,7 +10,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import Budget, CostBudget, parse_budget
 from qarat.values.plans import Plan, assign
-from qarat.values.requests.protect import Request
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme, parse_scheme
 from qarat.values.spellings import full_spelling, parse_low, split_commas
 from qarat.values.units import Option
@@ -164,9 +164,9 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         products = self.basis == "macs" and scheme.weight is not None
         return Option(scheme, MatmulScheme(scheme.input, scheme.input) if products else MatmulScheme())
 
-    def as_plan_request(self) -> Request:
+    def as_plan_request(self) -> ProtectRequest:
         """What drafting a plan needs to know."""
-        return Request(full_spelling(self.low), full_spelling(self.high), rules=self.rules, runtime=self.runtime)
+        return ProtectRequest(full_spelling(self.low), full_spelling(self.high), rules=self.rules, runtime=self.runtime)
 
 
 def _has_more_bits(high: TensorScheme | None, low: TensorScheme | None) -> bool:

@@ -131,7 +131,7 @@ ORDERS = ("damage", "snr", "ratio", "maximum")
 """What sites are protected in the order of: Fisher damage per parameter, or a statistic of the stream they read."""
 
 
-class StudyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is compared.
 
     Attributes:

@@ -6,34 +6,34 @@ it can be run, killed and run again on a log of earlier answers, and measured wh
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
-from pathlib import Path
+from typing import Protocol
 
-from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import Registry
 from qarat.stages.choose.strategies.base import Strategy
 
-__all__ = ["make_strategy", "strategy_names"]
+__all__ = ["STRATEGIES", "make_strategy"]
 
 
-@cache
-def strategy_names() -> tuple[str, ...]:
-    """Names of all strategies."""
-    return tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base")))
+class StrategyFile(Protocol):
+    """What a file of this folder offers."""
+
+    def make(self, *, trials: int, seed: int) -> Strategy:
+        """A new strategy; arguments as `make_strategy`."""
+        ...
+
+
+STRATEGIES: Registry[StrategyFile] = Registry(__name__, "strategy", helpers=["base"])
 
 
 def make_strategy(name: str, *, trials: int, seed: int) -> Strategy:
     """A strategy by its file's name.
 
     Args:
-        name: One of `strategy_names`.
+        name: Key of `STRATEGIES`.
         trials: Measurements at each point, for those that draw.
         seed: Of their draws.
 
     Raises:
         UserError: Unknown, with the nearest names; or the extra it needs is not installed.
     """
-    if name not in strategy_names():
-        raise UserError(f"--strategy {name}: {nearest_names(name, list(strategy_names()))}")
-    return importlib.import_module(f"{__name__}.{name}").make(trials=trials, seed=seed)
+    return STRATEGIES.load(name).make(trials=trials, seed=seed)

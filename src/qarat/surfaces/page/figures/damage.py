@@ -7,11 +7,11 @@ from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.layout import count, decimals
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Sweep
+from qarat.values.records.protection import Protection
 from qarat.values.sites import short_name
 
 
-def damage(menu: Menu, sweep: Sweep, low: str) -> Figure:
+def damage(menu: Menu, sweep: Protection, low: str) -> Figure:
     """What each site alone was predicted to cost, and what it cost.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import RESPONSES
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
@@ -22,7 +22,7 @@ def law_fit(law: Law) -> Figure:
     """
     fits = [fit for fit in law.fits if fit.form == law.shown]
     points = [p for fit in fits for p in fit.points]
-    unit = RESPONSES[form_named(law.shown).response]
+    unit = RESPONSES[FORMS.load(law.shown).response]
     seen = tuple(Dot(p.predicted, p.measured, y_range=error_bar(p), label=_label(p)) for p in points)
     unseen = tuple(Dot(p.left_out[0], p.measured, label=_label(p)) for p in points if p.left_out)
     series = [Series("fitted", seen, line=False)]
@@ -51,7 +51,7 @@ def law_residuals(law: Law) -> Figure:
     Args:
         law: With its points; those at or near zero, which have no ratio, are left out.
     """
-    variable = "ratio" if form_named(law.shown).response == "billions" else "size"
+    variable = "ratio" if FORMS.load(law.shown).response == "billions" else "size"
     points = [p for fit in law.fits if fit.form == law.shown for p in fit.points if variable in p.variables]
     counted = [p for p in points if not p.by_difference]
     dots = tuple(Dot(p.variables[variable], off_by(p, p.predicted), label=_label(p)) for p in counted)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import Form
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
@@ -31,7 +31,7 @@ def law_reach(law: Law) -> Figure | None:
     if found := shares(law):
         series, caption = _allowed(law, found)
     elif grouped:
-        form = form_named(grouped[0].form)
+        form = FORMS.load(grouped[0].form)
         series = [s for fit in grouped for s in _by_budget(form, fit)]
         caption = f"Dots are measured, lines the fitted form {grouped[0].form}: further right is larger, further up is "
         caption += "more of it low."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qarat.stages.laws.forms import form_named
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import RESPONSES, Form
 from qarat.stages.laws.grouping import join_ratios
 from qarat.surfaces.page.figures.base import Figure
@@ -34,7 +34,7 @@ def law_along(law: Law, variable: str) -> Figure | None:
     fits = fits_about(law, lambda form: variable in form.variables and form.response != "billions")
     if not fits:
         return None
-    form = form_named(fits[0].form)
+    form = FORMS.load(fits[0].form)
     ratios = join_ratios(p.variables["ratio"] for fit in fits for p in fit.points if "ratio" in p.variables)
     groups = [group for fit in fits for group in _groups(fit, variable, ratios)]
     held = ""

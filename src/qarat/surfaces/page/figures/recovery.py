@@ -8,11 +8,11 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.layout import fixed
-from qarat.values.records.protection import Sweep, Trial
+from qarat.values.records.protection import Protection, Trial
 from qarat.values.units import Unit
 
 
-def recovery(sweep: Sweep, controls: Sequence[Series] = ()) -> Figure:
+def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:
     """Loss over float against the number of protected candidates, with the budget.
 
     Args:
@@ -40,7 +40,7 @@ def recovery(sweep: Sweep, controls: Sequence[Series] = ()) -> Figure:
     )
 
 
-def _added(sweep: Sweep) -> list[tuple[Trial, str]]:
+def _added(sweep: Protection) -> list[tuple[Trial, str]]:
     """Each trial with the sites that it protects and the one before did not."""
     before: set[str] = set()
     found: list[tuple[Trial, str]] = []

@@ -13,7 +13,7 @@ from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.layout import count, fixed, perplexity_change, share
 from qarat.surfaces.tables.spike_study import notes_of
 from qarat.values.records.origin import Difference
-from qarat.values.records.spike_study import SpikeStudy, StudyArm, brief_setting, setting_words
+from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
 
 SHOWN = ("protection", "naive", "control", "method")
@@ -53,7 +53,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         setting: Low scheme.
     """
     naive = study.find(setting, NAIVE)
-    orders: dict[str, list[tuple[int, StudyArm]]] = {}
+    orders: dict[str, list[tuple[int, SpikeArm]]] = {}
     for arm in study.of_group(setting, "order"):
         order, _, k = arm.label.removeprefix("by ").partition(", k=")
         orders.setdefault(order, [(0, naive)] if naive else []).append((int(k), arm))
@@ -149,7 +149,7 @@ def _key(figure: str, setting: str) -> str:
     return f"{figure}-{brief_setting(setting).replace(' ', '-')}"
 
 
-def _arm(label: str, loss: Difference, arm: StudyArm) -> Arm:
+def _arm(label: str, loss: Difference, arm: SpikeArm) -> Arm:
     details = (perplexity_change(loss.nats), share(arm.share, 1, 2), fixed(arm.bits, 3))
     group = arm.group if arm.group in SHOWN else "protection" if arm.protected else "naive"
     return Arm(label, loss.nats, *_interval(loss), group, details)
@@ -161,7 +161,7 @@ def _duel(duel: Duel) -> Arm:
     return Arm(duel.arm.label, duel.over.nats, *_interval(duel.over), duel.winner, (*alone, together, duel.winner))
 
 
-def _order_dots(study: SpikeStudy, arms: list[tuple[int, StudyArm]]) -> tuple[Dot, ...]:
+def _order_dots(study: SpikeStudy, arms: list[tuple[int, SpikeArm]]) -> tuple[Dot, ...]:
     """A dot for each k, with the sites that the one before did not protect."""
     before: tuple[str, ...] = ()
     dots: list[Dot] = []
