@@ -1,0 +1,11 @@
+"""What tests share: tiny models and texts, made in memory, and checks that an extension keeps its promises.
+
+No download, no GPU, a fraction of a second each. What somebody adds in one file (a family, a rounding, a form of a
+law, …) is held to what the rest of qarat relies on by the check of its kind, here or in a test of one's own.
+"""
+
+from qarat.testing.documents import tiny_documents
+from qarat.testing.models import Architecture, tiny_checkpoint, tiny_tokenizer
+from qarat.testing.planted import plant_spike
+
+__all__ = ["Architecture", "plant_spike", "tiny_checkpoint", "tiny_documents", "tiny_tokenizer"]
