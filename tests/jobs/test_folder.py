@@ -310,7 +310,7 @@ def finished(out: Path, number: int, *, overwrite: bool = False) -> None:
 def test_an_existing_run_is_not_replaced_unasked(tmp_path: Path) -> None:
     finished(tmp_path / "out", 1)
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="exists already; give another -o, or --overwrite"):
+    with pytest.raises(UserError, match="exists already; give another `out`, or `overwrite`"):
         Run(tmp_path / "out")
     assert tree(tmp_path) == before
 

@@ -304,13 +304,13 @@ def test_a_plan_has_the_prefix_that_its_stats_leave_out(bench: Bench) -> None:
 
 def test_prices_and_stats_of_another_prefix_are_refused(bench: Bench) -> None:
     stats = observe(bench.model, bench.selection, prefix=1)
-    with pytest.raises(UserError, match="--prefix 0: these stats leave out 1 tokens"):
+    with pytest.raises(UserError, match="`prefix` 0: these stats leave out 1 tokens"):
         naive_plan(bench.model, ProtectRequest(), stats)
-    with pytest.raises(UserError, match="--prefix 2: these stats leave out 0 tokens"):
+    with pytest.raises(UserError, match="`prefix` 2: these stats leave out 0 tokens"):
         naive_plan(bench.model, ProtectRequest(prefix=2), bench.stats)
     with pytest.raises(UserError, match=r"prices are with the prefix \[\], the plan has \[0\]"):
         find_plan(bench.model, ProtectRequest(prefix=1), stats, bench.menu, bench.selection)
-    with pytest.raises(UserError, match="--prefix -1"):
+    with pytest.raises(UserError, match="`prefix` -1"):
         ProtectRequest(prefix=-1).check()
 
 

@@ -127,7 +127,7 @@ def test_a_smoothed_run_is_exported_with_its_folded_norms(job: Callable[..., Pip
 
 
 def test_what_cannot_be_exported_is_refused_before_any_work(job: Callable[..., Pipeline]):
-    with pytest.raises(UserError, match="--format compressed-tensors cannot hold this model: it rotates"):
+    with pytest.raises(UserError, match="`format` compressed-tensors cannot hold this model: it rotates"):
         job("hadamard", exports=("compressed-tensors",))
     with pytest.raises(UserError, match="before smooth/auto; export the weights"):
         job("smooth/auto", exports=("torchao",))
@@ -136,5 +136,5 @@ def test_what_cannot_be_exported_is_refused_before_any_work(job: Callable[..., P
 def test_bad_requests_are_refused_before_any_work(model: Model):
     with pytest.raises(UserError, match="unknown transform 'smoothe'"):
         check_plan_request(ProtectRequest(transforms=("smoothe/0.5",)))
-    with pytest.raises(UserError, match=r"--transform hadamard: .*rotated already"):
+    with pytest.raises(UserError, match=r"`transforms` hadamard: .*rotated already"):
         outline(model, ProtectRequest(transforms=("hadamard", "hadamard")))

@@ -246,7 +246,7 @@ def test_only_a_run_is_overwritten(qarat: Qarat, words: list[str], tmp_path: Pat
     for verb in (words, ["quantize", words[1]]):
         answer = qarat(*verb, "-o", precious, "--overwrite")
         assert answer.code == 1
-        assert "give another -o" in answer.err
+        assert "give another --out" in answer.err
     precious.rename(tmp_path / "out.partial")
     answer = qarat(*words, "-o", tmp_path / "out")
     assert answer.code == 1
@@ -454,7 +454,7 @@ def test_a_prefix_that_cannot_be_is_refused_before_any_work(tiny_llama: Path, ti
     refused("calibration set do not begin with the prefix", 5)
     refused("leaves nothing of the calibration set", 32)
     refused("first 1 tokens of a sequence are in float", 1, exports=["compressed-tensors"])
-    refused("--prefix auto: no format", "auto", exports=["compressed-tensors"])
+    refused("`prefix` auto: no format", "auto", exports=["compressed-tensors"])
 
 
 def test_a_prompt_begins_with_the_prefix(tiny_llama: Path, tmp_path: Path) -> None:
@@ -465,5 +465,5 @@ def test_a_prompt_begins_with_the_prefix(tiny_llama: Path, tmp_path: Path) -> No
     text.write_text("".join(json.dumps({"source": d[:9], "text": d}) + "\n" for d in documents))
     assert len(job(tiny_llama, text, ProtectRequest(prefix=2)).draft.prefix) == 2
     assert job(tiny_llama, text, ProtectRequest(prefix=2), prompt="quick").prompt[0] == 0
-    with pytest.raises(UserError, match="--prompt does not begin with the prefix"):
+    with pytest.raises(UserError, match="`prompt` does not begin with the prefix"):
         job(tiny_llama, text, ProtectRequest(prefix=2), prompt="slow")

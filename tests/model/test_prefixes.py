@@ -208,9 +208,9 @@ def test_windows_that_begin_otherwise_are_refused(tiny_model: Model):
         module: Any = quantized.module()
         with pytest.raises(UserError, match="do not begin with"):
             module.generate(tokens.windows[2:3], max_new_tokens=2, do_sample=False)
-    with pytest.raises(UserError, match=r"1 of 4 windows .* prefix \[0\] \(text 2\).*--prefix 0"):
+    with pytest.raises(UserError, match=r"1 of 4 windows .* prefix \[0\] \(text 2\).*`prefix` 0"):
         check_prefix(tokens, (0,))
-    with pytest.raises(UserError, match=r"5 of 5 windows .* \[0, 50, 5\].*--prefix 2"):
+    with pytest.raises(UserError, match=r"5 of 5 windows .* \[0, 50, 5\].*`prefix` 2"):
         check_prefix(token_set(), (0, 50, 5))
 
 
@@ -240,7 +240,7 @@ def test_stats_with_another_prefix_give_no_scales(tiny_model: Model):
     stats = observe(tiny_model, token_set(), prefix=1)
     for prefix in ((), (0, 50), (7,)):
         plan = msgspec.structs.replace(plan_of(tiny_model, stats, []), prefix=prefix)
-        with pytest.raises(UserError, match=rf"leave out \[0\]: profile again with --prefix {len(prefix)}"):
+        with pytest.raises(UserError, match=rf"leave out \[0\]: profile again with `prefix` {len(prefix)}"):
             quantize(tiny_model, plan, stats)
     needed = [("model.layers.0.q", parse_tensor_scheme("int8/tensor/static", "a"))]
     check_static(needed, stats, tiny_model.fingerprint, (0,))

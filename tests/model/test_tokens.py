@@ -158,11 +158,11 @@ def test_text_shorter_than_a_window(bos: Bos, longest: str, tokenizer: PreTraine
     message = str(caught.value)
     assert "no document of the calibration text holds a window of 28 tokens" in message
     assert f"the longest has {longest};" in message
-    assert "shorter --length" in message
+    assert "shorter `length`" in message
 
 
 def test_a_window_longer_than_the_models(tokenizer: PreTrainedTokenizerFast):
-    with pytest.raises(UserError, match="window of 512 tokens, the model was trained for 256; give --length 256"):
+    with pytest.raises(UserError, match="window of 512 tokens, the model was trained for 256; give `length` 256"):
         token_set([ALPHABET], tokenizer, length=512, model_length=256)
 
 

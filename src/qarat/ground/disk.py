@@ -86,12 +86,12 @@ def check_folder(out: Path, mark: str, *, overwrite: bool) -> None:
     """
     if out.exists():
         if not overwrite:
-            raise UserError(f"{out} exists already; give another -o, or --overwrite to replace it")
+            raise UserError(f"{out} exists already; give another `out`, or `overwrite` to replace it")
         if not _is_ours(out, mark):
-            raise UserError(f"{out} is not from this command (no {mark}), so --overwrite leaves it; give another -o")
+            raise UserError(f"{out} is not from this command (no {mark}), so `overwrite` leaves it; give another `out`")
     for spare in (_partial(out), _replaced(out)):
         if spare.exists() and not _is_ours(spare, mark):
-            raise UserError(f"{spare} is in the way, and holds no {mark}; move it, or give another -o")
+            raise UserError(f"{spare} is in the way, and holds no {mark}; move it, or give another `out`")
     _check_parent(out)
 
 

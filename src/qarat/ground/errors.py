@@ -1,4 +1,9 @@
-"""The one kind of error a user is meant to see."""
+"""The one kind of error a user is meant to see.
+
+Messages speak to whoever called a function as to whoever typed a command, so they know no flags: an argument or a
+field is named in backticks, as Python has it, with its value behind it where there is one (`` `prefix` 3 ``). The
+command line spells what it knows of these as its flags.
+"""
 
 
 class UserError(ValueError):

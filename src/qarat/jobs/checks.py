@@ -34,7 +34,7 @@ def check_search_request(request: SearchRequest) -> None:
     strategy = make_strategy(request.strategy, trials=1, seed=0)
     request.check()
     if request.basis == "macs" and strategy.predicts and not prices_products(request.metric):
-        raise UserError(f"--metric {request.metric} has no price of attention products, which --basis macs decides too")
+        raise UserError(f"`metric` {request.metric} has no price of attention products, which `basis` macs decides too")
 
 
 def check_ratio_request(request: RatioRequest) -> None:

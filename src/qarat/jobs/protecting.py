@@ -81,7 +81,7 @@ def draft_plan(model: Model, request: ProtectRequest, stats: str = "", prefix: t
     for pattern in request.sites:
         found = match_sites(pattern, plan.sites)
         if not any(s.kind == "projection" and s not in overridden for s in found):
-            raise PlanError(f"--sites {pattern!r} names only attention products, or sites that --set decides")
+            raise PlanError(f"`sites` {pattern!r} names only attention products, or sites that `rules` decides")
     if request.runtime in ENGINES_THAT_FUSE:
         plan.check_ties()
     return plan
@@ -93,8 +93,8 @@ def describe_matches(request: ProtectRequest, sites: Sequence[Site]) -> tuple[st
     Raises:
         PlanError: A pattern that matches nothing.
     """
-    asked = [(f"--set {pattern!r}", pattern) for pattern, _ in request.overrides()]
-    asked += [(f"--sites {pattern!r}", pattern) for pattern in request.sites]
+    asked = [(f"`rules` {pattern!r}", pattern) for pattern, _ in request.overrides()]
+    asked += [(f"`sites` {pattern!r}", pattern) for pattern in request.sites]
     lines: list[str] = []
     for words, pattern in asked:
         names = [short_name(s.name) for s in match_sites(pattern, sites)]
@@ -118,8 +118,8 @@ def naive_plan(model: Model, request: ProtectRequest, stats: ActivationStats) ->
     _check_origin(model, stats)
     if request.prefix not in ("auto", len(stats.prefix)):
         raise UserError(
-            f"--prefix {request.prefix}: these stats leave out {len(stats.prefix)} tokens in front; profile again with "
-            f"--prefix {request.prefix}, or plan with --prefix {len(stats.prefix)}"
+            f"`prefix` {request.prefix}: these stats leave out {len(stats.prefix)} tokens in front; profile again with "
+            f"`prefix` {request.prefix}, or plan with `prefix` {len(stats.prefix)}"
         )
     plan = draft_plan(model, request, content_hash(stats), stats.prefix)
     check_stats(plan, stats)

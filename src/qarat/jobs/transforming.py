@@ -171,13 +171,13 @@ def stats_behind(transforms: Sequence[str], given: Sequence[Path]) -> list[Path 
     for text, step in steps.items():
         if step.choices:
             raise UserError(
-                f"--transform {text}: `qarat run` chooses, by the loss on the selection tokens (its {APPLIED} says "
+                f"`transforms` {text}: `qarat run` chooses, by the loss on the selection tokens (its {APPLIED} says "
                 f"what); here give one, such as {', '.join(step.choices)}"
             )
     needing = [text for text in transforms if steps[text].needs_stats]
     if len(given) != len(needing):
         raise UserError(
-            f"--transform-stats: {len(given)} given, {len(needing)} needed{': for ' if needing else ''}"
+            f"`transform_stats`: {len(given)} given, {len(needing)} needed{': for ' if needing else ''}"
             f"{', '.join(needing)}; each is what `qarat profile` finds with only the transforms in front of it; a run "
             f"keeps it as {_kept(0)}"
         )
@@ -194,10 +194,10 @@ def options_for(fingerprint: str, folder: Path) -> str:
     """
     transforms = spellings_of(fingerprint)
     if not transforms:
-        return "no --transform"
+        return "no `transforms`"
     kept = [folder / _kept(n) for n, text in enumerate(transforms) if parse_transform(text).needs_stats]
     files = [str(file) if file.is_file() else "STATS" for file in kept]
-    words = shlex.join(["--transform", *transforms, *(["--transform-stats", *files] if files else [])])
+    words = f"`transforms` {shlex.join(transforms)}" + (f" `transform_stats` {shlex.join(files)}" if files else "")
     return words + (", STATS being what was given when it was profiled" if "STATS" in files else "")
 
 
@@ -210,7 +210,7 @@ def _apply(model: Model, text: str, stats: ActivationStats | None) -> Model:
     try:
         return parse_transform(text).apply(model, stats)
     except UserError as error:
-        raise UserError(f"--transform {text}: {error}") from None
+        raise UserError(f"`transforms` {text}: {error}") from None
 
 
 def _chosen(

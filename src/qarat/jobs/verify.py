@@ -95,7 +95,7 @@ def verify_against_run(
         UserError: As `verify_alone`; or the two are models of different shapes.
     """
     if run.runtime.dtype != "float32":
-        raise UserError("verify compares in float32; leave --dtype at float32")
+        raise UserError("verify compares in float32; leave `dtype` at float32")
     if plan.prefix:
         raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
     resolved = _resolve(folder, engines, generation)
@@ -194,7 +194,7 @@ def _compared(
         resolved.findings.add("error", what, "export the run again")
     if not _fits(resolved.folder, runtime):
         what = "not run in transformers: it would not fit in memory"
-        resolved.findings.add("note", what, "free some, or give more with --memory")
+        resolved.findings.add("note", what, "free some, or give more with `memory`")
         return tuple(found)
     for dtype in (torch.float32, torch.bfloat16):
         try:

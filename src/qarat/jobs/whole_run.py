@@ -196,7 +196,7 @@ class Pipeline:
     def _check_exports(self) -> None:
         """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
         if self.exports and self.request.prefix == "auto":
-            raise UserError("--prefix auto: no format to --export holds a prefix, if one is found; give --prefix 0")
+            raise UserError("`prefix` auto: no format to export holds a prefix, if one is found; give `prefix` 0")
         model = outline(self.model, self.request)
         protect = parse_scheme(self.request.protection)
         open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
@@ -248,11 +248,11 @@ class Pipeline:
         front = self.draft.prefix
         if tuple(ids[: len(front)]) != front:
             raise UserError(
-                f"--prompt does not begin with the prefix {list(front)} that --prefix {len(front)} asks for"
+                f"`prompt` does not begin with the prefix {list(front)} that `prefix` {len(front)} asks for"
             )
         if not 1 <= len(ids) <= most:
             follow = f"with {self.new_tokens} to follow"
-            raise UserError(f"--prompt has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
+            raise UserError(f"`prompt` has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
         return ids
 
 

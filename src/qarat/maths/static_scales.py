@@ -60,12 +60,12 @@ def check_static(
     if stats.prefix != prefix:
         raise UserError(
             f"with the prefix {list(prefix)} in float, static scales need stats that leave these tokens out; these "
-            f"leave out {list(stats.prefix)}: profile again with --prefix {len(prefix)}"
+            f"leave out {list(stats.prefix)}: profile again with `prefix` {len(prefix)}"
         )
     if missing := sorted({name for name, _ in pairs} - stats.streams.keys()):
         listed = "\n  ".join(missing)
         raise UserError(
-            f"the stats lack streams with static scales; profile again (without --no-attention):\n  {listed}"
+            f"the stats lack streams with static scales; profile again with the attention products:\n  {listed}"
         )
     offences: list[str] = []
     for name, scheme in pairs:

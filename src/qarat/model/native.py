@@ -72,7 +72,7 @@ def check_place(folder: Path, *, overwrite: bool) -> None:
     """
     check_folder(folder, PLAN, overwrite=overwrite)
     if folder.exists() and any(folder.iterdir()) and not is_native(folder):  # a run's folder holds a plan as well
-        raise UserError(f"{folder} is no quantized folder, so --overwrite leaves it; give another -o")
+        raise UserError(f"{folder} is no quantized folder, so `overwrite` leaves it; give another `out`")
 
 
 def site_bytes(scheme: TensorScheme, rows: int, cols: int) -> int:

@@ -131,7 +131,7 @@ def check_prefix(tokens: TokenSet, prefix: tuple[int, ...]) -> None:
     if len(prefix) >= tokens.length:
         raise UserError(
             f"a prefix of {len(prefix)} tokens leaves nothing of the {tokens.name} set's windows, which have "
-            f"{tokens.length}; give a shorter --prefix"
+            f"{tokens.length}; give a shorter `prefix`"
         )
     equal = tokens.windows[:, : len(prefix)] == torch.tensor(prefix, dtype=torch.long)
     others = (~equal.all(1)).nonzero().flatten().tolist()
@@ -141,7 +141,7 @@ def check_prefix(tokens: TokenSet, prefix: tuple[int, ...]) -> None:
         raise UserError(
             f"{len(others)} of {len(tokens)} windows of the {tokens.name} set do not begin with the prefix "
             f"{list(prefix)} ({shown}): keys and values that are computed once must fit every window; give "
-            f"--prefix {int(equal.all(0).long().cumprod(0).sum())}, or windows that begin alike (--bos each)"
+            f"`prefix` {int(equal.all(0).long().cumprod(0).sum())}, or windows that begin alike (`bos` each)"
         )
 
 
@@ -205,8 +205,8 @@ class PrefixedBlock(nn.Module):
         if others:
             raise UserError(
                 f"{len(others)} of {len(hidden_states)} sequences (the first: {others[0]}) do not begin with the "
-                f"{length} tokens that the plan computes in float; begin windows and prompts with them (--bos each), "
-                "or plan without --prefix"
+                f"{length} tokens that the plan computes in float; begin windows and prompts with them (`bos` each), "
+                "or plan without `prefix`"
             )
 
     def extra_repr(self) -> str:

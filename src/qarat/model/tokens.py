@@ -181,7 +181,7 @@ def make_token_set(
         longest = max(map(len, encoded)) + len(front)
         raise UserError(
             f"no document of the {name} text holds a window of {length} tokens: the longest has {longest}"
-            f"{' with BOS' if front else ''}; give a shorter --length or longer documents"
+            f"{' with BOS' if front else ''}; give a shorter `length` or longer documents"
         )
     kept = _spread(len(rows), limit, seed)
     used = list(dict.fromkeys(origins))
@@ -212,7 +212,7 @@ def _check_request(
         raise UserError(f"the {name} set cannot have {limit} windows; ask for at least 1")
     if model_length is not None and length > model_length:
         raise UserError(
-            f"window of {length} tokens, the model was trained for {model_length}; give --length {model_length} or less"
+            f"window of {length} tokens, the model was trained for {model_length}; give `length` {model_length} or less"
         )
     if bos != "never" and tokenizer.bos_token_id is None:
         raise UserError(f"BOS was asked for ({bos!r}), but the tokenizer has none; use 'never'")
@@ -297,8 +297,8 @@ def load_token_sets(
         texts = list(split_documents(read_documents(calibration), seed))
     elif missing:
         raise UserError(
-            f"text is missing for: {', '.join(missing)}; give all three (--calibration, --selection, --report-text), "
-            "only --calibration (it is then split by documents), or none (the bundled text)"
+            f"text is missing for: {', '.join(missing)}; give all three (`calibration`, `selection`, `report`), "
+            "only `calibration` (it is then split by documents), or none (the bundled text)"
         )
     else:
         texts = [read_documents(path) for path in names.values() if path is not None]

@@ -278,7 +278,7 @@ class _Collector:
         if len(bad):
             raise UserError(
                 f"NaN or Inf in the stream {self.name}, window {window}, token {self._first_token + int(bad[0])} "
-                f"({len(bad)} tokens in this window); the model overflows here: try --dtype float32, or check its "
+                f"({len(bad)} tokens in this window); the model overflows here: try `dtype` float32, or check its "
                 "weights"
             )
 

@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,17 @@ from qarat.ground.errors import ArgumentError, NotPassedError, UserError
 from qarat.ground.registry import nearest_names
 from qarat.surfaces.options import VERBS, Options
 from qarat.surfaces.progress import StageProgress
+from qarat.surfaces.spelling import spell_flags
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
 FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+RENAMED = {
+    "rules": "--set",
+    "orders": "--rules",
+    "transforms": "--transform",
+    "report": "--report-text",
+    "data": "--task-data",
+}
 WIDTH = 100  # of tables, where stdout is no terminal
 
 
@@ -45,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with _plain_errors() as outcome:
+    with _plain_errors(_flags_of(words)) as outcome:
         if words[:1] == ["help"]:
             words = [*words[1:3], "--help"]
         if not words or words[0] in ("-h", "--help"):
@@ -83,6 +91,14 @@ def _families() -> set[str]:
     return {verb.split()[0] for verb in VERBS if " " in verb}
 
 
+def _flags_of(words: Sequence[str]) -> dict[str, str]:
+    """Name of an argument to its flag: those of the verb, then those of the others."""
+    own = VERBS.get(_split_verb(words)[0]) if words else None
+    names = {name for verb in VERBS.values() for name in _field_types(verb)}
+    budgets = {"budgets": "--budgets" if own is not None and "budgets" in _field_types(own) else "--budget"}
+    return {name: f"--{name.replace('_', '-')}" for name in names} | RENAMED | budgets
+
+
 def _overview(verbs: Iterable[str]) -> str:
     """What `qarat` alone prints, or `qarat law` of its family."""
     lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
@@ -98,10 +114,11 @@ class _Screen:
         self.command = shlex.join(["qarat", *words])
         self.progress = bars
         self._bars = bars
+        self._flags = _flags_of(words)
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"qarat: {text}", file=sys.stderr)
+            print(f"qarat: {spell_flags(text, self._flags)}", file=sys.stderr)
 
 
 class _Tables(_Screen):
@@ -148,12 +165,12 @@ class _Outcome:
 
 
 @contextlib.contextmanager
-def _plain_errors() -> Iterator[_Outcome]:
-    """Turn errors that a user can mend into words on stderr and an exit code."""
+def _plain_errors(flags: Mapping[str, str]) -> Iterator[_Outcome]:
+    """Turn errors that a user can mend into words on stderr, with their arguments as flags, and an exit code."""
     outcome = _Outcome()
 
     def fail(code: int, text: str) -> None:
-        print(f"qarat: {text}", file=sys.stderr)
+        print(f"qarat: {spell_flags(text, flags)}", file=sys.stderr)
         outcome.code = code
 
     try:

@@ -59,7 +59,7 @@ class Engine(msgspec.Struct, frozen=True):
     """How one engine, in some versions, finds the group of a module.
 
     Attributes:
-        name: What ``--engine`` takes.
+        name: As it is asked for.
         versions: Which versions the row is about.
         current: Whether it is about today's version; what breaks in an older one alone is a warning.
         steps: In which order a module is looked up: by its name, by the names of its parts, by its class.

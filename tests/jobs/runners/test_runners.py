@@ -206,14 +206,14 @@ def test_groups_cover_all_and_shrink():
 
 
 def test_no_workers():
-    with pytest.raises(UserError, match="--workers 0: at least one"), open_runner(0):
+    with pytest.raises(UserError, match="`workers` 0: at least one"), open_runner(0):
         pass
 
 
 @NO_RAY
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:999999"])
 def test_an_address_where_nothing_answers(address: str):
-    with pytest.raises(UserError, match=f"--ray {address}: nothing answers there"), open_runner(1, address):
+    with pytest.raises(UserError, match=f"`ray` {address}: nothing answers there"), open_runner(1, address):
         pass
 
 

@@ -363,7 +363,7 @@ def test_a_result_reads_back_equal(qarat: Qarat, tiny_llama: Path, small: list[s
 
 def test_a_request_is_checked_without_a_model() -> None:
     check_search_request(SearchRequest())
-    with pytest.raises(UserError, match="--granularity"):
+    with pytest.raises(UserError, match="`granularity`"):
         check_search_request(SearchRequest(granularity="site"))
 
 

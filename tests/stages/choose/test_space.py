@@ -48,5 +48,5 @@ def test_missing_prices_and_nothing_to_decide(fake):
     with pytest.raises(UserError, match="no price for"):
         made.space().predictions(type(menu)(menu.provenance, "x", "", menu.entries[::2]))
     made.base = made.base.with_schemes({s.name: parse_scheme("float") for s in made.sites}, "by hand")
-    with pytest.raises(UserError, match="--set decides every site"):
+    with pytest.raises(UserError, match="`rules` decides every site"):
         made.space()

@@ -454,7 +454,7 @@ def test_what_the_format_cannot_hold_is_refused_site_by_site(low: str, source: P
     lines = str(caught.value).splitlines()
     sites = [s.name for s in plan.sites if s.kind == "projection" and (s.shape[1] % 48 or "48" not in low)]
     assert [line.partition(":")[0].strip() for line in lines[1:-1]] == sites
-    assert "--set" in lines[-1]
+    assert "`rules`" in lines[-1]
 
 
 def test_quantized_attention_products_are_refused(source: Path):
@@ -561,7 +561,7 @@ def test_an_export_that_fails_leaves_what_was_there(
 def test_what_is_there_is_not_replaced_unasked(source: Path, tmp_path: Path):
     out = tmp_path / "out"
     first = exported(source, out, "w=int8/channel")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="`overwrite`"):
         export_model(first.model, first.plan, out, "compressed-tensors")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

@@ -191,7 +191,7 @@ def test_tokenizers_without_a_name_are_refused(make: Callable[..., Model], chang
         data["pre_tokenizer"] = {"type": "Whitespace"}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     model = open_model(str(folder))
-    with pytest.raises(UserError, match="--format llama-cpp"):
+    with pytest.raises(UserError, match="`format` llama-cpp"):
         check_export(model, plan_of(model), "gguf")
 
 

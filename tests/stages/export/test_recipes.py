@@ -82,7 +82,7 @@ def test_what_each_holds(model: Model, format: str, scheme: str, refusing: tuple
         return
     with pytest.raises(UserError, match=r"model\.layers\.1\.self_attn\.o_proj") as error:
         exporter.check(model, plan)
-    assert "--set" in str(error.value)
+    assert "`rules`" in str(error.value)
     assert "q_proj" not in str(error.value)
 
 

@@ -91,7 +91,7 @@ def test_no_other_format_takes_a_rotated_model(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # as if every extra were installed
     model, plan, _ = prepared(llama, tiny_text, "hadamard")
-    with pytest.raises(UserError, match=rf"--format {format} cannot hold this model: it rotates the input"):
+    with pytest.raises(UserError, match=rf"`format` {format} cannot hold this model: it rotates the input"):
         check_export(model, plan, format)
 
 

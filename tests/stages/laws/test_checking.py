@@ -139,5 +139,5 @@ def test_what_cannot_be_checked(table: str, form: str, asked: str, says: str) ->
 def test_of_several_forms_without_a_best_none_is_taken() -> None:
     law, other = fit_law(load_table("t1"), "weak"), fit_law(load_table("fig8"), "block-power")
     law = msgspec.structs.replace(law, fits=(*other.fits, *law.fits), best="")
-    with pytest.raises(UserError, match="several forms and no best one; choose with --form"):
+    with pytest.raises(UserError, match="several forms and no best one; choose with `form`"):
         check_law(law, load_table("t1"))

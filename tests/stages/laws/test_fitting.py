@@ -190,7 +190,7 @@ def test_points_near_zero_count_by_their_error(make_table: MakeTable) -> None:
 
 
 def test_a_point_below_zero_without_an_error_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"Qwen1\.5-32B at ratio 0\.5, size 32B .* --standard-error"):
+    with pytest.raises(UserError, match=r"Qwen1\.5-32B at ratio 0\.5, size 32B .* `standard_error`"):
         fit(load_table("t2"), "weak")
     (found,) = fit(load_table("t2"), "weak", standard_error=0.003).fits
     flagged = [p for p in found.points if p.by_difference]
@@ -397,7 +397,7 @@ def test_intervals_that_end_at_the_last_draw_say_so(make_table: MakeTable) -> No
     assert found.parameters[1].interval == pytest.approx((min(drawn), max(drawn)), rel=1e-2)
     (note,) = [note for note in found.notes if "too narrow" in note]
     assert "from 4 models" in note
-    assert f"--draws {fewest_draws(4)}" in note
+    assert f"`draws` {fewest_draws(4)}" in note
     assert 8000 < fewest_draws(4) < 9000
     assert fewest_draws(6) < 500  # so that with six models the usual number does
     six = fit(make_table("weak", WEAK, noise=0.1), "weak", method="ols", draws=500).fits[0]
@@ -465,7 +465,7 @@ def test_what_a_form_does_not_model(table: str, form: str, says: str) -> None:
 
 def test_mixtures_are_refused() -> None:
     t1, t3 = load_table("t1"), load_table("t2")
-    with pytest.raises(UserError, match=r"planning is not one: 'layer-wise', 'matmul-wise'.* --where planning="):
+    with pytest.raises(UserError, match=r"planning is not one: 'layer-wise', 'matmul-wise'.* `where` planning="):
         fit(msgspec.structs.replace(t1, rows=(*t1.rows, *t3.rows)), "weak")
 
 

@@ -239,7 +239,7 @@ def test_a_form_must_be_in_the_law(weak: Law) -> None:
         predict(law, {"size": 7e9}, "strong")
     with pytest.raises(UserError, match="no form 'bits-only'; it has weak"):
         predict(weak, {"bits": 5}, "bits-only")
-    with pytest.raises(UserError, match="several forms and no best one; choose with --form: bits-only, weak"):
+    with pytest.raises(UserError, match="several forms and no best one; choose with `form`: bits-only, weak"):
         predict(msgspec.structs.replace(law, best=""), {"size": 7e9, "ratio": 0.9})
 
 

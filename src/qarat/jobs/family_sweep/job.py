@@ -171,7 +171,7 @@ def _family(names: Sequence[str]) -> str:
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     family = re.sub(r"[-_.\d]+$", "", "".join(letters[0] for letters in same))
     if not family:
-        raise UserError(f"{', '.join(names)}: the names have no beginning in common; say what they are with --family")
+        raise UserError(f"{', '.join(names)}: the names have no beginning in common; say what they are with `family`")
     return family
 
 

@@ -36,7 +36,7 @@ def open_runner(workers: int = 1, ray: str | None = None) -> Iterator[Runner]:
         UserError: No workers asked for; Ray not installed, not reachable or too small.
     """
     if workers < 1:
-        raise UserError(f"--workers {workers}: at least one is needed")
+        raise UserError(f"`workers` {workers}: at least one is needed")
     if ray is not None:
         with connected(ray, workers) as share, closing(Pool(Actors(), workers, share)) as pool:
             yield pool

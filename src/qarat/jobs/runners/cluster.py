@@ -34,7 +34,7 @@ def connected(address: str, workers: int) -> Iterator[int]:
         UserError: Ray is not installed, nothing answers, or the cluster is too small.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UserError("--ray needs Ray: pip install 'qarat[ray]'")
+        raise UserError("`ray` needs Ray: pip install 'qarat[ray]'")
     import ray
 
     _check_reachable(address)
@@ -45,7 +45,7 @@ def connected(address: str, workers: int) -> Iterator[int]:
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False, **size)
         except Exception as error:  # Ray raises many kinds, plain ones too; all mean that there is no cluster
-            raise UserError(f"--ray {address}: no cluster to be had there: {_shorten(error)}") from error
+            raise UserError(f"`ray` {address}: no cluster to be had there: {_shorten(error)}") from error
     try:
         room = int(ray.cluster_resources().get("CPU", 0))
         if room < workers:
@@ -67,7 +67,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--ray {address}: nothing answers there ({error}); `ray status` on its head says where it listens"
+            f"`ray` {address}: nothing answers there ({error}); `ray status` on its head says where it listens"
         ) from None
 
 

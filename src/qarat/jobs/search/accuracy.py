@@ -29,7 +29,7 @@ def check_tasks(budgets: Sequence[Budget]) -> None:
     if not asked:
         return
     problems = [
-        f"--budget {b.spelling}: {b.task} cannot choose plans, as its questions are the report text or lie in a "
+        f"`budgets` {b.spelling}: {b.task} cannot choose plans, as its questions are the report text or lie in a "
         "folder; take a task of the lm-evaluation-harness"
         for b in asked
         if b.task in OWN_TASKS or b.task.endswith("_local")
@@ -37,7 +37,7 @@ def check_tasks(budgets: Sequence[Budget]) -> None:
     if not problems:
         known: list[str] = import_harness("lm_eval.tasks").TaskManager().all_tasks
         problems = [
-            f"--budget {b.spelling}: the lm-evaluation-harness has no task {b.task!r}; {nearest_names(b.task, known)}"
+            f"`budgets` {b.spelling}: the lm-evaluation-harness has no task {b.task!r}; {nearest_names(b.task, known)}"
             for b in asked
             if b.task not in known
         ]

@@ -111,7 +111,7 @@ class SpikeJob:
                 parse_transform(method.transform).apply(self.model, None)
             except UserError as error:
                 if name in self.request.methods:
-                    raise UserError(f"--methods {name}: {error}") from None
+                    raise UserError(f"`methods` {name}: {error}") from None
                 del methods[name]
                 unfit.append(Left(f"the method {name}", str(error)))
         return methods, unfit
@@ -254,7 +254,7 @@ class SpikeJob:
             if self.tokens.other is not None:
                 asked += world_arms(setting, "calibration", OTHER, sites)
         if not shared_front(self.tokens.calibration) and PREFIX in self.methods:
-            left.append(Left("the prefix", "windows do not begin with the same token; give --bos each"))
+            left.append(Left("the prefix", "windows do not begin with the same token; give `bos` each"))
         if self._too_large():
             left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
         if not sites:

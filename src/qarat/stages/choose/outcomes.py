@@ -26,7 +26,7 @@ def point_of(budget: CostBudget, space: Space) -> float:
     """
     if (budget.kind == "ratio") != (space.axis == "ratio"):
         remedy = "search for it alone" if len(space.options) == 2 else "ask for bits=… or bytes=…"
-        raise UserError(f"--budget {budget.spelling}: plans of this search are ordered by {space.axis}; {remedy}")
+        raise UserError(f"`budgets` {budget.spelling}: plans of this search are ordered by {space.axis}; {remedy}")
     if budget.kind == "ratio":
         return budget.amount
     weights = sum(a.site.parameters for a in space.base.assignments)

@@ -219,5 +219,5 @@ def make_space(
     open_sites = [s for s in base.sites if s.name not in fixed]
     units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
     if not units:
-        raise UserError("nothing is left to search: --set decides every site")
+        raise UserError("nothing is left to search: `rules` decides every site")
     return Space(base, units, options, basis, length, axis)

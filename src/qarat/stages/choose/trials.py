@@ -84,9 +84,9 @@ def _check_header(path: Path, found: str, wanted: str) -> None:
         theirs, ours = json.loads(found), json.loads(wanted)
         different = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     except (ValueError, AttributeError):
-        raise UserError(f"{path} is no trial log; move it, or give another -o") from None
+        raise UserError(f"{path} is no trial log; move it, or give another `out`") from None
     if different:
         raise UserError(
-            f"{path} is the log of another search: {', '.join(sorted(different))} differ; give another -o, or "
+            f"{path} is the log of another search: {', '.join(sorted(different))} differ; give another `out`, or "
             f"delete {path.parent} to begin anew"
         )

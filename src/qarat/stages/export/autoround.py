@@ -32,8 +32,8 @@ _FLOAT_INPUT: dict[str, Any] = {
 }
 _ALTERNATIVES = (
     "AutoRound holds intB and e4m3 per tensor, channel or gN of the weight, with inputs in int8 or e4m3 per tensor or "
-    "token, besides mxfp4, mxfp6, mxfp8, mxint4 and nvfp4 for both; change these sites in the plan (--set), leave them "
-    "in float, or use another --format"
+    "token, besides mxfp4, mxfp6, mxfp8, mxint4 and nvfp4 for both; change these sites in the plan (`rules`), leave "
+    "them in float, or use another `format`"
 )
 _MICROSCALED = {  # (format, scale kind): data_type
     ("e2m1", "e8m0"): "mx_fp",

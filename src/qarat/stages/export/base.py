@@ -75,12 +75,12 @@ def check_export(model: Model, plan: Plan, format: str) -> None:
     exporter = EXPORTERS.load(format)
     if missing := [package for package in exporter.NEEDS if importlib.util.find_spec(package) is None]:
         install = f'pip install "qarat[{exporter.EXTRA}]"'
-        raise UserError(f"--format {format} needs {', '.join(missing)}, which is not installed; {install}")
+        raise UserError(f"`format` {format} needs {', '.join(missing)}, which is not installed; {install}")
     if plan.prefix:
         raise UserError(
-            f"--format {format} cannot hold this plan: the first {len(plan.prefix)} tokens of a sequence are in float, "
+            f"`format` {format} cannot hold this plan: the first {len(plan.prefix)} tokens of a sequence are in float, "
             "and engines compute them like all others, under scales that were calibrated without them. The native "
-            "folder holds their keys and values; to export, plan without --prefix"
+            "folder holds their keys and values; to export, plan without `prefix`"
         )
     _check_standard(model, plan, format)
     exporter.check(model, plan)
@@ -94,13 +94,13 @@ def _check_standard(model: Model, plan: Plan, format: str) -> None:
     """
     if model.is_rotated:
         raise UserError(
-            f"--format {format} cannot hold this model: it rotates the input of every down_proj while it runs "
+            f"`format` {format} cannot hold this model: it rotates the input of every down_proj while it runs "
             f"(transform {ROTATION}); qarat's own folder holds it, or plan again without the transform"
         )
     inputs = {a.site.name: a.scheme.input for a in plan.assignments if isinstance(a.scheme, LinearScheme)}
     if split := [f"{name}: a={i.spell('a')}" for name, i in inputs.items() if i and i.outliers is not None]:
         raise UserError(
-            f"--format {format} cannot hold this plan: outlier columns of an input are no part of it:\n  "
+            f"`format` {format} cannot hold this plan: outlier columns of an input are no part of it:\n  "
             + "\n  ".join(split)
             + "\nqarat's own folder holds them; or plan again without outliers-…"
         )

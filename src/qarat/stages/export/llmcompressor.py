@@ -34,8 +34,8 @@ _OBSERVERS = {
 }
 _ALTERNATIVES = (
     "llm-compressor holds w=intB/(tensor|channel|gN), w=e4m3/(tensor|channel|RxC), w=nvfp4, w=mxfp4/mx-even and "
-    "w=mxfp8/mx-even, with inputs tensor/static, tensor/dynamic or token; change these sites in the plan (--set), "
-    "leave them in float, or export the weights themselves (--format compressed-tensors)"
+    "w=mxfp8/mx-even, with inputs tensor/static, tensor/dynamic or token; change these sites in the plan (`rules`), "
+    "leave them in float, or export the weights themselves (`format` compressed-tensors)"
 )
 
 

@@ -28,7 +28,7 @@ _SCHEMA = "# modelopt-schema: modelopt.torch.quantization.config.QuantizeConfig\
 _ALTERNATIVES = (
     "ModelOpt holds intB and e4m3 with absmax float32 scales per tensor, channel or gN of the weight and per tensor "
     "(static or dynamic), token or gN of the input, besides mxfp4, mxfp6, mxfp8 and nvfp4; change these sites in the "
-    "plan (--set), leave them in float, or use another --format"
+    "plan (`rules`), leave them in float, or use another `format`"
 )
 _MX_FORMATS = ("e2m1", "e2m3", "e3m2", "e4m3")
 

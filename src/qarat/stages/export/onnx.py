@@ -41,7 +41,7 @@ OPSET = 18  # what torch's exporter writes of itself; a later one only converts 
 
 _ALTERNATIVES = (
     "the graph holds w=int8/(tensor|channel) with a=int8/tensor/static, or alone; change these sites in the plan "
-    "(--set), leave them in float, or use another --format"
+    "(`rules`), leave them in float, or use another `format`"
 )
 
 

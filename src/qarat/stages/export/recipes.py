@@ -82,7 +82,7 @@ def refuse_transforms(plan: Plan, tool: str) -> None:
     if done := transforms_of(plan.model):
         raise UserError(
             f"{tool} would carry out this plan on the checkpoint as it was before {', '.join(done)}; "
-            "export the weights themselves (--format compressed-tensors), or plan without a transform"
+            "export the weights themselves (`format` compressed-tensors), or plan without a transform"
         )
 
 

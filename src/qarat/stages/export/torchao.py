@@ -27,7 +27,7 @@ JSON, PYTHON = "torchao.json", "torchao_config.py"
 _ALTERNATIVES = (
     "torchao holds w=int8/(tensor|channel) with a=int8/(token|tensor/static), w=intB/(channel|gN) alone or with "
     "a=int8/token/asymmetric, w=e4m3/(tensor|channel|gN) alone and w=e4m3/channel with a=e4m3/token; change these "
-    "sites in the plan (--set), leave them in float, or use another --format"
+    "sites in the plan (`rules`), leave them in float, or use another `format`"
 )
 _TOKEN, _TENSOR, _CHANNEL = Granularity(1, None), Granularity(), Granularity(1, None)
 

@@ -253,6 +253,6 @@ def _notes(form: Form, points: Points, fitted: Solution, drawn: Resample | None)
     if len(drawn.draws) < (needed := fewest_draws(drawn.units)):
         found.append(
             f"an interval from {drawn.units} {drawn.resampled} ends where one draw in {needed} lies beyond; of "
-            f"{len(drawn.draws)} it ends at the last one, which is too narrow: --draws {needed}"
+            f"{len(drawn.draws)} it ends at the last one, which is too narrow: `draws` {needed}"
         )
     return found

@@ -117,7 +117,7 @@ def check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
         found = sorted({getattr(row, column) for row in rows})
         if len(found) > 1 and not (column == "format" and "bits" in form.variables):
             listed = ", ".join(repr(value) for value in found[:6])
-            problems.append(f"{column} is not one: {listed}; a law holds for one, so choose with --where {column}=…")
+            problems.append(f"{column} is not one: {listed}; a law holds for one, so choose with `where` {column}=…")
     for variable in sorted({*form.variables, *form.by, *form.needs} - {"loss"}):
         lacking = sum(getattr(row, variable) is None for row in rows)
         if lacking:
@@ -252,7 +252,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         what = spell_values({v: points.x[v][i] for v in form.variables})
         yield (
             f"{points.models[i]} at {what} has an increase of {points.y[i]:.4g}, which has no logarithm, and no "
-            "standard error to weigh it by: give standard_error in the data, or --standard-error for rows without one"
+            "standard error to weigh it by: give standard_error in the data, or `standard_error` for rows without one"
         )
 
 

@@ -82,7 +82,7 @@ def choose_form(law: Law, form: str = "") -> str:
         reason = f": {law.refused[name]}" if name in law.refused else f"; it has {', '.join(there)}"
         raise UserError(f"this law has no form {name!r}{reason}")
     if not form and not law.best and len(there) > 1:
-        raise UserError(f"this law has several forms and no best one; choose with --form: {', '.join(there)}")
+        raise UserError(f"this law has several forms and no best one; choose with `form`: {', '.join(there)}")
     return name
 
 

@@ -66,7 +66,7 @@ def resample(form: Form, points: Points, fitted: Solution, method: str, draws: i
     if len(found) < draws:
         raise UserError(
             f"of {tries} bootstrap samples{in_group(points.group)} only {len(found)} fix every parameter, too few for "
-            "intervals: measure more models, or fit without intervals (--draws 0)"
+            "intervals: measure more models, or fit without intervals (`draws` 0)"
         )
     units = len(rows) if by_model else len(points)
     return Resample(np.array(found), "models" if by_model else "points", units, 1 - draws / tries)

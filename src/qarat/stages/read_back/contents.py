@@ -144,5 +144,5 @@ def _check_spikes(
                     f"a spike probably sits here: the static input scale reaches {value:.4g}, "
                     f"{value / usual:.0f} times the median of the other {leaf}s ({usual:.4g})"
                 )
-                remedy = "keep this input in higher precision, or measure it with --against FLOAT_MODEL"
+                remedy = "keep this input in higher precision, or measure it `against` the float model"
                 findings.add("warning", what, remedy, (name,))

@@ -112,7 +112,7 @@ def _check_module(
     if _is_torn(match):
         said = "; ".join(f"{leaf} {_spell(group)}" for leaf, group in match.parts)
         what = f"tie broken: one module there, but its parts have other schemes ({said})"
-        findings.add(grave, what, "give all of them one scheme (`qarat plan --runtime vllm` does)", **where)
+        findings.add(grave, what, "give all of them one scheme (`runtime` vllm does, when planning)", **where)
         return
     if match.parts and (own := dict(match.parts)[module.leaf]) and not own.same_as(match.group):
         what = f"it gets {match.group.spell()} ({match.because}), though its own name says {own.spell()} ({own.name})"
@@ -158,7 +158,7 @@ def _check_kernels(
             if generation:
                 _check_generation(kernel, group, generation, grave, where, findings)
             else:
-                findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with --gpu", **where)
+                findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with `gpu`", **where)
 
 
 def _check_generation(

@@ -92,5 +92,5 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
             UserError: If the pass did not observe it.
         """
         if name not in self.streams:
-            raise UserError(f"these stats hold no stream {name}; profile the model again (without --no-attention)")
+            raise UserError(f"these stats hold no stream {name}; profile the model again with the attention products")
         return self.streams[name]

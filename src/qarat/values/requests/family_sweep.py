@@ -44,9 +44,9 @@ class FamilyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for budget in self.budgets:
             parse_loss_budget(budget)
         if not self.formats or not self.blocks or not self.ratios:
-            raise UserError("a sweep needs a format (--formats), a block size (--blocks) and a ratio (--ratios)")
+            raise UserError("a sweep needs a format (`formats`), a block size (`blocks`) and a ratio (`ratios`)")
         if wrong := [ratio for ratio in self.ratios if not 0 < ratio <= 1]:
-            raise UserError(f"--ratios {', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")
+            raise UserError(f"`ratios` {', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")
 
     def searches(self) -> tuple[SearchRequest, ...]:
         """The searches of one model."""

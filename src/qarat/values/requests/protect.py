@@ -57,19 +57,19 @@ class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: Malformed or unknown words.
         """
-        _check_scheme("--low", self.low)
-        _check_scheme("--protect", self.protection)
+        _check_scheme("low", self.low)
+        _check_scheme("protect", self.protection)
         parse_loss_budget(self.budget)
         if self.sites and self.by != "damage":
-            raise UserError("--sites and --by both say what to protect; give one of them")
+            raise UserError("`sites` and `by` both say what to protect; give one of them")
         if self.by == "massive":
-            raise UserError("--by massive: it flags the residual stream, which no site reads; try --by super-weight")
+            raise UserError("`by` massive: it flags the residual stream, which no site reads; try `by` super-weight")
         if self.by != "damage" and self.by not in PLANNING_RULES:
-            raise UserError(f"--by {self.by}: {nearest_names(self.by, ['damage', *PLANNING_RULES])}")
+            raise UserError(f"`by` {self.by}: {nearest_names(self.by, ['damage', *PLANNING_RULES])}")
         if self.runtime not in ("any", *ENGINES_THAT_FUSE):
-            raise UserError(f"--runtime {self.runtime}: known are any, {', '.join(ENGINES_THAT_FUSE)}")
+            raise UserError(f"`runtime` {self.runtime}: known are any, {', '.join(ENGINES_THAT_FUSE)}")
         if self.prefix != "auto" and self.prefix < 0:
-            raise UserError(f"--prefix {self.prefix}: give the number of leading tokens, or auto")
+            raise UserError(f"`prefix` {self.prefix}: give the number of leading tokens, or auto")
         self.overrides()
 
     @property
@@ -91,17 +91,17 @@ class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             try:
                 parse_scheme(spelling.strip())
             except SchemeError as error:
-                raise SchemeError(f"--set {rule!r}: {error}") from None
+                raise SchemeError(f"`rules` {rule!r}: {error}") from None
             pairs.append((pattern.strip(), spelling.strip()))
         return tuple(pairs)
 
 
-def _check_scheme(option: str, spelling: str) -> None:
+def _check_scheme(field: str, spelling: str) -> None:
     try:
         scheme = parse_scheme(spelling)
     except SchemeError as error:
-        raise SchemeError(f"{option}: {error}") from None
+        raise SchemeError(f"`{field}`: {error}") from None
     if not isinstance(scheme, LinearScheme):
         raise SchemeError(
-            f"{option} {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products"
+            f"`{field}` {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products"
         )

@@ -51,8 +51,8 @@ class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for budget in self.budgets:
             parse_loss_budget(budget)
         if not self.blocks or not (self.ratios or self.layer_ratios):
-            raise UserError("a study needs a block size (--blocks) and a ratio (--ratios or --layer-ratios)")
-        for values, option in ((self.blocks, "--blocks"), (self.best_of, "--best-of")):
+            raise UserError("a study needs a block size (`blocks`) and a ratio (`ratios` or `layer_ratios`)")
+        for values, option in ((self.blocks, "`blocks`"), (self.best_of, "`best_of`")):
             if any(value < 1 for value in values):
                 raise UserError(f"{option}: give numbers of at least 1")
         ratios = (*self.ratios, *self.layer_ratios, self.ablated_ratio)

@@ -68,50 +68,50 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         self.as_plan_request().check()
         for word, known, option in (
-            (self.granularity, GRANULARITIES, "--granularity"),
-            (self.basis, ("parameters", "macs"), "--basis"),
+            (self.granularity, GRANULARITIES, "`granularity`"),
+            (self.basis, ("parameters", "macs"), "`basis`"),
         ):
             if word not in known:
                 raise UserError(f"{option} {word}: {nearest_names(word, list(known))}")
         options = self.options()
         if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
-            raise UserError(f"{spellings[0]!r} stands twice among --low, --menu and --high")
+            raise UserError(f"{spellings[0]!r} stands twice among `low`, `menu` and `high`")
         if not self.budgets and not self.points:
-            raise UserError("give --budget or --points: without either there is nothing to find out")
+            raise UserError("give `budgets` or `points`: without either there is nothing to find out")
         if self.axis == "ratio":
             self._check_bits(options)
         if self.basis == "macs":
             self._check_macs(options)
         if any(not 0 < p <= (1 if self.axis == "ratio" else 32) for p in self.points):
             raise UserError(
-                "--points are ratios above 0 and at most 1, or bits per weight where there is a --menu or a budget of "
+                "`points` are ratios above 0 and at most 1, or bits per weight where there is a `menu` or a budget of "
                 "bits or bytes"
             )
         if self.trials < 1 or self.price_windows < 1:
-            raise UserError("--trials and --price-windows: give at least 1")
+            raise UserError("`trials` and `price_windows`: give at least 1")
 
     def _check_bits(self, options: Sequence[Option]) -> None:
         """Q_r counts weight bits: the low scheme must have some, and the high one more, or both would count as low."""
         low, high = parse_low(self.low), options[-1].projection
         if not _has_more_bits(high.weight, low.weight):
             raise UserError(
-                f"--high {self.high} has no more weight bits than --low {self.low}, so Q_r cannot tell them apart; "
-                "give another --high, such as float"
+                f"`high` {self.high} has no more weight bits than `low` {self.low}, so Q_r cannot tell them apart; "
+                "give another `high`, such as float"
             )
 
     def _check_macs(self, options: Sequence[Option]) -> None:
         """By MACs attention products are decided too; whether they are low is told by the bits of the inputs."""
         if self.axis == "bits":
             raise UserError(
-                "--basis macs decides the attention products too, which take no bits of storage; leave --menu and "
-                "budgets of bits or bytes out, or count --basis parameters"
+                "`basis` macs decides the attention products too, which take no bits of storage; leave `menu` and "
+                "budgets of bits or bytes out, or count `basis` parameters"
             )
         if any(o.product == MatmulScheme() for o in options[:-1]):
-            raise UserError("--basis macs decides the attention products too, so the low schemes need inputs (a=…)")
+            raise UserError("`basis` macs decides the attention products too, so the low schemes need inputs (a=…)")
         if not _has_more_bits(options[-1].product.left, options[0].product.left):
             raise UserError(
-                f"--high {self.high} has no more input bits than --low {self.low}, so by --basis macs attention "
-                "products of both would count as low; give another --high, such as float"
+                f"`high` {self.high} has no more input bits than `low` {self.low}, so by `basis` macs attention "
+                "products of both would count as low; give another `high`, such as float"
             )
 
     @property

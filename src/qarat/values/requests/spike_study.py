@@ -156,17 +156,21 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: Unknown words (all of them, with the nearest ones), or a malformed budget.
         """
-        known = (("extent", [self.extent], EXTENTS), ("methods", self.methods, METHODS), ("rules", self.orders, ORDERS))
+        known = (
+            ("extent", [self.extent], EXTENTS),
+            ("methods", self.methods, METHODS),
+            ("orders", self.orders, ORDERS),
+        )
         unknown = [
-            f"--{option}: unknown {word!r}; {nearest_names(word, list(names))}"
-            for option, words, names in known
-            for word in words
+            f"`{field}`: unknown {word!r}; {nearest_names(word, list(names))}"
+            for field, given, names in known
+            for word in given
             if word not in names
         ]
         if unknown:
             raise UserError("\n".join(unknown))
         if self.most < 1:
-            raise UserError(f"--most {self.most}: give at least 1")
+            raise UserError(f"`most` {self.most}: give at least 1")
         parse_loss_budget(self.budget)
 
     @property

@@ -71,7 +71,7 @@ def test_every_malformed_row_is_named_with_its_line(tmp_path: Path):
 
 
 def test_files_that_are_not_there_or_empty(tmp_path: Path):
-    with pytest.raises(UserError, match=r"piqa_local reads .*piqa_val\.jsonl.*--task-data"):
+    with pytest.raises(UserError, match=r"piqa_local reads .*piqa_val\.jsonl.*`data`"):
         read_task("piqa_local", tmp_path)
     with pytest.raises(UserError, match="holds no questions"):
         read_task("piqa_local", write(tmp_path, "piqa_local", ""))
@@ -128,6 +128,6 @@ def test_every_file_that_is_no_good_is_named(model: Model, tmp_path: Path):
 
 def test_without_their_folder_they_are_refused(model: Model):
     pytest.importorskip("lm_eval")
-    with pytest.raises(UserError, match="piqa_local reads questions of your own: give --task-data"):
+    with pytest.raises(UserError, match="piqa_local reads questions of your own: give `data`"):
         measure_tasks(model, ["piqa_local"], label="float")
     assert "piqa_local" in OWN_TASKS

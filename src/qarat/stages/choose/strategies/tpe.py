@@ -43,7 +43,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("--strategy tpe needs Optuna: pip install 'qarat[search]'") from None
+        raise UserError("`strategy` tpe needs Optuna: pip install 'qarat[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -57,7 +57,7 @@ def check(model: Model, plan: Plan) -> None:
         raise UserError(
             "compressed-tensors cannot hold this plan:\n  "
             + "\n  ".join(wrong)
-            + "\nplan again with other schemes (--low, --protect, --set); qarat's own folder holds any plan"
+            + "\nplan again with other schemes (`low`, `protect`, `rules`); qarat's own folder holds any plan"
         )
     if not _groups(plan):
         raise UserError("the plan quantizes nothing, so there is nothing to export: the float model is the export")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _ROTARY = ("default", "linear", "llama3")
-_REMEDY = "convert the model with llama.cpp's convert_hf_to_gguf.py and quantize it there (--format llama-cpp)"
+_REMEDY = "convert the model with llama.cpp's convert_hf_to_gguf.py and quantize it there (`format` llama-cpp)"
 
 
 def check_hyperparameters(model: Model) -> None:

@@ -89,7 +89,7 @@ def _description(model: Model) -> dict[str, Any]:
     return json.loads(backend.to_str())
 
 
-_REMEDY = "convert the model with llama.cpp's convert_hf_to_gguf.py and quantize it there (--format llama-cpp)"
+_REMEDY = "convert the model with llama.cpp's convert_hf_to_gguf.py and quantize it there (`format` llama-cpp)"
 
 
 def _pre_tokenizer(model: Model) -> str:

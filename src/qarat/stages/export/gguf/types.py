@@ -45,7 +45,7 @@ _LEAVES = {
 }
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
-_ALTERNATIVES = "GGUF's types are blocks of 32 weights along a row; leave these sites in float, or use another --format"
+_ALTERNATIVES = "GGUF's types are blocks of 32 weights along a row; leave these sites in float, or use another `format`"
 
 
 def architecture_of(model: Model) -> str:

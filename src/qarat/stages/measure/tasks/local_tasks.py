@@ -138,7 +138,7 @@ def read_task(name: str, folder: Path) -> list[Row]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"{name} reads {path}: {error.strerror}; give --task-data a folder that holds it") from error
+        raise UserError(f"{name} reads {path}: {error.strerror}; give `data` a folder that holds it") from error
     questions: list[Row] = []
     offences: list[str] = []
     for number, line in enumerate(lines, 1):

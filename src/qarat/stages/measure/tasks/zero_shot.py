@@ -122,7 +122,7 @@ def _own_task(name: str, data: Path | None) -> Any:
     """A task of this project's as the harness has them."""
     if name in LOCAL_TASKS:
         if data is None:
-            raise UserError(f"{name} reads questions of your own: give --task-data the folder with its file")
+            raise UserError(f"{name} reads questions of your own: give `data` the folder with its file")
         return _task(name, read_task(name, data), LOCAL_TASKS[name].metrics)
     items = make_items(bundled_documents("report"))
     rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
