@@ -40,7 +40,7 @@ class Bench:
     """A model with everything low that is not named; measured against float on a token set."""
 
     def __init__(self, model: qarat.Model, stats: qarat.ActivationStats, low: str, tokens: qarat.TokenSet) -> None:
-        self.naive = naive_plan(model, qarat.Request(low=low), stats)
+        self.naive = naive_plan(model, qarat.ProtectRequest(low=low), stats)
         self.meter = Meter(model, tokens, lambda index, schemes: build_block(model, index, schemes, stats))
         self.float = self.meter.measure(self._keeping([s.name for s in self.naive.sites]), "float")
 

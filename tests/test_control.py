@@ -43,7 +43,7 @@ def menu(model: Model, token_sets: tuple[TokenSet, ...], stats: ActivationStats)
 @pytest.fixture(scope="module")
 def naive_loss(model: Model, token_sets: tuple[TokenSet, ...], stats: ActivationStats, menu: Menu) -> float:
     """Of everything low, in nats over float."""
-    _, sweep = find_plan(model, ProtectRequest(budget="nats+1"), stats, menu, token_sets[1])
+    _, sweep = find_plan(model, token_sets[1], ProtectRequest(budget="nats+1"), stats, menu)
     return sweep.trials[0].damage.nats
 
 
@@ -75,7 +75,7 @@ def test_a_budget_that_naive_meets_protects_nothing(
     model: Model, token_sets: tuple[TokenSet, ...], stats: ActivationStats, menu: Menu
 ):
     """Naive loses some 0.01 nats, which is just what 1 % of perplexity allows: 2 % is a budget that it meets."""
-    plan, sweep = find_plan(model, ProtectRequest(budget="ppl+2%"), stats, menu, token_sets[1])
+    plan, sweep = find_plan(model, token_sets[1], ProtectRequest(budget="ppl+2%"), stats, menu)
     assert [trial.label for trial in sweep.trials] == ["k=0"]
     assert 0 < sweep.trials[0].damage.nats < sweep.budget_nats
     assert sweep.verdict.startswith("nothing needs protection")
@@ -95,7 +95,7 @@ def test_naives_own_loss_is_the_turning_point(
     naive_loss: float,
 ):
     """Whether naive meets the default budget of 1 % hangs on the sample; what a budget means does not."""
-    plan, sweep = find_plan(model, ProtectRequest(budget=f"nats+{naive_loss * factor:.9f}"), stats, menu, token_sets[1])
+    plan, sweep = find_plan(model, token_sets[1], ProtectRequest(budget=f"nats+{naive_loss * factor:.9f}"), stats, menu)
     assert (plan.ratio() == 1.0) == (factor > 1)
     assert (len(sweep.trials) == 1) == (factor > 1)
 

@@ -37,7 +37,7 @@ class Bench(NamedTuple):
     menu: Menu
 
     def plan(self, **request: Any) -> Plan:
-        return find_plan(self.model, ProtectRequest(**request), self.stats, self.menu, self.selection)[0]
+        return find_plan(self.model, self.selection, ProtectRequest(**request), self.stats, self.menu)[0]
 
 
 def own_text(model: Model, name: str, windows: int) -> TokenSet:
@@ -81,7 +81,7 @@ def test_the_planted_site_ranks_first_and_is_chosen(bench: Bench) -> None:
     assert len(damages) == 21
     runner_up = max(nats for site, nats in damages.items() if site != SPIKE)
     assert damages[SPIKE] > 20 * runner_up
-    plan, record = find_plan(bench.model, ProtectRequest(budget=BUDGET), bench.stats, bench.menu, bench.selection)
+    plan, record = find_plan(bench.model, bench.selection, ProtectRequest(budget=BUDGET), bench.stats, bench.menu)
     assert protected(plan) == ["1.down"]
     assert plan[SPIKE] == LinearScheme()
     assert record.order == "Fisher damage per parameter"
@@ -111,7 +111,7 @@ def test_nothing_is_protected_within_a_generous_budget(bench: Bench) -> None:
 
 def test_the_same_request_gives_the_same_plan_and_record(bench: Bench) -> None:
     first, second = (
-        find_plan(bench.model, ProtectRequest(budget=BUDGET), bench.stats, bench.menu, bench.selection)
+        find_plan(bench.model, bench.selection, ProtectRequest(budget=BUDGET), bench.stats, bench.menu)
         for _ in range(2)
     )
     assert first == second
@@ -128,7 +128,7 @@ def test_what_protects_is_a_choice(protect: str, scheme: LinearScheme | None, be
 
 def test_fp8_is_enough_for_the_spike(bench: Bench) -> None:
     plan, record = find_plan(
-        bench.model, ProtectRequest(budget=BUDGET, protect="fp8"), bench.stats, bench.menu, bench.selection
+        bench.model, bench.selection, ProtectRequest(budget=BUDGET, protect="fp8"), bench.stats, bench.menu
     )
     assert protected(plan) == ["1.down"]
     assert record.trials[1].damage.nats <= record.budget_nats
@@ -150,7 +150,7 @@ def with_ratio(stats: ActivationStats, **ratios: float) -> ActivationStats:
 def test_a_spike_rule_protects_exactly_the_sites_it_flags(flagged: tuple[str, ...], bench: Bench) -> None:
     stats = with_ratio(bench.stats, **dict.fromkeys(flagged, 100.0))
     menu = msgspec.structs.replace(bench.menu, stats=content_hash(stats))
-    plan, record = find_plan(bench.model, ProtectRequest(by="ratio", budget="nats+9"), stats, menu, bench.selection)
+    plan, record = find_plan(bench.model, bench.selection, ProtectRequest(by="ratio", budget="nats+9"), stats, menu)
     readers = {"2__down_in": ["2.down"], "0__attn_in": ["0.q", "0.k", "0.v"]}
     assert sorted(protected(plan)) == sorted(site for stream in flagged for site in readers[stream])
     assert "the spike rule ratio" in record.order
@@ -164,10 +164,10 @@ def test_the_snr_rule_finds_the_planted_site(bench: Bench) -> None:
 def test_a_list_is_protected_whatever_the_budget(bench: Bench) -> None:
     plan, record = find_plan(
         bench.model,
+        bench.selection,
         ProtectRequest(sites=("2.down", "0.[qk]"), budget="nats+9"),
         bench.stats,
         bench.menu,
-        bench.selection,
     )
     assert sorted(protected(plan)) == ["0.k", "0.q", "2.down"]
     assert len(record.recoveries) == 3
@@ -207,7 +207,7 @@ def test_vllm_protects_tied_sites_together(bench: Bench) -> None:
 
 def test_vllm_keeps_ties_in_a_search(bench: Bench) -> None:
     plan, record = find_plan(
-        bench.model, ProtectRequest(runtime="vllm", budget="nats+0"), bench.stats, bench.menu, bench.selection
+        bench.model, bench.selection, ProtectRequest(runtime="vllm", budget="nats+0"), bench.stats, bench.menu
     )
     plan.check_ties()
     assert SPIKE in record.trials[1].sites
@@ -224,15 +224,15 @@ def test_vllm_refuses_rules_that_break_a_tie(bench: Bench) -> None:
 
 def test_strangers_are_refused(bench: Bench, tiny_model: Model) -> None:
     with pytest.raises(UserError, match="stats are of the model"):
-        find_plan(tiny_model, ProtectRequest(), bench.stats, bench.menu, bench.selection)
+        find_plan(tiny_model, bench.selection, ProtectRequest(), bench.stats, bench.menu)
     provenance = msgspec.structs.replace(bench.menu.provenance, model="f" * 64)
     with pytest.raises(UserError, match="prices are of the model ffffffffffff"):
         find_plan(
             bench.model,
+            bench.selection,
             ProtectRequest(),
             bench.stats,
             msgspec.structs.replace(bench.menu, provenance=provenance),
-            bench.selection,
         )
 
 
@@ -295,7 +295,7 @@ def test_a_plan_has_the_prefix_that_its_stats_leave_out(bench: Bench) -> None:
     menu = price(bench.model, bench.selection, [parse_scheme(LOW)], stats, prefix=stats.prefix)
     for prefix in (1, "auto"):
         request = ProtectRequest(prefix=prefix, budget=BUDGET)
-        plan, record = find_plan(bench.model, request, stats, menu, bench.selection)
+        plan, record = find_plan(bench.model, bench.selection, request, stats, menu)
         assert plan.prefix == naive_plan(bench.model, request, stats).prefix == (0,)
         assert plan.stats == content_hash(stats)
         assert protected(plan) == ["1.down"]  # this spike is a channel's, which no prefix takes away
@@ -309,7 +309,7 @@ def test_prices_and_stats_of_another_prefix_are_refused(bench: Bench) -> None:
     with pytest.raises(UserError, match="`prefix` 2: these stats leave out 0 tokens"):
         naive_plan(bench.model, ProtectRequest(prefix=2), bench.stats)
     with pytest.raises(UserError, match=r"prices are with the prefix \[\], the plan has \[0\]"):
-        find_plan(bench.model, ProtectRequest(prefix=1), stats, bench.menu, bench.selection)
+        find_plan(bench.model, bench.selection, ProtectRequest(prefix=1), stats, bench.menu)
     with pytest.raises(UserError, match="`prefix` -1"):
         ProtectRequest(prefix=-1).check()
 

@@ -39,6 +39,8 @@ def test_the_name_spells_the_table() -> None:
     assert format_named(table.name) == table
     scheme = qarat.parse_scheme(f"w={table.name}/g64 a=int8/token")
     assert qarat.parse_scheme(str(scheme)) == scheme
+    assert isinstance(scheme, qarat.LinearScheme)
+    assert scheme.weight is not None
     assert scheme.weight.number_format == table
 
 

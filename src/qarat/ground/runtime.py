@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
-import torch
+
+from qarat.ground.errors import UserError
+
+if TYPE_CHECKING:  # what only reads records must not wait for it
+    import torch
+
+DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the units done and the units in all."""
@@ -20,7 +27,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where work runs and what it may use; never part of a result's identity, save for the dtype.
 
     Attributes:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda``, or ``auto``, which at once becomes one of the two: ``cuda`` where torch sees
+            such a device.
         dtype: Arithmetic of the walk, ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 leaves torch's own choice.
         memory: Bytes that weights kept in memory may take; 0 is half of what is free.
@@ -33,9 +41,31 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: int = 0
     batch_tokens: int = 4096
 
+    def __post_init__(self) -> None:
+        """Settle ``auto``, and check what has a fixed set of words.
+
+        Raises:
+            UserError: Another device or dtype; no CUDA device where one is asked for.
+        """
+        for field, words in (("device", DEVICES), ("dtype", DTYPES)):
+            if (word := getattr(self, field)) not in words:
+                raise UserError(f"`{field}` {word} is none that qarat computes with; give {', '.join(words)}")
+        if self.device == "cpu":
+            return
+        import torch
+
+        if torch.cuda.is_available():
+            msgspec.structs.force_setattr(self, "device", "cuda")
+        elif self.device == "auto":
+            msgspec.structs.force_setattr(self, "device", "cpu")
+        else:
+            raise UserError("`device` cuda: torch sees no CUDA device; use `device` cpu")
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
+        import torch
+
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
     def memory_bytes(self) -> int:

@@ -128,10 +128,10 @@ def naive_plan(model: Model, request: ProtectRequest, stats: ActivationStats) ->
 
 def find_plan(
     model: Model,
+    selection: TokenSet,
     request: ProtectRequest,
     stats: ActivationStats,
     menu: Menu,
-    selection: TokenSet,
     *,
     most: int = MOST,
     progress: Progress = no_progress,
@@ -140,10 +140,10 @@ def find_plan(
 
     Args:
         model: In float.
+        selection: The selection set, on which choices are measured.
         request: What the plan should be.
         stats: Of the calibration set.
         menu: Prices of the low scheme.
-        selection: The selection set, on which choices are measured.
         most: Protect no more sites (or ties) than so many, unless the request says which.
         progress: Called after every measurement.
 

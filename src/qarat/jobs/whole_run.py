@@ -176,7 +176,7 @@ class Pipeline:
 
     def _plan(self, run: Run) -> None:
         stats, menu = decode_record(run.path(STATS), ActivationStats), decode_record(run.path(MENU), Menu)
-        plan, sweep = find_plan(self.model, self.request, stats, menu, self.selection, progress=self.progress)
+        plan, sweep = find_plan(self.model, self.selection, self.request, stats, menu, progress=self.progress)
         write_whole(run.path(PLAN), encode_record(plan))
         write_whole(run.path(SWEEP), encode_record(sweep))
 

@@ -28,12 +28,13 @@ from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
 from qarat import __version__
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
+from qarat.ground.summaries import Summarized
 from qarat.model.attention import ATTENTION
 from qarat.model.checkpoints import Checkpoint, find_checkpoint
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
-from qarat.values.fingerprints import join
+from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
 from qarat.values.sites import Site
 
@@ -66,7 +67,7 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-class Model:
+class Model(Summarized):
     """An opened checkpoint.
 
     Attributes:
@@ -111,6 +112,20 @@ class Model:
         self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
         self._kept: dict[int, nn.Module] = {}
         self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    def facts(self) -> dict[str, str]:
+        """What it is, where it lies, and what it computes with."""
+        kind = "float" if self.is_float else "quantized"
+        projections = sum(site.kind == "projection" for site in self._sites)
+        return {
+            "folder": str(self.folder),
+            "architecture": ", ".join(self.config.architectures or ()),
+            "weights": kind,
+            "model": brief(self.fingerprint),
+            "blocks": str(self.blocks),
+            "projections": str(projections),
+            "computes": f"{self.runtime.dtype} on {self.runtime.device}",
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -345,10 +360,14 @@ def open_model(name: str, runtime: Runtime | None = None, *, revision: str | Non
     Raises:
         UserError: No such model, unsupported architecture, damaged or contradictory files.
     """
-    runtime = runtime or Runtime()
+    return open_checkpoint(Checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
+
+
+def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:
+    """Open a float checkpoint that was found already; errors as `open_model`."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    return Model(Checkpoint(find_checkpoint(name, revision)), runtime)
+    return Model(checkpoint, runtime)
 
 
 def _build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> nn.Module:

@@ -16,6 +16,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
+from qarat.ground.summaries import Summarized
 from qarat.values.fingerprints import brief
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, parse_scheme
 from qarat.values.sites import Site, short_name
@@ -38,7 +39,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.scheme in (LinearScheme(), MatmulScheme())
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Site to scheme, for every site of one model.
 
     Attributes:
@@ -58,6 +59,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats: str = ""
     note: str = ""
     prefix: tuple[int, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """Of which model, and how much of it is low."""
+        kept = len(self.exceptions())
+        of_all = sum(a.site.kind == "projection" for a in self.assignments)
+        storage = {"bits per weight": f"{self.bits_per_weight():.4g}", "Q_r": f"{self.ratio():.4g}"} if of_all else {}
+        shown = {"model": brief(self.model), "low": self.low, "other than low": f"{kept} of {of_all} projections"}
+        return shown | storage | ({"note": self.note} if self.note else {})
 
     def __getitem__(self, name: str) -> Scheme:
         return self.schemes[name]

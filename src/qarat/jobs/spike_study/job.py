@@ -170,7 +170,7 @@ class SpikeJob:
         def plan() -> None:
             seen, menu = decode_record(run.path(stats), ActivationStats), decode_record(run.path(_MENU), Menu)
             found = find_plan(
-                self.model, self.plan_request, seen, menu, self.tokens.selection,
+                self.model, self.tokens.selection, self.plan_request, seen, menu,
                 most=self.request.most, progress=self.progress,
             )  # fmt: skip
             for file, record in zip((_PLAN, _SWEEP), found, strict=True):

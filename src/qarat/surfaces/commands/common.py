@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.checks import check_plan_request
@@ -73,14 +71,10 @@ def runtime_of(asked: options.Machine) -> Runtime:
     Raises:
         UserError: No CUDA device, fewer than one thread, or a malformed size.
     """
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
     if asked.threads is not None and asked.threads < 1:
         raise ArgumentError(f"--threads {asked.threads}: give at least 1")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = auto if asked.device == "auto" else asked.device
     memory = parse_size(asked.memory) if asked.memory else 0
-    return Runtime(device, asked.dtype, asked.threads or 0, memory)
+    return Runtime(asked.device, asked.dtype, asked.threads or 0, memory)
 
 
 def open_float(asked: options.Computing) -> Model:

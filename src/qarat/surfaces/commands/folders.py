@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qarat.ground.disk import check_file, check_folder, write_whole
-from qarat.ground.errors import ArgumentError, NotPassedError, UserError
+from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
+from qarat.jobs.exporting import open_to_export
 from qarat.jobs.family_sweep.job import SWEEP
 from qarat.jobs.folder import Run, read_command
 from qarat.jobs.open_any import find_native
@@ -19,7 +20,6 @@ from qarat.jobs.spike_study.folders import is_study, read_study
 from qarat.jobs.spike_study.job import RESULT as STUDY
 from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
 from qarat.model.checkpoints import describe_reference_models
-from qarat.model.model import open_model
 from qarat.model.native import is_native, read_native
 from qarat.stages.export.base import MARK, check_export, export_model
 from qarat.surfaces import options
@@ -38,7 +38,6 @@ from qarat.surfaces.commands.common import (
 )
 from qarat.surfaces.page import write_report
 from qarat.surfaces.screens import Lines, Screen
-from qarat.values.fingerprints import brief
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.scores import Evaluation, ZeroShot
 from qarat.values.records.streams import ActivationStats
@@ -94,16 +93,7 @@ def run(asked: options.Run, screen: Screen) -> Lines:
 def export(asked: options.Export, screen: Screen) -> Lines:
     """Write a quantized model, or its plan, in the format of another program."""
     check_folder(asked.out, MARK, overwrite=asked.overwrite)
-    folder = find_native(asked.run)
-    if folder is None:
-        raise UserError(f"{asked.run} is no quantized model of qarat; make one with `qarat run` or `qarat quantize`")
-    model, chosen = read_native(folder, pipeline.EXPORTING)
-    if asked.source is not None:
-        source = open_model(asked.source, pipeline.EXPORTING)
-        if source.fingerprint != chosen.model:
-            theirs, ours = brief(chosen.model), brief(source.fingerprint)
-            raise UserError(f"{asked.run} was made from the model {theirs}, --source {asked.source} is {ours}")
-        model = source.with_blocks(model.block)
+    model, chosen = open_to_export(asked.run, asked.source)
     check_export(model, chosen, asked.format)
     if asked.dry_run:
         return show_estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))

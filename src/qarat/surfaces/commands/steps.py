@@ -143,7 +143,7 @@ def plan(asked: options.Plan, screen: Screen) -> Lines:
     if asked.general.dry_run:
         tokens = selection.windows.numel()
         return show_estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
-    chosen, sweep = find_plan(model, request, stats, menu, selection, progress=screen.progress)
+    chosen, sweep = find_plan(model, selection, request, stats, menu, progress=screen.progress)
     measured = asked.out.with_suffix(".sweep.json")
     write_whole(measured, encode_record(sweep))
     write_whole(asked.out, encode_record(chosen))

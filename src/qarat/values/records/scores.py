@@ -7,10 +7,12 @@ import math
 import msgspec
 
 from qarat.ground.errors import UserError
+from qarat.ground.summaries import Summarized
+from qarat.values.fingerprints import brief
 from qarat.values.records.origin import Difference, Provenance, clustered_mean, same_origin
 
 
-class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Evaluation(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Negative log-likelihood of a token set under one model.
 
     Attributes:
@@ -30,6 +32,12 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     predicted: tuple[int, ...]
     sources: tuple[str, ...]
     unit: str = "token"
+
+    def facts(self) -> dict[str, str]:
+        """What was evaluated, on what, and how it came out."""
+        score = {"loss": f"{self.loss:.4f} nats per {self.unit}", "perplexity": f"{self.perplexity:.4g}"}
+        counts = {self.unit + "s": f"{sum(self.predicted):,}", "windows": f"{len(self.nats):,}"}
+        return {"label": self.label, "model": brief(self.provenance.model)} | score | counts
 
     @property
     def loss(self) -> float:

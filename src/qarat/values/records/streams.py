@@ -6,6 +6,8 @@ import msgspec
 from torch import Tensor
 
 from qarat.ground.errors import UserError
+from qarat.ground.summaries import Summarized
+from qarat.values.fingerprints import brief
 from qarat.values.records.origin import Provenance
 
 
@@ -64,7 +66,7 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arrays: dict[str, Tensor]
 
 
-class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ActivationStats(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one observing pass measured, per stream.
 
     Attributes:
@@ -84,6 +86,17 @@ class ActivationStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     edges: Tensor
     streams: dict[str, StreamStats]
     prefix: tuple[int, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """Of which model and tokens, and the stream whose tokens differ most."""
+        shown = {"model": brief(self.provenance.model), "streams": f"{len(self.streams):,}"}
+        shown["tokens"] = f"{self.windows:,} windows of {self.length:,}"
+        if self.prefix:
+            shown["left out in front"] = f"{len(self.prefix)} tokens"
+        if self.streams:
+            top = max(self.streams.values(), key=lambda s: s.ratio)
+            shown["largest r"] = f"{top.ratio:.1f} ({top.name}, maximum {top.maximum:.4g})"
+        return shown
 
     def stream(self, name: str) -> StreamStats:
         """The named stream's stats.

@@ -1,0 +1,57 @@
+"""The public names of qarat, each once: types for editors and type checkers, places for `qarat.__getattr__`."""
+
+from qarat.ground.errors import UserError as UserError
+from qarat.ground.runtime import Progress as Progress
+from qarat.ground.runtime import Runtime as Runtime
+from qarat.jobs.protecting import find_plan as find_plan
+from qarat.jobs.search.job import search_plans as search_plans
+from qarat.model.model import Model as Model
+from qarat.model.native import read_native as read_native
+from qarat.model.native import write_native as write_native
+from qarat.model.tokens import TokenSet as TokenSet
+from qarat.model.tokens import load_token_sets as load_token_sets
+from qarat.model.tokens import make_token_set as make_token_set
+from qarat.stages.laws.fitting import fit_law as fit_law
+from qarat.stages.laws.prediction import predict as predict
+from qarat.stages.laws.tables import load_table as load_table
+from qarat.stages.learned_tables import learn_table as learn_table
+from qarat.stages.measure.divergence import measure_divergence as measure_divergence
+from qarat.stages.measure.perplexity import measure_perplexity as measure_perplexity
+from qarat.stages.observe import observe as observe
+from qarat.stages.prices.fisher import price as price
+from qarat.stages.quantize import quantize as quantize
+from qarat.stages.spikes import Diagnosis as Diagnosis
+from qarat.stages.spikes import SpikeVerdict as SpikeVerdict
+from qarat.stages.spikes import diagnose as diagnose
+from qarat.stages.spikes import find_spikes as find_spikes
+from qarat.surfaces.python import export as export
+from qarat.surfaces.python import open_model as open_model
+from qarat.surfaces.python import report as report
+from qarat.surfaces.python import run as run
+from qarat.surfaces.python import verify as verify
+from qarat.values.formats import NumberFormat as NumberFormat
+from qarat.values.plans import Plan as Plan
+from qarat.values.plans import PlanError as PlanError
+from qarat.values.plans import assign as assign
+from qarat.values.plans import match_sites as match_sites
+from qarat.values.records.files import content_hash as content_hash
+from qarat.values.records.files import decode_record as decode_record
+from qarat.values.records.files import encode_record as encode_record
+from qarat.values.records.law import Law as Law
+from qarat.values.records.law import Prediction as Prediction
+from qarat.values.records.origin import Difference as Difference
+from qarat.values.records.prices import Menu as Menu
+from qarat.values.records.protection import Protection as Protection
+from qarat.values.records.scores import Evaluation as Evaluation
+from qarat.values.records.scores import paired_difference as paired_difference
+from qarat.values.records.search import SearchResult as SearchResult
+from qarat.values.records.streams import ActivationStats as ActivationStats
+from qarat.values.records.streams import StreamStats as StreamStats
+from qarat.values.records.verification import Verification as Verification
+from qarat.values.requests.protect import ProtectRequest as ProtectRequest
+from qarat.values.requests.search import SearchRequest as SearchRequest
+from qarat.values.schemes import LinearScheme as LinearScheme
+from qarat.values.schemes import Scheme as Scheme
+from qarat.values.schemes import parse_scheme as parse_scheme
+
+__version__: str
