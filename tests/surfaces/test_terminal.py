@@ -11,15 +11,14 @@ import torch
 from rich.console import Console, RenderableType
 
 from qarat.ground.errors import UserError
-from qarat.surfaces.tables.continuations import continuations
-from qarat.surfaces.tables.layout import decimals, fixed, megabytes, visible
-from qarat.surfaces.tables.scores import compare
-from qarat.surfaces.terminal import ending, render, render_all
+from qarat.surfaces.tables import scores
+from qarat.surfaces.tables.wording import decimals, fixed, megabytes, visible
+from qarat.surfaces.terminal import draw, ending, render, render_all
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import Menu, MenuEntry
 from qarat.values.records.protection import Protection, Trial
-from qarat.values.records.scores import Evaluation, TaskScore, ZeroShot, paired_difference
+from qarat.values.records.scores import Continuations, Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme, parse_tensor_scheme
 from qarat.values.sites import Site
@@ -117,7 +116,7 @@ def make_menu(*schemes: str, blocks: int = 4) -> Menu:
     return Menu(make_provenance(), "fisher", "s" * 64, tuple(entries))
 
 
-def make_sweep(model: str = MODEL) -> Protection:
+def make_protection(model: str = MODEL) -> Protection:
     one, two = (site("1.down"),), (site("1.down"), site("0.q"), site("0.k"), site("0.v"))
     return Protection(
         make_provenance(model),
@@ -142,6 +141,14 @@ def make_evaluation(label: str, shift: float = 0.0, *, sources: int = 3, tokens:
     nats = tuple(255 * (2.0 + 0.1 * (i % 4) + shift * (1 + 0.2 * (i % 3))) for i in range(12))
     names = tuple(f"file{i % sources}.txt" for i in range(12))
     return Evaluation(label, make_provenance(tokens=tokens), "", nats, (255,) * 12, names)
+
+
+def compare(evaluations: list[Evaluation]) -> RenderableType:
+    return draw(scores.compare(evaluations))
+
+
+def continuations(prompt: str, texts: dict[str, str]) -> RenderableType:
+    return render(Continuations(make_provenance(), prompt, texts))
 
 
 # ---------------------------------------------------------------- stats
@@ -207,7 +214,7 @@ def test_menu_with_shapes_prices_a_million_parameters():
 
 def test_menu_in_another_unit_says_so_and_claims_no_nats():
     menu = msgspec.structs.replace(make_menu(), metric="output-error", unit="squared output error per token")
-    text = show(render(menu, plan=make_plan("1.down"), sweep=make_sweep()))
+    text = show(render(menu, plan=make_plan("1.down"), protection=make_protection()))
     assert "prices are squared output error per token: they rank sites" in text
     assert "nats per token" not in text
     assert "(price)" in text
@@ -215,23 +222,23 @@ def test_menu_in_another_unit_says_so_and_claims_no_nats():
 
 
 def test_menu_sets_the_measured_damage_beside_the_predicted():
-    text = show(render(make_menu(), plan=make_plan("1.down"), sweep=make_sweep()))
+    text = show(render(make_menu(), plan=make_plan("1.down"), protection=make_protection()))
     assert "measured alone" in text
     assert "0.0029" in line_with(text, "1.down", "0.0230", "0.0239")
 
 
 def test_a_site_measured_but_cheap_is_shown_too():
-    sweep = make_sweep()
+    sweep = make_protection()
     alone = (*sweep.alone, Trial("only 0.q low", (site("0.q"),), Difference(0.0002, 0.0001, 12)))
     cheap = msgspec.structs.replace(sweep, alone=alone)
-    assert "0.0002" in line_with(show(render(make_menu(), sweep=cheap)), "0.q", "0.0001")
+    assert "0.0002" in line_with(show(render(make_menu(), protection=cheap)), "0.q", "0.0001")
 
 
 def test_of_several_schemes_only_the_swept_one_has_measurements():
     menu = make_menu("w=int4/g32", LOW)
-    text = show(render(menu, sweep=make_sweep()))
+    text = show(render(menu, protection=make_protection()))
     assert "measured alone" not in text
-    text = show(render(menu, plan=make_plan(), sweep=make_sweep()))
+    text = show(render(menu, plan=make_plan(), protection=make_protection()))
     first, second = text.split(LOW)
     assert "w=int4/g32" in first
     assert "measured alone" not in first
@@ -243,7 +250,7 @@ def test_of_several_schemes_only_the_swept_one_has_measurements():
 
 def test_plan_says_what_it_keeps_and_what_it_weighs():
     plan = make_plan("1.down")
-    text = show(render(plan, sweep=make_sweep()))
+    text = show(render(plan, protection=make_protection()))
     assert f"Q_r {100 * plan.ratio():.1f} % by parameters" in text
     assert f"{plan.bits_per_weight():.3f} bits per weight" in text
     assert f"{plan.weight_bits() / 8e6:.3f} MB of weights" in text
@@ -257,12 +264,12 @@ def test_plan_says_what_it_keeps_and_what_it_weighs():
 
 
 def test_a_tied_recovery_is_shown_once():
-    text = show(render(make_plan("1.down", "0.q", "0.k", "0.v"), sweep=make_sweep()))
+    text = show(render(make_plan("1.down", "0.q", "0.k", "0.v"), protection=make_protection()))
     assert text.count("0.0099") == 1
     assert "with 0.q" in line_with(text, "0.v ")
 
 
-def test_plan_without_protection_or_sweep():
+def test_plan_without_protection():
     text = show(render(make_plan()))
     assert "no projection is protected" in text
     assert "Q_r 100.0 %" in text
@@ -275,20 +282,20 @@ def test_a_long_list_of_protected_sites_is_cut_aloud():
 
 
 def test_overrides_are_listed_without_being_called_protected():
-    sweep = msgspec.structs.replace(make_sweep(), recoveries=())
-    text = show(render(make_plan("2.up", reason="matches 2.up"), sweep=sweep))
+    sweep = msgspec.structs.replace(make_protection(), recoveries=())
+    text = show(render(make_plan("2.up", reason="matches 2.up"), protection=sweep))
     assert "no projection is protected" in text
     assert "matches 2.up" in line_with(text, "2.up", "float")
-    text = show(render(make_plan("1.down", "2.up"), sweep=make_sweep()))
+    text = show(render(make_plan("1.down", "2.up"), protection=make_protection()))
     assert "no projection is protected" not in text
     line_with(text, "2.up", "float")
 
 
-# ---------------------------------------------------------------- sweep
+# ---------------------------------------------------------------- protection
 
 
-def test_sweep_says_what_each_trial_added_and_what_it_bought():
-    text = show(render(make_sweep()))
+def test_protection_says_what_each_trial_added_and_what_it_bought():
+    text = show(render(make_protection()))
     assert "budget ppl+1% (0.0100 nats)" in text
     assert "in the order of Fisher damage per parameter" in text
     line_with(text, "0", "(nothing protected)", "0.0245", "0.0031", "+2.48", "no")
@@ -296,7 +303,7 @@ def test_sweep_says_what_each_trial_added_and_what_it_bought():
     line_with(text, "2", "0.q+k+v", "0.0035", "+0.35", "yes")
     line_with(text, "1.down", "+0.0211", "± 0.0028 nats")
     line_with(text, "0.q+k+v", "+0.0099", "± 0.0007 nats")
-    assert make_sweep().verdict in text
+    assert make_protection().verdict in text
 
 
 # ---------------------------------------------------------------- evaluations
@@ -436,20 +443,20 @@ def test_no_number_is_cut(width: int):
     """Where space is short words wrap; a number cut short would be another number."""
     for renderable in (
         render(make_stats(make_stream(2, "block_out", ratio=400.0, maximum=2000.0)), low=INPUT),
-        render(make_menu(), plan=make_plan("1.down"), sweep=make_sweep()),
-        render(make_plan("1.down", "0.q", "0.k", "0.v"), sweep=make_sweep()),
-        render(make_sweep()),
+        render(make_menu(), plan=make_plan("1.down"), protection=make_protection()),
+        render(make_plan("1.down", "0.q", "0.k", "0.v"), protection=make_protection()),
+        render(make_protection()),
         compare([make_evaluation("float"), make_evaluation("naive", 0.02)]),
     ):
         assert "…" not in show(renderable, width)
 
 
 def test_strangers_are_refused():
-    stranger = make_sweep("f" * 64)
-    with pytest.raises(UserError, match="the sweep is of ffffffffffff"):
-        render(make_menu(), sweep=stranger)
-    with pytest.raises(UserError, match="the sweep is of ffffffffffff"):
-        render(make_plan(), sweep=stranger)
+    stranger = make_protection("f" * 64)
+    with pytest.raises(UserError, match="the protection is of ffffffffffff"):
+        render(make_menu(), protection=stranger)
+    with pytest.raises(UserError, match="the protection is of ffffffffffff"):
+        render(make_plan(), protection=stranger)
     with pytest.raises(TypeError, match="no report of a int"):
         render(3)
 

@@ -293,9 +293,9 @@ def _show_stats(folder: Path, show: Shower, low: str) -> None:
 
 def _show_choices(folder: Path, show: Shower) -> None:
     plan, sweep = decode_record(folder / PLAN, Plan), decode_record(folder / SWEEP, Protection)
-    show(decode_record(folder / MENU, Menu), sweep=sweep, plan=plan, title=TITLES[MENU])
+    show(decode_record(folder / MENU, Menu), protection=sweep, plan=plan, title=TITLES[MENU])
     show(sweep, title=TITLES[SWEEP])
-    show(plan, sweep=sweep, title=TITLES[PLAN])
+    show(plan, protection=sweep, title=TITLES[PLAN])
 
 
 def _show_outcome(folder: Path, show: Shower) -> None:

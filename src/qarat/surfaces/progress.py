@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from qarat.surfaces.tables.layout import visible
+from qarat.surfaces.tables.wording import visible
 
 
 def duration(seconds: float) -> str:

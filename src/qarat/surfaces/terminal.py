@@ -1,111 +1,52 @@
-"""Records as tables for the terminal, up to 100 columns wide; they also read well without colour.
+"""Reports on the terminal, drawn with rich, up to 100 columns wide; they also read well without colour.
 
-`render` takes any record; keyword arguments give it other records to set beside it. `compare` and `continuations` show
-what a plan cost: in perplexity, and in words.
+`render` takes any record; keyword arguments give it other records to set beside it. What a record says is decided in
+`qarat.surfaces.tables`; here is how it looks: a rule under the headers and no frame, so that it reads well piped into a
+file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import singledispatch
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Column, Table
+from rich.text import Text
 
-from qarat.ground.runtime import Estimate
-from qarat.jobs.spike_study.published import PublishedResults
-from qarat.model.checkpoints import ReferenceModel
-from qarat.stages.laws.forms import Catalog
-from qarat.stages.laws.tables import Table
-from qarat.surfaces.tables.accuracy import compare_accuracy, show_accuracy
-from qarat.surfaces.tables.choices import show_menu, show_plan, show_sweep
-from qarat.surfaces.tables.comparison import show_comparison
-from qarat.surfaces.tables.continuations import continuations
-from qarat.surfaces.tables.divergences import show_divergence
-from qarat.surfaces.tables.law_checks import show_law_check
-from qarat.surfaces.tables.laws import show_forms, show_law, show_prediction, show_table, show_tables
-from qarat.surfaces.tables.layout import words
-from qarat.surfaces.tables.listings import show_estimate, show_models
-from qarat.surfaces.tables.prices import show_check, show_checks, show_measurements
-from qarat.surfaces.tables.ratios import show_ratio_study, show_sweep_of_family
-from qarat.surfaces.tables.scores import compare, show_evaluation
-from qarat.surfaces.tables.search import show_search
-from qarat.surfaces.tables.spike_study import show_published, show_spike_study
-from qarat.surfaces.tables.streams import show_stats
-from qarat.surfaces.tables.verification import show_verification
-from qarat.values.plans import Plan
-from qarat.values.records.comparison import Comparison
-from qarat.values.records.family import FamilySweep
-from qarat.values.records.law import Law, LawCheck, Prediction
-from qarat.values.records.prices import Menu, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Protection
-from qarat.values.records.ratios import RatioStudy
-from qarat.values.records.scores import Continuations, Divergence, Evaluation, ZeroShot
-from qarat.values.records.search import SearchResult
-from qarat.values.records.spike_study import SpikeStudy
-from qarat.values.records.streams import ActivationStats
-from qarat.values.records.verification import Verification
+from qarat.surfaces.tables.data import DataTable, Part, Passage, Passages
+from qarat.surfaces.tables.reports import report_of
+from qarat.surfaces.tables.wording import visible
+
+DEPARTED = "bold underline"
+MARK = "≠"  # in the margin, because bold and underlined do not survive a pipe
 
 
-@singledispatch
 def render(record: object, **context: Any) -> RenderableType:
     """A record as something rich can print.
 
     Args:
-        record: Activation stats, a menu, a plan, a sweep, an evaluation or a verification.
-        **context: Of stats ``low`` (the low scheme's input, or None); of a menu ``plan``, ``sites`` and ``sweep``; of a
-            plan ``sweep``.
+        record: Of any kind that `qarat.surfaces.tables.reports` knows.
+        **context: As `qarat.surfaces.tables.reports.report_of` takes it.
 
     Raises:
+        TypeError: If there is no report of such a thing.
         UserError: If the context belongs to another model.
     """
-    raise TypeError(f"no report of a {type(record).__name__}")
-
-
-render.register(ActivationStats, show_stats)
-render.register(Menu, show_menu)
-render.register(MetricCheck, show_check)
-render.register(Plan, show_plan)
-render.register(RatioStudy, show_ratio_study)
-render.register(SearchResult, show_search)
-render.register(SiteMeasurements, show_measurements)
-render.register(Protection, show_sweep)
-render.register(FamilySweep, show_sweep_of_family)
-render.register(SpikeStudy, show_spike_study)
-render.register(PublishedResults, show_published)
-render.register(Evaluation, show_evaluation)
-render.register(Comparison, show_comparison)
-render.register(Divergence, show_divergence)
-render.register(Verification, show_verification)
-render.register(ZeroShot, show_accuracy)
-
-
-@render.register
-def _(record: Continuations) -> RenderableType:
-    return continuations(record.prompt, record.texts)
-
-
-render.register(Estimate, show_estimate)
-render.register(Law, show_law)
-render.register(LawCheck, show_law_check)
-render.register(Prediction, show_prediction)
-render.register(Catalog, show_forms)
-render.register(Table, show_table)
+    return render_all([record], **context)
 
 
 def render_all(records: Sequence[object], **context: Any) -> RenderableType:
-    """Several records as one: evaluations and scores compared with the first, metrics and models listed, or a row."""
-    if len(records) > 1 and all(isinstance(r, Evaluation) for r in records):
-        return compare([r for r in records if isinstance(r, Evaluation)])
-    if len(records) > 1 and all(isinstance(r, ZeroShot) for r in records):
-        return compare_accuracy([r for r in records if isinstance(r, ZeroShot)])
-    if len(records) > 1 and all(isinstance(r, MetricCheck) for r in records):
-        return show_checks([r for r in records if isinstance(r, MetricCheck)])
-    if len(records) > 1 and all(isinstance(r, Table) for r in records):
-        return show_tables([r for r in records if isinstance(r, Table)])
-    if records and all(isinstance(r, ReferenceModel) for r in records):
-        return show_models([r for r in records if isinstance(r, ReferenceModel)])
-    return Group(*(render(r, **context) for r in records))
+    """Several records: those of a kind side by side where they can be compared, others one after the other."""
+    return draw(report_of(*records, **context))
+
+
+def draw(parts: Iterable[Part]) -> RenderableType:
+    """The parts of a report, one below the other."""
+    return Group(*map(_part, parts))
 
 
 def ending(lines: Sequence[str]) -> RenderableType:
@@ -113,4 +54,58 @@ def ending(lines: Sequence[str]) -> RenderableType:
 
     A path or a command in them must survive being copied: print it with ``soft_wrap=True``.
     """
-    return words("\n".join(lines))
+    return Text(visible("\n".join(lines)))
+
+
+def _part(part: Part) -> RenderableType:
+    if isinstance(part, DataTable):
+        return _table(part)
+    if isinstance(part, Passages):
+        return _passages(part)
+    if isinstance(part, str):
+        return _literal(part)
+    text = Text.assemble((visible(part.text), part.style), visible(part.rest))
+    return Padding(text, (0, 0, 0, part.indent)) if part.indent else text
+
+
+def _literal(text: str) -> Text:
+    """Text taken literally, with its own style: no markup, no control characters."""
+    return Text(visible(text), getattr(text, "style", ""))
+
+
+def _table(data: DataTable) -> Table:
+    columns = [
+        Column(_literal(c.header), justify="right", no_wrap=True)
+        if c.number
+        else Column(_literal(c.header), no_wrap=not c.wrap, overflow="fold", vertical="top", style=c.style)
+        for c in data.columns
+    ]
+    if data.headed:
+        out = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    else:
+        out = Table(*columns, box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    for place, row in enumerate(data.rows, 1):
+        out.add_row(*map(_literal, row), end_section=data.total and place == len(data.rows) - 1)
+    return out
+
+
+def _passages(passages: Passages) -> RenderableType:
+    """Texts in a frame, each below its label."""
+    parts: list[RenderableType] = []
+    for passage in passages.texts:
+        note = f"  {visible(passage.note)}" if passage.note else ""
+        parts += [Text(), Text.assemble((visible(passage.label), "bold"), note), _passage(passage)]
+    title = passages.title
+    return Panel(Group(*parts[1:]), title=title, title_align="left", box=box.ROUNDED, padding=(0, 1))
+
+
+def _passage(passage: Passage) -> RenderableType:
+    """The text behind what it continues, so that code keeps its indentation, with the mark before departed lines."""
+    shared, rest = visible(passage.shared), visible(passage.rest)
+    text = Text.assemble((visible(passage.lead), "dim"), shared, (rest, DEPARTED))
+    departed = shared.count("\n") if rest else None
+    grid = Table.grid(Column(width=1), Column(overflow="fold"), padding=(0, 1))
+    for index, line in enumerate(text.split("\n", allow_blank=True)):
+        line.expand_tabs(4)
+        grid.add_row(Text(MARK if departed is not None and index >= departed else "", "bold"), line)
+    return grid

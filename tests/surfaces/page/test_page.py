@@ -22,7 +22,7 @@ from qarat.stages.laws.prediction import predict
 from qarat.stages.laws.tables import Table, load_table, narrow
 from qarat.surfaces.page import write_report
 from qarat.surfaces.page.document import assemble, document
-from qarat.surfaces.page.figures.base import DataTable, Figure, log_ticks
+from qarat.surfaces.page.figures.base import Figure, log_ticks
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.grids import laid_over
 from qarat.surfaces.page.figures.intervals import Arm, intervals
@@ -36,9 +36,10 @@ from qarat.surfaces.page.law import law_parts
 from qarat.surfaces.page.provenance import portable_command
 from qarat.surfaces.page.rendering import to_svg
 from qarat.surfaces.page.story import Story, gather
-from qarat.surfaces.page.texts import texts
 from qarat.surfaces.page.theme import DARK, LIGHT, vega_config
 from qarat.surfaces.page.verdict import scheme_words, verdict
+from qarat.surfaces.tables.data import table, texts
+from qarat.surfaces.tables.html import record_html
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Plan
 from qarat.values.records.files import Record, decode_record, encode_record
@@ -88,10 +89,10 @@ def test_every_figure_is_there_valid_and_free_of_colours(figures: dict[str, Figu
 
 
 def test_what_is_shown_on_hover_is_a_row_of_the_table(figures: dict[str, Figure]) -> None:
-    table = figures["spike-map"].table
+    shown = figures["spike-map"].table
     cells = [row for row in rows_of(figures["spike-map"]) if "stream" in row]
-    assert [tuple(row[c] for c in table.columns) for row in cells] == list(table.rows)
-    assert {"token", "position", "channel", "value", "r", "maximum"} <= set(table.columns)
+    assert [tuple(row[c] for c in shown.names) for row in cells] == list(shown.rows)
+    assert {"token", "position", "channel", "value", "r", "maximum"} <= set(shown.names)
 
 
 def test_the_map_has_every_stream_and_outlines_the_spike(figures: dict[str, Figure], story: Story) -> None:
@@ -189,13 +190,14 @@ def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]
 
 def test_a_table_has_a_cell_for_every_column() -> None:
     with pytest.raises(ValueError, match="2 columns a, b"):
-        DataTable(("a", "b"), (("1",),))
+        table(texts("a", "b"), [("1",)])
 
 
 def test_themes_have_the_same_names() -> None:
     light, dark = (vega_config(colours, "Arial") for colours in (LIGHT, DARK))
     assert light["style"].keys() == dark["style"].keys()
-    assert len(LIGHT.categories) == len(DARK.categories) == len({*LIGHT.categories})
+    categories = light["range"]["category"]
+    assert len(categories) == len(dark["range"]["category"]) == len({*categories})
 
 
 def test_laws_of_the_paper_are_drawn() -> None:
@@ -249,7 +251,7 @@ def reached(law: Law) -> dict[tuple[str, str], str]:
     """Series and model to the share that is drawn."""
     figure = law_reach(law)
     assert figure is not None
-    share = figure.table.columns.index("low share Q_r")
+    share = figure.table.names.index("low share Q_r")
     return {(row[0], row[1]): row[share] for row in figure.table.rows}
 
 
@@ -394,7 +396,7 @@ def test_a_command_keeps_its_words_and_loses_its_places() -> None:
 def test_text_of_a_model_is_never_markup() -> None:
     origin = Provenance("m", "t", "c", {})
     wild = "</pre><script>alert(1)</script>\x1b[31m"
-    page = texts(Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"}))
+    page = record_html(Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"}))
     assert "<script" not in page
     assert "\x1b" not in page
     assert "&lt;script&gt;" in page
@@ -446,7 +448,7 @@ def test_overrides_are_no_protection(story: Story) -> None:
 def several_rows(story: Story) -> tuple[tuple[str, ...], ...]:
     """The page's table of what is not in the low scheme."""
     page = document(story, assemble(story))
-    body = page.partition("not in the low scheme")[2].partition("</table>")[0]
+    body = page.partition("<th>not low</th>")[2].partition("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
     return tuple(tuple(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)) for row in rows)
 

@@ -73,7 +73,7 @@ def test_a_method_against_protection_has_its_interval_and_a_winner(study: SpikeS
 
 
 def test_other_settings_are_folded_away(study: SpikeStudy, page: str) -> None:
-    parts = next(parts for section, parts in assemble(Story((study,))) if section.key == "study")
+    parts = next(parts for key, parts in assemble(Story((study,))) if key == "study")
     (folded,) = (part for part in parts if isinstance(part, Folded))
     assert [figure.key for figure in folded.figures] == ["study-8-channel-token"]
     fold = page.index(

@@ -147,7 +147,7 @@ def plan(asked: options.Plan, screen: Screen) -> Lines:
     measured = asked.out.with_suffix(".sweep.json")
     write_whole(measured, encode_record(sweep))
     write_whole(asked.out, encode_record(chosen))
-    screen.show(chosen, sweep=sweep)
+    screen.show(chosen, protection=sweep)
     next_command = command_line("quantize", asked, "--plan", asked.out, "--stats", asked.stats)
     return ending(asked.out, next_command, also=f" and its measurements: {measured}")
 

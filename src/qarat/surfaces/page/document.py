@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from qarat.surfaces.page.figures.base import Figure, Folded, Part, figures_in
-from qarat.surfaces.page.markup import definitions, element, escaped, prose, script_data, scrolled
 from qarat.surfaces.page.provenance import portable_command
 from qarat.surfaces.page.rendering import script
-from qarat.surfaces.page.sections import SECTIONS, Section
+from qarat.surfaces.page.sections import PARTS, SECTIONS
 from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
 from qarat.surfaces.page.verdict import facts, verdict
+from qarat.surfaces.tables.html import definitions, element, escaped, prose, script_data, scrolled
 from qarat.values.plans import Plan
 from qarat.values.records.law import Law
 from qarat.values.records.spike_study import SpikeStudy
 
 _HERE = Path(__file__).parent
-Assembled = tuple[tuple[Section, tuple[Part, ...]], ...]
+Assembled = tuple[tuple[str, tuple[Part, ...]], ...]
+"""Sections by their keys."""
 
 
 def assemble(story: Story) -> Assembled:
     """Every section with its parts; sections that have nothing to say and miss nothing are left out."""
-    built = ((section, section.build(story)) for section in SECTIONS)
-    return tuple((s, parts) for s, parts in built if parts or _awaited(s, story))
+    built = ((key, PARTS[key](story)) for key in SECTIONS)
+    return tuple((key, parts) for key, parts in built if parts or _awaited(key, story))
 
 
 def document(story: Story, assembled: Assembled) -> str:
@@ -43,8 +43,8 @@ def document(story: Story, assembled: Assembled) -> str:
         "verdict": prose(verdict(story)),
         "facts": definitions(facts(story), "facts"),
         "unfinished": _unfinished(story),
-        "contents": "".join(f'<li><a href="#{s.key}">{escaped(s.title)}</a></li>' for s, _ in assembled),
-        "sections": "".join(_section(s, parts, story) for s, parts in assembled),
+        "contents": "".join(f'<li><a href="#{key}">{escaped(SECTIONS[key].title)}</a></li>' for key, _ in assembled),
+        "sections": "".join(_section(key, parts, story) for key, parts in assembled),
         "themes": script_data("themes", {"light": vega_config(LIGHT, PAGE_FONT), "dark": vega_config(DARK, PAGE_FONT)}),
         "charts": script_data("charts", {figure.key: figure.definition() for figure in figures}),
         "library": script(),
@@ -64,17 +64,18 @@ def _subject(story: Story) -> str:
     return f"{name}model {next(iter(models))[:12]}" if models else law.data if law else "a run"
 
 
-def _awaited(section: Section, story: Story) -> list[str]:
+def _awaited(key: str, story: Story) -> list[str]:
     """The steps that a run has not come to and the section needs."""
-    return [step for step in section.steps if step in story.missing]
+    return [step for step in SECTIONS[key].steps if step in story.missing]
 
 
-def _section(section: Section, parts: Sequence[Part], story: Story) -> str:
+def _section(key: str, parts: Sequence[Part], story: Story) -> str:
+    section = SECTIONS[key]
     inside = [element("h2", escaped(section.title)), element("p", prose(section.lead), class_="lead")]
     inside += map(_part, parts)
-    if awaited := _awaited(section, story):
+    if awaited := _awaited(key, story):
         inside.append(element("p", escaped(f"Not there yet: {', '.join(awaited)}."), class_="missing"))
-    return element("section", *inside, id=section.key)
+    return element("section", *inside, id=key)
 
 
 def _part(part: Part) -> str:
@@ -97,9 +98,9 @@ def _figure(figure: Figure) -> str:
 def _unfinished(story: Story) -> str:
     if not story.missing:
         return ""
-    said = f"This run is not finished. Missing: {', '.join(story.missing)}."
-    more = "" if not story.command else f" It continues with the same command: {portable_command(story.command)}"
-    return element("p", escaped(said + more), class_="missing")
+    missing = f"This run is not finished. Missing: {', '.join(story.missing)}."
+    more = f" It continues with the same command: {portable_command(story.command)}" if story.command else ""
+    return element("p", escaped(missing + more), class_="missing")
 
 
 def _dark() -> str:
@@ -109,6 +110,5 @@ def _dark() -> str:
 
 
 def _colours(colours: Colours, selector: str) -> str:
-    named = {name: value for name, value in asdict(colours).items() if isinstance(value, str)}
-    named |= {"plan": colours.categories[0], "naive": colours.categories[1]}
-    return f"{selector} {{ {' '.join(f'--{name}: {value};' for name, value in named.items())} }}\n"
+    named = (f"--{name}: {value};" for name, value in colours.items() if isinstance(value, str))
+    return f"{selector} {{ {' '.join(named)} }}\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
-from qarat.surfaces.page.figures.base import DataTable
-from qarat.surfaces.page.markup import definitions, element, escaped, table
 from qarat.surfaces.page.story import Story, origin
+from qarat.surfaces.tables.data import table, texts
+from qarat.surfaces.tables.html import definitions, element, escaped, table_html
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu
 from qarat.values.records.protection import Protection
@@ -20,8 +20,8 @@ _SETS = {"calibration": (ActivationStats,), "selection": (Menu, Protection), "re
 
 def provenance(story: Story) -> str:
     """The facts that decide every number above, and the hash of every record."""
-    records = DataTable(("record", "SHA-256 of its content"), tuple(story.hashes.items()))
-    parts = [definitions(_facts(story), "provenance"), element("div", table(records), class_="scroll", tabindex="0")]
+    records = table_html(table(texts("record", "SHA-256 of its content"), story.hashes.items()))
+    parts = [definitions(_facts(story), "provenance"), element("div", records, class_="scroll", tabindex="0")]
     if story.command:
         parts.insert(0, element("pre", escaped(portable_command(story.command)), tabindex="0", aria_label="command"))
     return "".join(parts)

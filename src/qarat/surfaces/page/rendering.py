@@ -31,7 +31,7 @@ def write_figure(figure: Figure, folder: Path) -> None:
 
 def to_svg(figure: Figure) -> str:
     """A figure with its title as SVG."""
-    config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT.paper, "padding": _PADDING}
+    config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT["paper"], "padding": _PADDING}
     whole: dict[str, Any] = {**figure.definition(), "width": _WIDTH, "title": figure.title}
     return _renumbered(vl_convert.vegalite_to_svg(whole, config=config))
 

@@ -1,15 +1,17 @@
-"""The sections of a page, in their order: each a function from the story to what it says, or None.
+"""The sections of a page: each a function from the story to its parts.
 
-What another kind of record has to show is one more function in `SECTIONS`.
+What another kind of record has to show is one more function in `PARTS`, and its title and lead in `sections.json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from qarat.stages.spikes import find_spikes
-from qarat.surfaces.page.figures.base import DataTable, Part
+from qarat.surfaces.page.figures.base import Part
 from qarat.surfaces.page.figures.damage import damage
 from qarat.surfaces.page.figures.grids import grids
 from qarat.surfaces.page.figures.outcome import outcome
@@ -18,13 +20,14 @@ from qarat.surfaces.page.figures.recovery import recovery
 from qarat.surfaces.page.figures.spike_map import spike_map
 from qarat.surfaces.page.figures.strip import strip
 from qarat.surfaces.page.law import law_parts
-from qarat.surfaces.page.markup import element, paragraph, table
 from qarat.surfaces.page.provenance import provenance
 from qarat.surfaces.page.story import Story
 from qarat.surfaces.page.study import study_parts
-from qarat.surfaces.page.texts import texts
 from qarat.surfaces.page.verdict import low_input
-from qarat.surfaces.tables.layout import count, decimals, fixed, share
+from qarat.surfaces.tables.choices import not_low
+from qarat.surfaces.tables.html import element, paragraph, part_html, table_html
+from qarat.surfaces.tables.scores import show_continuations
+from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.law import Law
@@ -35,28 +38,22 @@ from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats
 from qarat.values.requests.protect import PLANNING_RULES
 from qarat.values.schemes import TensorScheme
-from qarat.values.sites import short_name
 
 _SPIKES = 4  # streams whose profile and grids are shown
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section.
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a page says of a section beside its parts; `sections.json` has them all, in the order of the page.
 
     Attributes:
-        key: Its place on the page.
         title: Its heading.
         lead: A paragraph that says what to take from it.
         steps: Of a run, that it needs.
-        build: Gives its parts; none where the story has nothing for it.
     """
 
-    key: str
     title: str
     lead: str
-    steps: tuple[str, ...]
-    build: Callable[[Story], tuple[Part, ...]]
+    steps: tuple[str, ...] = ()
 
 
 def _cost(story: Story) -> tuple[Part, ...]:
@@ -66,7 +63,8 @@ def _cost(story: Story) -> tuple[Part, ...]:
         budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
         parts.append(outcome(story.evaluations, budget))
     if continuations and continuations.texts:
-        parts.append(texts(continuations))
+        passages = next(show_continuations(continuations))
+        parts.append(part_html(passages._replace(title="The same prompt, continued greedily")))
     return tuple(parts)
 
 
@@ -121,22 +119,8 @@ def _plan(story: Story) -> tuple[Part, ...]:
     plan, sweep = story.one(Plan), story.one(Protection)
     if plan is None:
         return ()
-    kept = _others(plan, sweep)
-    return (strip(plan), element("div", table(kept), class_="scroll", tabindex="0")) if kept.rows else (strip(plan),)
-
-
-def _others(plan: Plan, sweep: Protection | None) -> DataTable:
-    """What is not in the low scheme; of what is protected, what leaving it low would cost."""
-    recovered = {site: t.damage for t in (sweep.recoveries if sweep else ()) for site in t.sites}
-    digits = decimals([d.nats for d in recovered.values()])
-    total = sum(a.site.parameters for a in plan.assignments)
-    columns = ("not in the low scheme", "kept in", "parameters (%)", "leaving it low adds (nats)", "± SE (nats)")
-    rows: list[tuple[str, ...]] = []
-    for a in plan.exceptions():
-        loss = recovered.get(a.site.name)
-        measured = (fixed(loss.nats, digits), fixed(loss.standard_error, digits)) if loss else ("", "")
-        rows.append((short_name(a.site.name), str(a.scheme), share(a.site.parameters, total, 2), *measured))
-    return DataTable(columns, tuple(rows), frozenset(columns[2:]))
+    kept = element("div", table_html(not_low(plan, sweep)), class_="scroll", tabindex="0")
+    return (strip(plan), kept) if plan.exceptions() else (strip(plan),)
 
 
 def _damage(story: Story) -> tuple[Part, ...]:
@@ -146,54 +130,23 @@ def _damage(story: Story) -> tuple[Part, ...]:
 
 def _law(story: Story) -> tuple[Part, ...]:
     law = story.one(Law)
-    return law_parts(law) if law else ()
+    return tuple(law_parts(law)) if law else ()
 
 
 def _provenance(story: Story) -> tuple[Part, ...]:
     return (provenance(story),) if story.records else ()
 
 
-SECTIONS: tuple[Section, ...] = (
-    Section(
-        "cost",
-        "What it costs",
-        "The same text under the float model, with everything low, and with the plan.",
-        ("evaluate float", "evaluate naive", "evaluate plan", "continue"),
-        _cost,
-    ),
-    Section(
-        "study",
-        "Protection, controls and other methods",
-        "The same text under every way to store the model that the study compares.",
-        (),
-        _study,
-    ),
-    Section(
-        "spikes",
-        "Where the spikes are",
-        "A spike is a stream in which a few tokens tower over the rest, so that a scale shared by all tokens starves "
-        "the ordinary ones.",
-        ("profile",),
-        _spikes,
-    ),
-    Section(
-        "recovery",
-        "What protection buys",
-        "The dearest sites are protected one after the other and the loss is measured each time.",
-        ("plan",),
-        _recovery,
-    ),
-    Section("plan", "The plan", "Which scheme every site has.", ("plan",), _plan),
-    Section(
-        "damage",
-        "Predicted and measured",
-        "Before anything is measured, one pass predicts what each site would cost alone. The dearest are measured too.",
-        ("damage", "plan"),
-        _damage,
-    ),
-    Section("law", "The law", "What larger models, other shares and other block sizes would cost.", (), _law),
-    Section(
-        "provenance", "Provenance", "What decides these numbers: the same inputs give the same page.", (), _provenance
-    ),
-)
-"""In the order of the page."""
+SECTIONS = msgspec.json.decode((Path(__file__).parent / "sections.json").read_bytes(), type=dict[str, Section])
+"""By their places on the page, in its order."""
+PARTS: dict[str, Callable[[Story], tuple[Part, ...]]] = {
+    "cost": _cost,
+    "study": _study,
+    "spikes": _spikes,
+    "recovery": _recovery,
+    "plan": _plan,
+    "damage": _damage,
+    "law": _law,
+    "provenance": _provenance,
+}
+"""The parts of each; none where the story has nothing for it."""

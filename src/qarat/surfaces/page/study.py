@@ -8,13 +8,13 @@ from itertools import groupby
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
 from qarat.jobs.spike_study.published import CAVEAT, published_of
 from qarat.jobs.spike_study.verdicts import duels, steadied, verdict_lines
-from qarat.surfaces.page.figures.base import DataTable, Figure, Folded, Part
+from qarat.surfaces.page.figures.base import Figure, Folded, Part
 from qarat.surfaces.page.figures.study import ELSEWHERE, SHOWN, arms_of, duels_of, elsewhere_of, orders_of, six_bits
-from qarat.surfaces.page.markup import element, paragraph, prose, scrolled
-from qarat.surfaces.tables.layout import count, fixed
+from qarat.surfaces.tables.data import table, texts
+from qarat.surfaces.tables.html import element, paragraph, prose, scrolled
+from qarat.surfaces.tables.wording import count, fixed, sites_listed
 from qarat.values.records.spike_study import SpikeStudy, setting_words
 from qarat.values.records.streams import ActivationStats
-from qarat.values.sites import short_name
 
 _BESIDE = (NAIVE, PROTECTED, "smooth", "prefix")  # arms that published figures have counterparts of
 
@@ -78,7 +78,7 @@ def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[str
             base = fixed(study.floats[arms[0].tokens].perplexity, 3)
             rows.append((study.name, f"perplexity, {setting_words(setting)}", f"{said} (float {base})", source))
     yield element("h3", "Published for this checkpoint, and measured here")
-    yield scrolled(DataTable(("model", "what, and its scheme", "figure", "source"), tuple(rows)), "Published figures")
+    yield scrolled(table(texts("model", "what, and its scheme", "figure", "source"), rows), "Published figures")
     yield paragraph(CAVEAT)
 
 
@@ -86,10 +86,6 @@ def _failed(study: SpikeStudy) -> Iterator[str]:
     """The arms that have no number, and why."""
     failed = [a for a in study.arms if a.failure]
     if failed:
-        rows = tuple((a.label, setting_words(a.setting), _sites(a.protected), a.failure) for a in failed)
+        rows = ((a.label, setting_words(a.setting), sites_listed(a.protected, "nothing"), a.failure) for a in failed)
         yield element("h3", f"Could not be measured: {count(len(failed), 'arm')}")
-        yield scrolled(DataTable(("arm", "setting", "protected", "why"), rows), "Arms that could not be measured")
-
-
-def _sites(names: Sequence[str]) -> str:
-    return ", ".join(map(short_name, names)) or "nothing"
+        yield scrolled(table(texts("arm", "setting", "protected", "why"), rows), "Arms that could not be measured")

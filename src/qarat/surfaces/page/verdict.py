@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from qarat.jobs.spike_study.arms import PROTECTED
 from qarat.jobs.spike_study.verdicts import said_of, verdict_lines
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.story import Story
-from qarat.surfaces.tables.laws import uncompared_words
-from qarat.surfaces.tables.layout import count, fixed, megabytes, perplexity_change, share
+from qarat.surfaces.tables.laws import why_uncompared
+from qarat.surfaces.tables.wording import count, fixed, listed, megabytes, perplexity_change, share
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.law import Law
@@ -118,7 +117,7 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
         if sweep and lost.nats > sweep.budget_nats:
             said, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
         return (
-            f"{said}: with {_listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
+            f"{said}: with {listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
             f"({perplexity_change(lost.nats)} %).{more}"
         )
     units = [u.label for u in make_units([a.site for a in kept], tied=True)]
@@ -127,7 +126,7 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     size = share(sum(a.site.parameters for a in kept), total)
     schemes = {scheme_words(a.scheme) for a in kept}
     kind = schemes.pop() if len(schemes) == 1 else "higher precision"
-    alike = f" (as in the plan, with {_listed(beside)})" if beside else ""
+    alike = f" (as in the plan, with {listed(beside)})" if beside else ""
     return (
         f"Keeping {len(kept)} of {projections} projections in {kind} ({names}; {size} % of the parameters) holds "
         f"perplexity at {ours} against float's {floats} ({perplexity_change(lost.nats)} %), where {low} everywhere"
@@ -143,12 +142,6 @@ def _beside(plan: Plan, story: Story) -> list[str]:
         *([f"a prefix of {count(len(plan.prefix), 'token')} in float"] if plan.prefix else []),
         *([f"{count(overridden, 'projection')} as --set decides"] if overridden else []),
     ]
-
-
-def _listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _naive_words(naive: Difference, lost: Difference) -> str:
@@ -185,5 +178,5 @@ def _law(law: Law) -> str:
         return f"{title} was fitted to {points} of {law.data}."
     quality = fits[0].quality[0]
     unseen = "".join(f", {fixed(100 * e, 1)} % on sizes that it had not seen" for e in quality.left_out_error)
-    best = f" No form can be called the best: {uncompared_words(law)}." if law.uncompared else ""
+    best = f" No form can be called the best: {why_uncompared(law)}." if law.uncompared else ""
     return f"{title} is off by {fixed(100 * quality.error, 1)} % on average over {points}{unseen}.{best}"

@@ -4,40 +4,35 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
-from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, UNPUBLISHED
-from qarat.surfaces.tables.layout import cells, count, decimals, fixed, label, number, perplexity_change, table, words
+from qarat.surfaces.tables.data import Parts, dim, numbers, table, texts
+from qarat.surfaces.tables.scores import local_note
+from qarat.surfaces.tables.wording import count, decimals, fixed, interval, perplexity_change
 from qarat.values.records.comparison import Comparison, Contrast
 
 
-def show_comparison(record: Comparison) -> RenderableType:
+def show_comparison(record: Comparison) -> Parts:
     """Every model against the first, measure by measure."""
-    contrasts = record.contrasts
-    digits = decimals([bound for c in contrasts for bound in (c.difference, *c.interval)])
-    several = len({c.measure for c in contrasts}) > 1
-    columns = [label("measure")] if several else []
-    columns += [label(""), number("value"), number(f"Δ to\n{record.compared[0].label}"), number("95 % interval")]
-    columns += [number("Δ perplexity\n(%)")] if record.kind == "loss" and record.unit == "token" else []
-    out = table(*columns, label("so it is"))
-    seen = ""
-    for c in sorted(contrasts, key=lambda c: _order(record, c)):
-        name = [c.measure] if several else []
-        if c.measure != seen:
-            cells(out, *name, c.base, fixed(c.base_value, 4))
-            seen = c.measure
-        low, high = (fixed(bound, digits, sign=True) for bound in c.interval)
-        interval = "n/a" if math.isnan(c.standard_error) else f"{low} to {high}"
-        change = [perplexity_change(c.difference)] if len(columns) == 5 and record.kind == "loss" else []
-        row = (*name, c.label, fixed(c.value, 4), fixed(c.difference, digits, sign=True), interval, *change)
-        cells(out, *row, c.verdict)
-    return Group(out, Text(), *(words(line, "dim") for line in _lines(record)))
+    measures = list(dict.fromkeys(c.measure for c in record.contrasts))
+    values = numbers("value", f"Δ to\n{record.compared[0].label}", "95 % interval", "Δ perplexity\n(%)")
+    rows: list[tuple[str, ...]] = []
+    for measure in measures:
+        contrasts = [c for c in record.contrasts if c.measure == measure]
+        name = measure if len(measures) > 1 else ""
+        rows.append((name, contrasts[0].base, fixed(contrasts[0].base_value, 4), "", "", "", ""))
+        rows += [(name, *_contrast(record, c)) for c in contrasts]
+    shown = table((*texts("measure", ""), *values, *texts("verdict")), rows)
+    yield shown.used()
+    yield ""
+    yield from map(dim, _lines(record))
 
 
-def _order(record: Comparison, contrast: Contrast) -> int:
-    """Measures in the order of the first model's contrasts."""
-    return [c.measure for c in record.contrasts].index(contrast.measure)
+def _contrast(record: Comparison, c: Contrast) -> tuple[str, ...]:
+    """One model against the first: what stands in its row behind the measure."""
+    digits = decimals([bound for other in record.contrasts for bound in (other.difference, *other.interval)])
+    in_nats = record.kind == "loss" and record.unit == "token"
+    change = perplexity_change(c.difference) if in_nats else ""
+    difference = fixed(c.difference, digits, sign=True)
+    return c.label, fixed(c.value, 4), difference, interval(c.interval, digits), change, c.verdict
 
 
 def _lines(record: Comparison) -> list[str]:
@@ -52,6 +47,4 @@ def _lines(record: Comparison) -> list[str]:
     ]
     if any(math.isnan(c.standard_error) for c in record.contrasts):
         lines.append("n/a: one source alone, or a score without one for each question, gives no error")
-    if any(c.measure.split(" ")[0] in LOCAL_TASKS for c in record.contrasts):
-        lines.append(UNPUBLISHED)
-    return lines
+    return lines + local_note(c.measure.split(" ")[0] for c in record.contrasts)

@@ -1,221 +1,137 @@
-"""Laws as tables: the measurements there are, the forms, how well they fit, and what they answer."""
+"""A law: how well its forms fit, their coefficients, what each point is off by, and what sizes allow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import math
+from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.text import Text
-
-from qarat.stages.laws.forms import FORMS, Catalog
-from qarat.stages.laws.forms.base import RESPONSES, VARIABLES, Form
-from qarat.stages.laws.tables import COLUMNS, Table
+from qarat.stages.laws.forms import FORMS
+from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, pairs, table, texts
+from qarat.surfaces.tables.law_answers import end_of, spell_interval, spell_measured
 from qarat.surfaces.tables.law_shares import shares, spell_budget
-from qarat.surfaces.tables.law_words import (
-    COEFFICIENTS,
-    COMPARED,
-    coefficients,
-    compared,
-    fit_lines,
-    group_words,
-    off_by,
-    ordered,
-)
-from qarat.surfaces.tables.layout import bare, cells, fixed, label, number, table, visible, words
-from qarat.values.records.law import Fit, FittedPoint, Law, Prediction
+from qarat.surfaces.tables.wording import GAP, count, fixed
+from qarat.values.records.law import Fit, FittedPoint, Law
 from qarat.values.records.law_data import spell_value, spell_values
 
 _BUDGETS = (5.0, 10.0, 20.0)  # per cent of perplexity
+_ORDER = ("size", "tokens", "block", "ratio", "bits")
+_METHODS = {
+    "ols": "least squares of the logarithm",
+    "huber": "Huber's loss of the logarithm",
+    "published": "printed",
+}
 
 
-def show_tables(tables: Sequence[Table]) -> RenderableType:
-    """What tables there are, and what is known to be wrong with them."""
-    out = table(label("name", wrap=False), number("rows"), label("what it holds"), label("source"), label("notes"))
-    # Tables share most of what is to be said of them: each thing is said once, below, under a number.
-    notes: dict[str, int] = {}
-    for one in tables:
-        said = [notes.setdefault(words, len(notes) + 1) for words in (one.how, *one.defects) if words]
-        cells(out, one.name, str(len(one.rows)), one.title, one.source, " ".join(map(str, said)))
-    below = bare(number(""), label(""))
-    for text, n in notes.items():
-        cells(below, str(n), text)
-    return Group(out, Text(), below)
-
-
-def show_table(one: Table) -> RenderableType:
-    """One table: what all rows share in words, and the rest in rows."""
-    values = {c: [_cell(getattr(row, c), c) for row in one.rows] for c in COLUMNS}
-    varied = [c for c in COLUMNS if len(set(values[c])) > 1]
-    shared = bare(label(""), label(""))
-    for column in COLUMNS:
-        if column not in varied and values[column][0]:
-            cells(shared, column, values[column][0])
-    out = table(*(label(c) if isinstance(getattr(one.rows[0], c), str) else number(c) for c in varied))
-    for row in zip(*(values[c] for c in varied), strict=True):
-        cells(out, *row)
-    return Group(show_tables([one]), Text(), shared, Text(), out)
-
-
-def show_forms(catalog: Catalog) -> RenderableType:
-    """Every form: equation, source, needs, and the coefficients that its authors print."""
-    parts: list[RenderableType] = []
-    for name, form in catalog.forms.items():
-        needs = [f"{n} values of {v}" for v, n in form.needs.items()]
-        lines = [
-            form.equation,
-            f"gives {RESPONSES[form.response]}; {'; '.join(f'{v}: {VARIABLES[v]}' for v in form.variables)}",
-            f"source: {form.source}",
-            f"needs {form.points} points, {', '.join(needs)}" + ("; whole models in one precision" * form.uniform),
-        ]
-        if form.transfers:
-            lines.append(f"transfer: {form.transfers}")
-        lines += _printed(form)
-        indented = Padding(Group(*map(words, lines)), (0, 0, 1, 2))
-        parts += [Text.assemble((name, "bold"), f"  {form.title}"), indented]
-    return Group(*parts)
-
-
-def _printed(form: Form) -> Iterator[str]:
-    """The authors' coefficients; below those of one domain, that and what must be known of them."""
-    for (domain, note), alike in groupby(form.published, key=lambda p: (p.domain, p.note)):
-        for p in alike:
-            group = f"{spell_values(p.group)}, " if p.group else ""
-            printed = ", ".join(f"{k} = {v:.5g}" for k, v in p.values.items())
-            yield f"printed {f'({p.name}) ' if p.name else ''}{group}{printed}"
-        ranges = (f"{v} {spell_value(v, low)} to {spell_value(v, high)}" for v, (low, high) in domain.items())
-        yield f"fitted to {', '.join(ranges)}{f'; {note}' if note else ''}"
-
-
-def show_law(law: Law) -> RenderableType:
+def show_law(law: Law) -> Parts:
     """Fit quality of every form, coefficients with intervals, predicted against measured, and what sizes allow."""
-    shared = "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in law.shared.items())
-    parts: list[RenderableType] = [Text.assemble(("law", "bold"), f"  {visible(law.data)}")]
-    if shared:
-        parts.append(words(shared))
+    yield bold("law", f"{GAP}{law.data}")
+    if law.shared:
+        yield "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in law.shared.items())
     if any(fit.quality for fit in law.fits):
-        parts += [Text(), _compare(law)]
+        yield from ("", compared_forms(law))
     if law.uncompared:
-        parts.append(words(f"no form is the best: {uncompared_words(law)}"))
-    shown = [fit for fit in law.fits if not law.best or fit.form == law.best]
+        yield f"no form is the best: {why_uncompared(law)}"
     for fit in law.fits:
-        parts += [Text(), *_show_fit(fit, points=fit in shown)]
-    parts += _show_shares(law)
+        group = f"; {spell_values(fit.group)}" if fit.group else ""
+        yield from ("", bold(fit.form, f"{GAP}{FORMS.load(fit.form).equation}{group}"))
+        yield coefficients([fit]).only((2, 3, 4))
+        yield from map(dim, fit_lines(fit))
+        if fit.points and (not law.best or fit.form == law.best):
+            yield from ("", _points(fit))
+    yield from _shares(law)
     if law.refused:
-        parts += [Text(), words("what these data cannot fit", "bold")]
-        reasons = bare(label("", wrap=False), label(""))
-        for name, reason in law.refused.items():
-            cells(reasons, name, reason)
-        parts.append(reasons)
-    parts += [words(f"the law's data: {defect}", "dim") for defect in law.defects]
-    return Group(*parts)
+        yield from ("", bold("what these data cannot fit"), pairs(law.refused.items()))
+    yield from (dim(f"the law's data: {defect}") for defect in law.defects)
 
 
-def uncompared_words(law: Law) -> str:
+def compared_forms(law: Law) -> DataTable:
+    """How well each fit does; no rows for published laws, which come without."""
+    columns = numbers("points", "R² of\nlogarithm", "mean error\n(%)", "on sizes left\nout (%)")
+    rows = (
+        (
+            fit.form,
+            spell_values(fit.group),
+            str(len(fit.points)),
+            fixed(quality.r_squared, 3),
+            fixed(100 * quality.error, 1),
+            fixed(100 * quality.left_out_error[0], 1) if quality.left_out_error else "n/a",
+            "best" if fit.form == law.best else "",
+        )
+        for fit in sorted(law.fits, key=lambda fit: bool(fit.group))  # those for all points, which compare, first
+        for quality in fit.quality
+    )
+    return table((*texts("form", wrap=False), *texts("fitted for"), *columns, *texts("")), rows)
+
+
+def coefficients(fits: list[Fit]) -> DataTable:
+    """Each coefficient of some fits with its interval."""
+    rows = (
+        (fit.form, spell_values(fit.group), p.name, f"{p.value:.4g}", " to ".join(f"{b:.4g}" for b in p.interval))
+        for fit in fits
+        for p in fit.parameters
+    )
+    return table((*texts("form", "fitted for", "parameter"), *numbers("value", "95 % interval")), rows)
+
+
+def fit_lines(fit: Fit) -> Iterator[str]:
+    """How a fit was made, and what a reader must know of it."""
+    drawn = f"; intervals from resampling {count(fit.units, fit.resampled[:-1])}" if fit.resampled else ""
+    yield f"{_METHODS[fit.method]}{drawn}; {FORMS.load(fit.form).source}"
+    for quality in fit.quality:
+        unseen = [f"; R² of the logarithm on sizes left out: {fixed(r, 3)}" for r in quality.left_out_r_squared]
+        scatter = 100 * math.expm1(quality.scatter)
+        yield f"scatter about the law: {scatter:.0f} % (one standard deviation){''.join(unseen)}"
+    for a, b, correlation in fit.correlated:
+        yield f"{a} and {b} trade off (correlation {correlation:.3f}): neither is known well alone"
+    yield from fit.notes
+    for p in _ordered(fit):
+        if p.by_difference:
+            yield f"at or near zero, counted by difference over its error: {p.model}, {spell_values(p.variables)}"
+
+
+def notes_table(law: Law, fits: list[Fit]) -> DataTable:
+    """How each fit was made and what limits it; the forms that could not be fitted; what is wrong with the data."""
+    rows = [(fit.form, spell_values(fit.group), line) for fit in fits for line in fit_lines(fit)]
+    rows += [(name, "", f"not fitted: {reason}") for name, reason in law.refused.items()]
+    rows += [("", "", f"the law's data: {defect}") for defect in law.defects]
+    return table(texts("form", "fitted for", "what must be known"), rows)
+
+
+def why_uncompared(law: Law) -> str:
     """Why the forms of a law cannot be compared."""
     names = law.uncompared
     return f"without some size there are too few data for {' and '.join(names)}, so no error on sizes left out"
 
 
-def show_prediction(prediction: Prediction) -> RenderableType:
-    """An answer, its intervals, and whether it lies inside what was fitted."""
-    asked = prediction.asked
-    out = bare(label("", wrap=False), label(""))
-    question = _OTHER_ENDS if prediction.turned else _QUESTIONS
-    cells(out, question[asked], prediction.none or spell_value(asked, prediction.value), style="bold")
-    cells(out, "95 % of the law", _interval(asked, prediction.interval))
-    cells(out, "95 % of a measurement", _interval(asked, prediction.measured_interval))
-    known = spell_values(prediction.known)
-    form = FORMS.load(prediction.form)
-    where = (
-        [f"outside the fitted domain: {line}" for line in prediction.outside]
-        if prediction.outside
-        else ["inside the fitted domain, as far as that is known"]
-    )
-    lines = [f"at {known}; {prediction.form}: {form.equation}", *where]
-    return Group(out, Text(), *(words(line) for line in lines), *(words(note, "dim") for note in prediction.notes))
+def off_by(point: FittedPoint, predicted: float) -> float:
+    """What a prediction is off by, in per cent of the measured; for points that are not near zero."""
+    return 100 * (predicted / point.measured - 1)
 
 
-_QUESTIONS = {
-    "ratio": "largest Q_r",
-    "size": "smallest N",
-    "block": "largest Q_b",
-    "bits": "fewest bits",
-    "tokens": "most tokens",
-    "loss": "loss increase",
-}
-_OTHER_ENDS = {
-    "ratio": "smallest Q_r",
-    "size": "largest N",
-    "block": "smallest Q_b",
-    "bits": "most bits",
-    "tokens": "fewest tokens",
-}
-"""The same of a law that runs the other way."""
+def _ordered(fit: Fit) -> list[FittedPoint]:
+    """A fit's points, by size, then block size, then ratio."""
+    return sorted(fit.points, key=lambda p: tuple(p.variables.get(v, 0.0) for v in _ORDER))
 
 
-def _compare(law: Law) -> RenderableType:
-    form, group, *numbers, best = COMPARED
-    out = table(label(form, wrap=False), label(group), *map(number, numbers), label(best))
-    for row in compared(law):
-        cells(out, *row)
-    return out
-
-
-def _show_fit(fit: Fit, *, points: bool) -> list[RenderableType]:
-    parameter, *numbers = COEFFICIENTS
-    out = table(label(parameter), *map(number, numbers))
-    for row in coefficients(fit):
-        cells(out, *row)
-    equation = FORMS.load(fit.form).equation
-    head = Text.assemble((fit.form, "bold"), f"  {equation}{f'; {group_words(fit)}' if fit.group else ''}")
-    parts: list[RenderableType] = [head, out, *(words(line, "dim") for line in fit_lines(fit))]
-    return [*parts, Text(), _points(fit)] if points and fit.points else parts
-
-
-def _show_shares(law: Law) -> list[RenderableType]:
-    """What each size can have low within a few budgets; nothing where no form is about both."""
-    found = shares(law)
-    if found is None:
-        return []
-    answers = [[found.within(percent, own) for percent in _BUDGETS] for own in found.models]
-    out = table(*map(number, found.models[0]), *(number(spell_budget(percent)) for percent in _BUDGETS))
-    for own, row in zip(found.models, answers, strict=True):
-        ranges = (f" ({_interval('ratio', a.interval)})" if a.interval else "" for a in row)
-        shown = (f"{a.none or spell_value('ratio', a.value)}{held}" for a, held in zip(row, ranges, strict=True))
-        cells(out, *(spell_value(v, value) for v, value in own.items()), *shown)
-    which = (_OTHER_ENDS if answers[0][0].turned else _QUESTIONS)["ratio"]
-    of_law = " (95 % of the law)" if answers[0][0].interval else ""
-    head = words(f"{which}{of_law} by {found.fit.form}{found.conditions}", "bold")
-    return [Text(), head, out]
-
-
-def _points(fit: Fit) -> RenderableType:
+def _points(fit: Fit) -> DataTable:
     """Predicted against measured, with the residual in per cent of the measured."""
     form = FORMS.load(fit.form)
     varied = [v for v in fit.points[0].variables if v != "size" or form.response != "billions"]
-    unseen = any(p.left_out for p in fit.points)
+    unseen = numbers("left out:\noff by (%)") if any(p.left_out for p in fit.points) else ()
     unit = {"loss": "nats", "perplexity-increase": "%", "billions": "N, 10⁹"}[form.response]
-    out = table(
-        label("model"),
-        *(number(v) for v in varied),
-        number(f"measured\n({unit})"),
-        number("predicted"),
-        number("off by\n(%)"),
-        *([number("left out:\noff by (%)")] if unseen else []),
-    )
-    for p in ordered(fit):
-        cells(
-            out,
+    rows = (
+        (
             p.model,
             *(spell_value(v, p.variables[v]) if v in p.variables else "" for v in varied),
-            f"{p.measured:.4g}" + (f" ± {p.standard_error:.2g}" if p.standard_error else ""),
+            spell_measured(p.measured, p.standard_error),
             f"{p.predicted:.4g}",
             "near 0" if p.by_difference else fixed(off_by(p, p.predicted), 1, sign=True),
             *([_left_out(p)] if unseen else []),
         )
-    return out
+        for p in _ordered(fit)
+    )
+    heads = numbers(*varied, f"measured\n({unit})", "predicted", "off by\n(%)")
+    return table((*texts("model"), *heads, *unseen), rows)
 
 
 def _left_out(p: FittedPoint) -> str:
@@ -224,13 +140,18 @@ def _left_out(p: FittedPoint) -> str:
     return fixed(off_by(p, p.left_out[0]), 1, sign=True)
 
 
-def _interval(asked: str, bounds: Sequence[float]) -> str:
-    return " to ".join(spell_value(asked, bound) for bound in bounds) or "n/a"
-
-
-def _cell(value: object, column: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return spell_value(column, value) if isinstance(value, float) else str(value)
+def _shares(law: Law) -> Parts:
+    """What each size can have low within a few budgets; nothing where no form is about both."""
+    allowed = shares(law)
+    if allowed is None:
+        return
+    answers = [[allowed.within(percent, own) for percent in _BUDGETS] for own in allowed.models]
+    rows: list[list[str]] = []
+    for own, row in zip(allowed.models, answers, strict=True):
+        ranges = (f" ({spell_interval('ratio', a.interval)})" if a.interval else "" for a in row)
+        cells = (f"{a.none or spell_value('ratio', a.value)}{held}" for a, held in zip(row, ranges, strict=True))
+        rows.append([*(spell_value(v, value) for v, value in own.items()), *cells])
+    end = end_of("ratio", turned=answers[0][0].turned)
+    of_law = " (95 % of the law)" if answers[0][0].interval else ""
+    yield from ("", bold(f"{end}{of_law} by {allowed.fit.form}{allowed.conditions}"))
+    yield table(numbers(*allowed.models[0], *map(spell_budget, _BUDGETS)), rows)

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-
-from qarat.ground.runtime import Estimate
-from qarat.model.checkpoints import ReferenceModel
 from qarat.surfaces.progress import duration
-from qarat.surfaces.tables.layout import cells, fixed, label, number, table, words
+from qarat.surfaces.tables.data import Parts, numbers, table, texts
+from qarat.surfaces.tables.wording import fixed
+
+if TYPE_CHECKING:
+    from qarat.ground.runtime import Estimate
+    from qarat.model.checkpoints import ReferenceModel
 
 
-def show_models(models: Sequence[ReferenceModel]) -> RenderableType:
+def show_models(models: Sequence[ReferenceModel]) -> Parts:
     """The reference models, smallest first."""
-    out = table(
-        label("name"),
-        number("parameters\noutside embedding"),
-        number("tokens"),
-        number("training loss\nnats"),
-        label("folder"),
+    counts = numbers("parameters\noutside embedding", "tokens", "training loss\nnats")
+    ordered = sorted(models, key=lambda m: (m.parameters, m.tokens))
+    yield table(
+        (*texts("name"), *counts, *texts("folder")),
+        (
+            (m.name, f"{m.parameters:,}", f"{m.tokens / 1e6:.1f} M", fixed(m.training_loss, 3), m.folder)
+            for m in ordered
+        ),
     )
-    for m in sorted(models, key=lambda m: (m.parameters, m.tokens)):
-        cells(out, m.name, f"{m.parameters:,}", f"{m.tokens / 1e6:.1f} M", fixed(m.training_loss, 3), m.folder)
-    return out
 
 
-def show_estimate(record: Estimate) -> RenderableType:
+def show_estimate(record: Estimate) -> Parts:
     """What a run would take."""
-    out = table(label("step"), number("estimated time"))
-    for name, seconds in record.steps.items():
-        cells(out, name, duration(seconds))
+    steps = ((name, duration(seconds)) for name, seconds in record.steps.items())
+    yield table((*texts("step"), *numbers("estimated time")), steps)
     total = duration(sum(record.steps.values()))
-    lines = (
-        f"in all {total} at the matrix rate measured now ({record.rate / 1e9:.0f} GFLOP/s); passes reach a part of it",
-        f"memory {record.memory_bytes / 1e6:,.0f} MB for weights and hidden states",
-        f"disk {record.disk_bytes / 1e6:,.1f} MB",
-        "everything was checked; nothing was computed or written",
-    )
-    return Group(out, *(words(line) for line in lines))
+    yield f"in all {total} at the matrix rate measured now ({record.rate / 1e9:.0f} GFLOP/s); passes reach a part of it"
+    yield f"memory {record.memory_bytes / 1e6:,.0f} MB for weights and hidden states"
+    yield f"disk {record.disk_bytes / 1e6:,.1f} MB"
+    yield "everything was checked; nothing was computed or written"

@@ -1,71 +1,45 @@
-"""Studies as tables: random beside predicted search, what budgets reach, the ablations; and sweeps of a family."""
+"""Ratio studies: random beside predicted search, what budgets reach, the ablations; and sweeps of a family."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from qarat.surfaces.tables.layout import (
-    cells,
-    count,
-    decimals,
-    fixed,
-    label,
-    number,
-    perplexity_change,
-    table,
-    title,
-    visible,
-    words,
-)
-from qarat.surfaces.tables.search import with_error
+from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, table, texts, title
+from qarat.surfaces.tables.wording import GAP, count, decimals, fixed, perplexity_change, with_error
 from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.law_data import spell_value
 from qarat.values.records.ratios import RatioArm, RatioPlan, RatioReach, RatioStudy
-from qarat.values.records.search import SearchCost, interval_words
+from qarat.values.records.search import interval_words
+
+_HIGHEST = "The highest Q_r within a budget, with its 95 % interval"
 
 
-def show_ratio_study(record: RatioStudy) -> RenderableType:
+def show_ratio_study(record: RatioStudy) -> Parts:
     """A study: each granularity and block size, what budgets reach, whether finer reaches further, the ablations."""
     facts = (f"Q_r by {record.basis}", f"{record.trials} random plans a ratio", f"predicted by {record.metric}")
-    parts: list[RenderableType] = [title("ratio study", record.provenance.model, *facts)]
+    yield title("ratio study", record.provenance.model, *facts)
     for arm in record.arms:
-        parts += [Text(), *_show_arm(record, arm)]
+        yield from ("", *_arm(record, arm))
     budgets = _budgets(record)
-    if budgets.row_count:
-        parts += [Text(), words("The highest Q_r within a budget, with its 95 % interval", "bold"), budgets]
-        parts += [words(line) for line in _further(record)]
+    if budgets.rows:
+        yield from ("", bold(_HIGHEST), budgets, *_further(record))
     if record.best_of:
-        parts += [Text(), words(f"The best of so many random plans, {record.ablated}", "bold"), _best_of(record)]
+        yield from ("", bold(f"The best of so many random plans, {record.ablated}"), _best_of(record))
     if record.windows:
-        parts += [Text(), words(f"What so many report windows say of the best, {record.ablated}", "bold")]
-        parts.append(_windows(record))
-    return Group(*parts)
+        yield from ("", bold(f"What so many report windows say of the best, {record.ablated}"), _windows(record))
 
 
-def _show_arm(record: RatioStudy, arm: RatioArm) -> Iterable[RenderableType]:
-    yield words(f"{arm.granularity}-wise, block {arm.block}: {arm.low}, {count(arm.units, 'unit')}", "bold")
-    out = table(
-        number("Q_r\nasked"),
-        number("random\nQ_r"),
-        number(f"best of {record.trials}:\nΔ loss, report"),
-        number("predicted\nQ_r"),
-        number("\nΔ loss, report"),
-        number("predicted - random\n(nats, paired ± SE)"),
-    )
-    for point in arm.points:
-        random, predicted = _plan(point.random), _plan(point.predicted)
-        cells(out, fixed(point.asked, 3), *random, *predicted, with_error(point.more) or "n/a")
-    yield out
-    spent = [_total(cost) for cost in (arm.random_cost, arm.predicted_cost)]
-    yield words(
-        f"block × token forwards: random {spent[0]:,}, predicted {spent[1]:,} with the budgets below "
-        f"(1/{spent[0] / spent[1]:.1f})",
-        "dim",
+def _arm(record: RatioStudy, arm: RatioArm) -> Parts:
+    yield bold(f"{arm.granularity}-wise, block {arm.block}: {arm.low}, {count(arm.units, 'unit')}")
+    random = ("random\nQ_r", f"best of {record.trials}:\nΔ loss, report")
+    predicted = ("predicted\nQ_r", "\nΔ loss, report", "predicted - random\n(nats, paired ± SE)")
+    rows = ((fixed(p.asked, 3), *_plan(p.random), *_plan(p.predicted), with_error(p.more) or "n/a") for p in arm.points)
+    yield table(numbers("Q_r\nasked", *random, *predicted), rows)
+    of_random, of_predicted = (cost.pricing + cost.measuring for cost in (arm.random_cost, arm.predicted_cost))
+    yield dim(
+        f"block × token forwards: random {of_random:,}, predicted {of_predicted:,} with the budgets below "
+        f"(1/{of_random / of_predicted:.1f})"
     )
 
 
@@ -73,42 +47,40 @@ def _plan(plan: RatioPlan) -> tuple[str, str]:
     return ("none", "") if math.isnan(plan.ratio) else (fixed(plan.ratio, 3), with_error(plan.report))
 
 
-def _total(cost: SearchCost) -> int:
-    return cost.pricing + cost.measuring
-
-
-def _budgets(record: RatioStudy) -> Table:
-    out = table(
-        label("budget"),
-        number("block"),
-        label("decided", wrap=False),
-        number("random"),
-        number("predicted"),
-        number("predicted: Δ perplexity,\nreport (%)"),
+def _budgets(record: RatioStudy) -> DataTable:
+    places = (*texts("budget"), *numbers("block"), *texts("decided", wrap=False))
+    budgets = max((len(arm.predicted_reach) for arm in record.arms), default=0)
+    rows = (
+        (
+            predicted.budget,
+            str(arm.block),
+            f"by {arm.granularity}",
+            _reach(random),
+            _reach(predicted),
+            _change(predicted),
+        )
+        for i in range(budgets)
+        for arm in record.arms
+        for random, predicted in [(arm.random_reach[i], arm.predicted_reach[i])]
     )
-    for i in range(max((len(arm.predicted_reach) for arm in record.arms), default=0)):
-        for arm in record.arms:
-            random, predicted = arm.random_reach[i], arm.predicted_reach[i]
-            change = predicted.plan.report.nats
-            cells(
-                out,
-                predicted.budget,
-                str(arm.block),
-                f"by {arm.granularity}",
-                _reach(random),
-                _reach(predicted),
-                "" if math.isnan(change) else perplexity_change(change),
-            )
-    return out
+    return table((*places, *numbers("random", "predicted", "predicted: Δ perplexity,\nreport (%)")), rows)
+
+
+def _change(reach: RatioReach) -> str:
+    nats = reach.plan.report.nats
+    return "" if math.isnan(nats) else perplexity_change(nats)
 
 
 def _reach(reach: RatioReach) -> str:
-    if math.isnan(reach.plan.ratio):
-        return "none"
-    return f"{fixed(reach.plan.ratio, 3)} ({interval_words(reach.low, reach.high)})"
+    ratio = _ratio(reach)
+    return ratio if ratio == "none" else f"{ratio} ({interval_words(reach.low, reach.high)})"
 
 
-def _further(record: RatioStudy) -> Iterable[str]:
+def _ratio(reach: RatioReach) -> str:
+    return "none" if math.isnan(reach.plan.ratio) else fixed(reach.plan.ratio, 3)
+
+
+def _further(record: RatioStudy) -> Iterator[str]:
     """Whether matmul-wise reaches further than layer-wise, in a line for each block size."""
     arms = {(arm.block, arm.granularity): arm for arm in record.arms}
     for block in dict.fromkeys(arm.block for arm in record.arms):
@@ -120,15 +92,11 @@ def _further(record: RatioStudy) -> Iterable[str]:
 def _compare(fine: Sequence[RatioReach], coarse: Sequence[RatioReach]) -> str:
     verdicts = [_verdict(a, b) for a, b in zip(fine, coarse, strict=True)]
     further = sum(verdict.startswith("further") for verdict in verdicts)
-    listed = "; ".join(
+    details = "; ".join(
         f"{a.budget} {_ratio(a)} against {_ratio(b)}, {verdict}"
         for a, b, verdict in zip(fine, coarse, verdicts, strict=True)
     )
-    return f"matmul-wise reaches further than layer-wise at {further} of {count(len(verdicts), 'budget')}: {listed}"
-
-
-def _ratio(reach: RatioReach) -> str:
-    return "none" if math.isnan(reach.plan.ratio) else fixed(reach.plan.ratio, 3)
+    return f"matmul-wise reaches further than layer-wise at {further} of {count(len(verdicts), 'budget')}: {details}"
 
 
 def _verdict(fine: RatioReach, coarse: RatioReach) -> str:
@@ -141,78 +109,65 @@ def _verdict(fine: RatioReach, coarse: RatioReach) -> str:
     return word if apart else f"{word}, within the intervals"
 
 
-def _best_of(record: RatioStudy) -> RenderableType:
-    out = table(
-        number("plans"),
-        number("best of the first\n(nats, selection)"),
-        number("Δ perplexity\n(%)"),
-        number("mean best of\nso many of all"),
-        number("standard\ndeviation"),
-    )
+def _best_of(record: RatioStudy) -> DataTable:
     digits = decimals([x.expected for x in record.best_of])
-    for x in record.best_of:
-        numbers = (fixed(x.found, digits), perplexity_change(x.found), fixed(x.expected, digits))
-        cells(out, str(x.trials), *numbers, fixed(x.spread, digits))
-    return out
-
-
-def _windows(record: RatioStudy) -> RenderableType:
-    out = table(
-        number("windows"), number("float\nperplexity"), number("perplexity\nof the plan"),
-        number("Δ loss ± SE\n(nats)"), number("Δ perplexity\n(%)"),
+    return table(
+        numbers(
+            "plans", "best of the first\n(nats, selection)", "Δ perplexity\n(%)", "mean best of\nso many of all",
+            "standard\ndeviation",
+        ),
+        (
+            (
+                str(x.trials),
+                fixed(x.found, digits),
+                perplexity_change(x.found),
+                fixed(x.expected, digits),
+                fixed(x.spread, digits),
+            )
+            for x in record.best_of
+        ),
     )  # fmt: skip
-    for x in record.windows:
-        perplexities = [math.exp(min(loss, 700)) for loss in (x.loss, x.loss + x.more.nats)]
-        cells(
-            out,
+
+
+def _windows(record: RatioStudy) -> DataTable:
+    losses = numbers("Δ loss ± SE\n(nats)", "Δ perplexity\n(%)")
+    rows = (
+        (
             str(x.windows),
-            *(fixed(value, 3) for value in perplexities),
+            *(fixed(math.exp(min(loss, 700)), 3) for loss in (x.loss, x.loss + x.more.nats)),
             with_error(x.more),
             perplexity_change(x.more.nats),
         )
-    return out
+        for x in record.windows
+    )
+    return table((*numbers("windows", "float\nperplexity", "perplexity\nof the plan"), *losses), rows)
 
 
-def show_sweep_of_family(record: FamilySweep) -> RenderableType:
+def show_family_sweep(record: FamilySweep) -> Parts:
     """A sweep: what every plan loses on the report tokens, then what budgets reach, then what failed."""
-    out = table(
-        label("model"), label("low", wrap=False), number("Q_b"), number("Q_r"),
-        number("bits per\nweight"), number("Δ loss ± SE\n(nats)"), number("Δ perplexity\n(%)"),
-    )  # fmt: skip
-    for point in record.points:
-        for asked, plan in zip(point.asked, point.plans, strict=True):
-            if math.isnan(plan.ratio):
-                cells(out, *_place(point), f"{asked:g}?", "", "none", "")
-                continue
-            loss = (with_error(plan.report), perplexity_change(plan.report.nats))
-            cells(out, *_place(point), fixed(plan.ratio, 3), fixed(plan.bits, 2), *loss)
     sizes = {p.model: spell_value("size", p.size) for p in record.points}
-    parts: list[RenderableType] = [
-        Text.assemble(("sweep", "bold"), f"  {visible(record.family)}  {record.planning}  Q_r by {record.basis}"),
-        words(f"N, parameters of all sites: {', '.join(f'{model} {size}' for model, size in sizes.items())}"),
-        Text(),
-        out,
-    ]
-    if any(point.reached for point in record.points):
-        parts += [Text(), words("The highest Q_r within a budget, with its 95 % interval", "bold"), _reached(record)]
-    failed = [point for point in record.points if point.failure]
-    parts += [words(f"failed: {p.model}, {p.low}: {p.failure}") for p in failed]
-    return Group(*parts)
+    yield bold("sweep", f"{GAP}{record.family}{GAP}{record.planning}{GAP}Q_r by {record.basis}")
+    yield f"N, parameters of all sites: {', '.join(f'{model} {size}' for model, size in sizes.items())}"
+    heads = numbers("Q_b", "Q_r", "bits per\nweight", "Δ loss ± SE\n(nats)", "Δ perplexity\n(%)")
+    columns = (*texts("model"), *texts("low", wrap=False), *heads)
+    yield from ("", table(columns, (row for point in record.points for row in _plans(point))))
+    reached = [point for point in record.points if point.reached]
+    if reached:
+        budgets = numbers("Q_b", *(reach.budget for reach in reached[0].reached))
+        rows = ((*_place(point), *map(_reach, point.reached)) for point in reached)
+        yield from ("", bold(_HIGHEST), table((*texts("model", "low"), *budgets), rows))
+    yield from (f"failed: {p.model}, {p.low}: {p.failure}" for p in record.points if p.failure)
+
+
+def _plans(point: FamilyPoint) -> Iterator[tuple[str, ...]]:
+    """A row for each share that was asked for."""
+    for ratio, plan in zip(point.asked, point.plans, strict=True):
+        if math.isnan(plan.ratio):
+            yield *_place(point), f"{ratio:g}?", "", "none", ""
+        else:
+            loss = (with_error(plan.report), perplexity_change(plan.report.nats))
+            yield *_place(point), fixed(plan.ratio, 3), fixed(plan.bits, 2), *loss
 
 
 def _place(point: FamilyPoint) -> tuple[str, str, str]:
     return point.model, point.format, f"{point.block:.4g}"
-
-
-def _reached(record: FamilySweep) -> RenderableType:
-    budgets = next(point.reached for point in record.points if point.reached)
-    out = table(
-        label("model"),
-        label("low"),
-        number("Q_b"),
-        *(number(reach.budget) for reach in budgets),
-    )
-    for point in record.points:
-        if point.reached:
-            cells(out, *_place(point), *map(_reach, point.reached))
-    return out

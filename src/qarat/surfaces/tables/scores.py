@@ -1,60 +1,58 @@
-"""What a plan cost, as tables: evaluations, alone and against float's."""
+"""What a plan cost: losses, divergence from float, accuracy, and continuations; alone and beside the first model's."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
-from rich.console import Group, RenderableType
-from rich.text import Text
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from qarat.ground.errors import UserError
-from qarat.surfaces.tables.layout import (
-    cells,
+from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, UNPUBLISHED
+from qarat.surfaces.tables.data import (
+    DataTable,
+    Marked,
+    Parts,
+    Passage,
+    Passages,
+    dim,
+    numbers,
+    table,
+    texts,
+    title,
+)
+from qarat.surfaces.tables.wording import (
     count,
     decimals,
     fixed,
-    label,
-    number,
+    interval,
+    listed,
+    loss_and_error,
     perplexity_change,
-    table,
-    title,
-    words,
+    share,
+    visible,
 )
 from qarat.values.fingerprints import spellings_of
-from qarat.values.records.scores import Evaluation, paired_difference
+from qarat.values.records.comparison import score_difference
+from qarat.values.records.origin import same_origin
+from qarat.values.records.scores import (
+    Continuations,
+    Divergence,
+    DivergentToken,
+    Evaluation,
+    ZeroShot,
+    paired_difference,
+)
+
+_CONTEXT = 40  # characters of context before a token
 
 
-def arm_words(evaluation: Evaluation) -> str:
-    """An evaluation's label, with what was done to the model before it was quantized: ``naive, with hadamard``."""
-    transforms = spellings_of(evaluation.provenance.model)
-    return f"{evaluation.label}, with {', '.join(transforms)}" if transforms else evaluation.label
-
-
-def transform_words(evaluations: Sequence[Evaluation]) -> str:
-    """What several evaluations of one transformed model do not show; empty where there are none."""
-    transformed = [e for e in evaluations if spellings_of(e.provenance.model)]
-    if len(transformed) < 2 or len({e.provenance.model for e in transformed}) > 1:
-        return ""
-    labels = ", ".join(e.label for e in transformed[:-1]) + f" and {transformed[-1].label}"
-    done = ", ".join(spellings_of(transformed[0].provenance.model))
-    return f"{labels} alike are of the model with {done}; what that buys is seen beside a run without it"
-
-
-def show_evaluation(record: Evaluation) -> RenderableType:
+def show_evaluation(record: Evaluation) -> Parts:
     """One evaluation on its own."""
-    return Group(
-        title(
-            record.label,
-            record.provenance.model,
-            f"perplexity {fixed(record.perplexity, 2)}",
-            f"loss {fixed(record.loss, 4)} nats per {record.unit}",
-        ),
-        words(_tokens(record), "dim"),
-    )
+    loss = f"loss {fixed(record.loss, 4)} nats per {record.unit}"
+    yield title(record.label, record.provenance.model, f"perplexity {fixed(record.perplexity, 2)}", loss)
+    yield dim(_tokens(record, record.unit))
 
 
-def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
+def compare(evaluations: Sequence[Evaluation]) -> Parts:
     """Evaluations of the same tokens against the first of them, which is float's.
 
     Raises:
@@ -65,41 +63,160 @@ def compare(evaluations: Sequence[Evaluation]) -> RenderableType:
     first, *others = evaluations
     differences = [paired_difference(e, first) for e in others]
     digits = decimals([bound for d in differences for bound in (d.nats, *d.interval)])
-    out = table(
-        label(""),
-        number("perplexity"),
-        number("Δ loss\n(nats)"),
-        number("± SE\n(nats)"),
-        number("95 % interval\n(nats)"),
-        number("Δ perplexity\n(%)"),
-    )
-    cells(out, arm_words(first), fixed(first.perplexity, 2), "", "", "", "")
-    for evaluation, difference in zip(others, differences, strict=True):
-        low, high = (fixed(bound, digits, sign=True) for bound in difference.interval)
-        cells(
-            out,
-            arm_words(evaluation),
-            fixed(evaluation.perplexity, 2),
-            fixed(difference.nats, digits, sign=True),
-            fixed(difference.standard_error, digits),
-            "n/a" if math.isnan(difference.standard_error) else f"{low} to {high}",
-            perplexity_change(difference.nats),
-        )
-    lines = [_tokens(first)]
+    heads = ("perplexity", "Δ loss\n(nats)", "± SE\n(nats)", "95 % interval\n(nats)", "Δ perplexity\n(%)")
+    rows = [(arm_label(first), fixed(first.perplexity, 2), "", "", "", "")]
+    for e, d in zip(others, differences, strict=True):
+        change = interval(d.interval, digits), perplexity_change(d.nats)
+        rows.append((arm_label(e), fixed(e.perplexity, 2), *loss_and_error(d, digits), *change))
+    yield table((*texts(""), *numbers(*heads)), rows)
+    yield from ("", dim(_tokens(first, first.unit)))
     if others:
-        clusters = differences[0].clusters
-        lines.append(
-            f"Δ: nats per {first.unit} over {first.label}, paired by window; errors over {count(clusters, 'cluster')}"
-        )
-    if said := transform_words(evaluations):
-        lines.append(said)
+        clusters = count(differences[0].clusters, "cluster")
+        yield dim(f"Δ: nats per {first.unit} over {first.label}, paired by window; errors over {clusters}")
+    if note := shared_transforms(evaluations):
+        yield dim(note)
     if others and differences[0].clusters == 1:
-        lines.append("one source alone gives no standard error")
-    return Group(out, Text(), *(words(line, "dim") for line in lines))
+        yield dim("one source alone gives no standard error")
 
 
-def _tokens(evaluation: Evaluation) -> str:
-    sources = count(len(set(evaluation.sources)), "source")
-    windows = count(len(evaluation.nats), "window")
-    predicted = f"{sum(evaluation.predicted):,} predicted {evaluation.unit}s"
-    return f"{windows} of {sources}, {predicted}, {evaluation.provenance.convention}"
+def arm_label(evaluation: Evaluation) -> str:
+    """An evaluation's label, with what was done to the model before it was quantized: ``naive, with hadamard``."""
+    transforms = spellings_of(evaluation.provenance.model)
+    return f"{evaluation.label}, with {', '.join(transforms)}" if transforms else evaluation.label
+
+
+def shared_transforms(evaluations: Sequence[Evaluation]) -> str:
+    """What several evaluations of one transformed model do not show; empty where there are none."""
+    transformed = [e for e in evaluations if spellings_of(e.provenance.model)]
+    if len(transformed) < 2 or len({e.provenance.model for e in transformed}) > 1:
+        return ""
+    done = ", ".join(spellings_of(transformed[0].provenance.model))
+    labels = listed([e.label for e in transformed])
+    return f"{labels} alike are of the model with {done}; what that buys is seen beside a run without it"
+
+
+def _tokens(record: Evaluation | Divergence, unit: str) -> str:
+    sources = count(len(set(record.sources)), "source")
+    predicted = f"{sum(record.predicted):,} predicted {unit}s"
+    return f"{count(len(record.nats), 'window')} of {sources}, {predicted}, {record.provenance.convention}"
+
+
+def show_accuracy(record: ZeroShot) -> Parts:
+    """One model's scores."""
+    return compare_accuracy([record])
+
+
+def compare_accuracy(records: Sequence[ZeroShot]) -> Parts:
+    """Scores of the same questions; differences are to the first model's, paired question by question.
+
+    Raises:
+        UserError: If they answered other questions, or are of other models.
+    """
+    first, *others = records
+    for other in others:
+        same_origin(first.provenance, other.provenance, f"{first.label} and {other.label}")
+    rows: list[tuple[str, ...]] = []
+    of_each = [{(s.task, s.metric): s for s in record.scores} for record in records]
+    for key, base in of_each[0].items():
+        for record, scores in zip(records, of_each, strict=True):
+            score = scores[key]
+            change, error = score_difference(score, base)
+            difference = (fixed(change, 4, sign=True), fixed(error, 4)) if record is not first else ("", "")
+            questions = score.questions or len(score.items)
+            asked = f"{questions:,}" if questions else ""
+            rows.append((*key, record.label, asked, fixed(score.value, 4), fixed(score.standard_error, 4), *difference))
+    columns = numbers("questions", "score", "± SE", "Δ", "± SE\nof Δ")
+    yield table((*texts("task", "metric", "model"), *columns), rows)
+    names = {task for task, _ in of_each[0]}
+    yield dim(f"{count(len(names), 'task')}, {first.provenance.convention}, model {first.provenance.model[:12]}")
+    yield from map(dim, local_note(names))
+
+
+def local_note(tasks: Iterable[str]) -> list[str]:
+    """What must be said of scores of local tasks; nothing where there are none."""
+    return [UNPUBLISHED] if any(task in LOCAL_TASKS for task in tasks) else []
+
+
+def show_divergence(record: Divergence) -> Parts:
+    """One model's divergence from float: in all, by position, and the worst tokens."""
+    mean, error = record.mean
+    digits = decimals([mean])
+    yield title(
+        record.label,
+        record.provenance.model,
+        f"KL from float {fixed(mean, digits)} ± {fixed(error, digits)} nats per token",
+        f"99 % of tokens below {fixed(record.percentile_99, 3)}",
+    )
+    agreement, spread = (share(part, 1, 2) for part in record.agreement)
+    yield f"same likeliest token on {agreement} % ± {spread} % of tokens"
+    yield from (dim(_tokens(record, "token")), "", _by_position(record), "", _worst(record))
+
+
+def _by_position(record: Divergence) -> DataTable:
+    digits = decimals([b.divergence for b in record.positions])
+    return table(
+        numbers("tokens read", "predicted", "KL\n(nats)", "same\n(%)"),
+        (
+            (
+                f"{b.first:,}" if b.first == b.last else f"{b.first:,} to {b.last:,}",
+                f"{b.tokens:,}",
+                fixed(b.divergence, digits),
+                share(b.agreement, 1),
+            )
+            for b in record.positions
+        ),
+    )
+
+
+def _worst(record: Divergence) -> DataTable:
+    columns = texts("behind", "came", "float's choice", f"{record.label}'s choice")
+    return table((*numbers("KL\n(nats)"), *columns), map(_worst_token, record.worst))
+
+
+def _worst_token(token: DivergentToken) -> tuple[str, ...]:
+    choices = ((token.float_choice, token.float_probability), (token.choice, token.probability))
+    return (
+        fixed(token.divergence, 2),
+        Marked(f"…{visible(_on_one_line(token.context)[-_CONTEXT:])}", "dim"),
+        _on_one_line(token.token),
+        *(f"{_on_one_line(choice)} ({share(probability, 1, 0)} %)" for choice, probability in choices),
+    )
+
+
+def _on_one_line(text: str) -> str:
+    """A text on one line in which white space is seen: ``⏎␣8`` is a newline and eight spaces."""
+    line = text.replace("\n", "⏎").replace("\t", "⇥")
+    return re.sub(" {2,}", lambda run: f"␣{len(run[0])} ", line)
+
+
+def show_continuations(record: Continuations) -> Iterator[Passages]:
+    """A prompt and each model's greedy continuation, marked from where it first departs from the first one's.
+
+    Raises:
+        UserError: If there are none.
+    """
+    if not record.texts:
+        raise UserError("there are no continuations to show")
+    first, reference = next(iter(record.texts.items()))
+    lead = record.prompt.rpartition("\n")[2]
+    passages = [Passage("prompt", "", record.prompt.rstrip())]
+    for label, text in record.texts.items():
+        shared = _shared_length(reference, text)
+        note = "" if label == first else _departure(first, reference, text)
+        passages.append(Passage(label, note, lead, text[:shared], text[shared:]))
+    yield Passages("greedy continuations", tuple(passages))
+
+
+def _departure(first: str, reference: str, text: str) -> str:
+    """Where a continuation departs from the first one, in words."""
+    shared = _shared_length(reference, text)
+    if text == reference:
+        return f"as {first}"
+    if shared == len(text):
+        return f"ends after {shared} characters, where {first} goes on"
+    return f"departs from {first} after {shared} of {len(text)} characters"
+
+
+def _shared_length(a: str, b: str) -> int:
+    """Characters up to the first difference."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,65 +1,39 @@
-"""A search as tables: what each budget reaches, the curve behind it, and what finding out cost."""
+"""A search: what each budget reaches, the curve behind it, and what finding out cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
-from qarat.surfaces.tables.layout import (
-    cells,
-    count,
-    decimals,
-    fixed,
-    label,
-    number,
-    perplexity_change,
-    table,
-    title,
-    words,
-)
-from qarat.values.records.origin import Difference
+from qarat.surfaces.tables.data import Parts, dim, numbers, table, texts, title
+from qarat.surfaces.tables.wording import count, decimals, fixed, loss_and_error, perplexity_change, with_error
 from qarat.values.records.search import Reached, SearchResult, SearchTrial, interval_words, pareto
 
 ROWS = 24  # of the curve; a longer one is thinned evenly
 
 
-def show_search(record: SearchResult) -> RenderableType:
+def show_search(record: SearchResult) -> Parts:
     """A search: budgets first, then the curve, then the cost."""
     facts = (record.strategy, f"{record.granularity}-wise", f"Q_r by {record.basis}", f"low {record.menu[0]}")
-    parts: list[RenderableType] = [title("search", record.provenance.model, *facts)]
+    yield title("search", record.provenance.model, *facts)
     if record.reached:
-        parts += [_budgets(record), Text(), *(words(f"{r.budget}: {r.verdict}") for r in record.reached), Text()]
-    parts += [_curve(record), *map(words, _adding_up(record)), words(_cost(record), "dim")]
+        losses = ("Δ loss, selection\n(nats)", "Δ loss, report\n(nats)", "Δ perplexity,\nreport (%)")
+        kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
+        columns = (*texts("budget"), *numbers(*kept, *losses))
+        yield table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))
+        yield from ("", *(f"{r.budget}: {r.verdict}" for r in record.reached), "")
+    yield from _curve(record)
+    yield from _adding_up(record)
+    yield dim(_cost(record))
     failed = [t for t in record.trials if t.failure]
     if failed:
-        parts.append(words(f"{count(len(failed), 'plan')} could not be measured; the first: {failed[0].failure}"))
-    return Group(*parts)
+        yield f"{count(len(failed), 'plan')} could not be measured; the first: {failed[0].failure}"
 
 
-def _budgets(record: SearchResult) -> RenderableType:
-    header = "Q_r" if record.axis == "ratio" else "bits"
-    out = table(
-        label("budget"),
-        number(header),
-        number("95 % interval"),
-        number("bits per\nweight"),
-        number("Δ loss, selection\n(nats)"),
-        number("Δ loss, report\n(nats)"),
-        number("Δ perplexity,\nreport (%)"),
-    )
-    for reached in record.reached:
-        cells(out, reached.budget, *_budget_cells(record, reached))
-    return out
-
-
-def _budget_cells(record: SearchResult, reached: Reached) -> tuple[str, ...]:
+def _reached(record: SearchResult, reached: Reached) -> tuple[str, ...]:
+    """What a budget reaches, behind its name."""
     if reached.trial < 0:
         return ("none", "", "", "", "", "")
-    trial = record.trials[reached.trial]
-    report = record.on_report(reached)
+    trial, report = record.trials[reached.trial], record.on_report(reached)
     return (
         fixed(abs(trial.position(record.axis)), 3),
         interval_words(reached.low, reached.high),
@@ -70,44 +44,32 @@ def _budget_cells(record: SearchResult, reached: Reached) -> tuple[str, ...]:
     )
 
 
-def _curve(record: SearchResult) -> RenderableType:
+def _curve(record: SearchResult) -> Parts:
     trials = pareto(record.trials, record.axis)
     step = max(1, -(-len(trials) // ROWS))
     shown = [t for i, t in enumerate(trials) if i % step == 0 or i == len(trials) - 1]
     digits = decimals([t.damage.nats for t in shown if not t.failure])
-    out = table(
-        label("trial"), number("Q_r"), number("bits per\nweight"), number(f"predicted\n({record.metric or 'none'})"),
-        number("Δ loss\n(nats)"), number("± SE"), number("Δ perplexity\n(%)"),
-    )  # fmt: skip
-    for trial in shown:
-        cells(out, *_curve_cells(trial, digits))
-    return Group(words("The curve: no measured plan is both cheaper and better than one of these", "dim"), out)
+    predicted = f"predicted\n({record.metric or 'none'})"
+    heads = ("Q_r", "bits per\nweight", predicted, "Δ loss\n(nats)", "± SE", "Δ perplexity\n(%)")
+    yield dim("The curve: no measured plan is both cheaper and better than one of these")
+    yield table((*texts("trial"), *numbers(*heads)), (_trial(trial, digits) for trial in shown))
 
 
-def _curve_cells(trial: SearchTrial, digits: int) -> tuple[str, ...]:
+def _trial(trial: SearchTrial, digits: int) -> tuple[str, ...]:
     predicted = "" if math.isnan(trial.predicted) else fixed(trial.predicted, digits)
-    return (
-        trial.label,
-        fixed(trial.ratio, 3),
-        fixed(trial.bits, 2),
-        predicted,
-        fixed(trial.damage.nats, digits, sign=True),
-        fixed(trial.damage.standard_error, digits),
-        perplexity_change(trial.damage.nats),
-    )
+    losses = (*loss_and_error(trial.damage, digits), perplexity_change(trial.damage.nats))
+    return trial.label, fixed(trial.ratio, 3), fixed(trial.bits, 2), predicted, *losses
 
 
-def _adding_up(record: SearchResult) -> Iterable[str]:
+def _adding_up(record: SearchResult) -> Parts:
     """How the plans' losses compare with the sums of their sites' predictions."""
     fit = record.correction
     if fit.pairs:
         middle = math.sqrt(fit.smallest * fit.largest)
         power = f" (to the power {fixed(fit.power, 2)})" if fit.power != 1 else ""
         left = "" if math.isnan(fit.residual) else f"; {fixed(100 * fit.residual, 0)} % are left unexplained"
-        yield (
-            f"Damages add up to {fixed(fit.apply(middle) / middle, 2)} times their sum{power} over "
-            f"{count(fit.pairs, 'plan')}{left}"
-        )
+        times = fixed(fit.apply(middle) / middle, 2)
+        yield f"Damages add up to {times} times their sum{power} over {count(fit.pairs, 'plan')}{left}"
 
 
 def _cost(record: SearchResult) -> str:
@@ -116,11 +78,3 @@ def _cost(record: SearchResult) -> str:
         f"{count(len(record.trials), 'plan')} tried; {total:,} block × token forwards "
         f"({record.cost.pricing:,} for prices, {record.cost.measuring:,} for measurements)"
     )
-
-
-def with_error(difference: Difference) -> str:
-    """A loss and its standard error; empty where there is none."""
-    if math.isnan(difference.nats):
-        return ""
-    digits = decimals([difference.nats])
-    return f"{fixed(difference.nats, digits, sign=True)} ± {fixed(difference.standard_error, digits)}"

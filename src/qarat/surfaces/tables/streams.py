@@ -1,15 +1,13 @@
-"""Activation stats as tables: where a scale shared by all tokens starves the ordinary ones."""
+"""Activation stats: where a scale shared by all tokens starves the ordinary ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
 from qarat.stages.spikes import RULES, Diagnosis, SpikeVerdict, diagnose, find_spikes
-from qarat.surfaces.tables.layout import GAP, cells, count, fixed, label, number, table, title, words
+from qarat.surfaces.tables.data import DataTable, Marked, Parts, dim, marked, numbers, table, texts, title
+from qarat.surfaces.tables.wording import GAP, count, fixed
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
 from qarat.values.sites import short_name
@@ -18,55 +16,41 @@ ROWS = 10  # of the ranking; what is left out is said below it
 NAMES = 6  # streams named in one cell
 
 
-def show_stats(record: ActivationStats, *, low: TensorScheme | None) -> RenderableType:
+def show_stats(record: ActivationStats, *, low: TensorScheme | None) -> Parts:
     """The streams the low scheme would hurt most, and what each spike rule says of them."""
-    rows = diagnose(record, low)
-    inputs = [d for d in rows if d.kind.endswith("_in")]
-    observed = [d for d in rows if not d.kind.endswith("_in") and d.flagged_by]
+    diagnoses = diagnose(record, low)
+    inputs = [d for d in diagnoses if d.kind.endswith("_in")]
+    observed = [d for d in diagnoses if not d.kind.endswith("_in") and d.flagged_by]
     shown = inputs[:ROWS] + observed[:ROWS]
-    hidden = sum(bool(d.flagged_by) for d in rows) - sum(bool(d.flagged_by) for d in shown)
+    hidden = sum(bool(d.flagged_by) for d in diagnoses) - sum(bool(d.flagged_by) for d in shown)
     scheme = f"low input {low.spell('a')}" if low else "the low scheme leaves inputs in float"
     left_out = f"{GAP}without the first {count(len(record.prefix), 'token')} of a window" if record.prefix else ""
-    counts = f"{len(shown)} of {len(rows)} streams"
-    if hidden:
-        counts += f"; {hidden} more are flagged, see the rules"
-    return Group(
-        title("activations", record.provenance.model, f"{record.windows} windows × {record.length} tokens"),
-        words(f"{record.provenance.convention}{GAP}{scheme}{left_out}", "dim"),
-        Text(),
-        _streams(shown),
-        Text(),
-        words(counts, "dim"),
-        Text(),
-        _rules(find_spikes(record, rule, low) for rule in RULES),
-    )
+    yield title("activations", record.provenance.model, f"{record.windows} windows × {record.length} tokens")
+    yield dim(f"{record.provenance.convention}{GAP}{scheme}{left_out}")
+    yield from ("", _streams(shown), "")
+    more = f"; {hidden} more are flagged, see the rules" if hidden else ""
+    yield dim(f"{len(shown)} of {len(diagnoses)} streams{more}")
+    yield from ("", _rules(find_spikes(record, rule, low) for rule in RULES))
 
 
-def _streams(rows: Iterable[Diagnosis]) -> RenderableType:
-    out = table(
-        label("stream", wrap=False),
-        number("r"),
-        number("max"),
-        number("SNR (dB)"),
-        label("at token"),
-        number("position"),
-        number("channel"),
-        label("flagged by"),
-    )
-    for d in rows:
-        cells(
-            out,
-            short_name(d.stream),
-            fixed(d.ratio, 1),
-            fixed(d.maximum, 1),
-            fixed(d.snr_db, 1),
-            _token(d.peak.text),
-            str(d.peak.position),
-            str(d.peak.channel),
-            ", ".join(d.flagged_by),
-            style="bold" if d.flagged_by else "",
+def _streams(diagnoses: Iterable[Diagnosis]) -> DataTable:
+    sizes, places = numbers("r", "max", "SNR (dB)"), numbers("position", "channel")
+    columns = (*texts("stream", wrap=False), *sizes, *texts("at token"), *places, *texts("flagged by"))
+    rows = (
+        marked(
+            (
+                short_name(d.stream),
+                *(fixed(value, 1) for value in (d.ratio, d.maximum, d.snr_db)),
+                _token(d.peak.text),
+                str(d.peak.position),
+                str(d.peak.channel),
+                ", ".join(d.flagged_by),
+            ),
+            "bold" if d.flagged_by else "",
         )
-    return out
+        for d in diagnoses
+    )
+    return table(columns, rows)
 
 
 def _token(text: str) -> str:
@@ -74,14 +58,15 @@ def _token(text: str) -> str:
     return quoted if len(quoted) <= 18 else f"{quoted[:17]}…"
 
 
-def _rules(verdicts: Iterable[SpikeVerdict]) -> RenderableType:
-    out = table(label("rule", wrap=False), label("flags"), label("margin"), label("asks", style="dim"))
-    for verdict in verdicts:
-        names = [short_name(name) for name in verdict.flagged]
-        more = [f"and {len(names) - NAMES} more"] if len(names) > NAMES else []
-        flags = ", ".join(names[:NAMES] + more) or "none"
-        cells(out, verdict.rule, words(flags, "bold" if names else ""), _margin(verdict), verdict.statement)
-    return out
+def _rules(verdicts: Iterable[SpikeVerdict]) -> DataTable:
+    columns = (*texts("rule", wrap=False), *texts("flags", "margin"), *texts("asks", style="dim"))
+    return table(columns, ((v.rule, _flags(v), _margin(v), v.statement) for v in verdicts))
+
+
+def _flags(verdict: SpikeVerdict) -> str:
+    names = [short_name(name) for name in verdict.flagged]
+    more = [f"and {len(names) - NAMES} more"] if len(names) > NAMES else []
+    return Marked(", ".join(names[:NAMES] + more), "bold") if names else "none"
 
 
 def _margin(verdict: SpikeVerdict) -> str:

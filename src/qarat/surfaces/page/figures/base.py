@@ -9,32 +9,9 @@ from typing import Any
 
 import altair as alt
 
-from qarat.surfaces.tables.layout import visible
+from qarat.surfaces.tables.data import DataTable, field_name
 
 _MOST_TICKS = 7
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """The data behind a figure, as a reader sees them.
-
-    Attributes:
-        columns: Headers, units in brackets.
-        rows: One cell a column, formatted.
-        numeric: Columns that hold numbers, and so are aligned to the right.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numeric: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"rows that do not have the {len(self.columns)} columns {', '.join(self.columns)}")
-
-    def details(self, row: int) -> dict[str, str]:
-        """One row by column, as fields of a chart's data."""
-        return {plain(c): visible(cell) for c, cell in zip(self.columns, self.rows[row], strict=True)}
 
 
 @dataclass(frozen=True)
@@ -86,16 +63,11 @@ Part = Figure | Folded | str
 
 def figures_in(parts: Iterable[Part]) -> list[Figure]:
     """Every figure of a section, folded or not."""
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for part in parts:
         if not isinstance(part, str):
-            found += part.figures if isinstance(part, Folded) else [part]
-    return found
-
-
-def plain(column: str) -> str:
-    """A column's name as a field of Vega-Lite's, where dots and square brackets mean something."""
-    return column.replace(".", " ").replace("[", "(").replace("]", ")")
+            figures += part.figures if isinstance(part, Folded) else [part]
+    return figures
 
 
 def data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
@@ -116,13 +88,13 @@ def log_ticks(low: float, high: float) -> list[float]:
         return []
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
-        found = [float(f"{d}e{exponent}") for exponent in decades if exponent % every == 0 for d in digits]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) <= _MOST_TICKS:
+        ticks = [float(f"{d}e{exponent}") for exponent in decades if exponent % every == 0 for d in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= _MOST_TICKS:
             break
-    return found
+    return ticks
 
 
 def tooltips(table: DataTable) -> list[alt.Tooltip]:
     """What a mark shows on hover: its row of the table."""
-    return [alt.Tooltip(field=plain(c), type="nominal", title=c) for c in table.columns]
+    return [alt.Tooltip(field=field_name(name), type="nominal", title=name) for name in table.names]

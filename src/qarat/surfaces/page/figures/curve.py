@@ -8,8 +8,9 @@ from typing import Any
 
 import altair as alt
 
-from qarat.surfaces.page.figures.base import DataTable, Figure, data, log_ticks, tooltips
+from qarat.surfaces.page.figures.base import Figure, data, log_ticks, tooltips
 from qarat.surfaces.page.figures.series import Axis, Series, drawable, series_table
+from qarat.surfaces.tables.data import DataTable
 
 _HEIGHT = 300  # pixels
 _PHONE, _SYMBOL, _CHARACTER = 330, 22, 7  # pixels: of a legend on a phone, and of what an entry is made of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.tables.layout import count, decimals
+from qarat.surfaces.tables.wording import count, decimals
 from qarat.values.records.prices import Menu
 from qarat.values.records.protection import Protection
 from qarat.values.sites import short_name

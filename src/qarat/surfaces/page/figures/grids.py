@@ -16,8 +16,9 @@ import altair as alt
 from torch import Tensor
 
 from qarat.stages.spikes import snr
-from qarat.surfaces.page.figures.base import DataTable, Figure, data, log_ticks
-from qarat.surfaces.tables.layout import fixed
+from qarat.surfaces.page.figures.base import Figure, data, log_ticks
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import fixed
 from qarat.values.formats import NumberFormat, format_named
 from qarat.values.records.streams import StreamStats
 from qarat.values.schemes import Granularity, TensorScheme
@@ -172,7 +173,7 @@ def _caption(found: Sequence[Grid]) -> str:
 
 
 def _table(found: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
-    columns = ("what", "from", "become zero (%)", "median token keeps (dB)", "share of values (%)")
+    columns = numbers("from", "become zero (%)", "median token keeps (dB)", "share of values (%)")
     rows = [
         (
             f"{g.format.name.upper()}, {g.shared}",
@@ -184,4 +185,4 @@ def _table(found: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
         for g in found
     ]
     rows += [("values", bar["magnitude"], "", "", bar["percent"]) for bar in bars]
-    return DataTable(columns, tuple(rows), frozenset(columns[1:]))
+    return table((*texts("what"), *columns), rows)

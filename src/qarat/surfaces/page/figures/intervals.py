@@ -13,8 +13,9 @@ from typing import Literal
 
 import altair as alt
 
-from qarat.surfaces.page.figures.base import DataTable, Figure, data, tooltips
-from qarat.surfaces.tables.layout import decimals, fixed
+from qarat.surfaces.page.figures.base import Figure, data, tooltips
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import decimals, fixed, interval
 
 _STEP = 46  # pixels from one arm to the next
 _ABOVE = -15  # where its label stands
@@ -67,13 +68,13 @@ def intervals(
         columns: Headers of the arms' details.
     """
     digits = decimals([arm.value for arm in arms], least=2)
-    table = _table(arms, unit, columns, digits)
-    rows = _rows(arms, table, digits)
+    shown = _table(arms, unit, columns, digits)
+    rows = _rows(arms, shown, digits)
     base = alt.Chart(data(rows)).encode(y=alt.Y("row:O", axis=None))
     order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
     colour = alt.Color("group:N", scale=alt.Scale(domain=order, range="category"), legend=None)
     scale, axis = alt.Scale(zero=reference == 0, nice=True), alt.Axis(grid=True, tickCount=6)
-    dots = base.encode(x=alt.X("value:Q", title=unit, scale=scale, axis=axis), color=colour, tooltip=tooltips(table))
+    dots = base.encode(x=alt.X("value:Q", title=unit, scale=scale, axis=axis), color=colour, tooltip=tooltips(shown))
     bars = base.encode(x=alt.X("low:Q", title=unit), x2="high:Q", color=colour)
     layers = [
         *_lines(reference, limit),
@@ -82,15 +83,15 @@ def intervals(
         *_written(base, "arm:N", "left"),
         *_written(base, "shown:N", "right"),
     ]
-    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_STEP * len(rows)), table)
+    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_STEP * len(rows)), shown)
 
 
 def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
-    return DataTable(
-        ("arm", unit, "95 % interval", *columns),
-        tuple((arm.label, fixed(arm.value, digits, sign=True), _interval(arm, digits), *arm.details) for arm in arms),
-        frozenset({unit, "95 % interval", *columns}),
+    rows = (
+        (arm.label, fixed(arm.value, digits, sign=True), interval((arm.low, arm.high), digits), *arm.details)
+        for arm in arms
     )
+    return table((*texts("arm"), *numbers(unit, "95 % interval", *columns)), rows)
 
 
 def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, object]]:
@@ -126,9 +127,3 @@ def _written(base: alt.Chart, field: str, align: Literal["left", "right"]) -> li
     """A text above each line, at its left or right end."""
     at = alt.value(0 if align == "left" else "width")
     return [base.mark_text(style=style, align=align, dy=_ABOVE).encode(x=at, text=field) for style in ("halo", "label")]
-
-
-def _interval(arm: Arm, digits: int) -> str:
-    if not (math.isfinite(arm.low) and math.isfinite(arm.high)):
-        return "n/a"
-    return f"{fixed(arm.low, digits, sign=True)} to {fixed(arm.high, digits, sign=True)}"

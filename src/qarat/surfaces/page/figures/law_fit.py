@@ -8,8 +8,8 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.law_sections import error_bar
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.tables.law_words import off_by
-from qarat.surfaces.tables.layout import count, fixed
+from qarat.surfaces.tables.laws import off_by
+from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.records.law import FittedPoint, Law
 from qarat.values.records.law_data import spell_value
 

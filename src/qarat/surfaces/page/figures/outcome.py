@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.intervals import Arm, intervals
-from qarat.surfaces.tables.layout import count, fixed, perplexity_change
-from qarat.surfaces.tables.scores import arm_words, transform_words
+from qarat.surfaces.tables.scores import arm_label, shared_transforms
+from qarat.surfaces.tables.wording import count, fixed, perplexity_change
 from qarat.values.records.scores import Evaluation, paired_difference
 
 
@@ -22,20 +22,20 @@ def outcome(evaluations: Sequence[Evaluation], budget: tuple[float, str] | None 
         UserError: They are of other models or tokens.
     """
     first, *others = evaluations
-    arms = [Arm(arm_words(first), 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
+    arms = [Arm(arm_label(first), 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
     clusters = 0
     for evaluation in others:
         difference = paired_difference(evaluation, first)
         clusters = difference.clusters
         details = (fixed(evaluation.perplexity, 2), perplexity_change(difference.nats))
-        arms.append(Arm(arm_words(evaluation), difference.nats, *difference.interval, evaluation.label, details))
+        arms.append(Arm(arm_label(evaluation), difference.nats, *difference.interval, evaluation.label, details))
     windows = count(len(first.nats), "window")
     caption = (
         f"Loss over {first.label} on {windows} of text that neither calibration nor planning has seen. Bars: 95 %, "
         f"paired by window, over {count(clusters, 'source')}."
     )
-    if said := transform_words(evaluations):
-        caption += f" {said[0].upper()}{said[1:]}."
+    if note := shared_transforms(evaluations):
+        caption += f" {note[0].upper()}{note[1:]}."
     return intervals(
         "outcome",
         "Loss over float",

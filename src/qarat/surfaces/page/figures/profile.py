@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import altair as alt
 
-from qarat.surfaces.page.figures.base import DataTable, Figure, data, log_ticks, tooltips
-from qarat.surfaces.tables.layout import count, fixed
+from qarat.surfaces.page.figures.base import Figure, data, log_ticks, tooltips
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.formats import NumberFormat
 from qarat.values.records.streams import StreamStats
 from qarat.values.sites import short_name
@@ -28,18 +29,18 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     means = [(start, max(maxima[start : start + wide])) for start in range(0, len(maxima), wide)]
     step = stream.maximum / low.largest
     floor = min([step, *(m for _, m in means if m > 0)]) / 2
-    table = _table(stream, means)
+    shown = _table(stream, means)
     line = [{"position": at, "maximum": max(m, floor), "floor": floor} for at, m in means]
     peaks = [
-        {**table.details(i), "at": p.position, "size": abs(p.value), "name": repr(p.text)}
+        {**shown.details(i), "at": p.position, "size": abs(p.value), "name": repr(p.text)}
         for i, p in enumerate(stream.peaks)
     ]
     y = _y(floor, stream.maximum)
-    layers = [*_means(line, y), *_peaks(peaks, table, len(maxima), y), *_step(step, low, y)]
+    layers = [*_means(line, y), *_peaks(peaks, shown, len(maxima), y), *_step(step, low, y)]
     chart = alt.LayerChart(layer=layers, height=_HEIGHT)
     name = short_name(stream.name)
     caption = _caption(stream, step, low)
-    return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, chart, table)
+    return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, chart, shown)
 
 
 def _x(field: str) -> alt.X:
@@ -64,13 +65,13 @@ def _means(line: list[dict[str, float]], y: Callable[[str], alt.Y]) -> list[alt.
     return [area, base.mark_line(style="profile").encode(y=y("maximum"))]
 
 
-def _peaks(peaks: list[dict[str, object]], table: DataTable, length: int, y: Callable[[str], alt.Y]) -> list[alt.Chart]:
+def _peaks(peaks: list[dict[str, object]], shown: DataTable, length: int, y: Callable[[str], alt.Y]) -> list[alt.Chart]:
     base = alt.Chart(data(peaks)).encode(x=_x("at"), y=y("size"))
     # The largest carries its token, on the side where there is room.
     left = int(str(peaks[0]["at"])) > length / 2
     name = alt.Chart(data(peaks[:1])).encode(x=_x("at"), y=y("size"), text="name:N")
     return [
-        base.mark_point(style=["dot", "peak"]).encode(tooltip=tooltips(table)),
+        base.mark_point(style=["dot", "peak"]).encode(tooltip=tooltips(shown)),
         name.mark_text(style="label", align="right" if left else "left", dx=-10 if left else 10),
     ]
 
@@ -94,10 +95,10 @@ def _caption(stream: StreamStats, step: float, low: NumberFormat) -> str:
 
 
 def _table(stream: StreamStats, means: list[tuple[int, float]]) -> DataTable:
-    columns = ("what", "position", "magnitude", "token", "channel", "window")
+    columns = (*texts("what"), *numbers("position", "magnitude"), *texts("token"), *numbers("channel", "window"))
     rows = [
         ("largest", str(p.position), fixed(abs(p.value), 2), repr(p.text), str(p.channel), str(p.window))
         for p in stream.peaks
     ]
     rows += [("mean", str(at), fixed(m, 2), "", "", "") for at, m in means]
-    return DataTable(columns, tuple(rows), frozenset({"position", "magnitude", "channel", "window"}))
+    return table(columns, rows)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.tables.layout import fixed
-from qarat.values.records.protection import Protection, Trial
-from qarat.values.units import Unit
+from qarat.surfaces.tables.choices import added
+from qarat.surfaces.tables.wording import fixed
+from qarat.values.records.protection import Protection
 
 
 def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:
@@ -21,7 +21,8 @@ def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:
     """
     last = len(sweep.trials) - 1
     dots = tuple(
-        Dot(k, t.damage.nats, y_range=t.damage.interval, label=label) for k, (t, label) in enumerate(_added(sweep))
+        Dot(k, t.damage.nats, y_range=t.damage.interval, label=label or "nothing protected")
+        for k, (t, label) in enumerate(added(sweep))
     )
     naive, final = sweep.trials[0].damage.nats, sweep.trials[-1].damage.nats
     caption = (
@@ -38,14 +39,3 @@ def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:
         what="adds",
         limit=(sweep.budget_nats, f"budget {sweep.budget}"),
     )
-
-
-def _added(sweep: Protection) -> list[tuple[Trial, str]]:
-    """Each trial with the sites that it protects and the one before did not."""
-    before: set[str] = set()
-    found: list[tuple[Trial, str]] = []
-    for trial in sweep.trials:
-        new = tuple(site for site in trial.sites if site not in before)
-        found.append((trial, Unit(new, 0).label if new else "nothing protected"))
-        before |= set(trial.sites)
-    return found

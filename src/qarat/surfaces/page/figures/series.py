@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qarat.surfaces.page.figures.base import DataTable
-from qarat.surfaces.tables.layout import decimals, fixed
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import decimals, fixed
 from qarat.values.records.law_data import spell_value
 
 
@@ -99,12 +99,13 @@ def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataT
         what: Header of the points' labels.
     """
     dots = [(s, d) for s in series if s.listed for d in s.dots]
+    several = len({s.name for s, _ in dots}) > 1
     x_digits = decimals([d.x for _, d in dots]) if x.digits is None else x.digits
     y_digits = decimals([d.y for _, d in dots]) if y.digits is None else y.digits
-    columns = ("series", what, x.title, f"{x.title}, 95 %", y.title, f"{y.title}, 95 %")
+    columns = numbers(x.title, f"{x.title}, 95 %", y.title, f"{y.title}, 95 %")
     rows = [
         (
-            s.name,
+            s.name if several else "",
             d.label,
             spell_value("size", d.x) if x.counts else fixed(d.x, x_digits),
             _spell_range(d.x_range, x_digits),
@@ -113,12 +114,7 @@ def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataT
         )
         for s, d in dots
     ]
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    if len({s.name for s, _ in dots}) == 1:
-        used.remove(0)
-    return DataTable(
-        tuple(columns[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows), frozenset(columns[2:])
-    )
+    return table((*texts("series", what), *columns), rows).used()
 
 
 def _spell_range(ends: tuple[float, ...], digits: int) -> str:

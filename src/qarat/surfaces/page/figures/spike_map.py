@@ -7,9 +7,10 @@ import math
 import altair as alt
 
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
-from qarat.surfaces.page.figures.base import DataTable, Figure, tooltips
+from qarat.surfaces.page.figures.base import Figure, tooltips
 from qarat.surfaces.page.figures.cells import cells
-from qarat.surfaces.tables.layout import fixed
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import fixed
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
 from qarat.values.sites import short_name
@@ -29,12 +30,12 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         low: The low scheme's input, for the rules that ask for it.
     """
     found = sorted(diagnose(stats, low), key=lambda d: (d.block, KINDS.index(d.kind)))
-    table = _table(found)
+    shown = _table(found)
     # At least up to the limit of a rule, so that a model without spikes looks like one.
     top = max(RATIO_LIMIT, *(d.ratio for d in found))
     rows = [
         {
-            **table.details(i),
+            **shown.details(i),
             "block": d.block,
             "row": d.kind,
             "ratio": max(d.ratio, 1.0),
@@ -51,15 +52,15 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         legend=alt.Legend(title="r", gradientLength=180, gradientThickness=10, values=_ticks(top), format="~g"),
     )
     layers = [
-        base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(table)),
-        base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(table)),
+        base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(shown)),
+        base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(shown)),
     ]
     if max(d.block for d in found) < _LEGIBLE:
-        text = base.encode(text="shown:N", tooltip=tooltips(table))
+        text = base.encode(text="shown:N", tooltip=tooltips(shown))
         layers.append(text.transform_filter(alt.datum.strong).mark_text(style="on-strong"))
         layers.append(text.transform_filter(~alt.datum.strong).mark_text(style="on-weak"))
     chart = alt.LayerChart(layer=layers, height=height)
-    return Figure("spike-map", "Every stream of every block", _caption(found), chart, table)
+    return Figure("spike-map", "Every stream of every block", _caption(found), chart, shown)
 
 
 def _caption(found: list[Diagnosis]) -> str:
@@ -73,7 +74,7 @@ def _caption(found: list[Diagnosis]) -> str:
 
 
 def _table(found: list[Diagnosis]) -> DataTable:
-    columns = ("stream", "r", "maximum", "SNR (dB)", "value", "token", "position", "channel", "flagged by")
+    sizes, places = numbers("r", "maximum", "SNR (dB)", "value"), numbers("position", "channel")
     rows = [
         (
             short_name(d.stream),
@@ -88,7 +89,7 @@ def _table(found: list[Diagnosis]) -> DataTable:
         )
         for d in found
     ]
-    return DataTable(columns, tuple(rows), frozenset(columns) - {"stream", "token", "flagged by"})
+    return table((*texts("stream"), *sizes, *texts("token"), *places, *texts("flagged by")), rows)
 
 
 def _ticks(top: float) -> list[float]:

@@ -6,9 +6,10 @@ from collections import Counter
 
 import altair as alt
 
-from qarat.surfaces.page.figures.base import DataTable, Figure, tooltips
+from qarat.surfaces.page.figures.base import Figure, tooltips
 from qarat.surfaces.page.figures.cells import cells
-from qarat.surfaces.tables.layout import count, fixed
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.plans import Assignment, Plan
 from qarat.values.sites import short_name
 
@@ -25,9 +26,9 @@ def strip(plan: Plan) -> Figure:
     products = [a for a in plan.assignments if a.site.kind == "product"]
     idle = all(a.is_float for a in products)
     shown = projections if idle else [*projections, *products]
-    table = _table(plan, shown)
+    sites = _table(plan, shown)
     rows = [
-        {**table.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
+        {**sites.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
         for i, a in enumerate(shown)
     ]
     schemes = Counter(str(a.scheme) for a in projections)
@@ -40,12 +41,12 @@ def strip(plan: Plan) -> Figure:
         scale=alt.Scale(domain=order, range="ordinal"),
         legend=alt.Legend(columns=1, symbolType="square"),
     )
-    chart = base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(table)).properties(height=height)
+    chart = base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(sites)).properties(height=height)
     parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
     caption = "; ".join(parts) + "."
     if products and idle:
         caption += " The attention products stay in float."
-    return Figure("plan", "Every site by its scheme", caption, chart, table)
+    return Figure("plan", "Every site by its scheme", caption, chart, sites)
 
 
 def _leaf(a: Assignment) -> str:
@@ -53,7 +54,6 @@ def _leaf(a: Assignment) -> str:
 
 
 def _table(plan: Plan, shown: list[Assignment]) -> DataTable:
-    columns = ("site", "scheme", "parameters", "bits per weight", "reason")
     rows = [
         (
             short_name(a.site.name),
@@ -64,4 +64,4 @@ def _table(plan: Plan, shown: list[Assignment]) -> DataTable:
         )
         for a in shown
     ]
-    return DataTable(columns, tuple(rows), frozenset({"parameters", "bits per weight"}))
+    return table((*texts("site", "scheme"), *numbers("parameters", "bits per weight"), *texts("reason")), rows)

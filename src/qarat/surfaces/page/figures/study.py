@@ -10,8 +10,8 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.tables.layout import count, fixed, perplexity_change, share
 from qarat.surfaces.tables.spike_study import notes_of
+from qarat.surfaces.tables.wording import count, fixed, perplexity_change, share
 from qarat.values.records.origin import Difference
 from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
