@@ -125,13 +125,13 @@ def _differences(law: Law, table: Table) -> list[str]:
     """What a reader must know of a law beside these rows."""
     theirs = {**shared_words(table), "how": table.how}
     ours = {**law.shared, "how": law.how}
-    found = [
+    notes = [
         f"{key.replace('_', ' ')} differs: the law has {value!r}, these rows {theirs[key]!r}"
         for key, value in ours.items()
         if value and theirs.get(key) and theirs[key] != value
     ]
-    found += [f"the law's data: {defect}" for defect in law.defects]
-    return found + [f"these rows: {defect}" for defect in table.defects if defect not in law.defects]
+    notes += [f"the law's data: {defect}" for defect in law.defects]
+    return notes + [f"these rows: {defect}" for defect in table.defects if defect not in law.defects]
 
 
 def _listed(models: Sequence[str]) -> str:

@@ -3,6 +3,11 @@
 An error over some sizes only would flatter, so that a form has one where each size could be left out. Where forms for
 all points stand side by side and one of them lacks a size (tokens that differ at one size alone, say), all are compared
 over the sizes that each of them could do without, if these are two or more, and the others are named.
+
+A form with an offset may come as close to a simpler one as one likes: the power of a share becomes its exponential as d
+grows. Where data do not fix d, a descent stops somewhere along that way, and where depends on the last bits of a
+machine's arithmetic. Forms that say the same of what they had not seen, by far nearer to each other than data are to
+either, are therefore one law, and of these the one with the fewest parameters stands for it.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from qarat.values.records.law_data import spell_value
 
 _FEWEST_SIZES = 2
 _TIE = 1e-4  # relative: of two forms that make the same predictions, each as closely as it was fitted
+_SAME = 0.1  # of the scatter about a law: what forms may differ by and still say the same of sizes left out
 
 
 def compare_forms(fits: Sequence[Fit]) -> tuple[list[Fit], str]:
@@ -76,17 +82,25 @@ def _left_out_sizes(fit: Fit) -> set[float]:
 
 def _note(lacking: dict[str, set[float]]) -> str:
     """Which sizes the comparison does without, and why."""
-    words = [f"{form} without {', '.join(spell_value('size', s) for s in sorted(s))}" for form, s in lacking.items()]
-    left = "; ".join(words)
+    lacks = [f"{form} without {', '.join(spell_value('size', s) for s in sorted(s))}" for form, s in lacking.items()]
+    left = "; ".join(lacks)
     return f"the error on sizes left out is over those that every form can do without: too few data for {left}"
 
 
 def _least(whole: Sequence[Fit]) -> tuple[str, list[str]]:
-    """The best form, or none, and those that are as good: of these one about the ratio is taken, as it is asked for."""
-    errors = {fit.form: fit.quality[0].left_out_error for fit in whole}
-    if not errors or not all(errors.values()):
+    """The best form, or none, and those that say the same: of these one about the ratio, then the simplest, is best."""
+    if not whole or not all(fit.quality[0].left_out_error for fit in whole):
         return "", []
-    least = min(error for (error,) in errors.values())
-    first = [form for form, (error,) in errors.items() if math.isclose(error, least, rel_tol=_TIE)]
-    best = next((form for form in first if "ratio" in FORMS.load(form).variables), first[0])
-    return best, [form for form in first if form != best]
+    least = min(whole, key=lambda fit: fit.quality[0].left_out_error)
+    same = {fit.form: FORMS.load(fit.form) for fit in whole if _says_the_same(fit, least)}
+    best = min(same, key=lambda form: ("ratio" not in same[form].variables, len(same[form].names)))
+    return best, [form for form in same if form != best]
+
+
+def _says_the_same(fit: Fit, other: Fit) -> bool:
+    """Whether two fits to the same points predict alike what they had not seen."""
+    (error,), (least,) = fit.quality[0].left_out_error, other.quality[0].left_out_error
+    both = [(p, q) for p, q in zip(_counted(fit), _counted(other), strict=True) if p.left_out and q.left_out]
+    apart = np.log([p.left_out[0] / q.left_out[0] for p, q in both])
+    scatter = min(fit.quality[0].scatter, other.quality[0].scatter)
+    return math.isclose(error, least, rel_tol=_TIE) or float(np.sqrt(np.mean(apart**2))) <= _SAME * scatter

@@ -8,6 +8,10 @@ A point at y with standard error s and a law at f, with scatter τ about the law
 Residuals go into Huber's loss with its usual corner at 1.345 standard deviations, which costs 5 % of efficiency where
 errors are normal (Huber, Robust Statistics, 1981), or into squares. τ is estimated with the coefficients, in turns. The
 objective has one minimum unless points count by difference or a term has an offset, hence several starts.
+
+An offset may have no best value: the objective falls without end as it grows, ever more slowly, and where a descent
+comes to rest depends on the last bits of a machine's arithmetic. So one start has every offset at the end of its range,
+and wins where nothing nearer is better; what comes of it is said of the fit, or refuses it.
 """
 
 from __future__ import annotations
@@ -58,18 +62,18 @@ def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Solu
             stay. None tries several places.
     """
     farthest = start.farthest if start else tuple(_FARTHEST_OFFSET * np.max(points.x[t.variable]) for t in form.offsets)
-    first = _least_squares_start(form, points)
+    first = _least_squares(form, points, [np.min(points.x[t.variable]) for t in form.offsets])
     if method == "ols" and not form.offsets and not points.error.any():
         return Solution(first, start.scatter if start else _scatter(form, first, points, robust=False), farthest)
     if start is not None:
         return Solution(
             _minimize(form, points, method, start.scatter, start.theta, farthest)[0], start.scatter, farthest
         )
-    starts, scatter = _starts(form, points, first, np.random.default_rng(seed)), _FIRST_SCATTER
+    starts, scatter = _starts(form, points, first, farthest, np.random.default_rng(seed)), _FIRST_SCATTER
     theta = first
     for _ in range(_TURNS):
-        found = [_minimize(form, points, method, scatter, begin, farthest) for begin in starts]
-        theta = min(found, key=lambda solution: solution[1])[0]
+        solutions = [_minimize(form, points, method, scatter, begin, farthest) for begin in starts]
+        theta = min(solutions, key=lambda solution: solution[1])[0]
         before, scatter = scatter, _scatter(form, theta, points, robust=method == "huber")
         if abs(scatter - before) <= 1e-3 * before:
             break
@@ -83,22 +87,27 @@ def log_residuals(form: Form, theta: Vector, points: Points) -> Vector:
     return np.log(counted.y) - form.log_response(theta, counted.x)
 
 
-def _least_squares_start(form: Form, points: Points) -> Vector:
-    """Ordinary least squares over the points that count by ratio, offsets at the smallest value of their variable."""
+def _least_squares(form: Form, points: Points, offsets: Sequence[float]) -> Vector:
+    """Ordinary least squares over the points that count by ratio, with the offsets as given."""
     counted = points.take(~points.by_difference)
     linear = 1 + len(form.terms)
     theta = np.ones(len(form.names))
-    theta[linear:] = [np.min(points.x[t.variable]) for t in form.offsets]
+    theta[linear:] = offsets
     columns = form.gradient(theta, counted.x)[:, :linear]
     theta[:linear] = np.linalg.lstsq(columns, np.log(counted.y), rcond=None)[0]
     return theta
 
 
-def _starts(form: Form, points: Points, first: Vector, generator: np.random.Generator) -> list[Vector]:
-    """The first, and others about it; offsets anywhere from a tenth of the least value to the largest, in the log."""
-    found = [first]
+def _starts(
+    form: Form, points: Points, first: Vector, farthest: Sequence[float], generator: np.random.Generator
+) -> list[Vector]:
+    """The first, and others about it; offsets anywhere from a tenth of the least value to the largest, in the log.
+
+    The last has every offset at the end of its range.
+    """
+    starts = [first]
     if not form.offsets and not points.by_difference.any():
-        return found  # one minimum
+        return starts  # one minimum
     linear = 1 + len(form.terms)
     for _ in range(_STARTS - 1):
         theta = first.copy()
@@ -108,8 +117,8 @@ def _starts(form: Form, points: Points, first: Vector, generator: np.random.Gene
             theta[linear + i] = np.exp(generator.uniform(np.log(low), np.log(high)))
         middle = points.take(~points.by_difference)
         theta[0] += np.mean(np.log(middle.y) - form.log_response(theta, middle.x))
-        found.append(theta)
-    return found
+        starts.append(theta)
+    return [*starts, _least_squares(form, points, farthest)] if form.offsets else starts
 
 
 def _minimize(

@@ -65,18 +65,14 @@ def fit_law(
     refused: dict[str, str] = {}
     for done, name in enumerate(names):
         progress("fit", done, len(names))
-        try:
-            found, reason = _fit_form(name, table, method, draws, seed, standard_error)
-            fits += found
-        except UserError as error:
-            if form != ALL:
-                raise
-            reason = str(error)
+        fitted, reason = _fit_form(name, table, method, draws, seed, standard_error)
+        fits += fitted
         if reason:
             refused[name] = reason
     progress("fit", len(names), len(names))
     if not fits:
-        raise UserError("no form fits these data:\n" + "\n".join(f"{k}: {v}" for k, v in refused.items()))
+        every = "no form fits these data:\n" + "\n".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UserError(every if form == ALL else refused[form])
     versions = {package: metadata.version(package) for package in ("qarat", "numpy", "scipy")}
     fits, best = compare_forms(fits) if form == ALL else (fits, "")
     return Law(
@@ -105,24 +101,21 @@ def _check_options(method: str, draws: int, standard_error: float | None) -> Non
 def _fit_form(
     name: str, table: Table, method: str, draws: int, seed: int, standard_error: float | None
 ) -> tuple[list[Fit], str]:
-    """The fits, one for each group, and why some groups have none.
-
-    Raises:
-        UserError: None has one.
-    """
+    """The fits, one for each group, and why there are none, or why some groups have none."""
     form = FORMS.load(name)
-    wanted = form.method if method == "paper" else method
-    notes = unmodelled(form, table)
+    try:
+        groups = make_points(form, name, table, standard_error)
+    except UserError as error:
+        return [], str(error)
     fits: list[Fit] = []
     problems: list[str] = []
-    for points in make_points(form, name, table, standard_error):
+    for points in groups:
         try:
             check_points(form, name, points)
-            fits.append(_fit_group(form, name, points, wanted, draws, seed, notes))
+            how = form.method if method == "paper" else method
+            fits.append(_fit_group(form, name, points, how, draws, seed, unmodelled(form, table)))
         except UserError as error:
             problems.append(str(error))
-    if not fits:
-        raise UserError("\n".join(problems))
     return fits, "\n".join(problems)
 
 
@@ -173,13 +166,13 @@ def _domain(form: Form, points: Points) -> dict[str, tuple[float, float]]:
 
 def _leave_sizes_out(form: Form, points: Points, method: str, seed: int) -> dict[float, Vector]:
     """Size to the coefficients fitted without it, where the others still identify them."""
-    found: dict[float, Vector] = {}
+    thetas: dict[float, Vector] = {}
     for size in sorted(set(points.sizes)):
         rest = points.take(points.sizes != size)
         counted = rest.take(~rest.by_difference)
         if len(counted) > len(form.names) and is_identified(form, counted):
-            found[float(size)] = estimate(form, rest, method, seed).theta
-    return found
+            thetas[float(size)] = estimate(form, rest, method, seed).theta
+    return thetas
 
 
 def _fitted_points(
@@ -187,13 +180,13 @@ def _fitted_points(
 ) -> tuple[FittedPoint, ...]:
     near_zero = points.by_difference
     predicted = np.exp(form.log_response(fitted.theta, points.x))
-    found: list[FittedPoint] = []
+    fitted_points: list[FittedPoint] = []
     for i, size in enumerate(points.sizes):
         one = points.take(np.array([i]))
         unseen = left_out.get(float(size))
         outside = () if unseen is None else (float(np.exp(form.log_response(unseen, one.x)[0])),)
         variables = {v: float(x[0]) for v, x in one.x.items()} | ({"size": float(size)} if size else {})
-        found.append(
+        fitted_points.append(
             FittedPoint(
                 points.models[i],
                 variables,
@@ -204,7 +197,7 @@ def _fitted_points(
                 bool(near_zero[i]),
             )
         )
-    return tuple(found)
+    return tuple(fitted_points)
 
 
 def _quality(form: Form, points: Points, fitted: Solution) -> Quality:
@@ -238,21 +231,21 @@ def _covariance(form: Form, points: Points, fitted: Solution) -> Vector:
 
 
 def _notes(form: Form, points: Points, fitted: Solution, drawn: Resample | None) -> list[str]:
-    found: list[str] = []
+    notes: list[str] = []
     if "size" in form.variables and (sizes := len(np.unique(points.sizes))) == 2:
-        found.append(f"{sizes} sizes fix the exponent of N exactly: nothing checks that the law is one in N")
+        notes.append(f"{sizes} sizes fix the exponent of N exactly: nothing checks that the law is one in N")
     for shift, term in zip(fitted.theta[1 + len(form.terms) :], form.offsets, strict=True):
         if shift < 1e-3 or shift > 50 * points.x[term.variable].max():
-            found.append(f"{term.offset} is at the end of its range: these data do not fix it")
+            notes.append(f"{term.offset} is at the end of its range: these data do not fix it")
     if drawn is None:
-        return found
+        return notes
     if drawn.resampled == "points" and len(set(points.models)) > 1:
-        found.append("too few models to draw whole ones: intervals say how sure the law is of these, not of others")
+        notes.append("too few models to draw whole ones: intervals say how sure the law is of these, not of others")
     if drawn.rejected > _REJECTED:
-        found.append(f"{drawn.rejected:.0%} of the bootstrap samples did not fix every parameter and were drawn again")
+        notes.append(f"{drawn.rejected:.0%} of the bootstrap samples did not fix every parameter and were drawn again")
     if len(drawn.draws) < (needed := fewest_draws(drawn.units)):
-        found.append(
+        notes.append(
             f"an interval from {drawn.units} {drawn.resampled} ends where one draw in {needed} lies beyond; of "
             f"{len(drawn.draws)} it ends at the last one, which is too narrow: `draws` {needed}"
         )
-    return found
+    return notes

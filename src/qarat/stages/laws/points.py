@@ -91,15 +91,15 @@ def make_points(form: Form, name: str, table: Table, standard_error: float | Non
         at = {v: _variable(row, v) for v in form.by}
         key = tuple(joined[value] if v == "ratio" else value for v, value in at.items())
         groups.setdefault(key, []).append(row)
-    found = [
+    sets = [
         _points(form, dict(zip(form.by, key, strict=True)), own, standard_error or 0.0)
         for key, own in sorted(groups.items(), key=lambda group: group[0])
     ]
-    if form.by and (most := max(map(len, found))) < form.points:
+    if form.by and (most := max(map(len, sets))) < form.points:
         by = " and ".join(form.by)
         needs = f"to {form.points} points or more; here none has over {most}"
         raise UserError(f"{name} is fitted once for each {by}, {needs}")
-    return found
+    return sets
 
 
 def check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
@@ -114,17 +114,17 @@ def check_rows(form: Form, name: str, rows: Sequence[Measurement]) -> None:
     if baseless := {row.metric for row in rows if row.metric in ("loss", "perplexity") and row.base_value is None}:
         problems.append(f"{', '.join(sorted(baseless))} without base_value in some rows: give the unquantized model's")
     for column in _SHARED:
-        found = sorted({getattr(row, column) for row in rows})
-        if len(found) > 1 and not (column == "format" and "bits" in form.variables):
-            listed = ", ".join(repr(value) for value in found[:6])
+        values = sorted({getattr(row, column) for row in rows})
+        if len(values) > 1 and not (column == "format" and "bits" in form.variables):
+            listed = ", ".join(repr(value) for value in values[:6])
             problems.append(f"{column} is not one: {listed}; a law holds for one, so choose with `where` {column}=…")
     for variable in sorted({*form.variables, *form.by, *form.needs} - {"loss"}):
         lacking = sum(getattr(row, variable) is None for row in rows)
         if lacking:
             problems.append(f"{name} needs {variable} ({VARIABLES[variable]}); {lacking} of {len(rows)} rows lack it")
     if form.uniform and any(row.ratio != 1 for row in rows):
-        found = sorted({row.ratio for row in rows if row.ratio is not None})
-        ratios = ", ".join(f"{r:g}" for r in found[:8]) or "not given"
+        values = sorted({row.ratio for row in rows if row.ratio is not None})
+        ratios = ", ".join(f"{r:g}" for r in values[:8]) or "not given"
         problems.append(f"{name} models whole models in one precision, ratio 1; here it is {ratios}")
     if problems:
         raise UserError("\n".join(problems))
@@ -144,7 +144,7 @@ def check_points(form: Form, name: str, points: Points) -> None:
 def shared_words(table: Table) -> dict[str, str]:
     """What all rows have in common, in words."""
     values = {column: {getattr(row, column) for row in table.rows} for column in _SHARED}
-    return {column: next(iter(found)) for column, found in values.items() if len(found) == 1 and all(found)}
+    return {column: next(iter(distinct)) for column, distinct in values.items() if len(distinct) == 1 and all(distinct)}
 
 
 def response_of(form: Form, row: Measurement) -> float:
@@ -157,13 +157,13 @@ def unmodelled(form: Form, table: Table) -> list[str]:
     used = {*form.variables, *form.by, "loss", *(["size"] if form.response == "billions" else [])}
     if "ratio" in used:
         used.add("bits")  # they follow from the ratio
-    found = [form.mixed] if form.mixed and any(row.ratio not in (None, 1) for row in table.rows) else []
+    notes = [form.mixed] if form.mixed and any(row.ratio not in (None, 1) for row in table.rows) else []
     for variable in VARIABLES:
         values = [v for row in table.rows if variable not in used and (v := _variable(row, variable))]
         if len(set(values)) > 1:
             least, most = (spell_value(variable, v) for v in (min(values), max(values)))
-            found.append(f"{variable} is not part of this form; in these data it is {least} to {most}")
-    return found
+            notes.append(f"{variable} is not part of this form; in these data it is {least} to {most}")
+    return notes
 
 
 def is_identified(form: Form, points: Points) -> bool:
@@ -249,9 +249,9 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
     if (points.by_difference & (points.error > 0)).all():
         yield f"every increase{where} is within {NEAR_ZERO:g} standard errors of zero; measure more windows"
     for i in np.flatnonzero((points.y <= 0) & (points.error == 0)):
-        what = spell_values({v: points.x[v][i] for v in form.variables})
+        place = spell_values({v: points.x[v][i] for v in form.variables})
         yield (
-            f"{points.models[i]} at {what} has an increase of {points.y[i]:.4g}, which has no logarithm, and no "
+            f"{points.models[i]} at {place} has an increase of {points.y[i]:.4g}, which has no logarithm, and no "
             "standard error to weigh it by: give standard_error in the data, or `standard_error` for rows without one"
         )
 

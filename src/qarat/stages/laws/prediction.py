@@ -211,9 +211,9 @@ def _no_answer(asked: str, raw: float, turned: bool) -> str:
     low, high = _POSSIBLE.get(asked, (0.0, math.inf))
     if low <= raw <= high or (raw > high and not turned):  # a largest ratio above 1 is an answer: everything low
         return ""
-    what = {"ratio": "share", "block": "block size", "bits": "number of bits"}.get(asked, asked)
+    noun = {"ratio": "share", "block": "block size", "bits": "number of bits"}.get(asked, asked)
     cheap_is_low = (_DEARER[asked] > 0) != turned
-    return f"no {what} keeps this budget" if (raw < low) == cheap_is_low else f"every {what} keeps this budget"
+    return f"no {noun} keeps this budget" if (raw < low) == cheap_is_low else f"every {noun} keeps this budget"
 
 
 def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]:
@@ -226,7 +226,7 @@ def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]
         return False, False, []
     # Law 1 has one coefficient, which decides whichever variable is asked for: N grows with the ratio it is to reach.
     variable, expected = ("ratio", 1) if form.response == "billions" else (asked, _DEARER[asked])
-    what = "N" if form.response == "billions" else "the loss increase"
+    response = "N" if form.response == "billions" else "the loss increase"
     usual, other = ("grows", "falls") if expected > 0 else ("falls", "grows")
     parameter = fit.parameters[1 + form.variables.index(variable)]
     theta = _theta(form, [p.value for p in fit.parameters])
@@ -234,13 +234,13 @@ def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]
     notes: list[str] = []
     if against:
         notes.append(
-            f"in this fit {what} {other} with {variable} ({parameter.name} = {parameter.value:.4g}), not {usual}"
+            f"in this fit {response} {other} with {variable} ({parameter.name} = {parameter.value:.4g}), not {usual}"
         )
     undecided = bool(parameter.interval) and parameter.interval[0] <= 0 <= parameter.interval[1]
     if undecided:
         low, high = (f"{bound:.4g}" for bound in parameter.interval)
         notes.append(
-            f"no intervals: these data do not fix whether {what} {usual} or {other} with {variable}; "
+            f"no intervals: these data do not fix whether {response} {usual} or {other} with {variable}; "
             f"{parameter.name} is {low} to {high}"
         )
     # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
@@ -261,8 +261,8 @@ def _intervals(
     residuals = _residuals(fit)
     # The same errors for every question: a seed of their own would make two answers of one law disagree.
     noise = np.random.default_rng(0).choice(residuals, size=(len(draws), _ERRORS))
-    found = [_answer(form, theta, asked, known, e) for theta, row in zip(thetas, noise, strict=True) for e in row]
-    return of_law, interval(found, fit.units)
+    answers = [_answer(form, theta, asked, known, e) for theta, row in zip(thetas, noise, strict=True) for e in row]
+    return of_law, interval(answers, fit.units)
 
 
 def _residuals(fit: Fit) -> Vector:
@@ -282,7 +282,7 @@ def _same(a: float | None, b: float) -> bool:
 
 def outside_domain(fit: Fit, values: Mapping[str, float]) -> list[str]:
     """What lies outside the fitted domain, and how far."""
-    found: list[str] = []
+    notes: list[str] = []
     for variable, value in values.items():
         low, high = fit.domain.get(variable, (-math.inf, math.inf))
         if low * (1 - _SAME) <= value <= high * (1 + _SAME) or variable in fit.group:
@@ -295,5 +295,5 @@ def outside_domain(fit: Fit, values: Mapping[str, float]) -> list[str]:
         else:
             far = f"{times:.3g} times {'below' if below else 'above'}"
         at, end = spell_value(variable, value), spell_value(variable, bound)
-        found.append(f"{variable} {at} is {far} the {word} fitted, {end}")
-    return found
+        notes.append(f"{variable} {at} is {far} the {word} fitted, {end}")
+    return notes

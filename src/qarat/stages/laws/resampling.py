@@ -51,9 +51,9 @@ def resample(form: Form, points: Points, fitted: Solution, method: str, draws: i
     by_model = len(rows) >= _FEWEST_MODELS
     if len(rows) == len(points):  # one point a model: drawing either is the same
         by_model = True
-    found: list[Vector] = []
+    thetas: list[Vector] = []
     tries = 0
-    while len(found) < draws and tries < draws * _TRIES:
+    while len(thetas) < draws and tries < draws * _TRIES:
         tries += 1
         if by_model:
             chosen = np.concatenate([rows[i] for i in generator.integers(len(rows), size=len(rows))])
@@ -62,14 +62,14 @@ def resample(form: Form, points: Points, fitted: Solution, method: str, draws: i
         sample = points.take(chosen)
         if _enough(form, sample):
             theta = estimate(form, sample, method, start=fitted).theta
-            found += [theta] if form.has_numbers(theta) else []
-    if len(found) < draws:
+            thetas += [theta] if form.has_numbers(theta) else []
+    if len(thetas) < draws:
         raise UserError(
-            f"of {tries} bootstrap samples{in_group(points.group)} only {len(found)} fix every parameter, too few for "
+            f"of {tries} bootstrap samples{in_group(points.group)} only {len(thetas)} fix every parameter, too few for "
             "intervals: measure more models, or fit without intervals (`draws` 0)"
         )
     units = len(rows) if by_model else len(points)
-    return Resample(np.array(found), "models" if by_model else "points", units, 1 - draws / tries)
+    return Resample(np.array(thetas), "models" if by_model else "points", units, 1 - draws / tries)
 
 
 def interval(values: Sequence[float] | Vector, units: int) -> tuple[float, float]:
