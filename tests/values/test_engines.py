@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from qarat.ground.errors import UserError
+from qarat.values import engines
 from qarat.values.engines import (
     CPU,
     DEFAULT_ENGINES,
@@ -117,3 +119,11 @@ def test_the_page_lists_every_engine_and_kind() -> None:
         mine = [row for row in rows if row.startswith(f"| {kernel.engine} |") and kernel.kind in row.split("|")[2]]
         assert mine, kernel
         assert math.isinf(kernel.least) or any(f"| {kernel.least:g} " in row for row in mine), kernel
+
+
+def test_the_file_of_rows_is_read_strictly() -> None:
+    text = (Path(engines.__file__).parents[1] / "bundled" / "engines.toml").read_text()
+    with pytest.raises(msgspec.ValidationError, match="capabilty"):
+        engines.read_rows(text.replace("class_name =", "capabilty =", 1))
+    with pytest.raises(msgspec.ValidationError, match="steps"):
+        engines.read_rows(text.replace('steps = ["name", "class"]', 'steps = ["nam"]', 1))

@@ -1,9 +1,9 @@
 """Engine rules as data: how each engine assigns the groups of a compressed-tensors folder, and which kernels it has.
 
-Every row names its version and where it was read. Three things differ between engines, and each has broken somebody's
-checkpoint: in which order targets are tried, whether a fused module (q, k and v as one) is looked up under its own name
-or under its parts', and whether a group's format counts or only the one at the top. What could not be read in a source
-says so in ``unverified``.
+The rows are in ``bundled/engines.toml``, each with its versions and where it was read. Three things differ between
+engines, and each has broken somebody's checkpoint: in which order targets are tried, whether a fused module (q, k and v
+as one) is looked up under its own name or under its parts', and whether a group's format counts or only the one at the
+top. What could not be read in a source says so in ``unverified``.
 
 ONNX Runtime and llama.cpp take a file of their own, in which every tensor says what it is, so that nothing is looked
 up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
@@ -12,6 +12,7 @@ up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -23,7 +24,7 @@ from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 Step = Literal["name", "fused", "class"]
 
 
-class Fusion(msgspec.Struct, frozen=True):
+class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Projections that an engine merges into one module, which has one scheme and one input scale.
 
     Attributes:
@@ -37,25 +38,7 @@ class Fusion(msgspec.Struct, frozen=True):
     class_name: str
 
 
-# vllm/model_executor/models/llama.py, `packed_modules_mapping` of LlamaForCausalLM; mistral, qwen2 and qwen3 the same.
-FUSIONS = (
-    Fusion("qkv_proj", ("q_proj", "k_proj", "v_proj"), "QKVParallelLinear"),
-    Fusion("gate_up_proj", ("gate_proj", "up_proj"), "MergedColumnParallelLinear"),
-)
-_CLASSES = {"lm_head": "ParallelLMHead"}  # everything else: RowParallelLinear
-
-
-def fusion_of(leaf: str) -> Fusion | None:
-    """The fusion that a projection goes into, by the last part of its name."""
-    return next((fusion for fusion in FUSIONS if leaf in fusion.parts), None)
-
-
-def class_name(leaf: str) -> str:
-    """The class of a module that vLLM and SGLang do not fuse, by the last part of its name."""
-    return _CLASSES.get(leaf, "RowParallelLinear")
-
-
-class Engine(msgspec.Struct, frozen=True):
+class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How one engine, in some versions, finds the group of a module.
 
     Attributes:
@@ -89,112 +72,7 @@ class Engine(msgspec.Struct, frozen=True):
     all_kernels: bool = True
 
 
-_VLLM_FILES = "vllm/model_executor/layers/quantization/compressed_tensors"
-_SGLANG_FILES = "python/sglang/srt/layers/quantization/compressed_tensors"
-
-ENGINES: dict[str, Engine] = {
-    engine.name: engine
-    for engine in (
-        Engine(
-            "transformers",
-            "5.17 with compressed-tensors 0.20.0",
-            current=True,
-            steps=("name", "class"),
-            by_text=True,
-            ignores="class",
-            fuses=False,
-            group_format=True,
-            unmatched="float",
-            sources=(
-                "compressed-tensors 0.20.0: utils/match.py (match_targets, is_match), "
-                "quantization/lifecycle/apply.py (apply_quantization_config takes the first match)",
-                "transformers 5.17: quantizers/quantizer_compressed_tensors.py",
-                "https://github.com/vllm-project/compressed-tensors/issues/847 (patterns ordered as text)",
-            ),
-        ),
-        Engine(
-            "vllm",
-            "0.27 and later",
-            current=True,
-            steps=("name", "fused", "class"),
-            by_text=False,
-            ignores="exact",
-            fuses=True,
-            group_format=True,
-            unmatched="float",
-            sources=(
-                "https://github.com/vllm-project/vllm/pull/49483 (merged 2026-07-27: fused name before class)",
-                f"{_VLLM_FILES}/compressed_tensors.py at e9476487 and utils.py at 008014e8",
-            ),
-            unverified="that 0.27 is the first release with pull request 49483 (0.26.0 is older than its merge)",
-        ),
-        Engine(
-            "vllm-0.26",
-            "0.11 to 0.26",
-            current=False,
-            steps=("name", "class", "fused"),
-            by_text=False,
-            ignores="exact",
-            fuses=True,
-            group_format=True,
-            unmatched="float",
-            sources=(
-                f"{_VLLM_FILES}/utils.py at 008014e8",
-                "https://github.com/vllm-project/llm-compressor/issues/2730 (class target before fused name)",
-                "https://github.com/vllm-project/vllm/pull/22468 (merged 2025: a group's own format counts)",
-            ),
-            unverified="the first version of the range",
-        ),
-        Engine(
-            "sglang",
-            "from 2026-07-29 on",
-            current=True,
-            steps=("name", "class", "fused"),
-            by_text=False,
-            ignores="exact",
-            fuses=True,
-            group_format=True,
-            unmatched="refused",
-            sources=(
-                "https://github.com/sgl-project/sglang/pull/32736 (merged 2026-07-29: ignore exact, group's format)",
-                f"{_SGLANG_FILES}/utils.py at 06b5b190 (order of the steps)",
-            ),
-            unverified="the release that pull request 32736 is in, and the order of the steps after it",
-            all_kernels=False,
-        ),
-        Engine(
-            "sglang-old",
-            "before 2026-07-29",
-            current=False,
-            steps=("name", "class", "fused"),
-            by_text=False,
-            ignores="contains",
-            fuses=True,
-            group_format=False,
-            unmatched="refused",
-            sources=(
-                f"{_SGLANG_FILES}/compressed_tensors.py at 000659ae and utils.py at 06b5b190",
-                "https://github.com/sgl-project/sglang/pull/32736 (mixed precision loaded unquantized, silently)",
-            ),
-            all_kernels=False,
-        ),
-    )
-}
-DEFAULT_ENGINES = tuple(ENGINES)
-
-# NVIDIA's compute capability of each generation, and the CPU.
-GENERATIONS: dict[str, float] = {
-    "turing": 7.5,
-    "ampere": 8.0,
-    "ada": 8.9,
-    "hopper": 9.0,
-    "blackwell": 10.0,
-    "blackwell-rtx": 12.0,
-}
-CPU = "cpu"
-
-
-class EngineKernel(msgspec.Struct, frozen=True):
+class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an engine can compute one kind of scheme.
 
     Attributes:
@@ -235,51 +113,7 @@ class EngineKernel(msgspec.Struct, frozen=True):
         return self.fallback if capability < self.least else ""
 
 
-_INT8_PAGE = "https://docs.vllm.ai/en/latest/features/quantization/int8/"
-_FP8_PAGE = "https://docs.vllm.ai/en/v0.32.0/features/quantization/llm_compressor/fp8/"
-_TABLE = "https://docs.vllm.ai/en/v0.14.0/features/quantization/ (table of hardware)"
-_CHOICE = "https://docs.vllm.ai/projects/llm-compressor/en/0.11.0/steps/choosing-scheme/"
-_WEIGHT_ONLY = "weights alone in low precision"
-_MARLIN = "the weight-only kernel for GPUs below 10.0"
-
-KERNELS = (
-    EngineKernel(
-        "vllm", "int8", 7.5, 10.0, cpu=True, source=f"{_INT8_PAGE}; {_TABLE}; schemes/compressed_tensors_w8a8_int8"
-    ),
-    EngineKernel("vllm", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_FP8_PAGE}; {_TABLE}"),
-    EngineKernel("vllm", "fp8 weights", 7.5, source=f"{_FP8_PAGE}; schemes/compressed_tensors_w8a16_fp8 at 02e43002"),
-    EngineKernel("vllm", "packed int", 7.5, cpu=True, source=_CHOICE, unverified="the CPU, for this format"),
-    EngineKernel("vllm", "int4 weights, int8 inputs", math.inf, source=f"{_CHOICE} (Arm CPUs only)"),
-    EngineKernel("vllm", "int4 weights, fp8 inputs", 9.0, 10.0, source=f"{_VLLM_FILES} at e9476487: _is_fp8_w4a8_sm90"),
-    EngineKernel(
-        "vllm", "nvfp4", 10.0, fallback=_WEIGHT_ONLY, source=f"{_CHOICE}; llm-compressor, quantization_w4a4_fp4"
-    ),
-    EngineKernel("vllm", "nvfp4 weights", 7.5, source="schemes/quant_spec_scheme.py at e9476487", unverified=_MARLIN),
-    EngineKernel("vllm", "mxfp4", 10.0, fallback=_WEIGHT_ONLY, source=_CHOICE, unverified=_MARLIN),
-    EngineKernel("vllm", "mxfp4 weights", 7.5, source=f"{_VLLM_FILES} at e9476487: _is_mxfp4", unverified=_MARLIN),
-    EngineKernel(
-        "vllm",
-        "mxfp8",
-        10.0,
-        fallback=_WEIGHT_ONLY,
-        source=f"{_CHOICE}; schemes/compressed_tensors_w8a8_mxfp8 at 109f2f21 (capability 7.5)",
-        unverified=_MARLIN,
-    ),
-    EngineKernel("sglang", "int8", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="GPUs from 10.0 on"),
-    EngineKernel("sglang", "fp8", 8.9, fallback=_WEIGHT_ONLY, source=f"{_SGLANG_FILES} at 000659ae"),
-    EngineKernel("sglang", "fp8 weights", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
-    EngineKernel("sglang", "packed int", 7.5, source=f"{_SGLANG_FILES} at 000659ae", unverified="the capability"),
-    EngineKernel("sglang", "nvfp4", 10.0, source=f"{_SGLANG_FILES}/schemes", unverified="older GPUs"),
-    EngineKernel("sglang", "nvfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
-    EngineKernel("sglang", "mxfp4 weights", 7.5, source=f"{_SGLANG_FILES}/schemes", unverified="the capability"),
-    EngineKernel(
-        "sglang", "mxfp8", 10.0, source=f"{_SGLANG_FILES}/schemes/compressed_tensors_w8a8_mxfp8.py at 719a8369"
-    ),
-)
-"""transformers is not here: it computes what it loads in float and simulates the inputs, on any machine."""
-
-
-class FileEngine(msgspec.Struct, frozen=True):
+class FileEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An engine that takes a file of its own instead of a compressed-tensors folder: how it computes what is in it.
 
     Attributes:
@@ -299,37 +133,48 @@ class FileEngine(msgspec.Struct, frozen=True):
     unverified: str = ""
 
 
-FILE_ENGINES: dict[str, FileEngine] = {
-    engine.name: engine
-    for engine in (
-        FileEngine(
-            "onnxruntime",
-            "1.31, CPU",
-            holds="int8 weights per tensor or channel; uint8 inputs under one static scale per tensor",
-            notes=(
-                "on x86 CPUs without VNNI, ONNX Runtime adds uint8 × int8 products by twos in 16 bits, which saturate: "
-                "check logits there, or use a CPU with VNNI or an Arm CPU",
-            ),
-            sources=(
-                "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html (when to try U8U8)",
-                "onnxruntime/core/mlas/lib/platform.cpp: MlasGemmU8S8KernelAvx2, …Avx512Core, …Avx512Vnni by CPU",
-                "tests/engines/test_onnx.py (which inputs are fused, with 1.31.1)",
-            ),
-            unverified="the saturation itself, for want of a CPU without VNNI",
-        ),
-        FileEngine(
-            "llama.cpp",
-            "that of llama-cpp-python 0.3.36, CPU",
-            holds="weights in blocks of 32 along a row, K-quants in superblocks of 256; float32, float16, bfloat16",
-            notes=(
-                "llama.cpp rounds inputs itself: to 8 bits in blocks of 32 (of 256 before K-quants), "
-                "and before float16 and bfloat16 weights to their dtype",
-            ),
-            sources=("ggml/src/ggml-cpu/ggml-cpu.c at 005913fd: vec_dot_type of type_traits_cpu",),
-            unverified="GPUs, whose kernels choose for themselves",
-        ),
-    )
-}
+class EngineRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of rows, whole."""
+
+    fusions: tuple[Fusion, ...]
+    engines: tuple[Engine, ...]
+    kernels: tuple[EngineKernel, ...]
+    file_engines: tuple[FileEngine, ...]
+    generations: dict[str, float]
+
+
+def read_rows(text: str) -> EngineRows:
+    """The rows of a TOML text; every field is checked, and one that is unknown is an error.
+
+    Raises:
+        msgspec.ValidationError: Naming the row and the field.
+    """
+    return msgspec.toml.decode(text, type=EngineRows)
+
+
+_ROWS = read_rows((Path(__file__).parents[1] / "bundled" / "engines.toml").read_text(encoding="utf-8"))
+
+FUSIONS = _ROWS.fusions
+KERNELS = _ROWS.kernels
+ENGINES = {engine.name: engine for engine in _ROWS.engines}
+FILE_ENGINES = {engine.name: engine for engine in _ROWS.file_engines}
+DEFAULT_ENGINES = tuple(ENGINES)
+
+GENERATIONS = _ROWS.generations
+"""NVIDIA's compute capability of each generation."""
+
+CPU = "cpu"
+_CLASSES = {"lm_head": "ParallelLMHead"}  # in vLLM and SGLang; everything else: RowParallelLinear
+
+
+def fusion_of(leaf: str) -> Fusion | None:
+    """The fusion that a projection goes into, by the last part of its name."""
+    return next((fusion for fusion in FUSIONS if leaf in fusion.parts), None)
+
+
+def class_name(leaf: str) -> str:
+    """The class of a module that vLLM and SGLang do not fuse, by the last part of its name."""
+    return _CLASSES.get(leaf, "RowParallelLinear")
 
 
 def engine_named(name: str) -> Engine:
