@@ -1,100 +1,67 @@
 """Files of records: a record as bytes, its content hash, and back.
 
 A record is a small JSON header; where it has arrays they lie with the header in one safetensors file. Equal content has
-an equal hash, whatever machine or time it was made on.
+an equal hash, whatever machine or time it was made on. A kind's module is imported when a record of it is read: only
+the stats of streams have arrays and need torch, and no other record waits for that.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import msgspec
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.values.plan_files import decode_plan, encode_plan
 from qarat.values.plans import Plan, PlanError
-from qarat.values.records.comparison import Comparison
-from qarat.values.records.family import FamilySweep
-from qarat.values.records.law import Law
-from qarat.values.records.prices import Menu, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Protection
-from qarat.values.records.ratios import RatioStudy
-from qarat.values.records.scores import Continuations, Divergence, Evaluation, ZeroShot
-from qarat.values.records.search import SearchResult
-from qarat.values.records.spike_study import SpikeStudy
-from qarat.values.records.streams import ActivationStats
-from qarat.values.records.verification import Verification
 
-Record = (
-    ActivationStats
-    | Comparison
-    | Continuations
-    | Divergence
-    | Evaluation
-    | FamilySweep
-    | Law
-    | Menu
-    | MetricCheck
-    | Plan
-    | RatioStudy
-    | SearchResult
-    | SiteMeasurements
-    | SpikeStudy
-    | Protection
-    | Verification
-    | ZeroShot
-)
+Record = msgspec.Struct
+"""Of one of the classes below, or a `Plan`."""
+
 R = TypeVar("R")
-_TYPES: dict[str, Any] = {
-    "stats": ActivationStats,
-    "comparison": Comparison,
-    "continuations": Continuations,
-    "divergence": Divergence,
-    "evaluation": Evaluation,
-    "law": Law,
-    "menu": Menu,
-    "metric-check": MetricCheck,
-    "site-measurements": SiteMeasurements,
-    "family-sweep": FamilySweep,
-    "ratio-study": RatioStudy,
-    "search": SearchResult,
-    "spike-study": SpikeStudy,
-    "sweep": Protection,
-    "verification": Verification,
-    "zero-shot": ZeroShot,
+_CLASSES = {  # kind to module and class
+    "stats": "streams:ActivationStats",
+    "comparison": "comparison:Comparison",
+    "continuations": "scores:Continuations",
+    "divergence": "scores:Divergence",
+    "evaluation": "scores:Evaluation",
+    "law": "law:Law",
+    "menu": "prices:Menu",
+    "metric-check": "prices:MetricCheck",
+    "site-measurements": "prices:SiteMeasurements",
+    "family-sweep": "family:FamilySweep",
+    "ratio-study": "ratios:RatioStudy",
+    "search": "search:SearchResult",
+    "spike-study": "spike_study:SpikeStudy",
+    "sweep": "protection:Protection",
+    "verification": "verification:Verification",
+    "zero-shot": "scores:ZeroShot",
 }
-_NAMES = {kind: name for name, kind in _TYPES.items()}
+_KINDS = {f"{__package__}.{place}": kind for kind, place in _CLASSES.items()}
 
 
 def encode_record(record: Record) -> bytes:
     """The bytes of a record's file: JSON, or safetensors where the record has arrays. Equal records, equal bytes."""
     if isinstance(record, Plan):
         return encode_plan(record).encode()
-    arrays: dict[str, Tensor] = {}
-    if isinstance(record, ActivationStats):
-        arrays["edges"] = record.edges
-        for name, stream in record.streams.items():
-            arrays |= {f"{name}/{key}": value for key, value in stream.arrays.items()}
-
     text = msgspec.json.encode(describe_record(record))
-    if not arrays:
-        return msgspec.json.format(text, indent=1) + b"\n"
-    return save({key: value.contiguous() for key, value in arrays.items()}, metadata={"qarat": text.decode()})
+    if _kind_of(record) == "stats":
+        from qarat.values.records.streams import ActivationStats, pack_arrays  # here, as below: it needs torch
+
+        return pack_arrays(cast(ActivationStats, record), text.decode())
+    return msgspec.json.format(text, indent=1) + b"\n"
 
 
 def describe_record(record: object) -> object:
     """A record without its arrays as plain JSON values, under its kind; anything else as it is."""
     if isinstance(record, Plan):
         return msgspec.json.decode(encode_plan(record))
-    kind = _NAMES.get(type(record))
+    kind = _kind_of(record)
     body = msgspec.to_builtins(record, enc_hook=_leave_out)
     return {"qarat": f"{kind}/1", "record": body} if kind else body
 
@@ -120,10 +87,7 @@ def decode_record(path: Path, kind: type[Any] | None = None) -> Any:
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    if path.suffix == ".safetensors":
-        record = _decode_arrays(path)
-    else:
-        record = _decode_json(path)
+    record = _decode_arrays(path) if path.suffix == ".safetensors" else _decode_json(path)
     if kind is not None and not isinstance(record, kind):
         raise UserError(f"{path} holds a {type(record).__name__}, a {kind.__name__} is needed")
     return record
@@ -144,37 +108,40 @@ def _decode_json(path: Path) -> Any:
 
 
 def _decode_arrays(path: Path) -> Any:
+    from qarat.values.records.streams import read_arrays
+
+    text, arrays = read_arrays(path)
     try:
-        with cast(Any, safe_open(path, "pt")) as file:  # safetensors has no types
-            metadata: dict[str, str] = file.metadata() or {}
-            arrays: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        if "qarat" not in metadata:
-            raise UserError(f"{path} is a safetensors file, but no record")
-        header = msgspec.json.decode(metadata["qarat"], type=dict[str, Any])
-    except (SafetensorError, OSError, msgspec.DecodeError) as error:
+        header = msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
         raise UserError(f"{path} is damaged: {error}; make it again") from None
     return _convert(path, header, arrays)
 
 
-def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, Tensor]) -> Any:
-    name, _, version = _tag(header).partition("/")
-    if name not in _TYPES:
+def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, object]) -> Any:
+    kind, _, version = _tag(header).partition("/")
+    if kind not in _CLASSES:
         raise UserError(f"{path} is not a record: it has no known `qarat` key")
     if version != "1":
-        raise UserError(f"{path} is a {name} of version {version}; this qarat reads version 1")
+        raise UserError(f"{path} is a {kind} of version {version}; this qarat reads version 1")
+    module, _, name = _CLASSES[kind].partition(":")
     try:
         body = _with_nan(header["record"])
-        if name == "stats":
-            body["edges"] = arrays["edges"]
-            for stream, fields in body["streams"].items():
-                fields["arrays"] = {k: arrays[f"{stream}/{k}"] for k in fields["arrays"]}
-            if len(arrays) > 1 + sum(len(fields["arrays"]) for fields in body["streams"].values()):
-                raise TypeError("it has arrays that its header does not name")
-        return msgspec.convert(body, _TYPES[name], dec_hook=_accept_tensor)
+        if kind == "stats":
+            from qarat.values.records.streams import put_arrays
+
+            put_arrays(body, arrays)
+        cls = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        return msgspec.convert(body, cls, dec_hook=_accept_array)
     except KeyError as error:
-        raise UserError(f"{path} is not a valid {name}: {error} is missing") from None
+        raise UserError(f"{path} is not a valid {kind}: {error} is missing") from None
     except (AttributeError, TypeError, msgspec.ValidationError) as error:
-        raise UserError(f"{path} is not a valid {name}: {error}") from None
+        raise UserError(f"{path} is not a valid {kind}: {error}") from None
+
+
+def _kind_of(record: object) -> str:
+    """What a record's file says it is; empty for anything that is no record."""
+    return _KINDS.get(f"{type(record).__module__}:{type(record).__qualname__}", "")
 
 
 def _tag(header: Mapping[str, object]) -> str:
@@ -194,11 +161,11 @@ def _with_nan(value: Any) -> Any:
 
 def _leave_out(value: object) -> None:
     """An array lies beside the header, under the name of its place."""
-    if not isinstance(value, Tensor):
+    if type(value).__module__ != "torch":
         raise TypeError(f"{type(value).__name__} does not belong in a record")
 
 
-def _accept_tensor(kind: type, value: object) -> object:
-    if kind is torch.Tensor and isinstance(value, Tensor):
+def _accept_array(kind: type, value: object) -> object:
+    if kind.__module__ == "torch" and isinstance(value, kind):
         return value
     raise TypeError(f"expected a tensor, got {type(value).__name__}")

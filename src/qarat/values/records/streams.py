@@ -1,8 +1,14 @@
-"""What one observing pass measured, stream by stream."""
+"""What one observing pass measured, stream by stream; the one record with arrays, and how they lie in its file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
 import msgspec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from qarat.ground.errors import UserError
@@ -107,3 +113,41 @@ class ActivationStats(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fi
         if name not in self.streams:
             raise UserError(f"these stats hold no stream {name}; profile the model again with the attention products")
         return self.streams[name]
+
+
+def pack_arrays(stats: ActivationStats, header: str) -> bytes:
+    """A safetensors file of the arrays, ``edges`` and ``stream/array``, with the JSON of all else as its metadata."""
+    arrays = {f"{name}/{key}": value for name, stream in stats.streams.items() for key, value in stream.arrays.items()}
+    arrays = {"edges": stats.edges, **arrays}
+    return save({key: value.contiguous() for key, value in arrays.items()}, metadata={"qarat": header})
+
+
+def read_arrays(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The header and the arrays of a file that `pack_arrays` made.
+
+    Raises:
+        UserError: No record, or a damaged file.
+    """
+    try:
+        with cast(Any, safe_open(path, "pt")) as file:  # safetensors has no types
+            metadata: dict[str, str] = file.metadata() or {}
+            arrays: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}; make it again") from None
+    if "qarat" not in metadata:
+        raise UserError(f"{path} is a safetensors file, but no record")
+    return metadata["qarat"], arrays
+
+
+def put_arrays(body: dict[str, Any], arrays: Mapping[str, object]) -> None:
+    """Put the arrays into the header's values, in the places that name them.
+
+    Raises:
+        KeyError: A place whose array is missing.
+        TypeError: Arrays of no place.
+    """
+    body["edges"] = arrays["edges"]
+    for stream, fields in body["streams"].items():
+        fields["arrays"] = {k: arrays[f"{stream}/{k}"] for k in fields["arrays"]}
+    if len(arrays) > 1 + sum(len(fields["arrays"]) for fields in body["streams"].values()):
+        raise TypeError("it has arrays that its header does not name")
