@@ -23,7 +23,7 @@ def encode_plan(plan: Plan) -> str:
         row = {"scheme": str(a.scheme), "reason": a.reason, **msgspec.to_builtins(a.site)}
         del row["name"]
         if not a.site.width:
-            del row["width"]  # so that plans from before it was kept have the bytes, hence the hash, they had
+            del row["width"]  # of a projection
         rows.append(f"  {json.dumps(a.site.name)}: {json.dumps(row, ensure_ascii=False)}")
     return "{\n" + "\n".join(lines) + '\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
 
@@ -77,8 +77,8 @@ def decode_plan(text: str | bytes) -> Plan:
         if len(row.streams) != operands or len(row.shape) != axes or any(size < 1 for size in row.shape):
             offences.append(f"{name}: a {row.kind} reads {operands} streams and has a shape of {axes} sizes above 0")
             continue
-        if row.width < 0 or (row.width and row.kind == "projection"):
-            offences.append(f"{name}: a width of {row.width}; only products have one, above 0")
+        if (row.width > 0) != (row.kind == "product") or row.width < 0:
+            offences.append(f"{name}: a width of {row.width}; products have one, above 0, and nothing else (plan anew)")
             continue
         site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias, row.width)
         assignments.append(Assignment(site, scheme, row.reason))

@@ -95,10 +95,10 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not isinstance(low, LinearScheme) or low.weight is None:
             return False
         if isinstance(scheme, LinearScheme):
-            what, most = (scheme.weight,), low.weight
+            operands, most = (scheme.weight,), low.weight
         else:
-            what, most = (scheme.left, scheme.right), low.input or low.weight
-        return all(t is not None and t.number_format.bits <= most.number_format.bits for t in what)
+            operands, most = (scheme.left, scheme.right), low.input or low.weight
+        return all(t is not None and t.number_format.bits <= most.number_format.bits for t in operands)
 
     def exceptions(self) -> tuple[Assignment, ...]:
         """The projections whose scheme is not the low one, protected or overridden."""
@@ -113,19 +113,13 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             length: Tokens of the window that ``macs`` counts; products weigh the more, the longer it is.
 
         Raises:
-            PlanError: ``macs`` without a length, or of a plan from before the width of products was kept.
+            PlanError: ``macs`` without a length.
         """
-        if basis == "macs":
-            self._check_macs(length)
+        if basis == "macs" and length < 1:
+            raise PlanError(f"Q_r by MACs is of a window of at least one token, got a length of {length}")
         sizes = [a.site.parameters if basis == "parameters" else a.site.macs(length) for a in self.assignments]
         low = sum(size for a, size in zip(self.assignments, sizes, strict=True) if self.is_low(a))
         return low / sum(sizes) if sum(sizes) else 0.0
-
-    def _check_macs(self, length: int) -> None:
-        if length < 1:
-            raise PlanError(f"Q_r by MACs is of a window of at least one token, got a length of {length}")
-        if unknown := [a.site.name for a in self.assignments if a.site.kind == "product" and not a.site.width]:
-            raise PlanError(f"the plan says no width of {', '.join(unknown)}: it is from before MACs; plan anew")
 
     def weight_bits(self) -> int:
         """Storage of all sites' weights, scales and zero points, in bits; biases are not counted."""
@@ -187,7 +181,6 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in mine.keys() & theirs.keys()
             for field in Site.__struct_fields__
             if getattr(mine[name], field) != getattr(theirs[name], field)
-            and (field != "width" or mine[name].width)  # a plan from before it was kept fits as it did
         ]
         offences += [
             f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
@@ -223,13 +216,13 @@ def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:
         PlanError: If it matches nothing.
     """
     sites = tuple(sites)
-    found = tuple(
+    matching = tuple(
         s for s in sites if fnmatch.fnmatchcase(s.name, pattern) or fnmatch.fnmatchcase(short_name(s.name), pattern)
     )
-    if not found:
+    if not matching:
         known = [*dict.fromkeys(f"*.{s.leaf}" for s in sites), *(s.name for s in sites)]
         raise PlanError(f"the pattern {pattern!r} matches no site; {nearest_names(pattern, known)}")
-    return found
+    return matching
 
 
 def assign(

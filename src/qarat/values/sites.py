@@ -18,8 +18,7 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shape: ``(out, in)`` of a projection's weight; empty for a product.
         tie: Sites of one block with the same word must share a scheme where an engine fuses them; empty = alone.
         has_bias: Whether a bias, always kept in float, goes with the weight.
-        width: Channels of a product over all its (query) heads: heads × head channels. 0 for a projection, and in
-            plans from before it was kept.
+        width: Channels of a product over all its (query) heads: heads × head channels; 0 for a projection.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.shape[0] * self.shape[1] if self.shape else 0
 
     def macs(self, length: int) -> int:
-        """Multiply-accumulates of one window; 0 for a product of unknown width.
+        """Multiply-accumulates of one window.
 
         Tokens × out × in of a projection, tokens² × width of a product: the whole square, as attention is computed and
         counted elsewhere, though a causal mask leaves half of it without effect.

@@ -54,7 +54,7 @@ class Quality(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         left_out_error: The same for points of sizes that the fit had not seen; at most one.
         scatter: Robust standard deviation of a point about the law, in the logarithm, beyond its own error.
         left_out_r_squared: As ``r_squared``, for points of sizes that the fit had not seen: below zero where their mean
-            would have been closer. At most one; none in files from before it was computed.
+            would have been closer. At most one.
     """
 
     r_squared: float

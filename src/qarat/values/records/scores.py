@@ -93,7 +93,7 @@ class TaskScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         value: As the lm-evaluation-harness gives it.
         standard_error: Its error over questions; NaN where it gives none.
         items: Each question's score, in the task's order; empty where the metric has none a question.
-        questions: How many it is of; 0 in records from before it was kept.
+        questions: How many it is of; 0 where that is not known.
     """
 
     task: str
