@@ -16,8 +16,7 @@ from qarat.ground.runtime import Runtime
 from qarat.jobs.folder import Run
 from qarat.model.model import Model, open_model
 from qarat.model.native import MARK, is_native, read_native
-from qarat.stages.read_back.findings import Findings
-from qarat.stages.read_back.folders import open_folder
+from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.values.engines import engine_named

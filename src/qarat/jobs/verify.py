@@ -19,8 +19,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.read_back.contents import check_contents
-from qarat.stages.read_back.findings import Findings
-from qarat.stages.read_back.folders import StoredFolder, open_folder
+from qarat.stages.read_back.folders import Findings, StoredFolder, open_folder
 from qarat.stages.read_back.readback import compare_weights, logits_of, relative_difference, transformers_logits
 from qarat.stages.read_back.resolution import Matches, resolve
 from qarat.stages.read_back.simulation import open_stored
@@ -172,8 +171,8 @@ def _resolve(path: Path, names: Sequence[str], generation: str) -> _Resolved:
 def _simulated(resolved: _Resolved, runtime: Runtime) -> Model | None:
     """The folder's model; None, and a finding, where it cannot be made."""
     if resolved.findings.block(resolved.reference):
-        what = f"nothing was computed: with the errors above, {resolved.reference} would not run what is stored"
-        resolved.findings.add("note", what, "correct them and verify again")
+        reason = f"nothing was computed: with the errors above, {resolved.reference} would not run what is stored"
+        resolved.findings.add("note", reason, "correct them and verify again")
         return None
     try:
         return open_stored(resolved.folder, resolved.matches[resolved.reference], runtime)
@@ -188,14 +187,14 @@ def _compared(
     """Our simulation of the folder against the run's, and against transformers' own, in float32 and in bfloat16."""
     count = windows.shape[0]
     first = relative_difference(mine, theirs)
-    found = [LogitsComparison("simulation of the folder, and of the run, float32", first, LOGITS_LIMIT, count)]
+    comparisons = [LogitsComparison("simulation of the folder, and of the run, float32", first, LOGITS_LIMIT, count)]
     if not first <= LOGITS_LIMIT:
-        what = f"logits differ from the run's by {first:.2g} of their largest, beyond {LOGITS_LIMIT:g}"
-        resolved.findings.add("error", what, "export the run again")
+        problem = f"logits differ from the run's by {first:.2g} of their largest, beyond {LOGITS_LIMIT:g}"
+        resolved.findings.add("error", problem, "export the run again")
     if not _fits(resolved.folder, runtime):
-        what = "not run in transformers: it would not fit in memory"
-        resolved.findings.add("note", what, "free some, or give more with `memory`")
-        return tuple(found)
+        problem = "not run in transformers: it would not fit in memory"
+        resolved.findings.add("note", problem, "free some, or give more with `memory`")
+        return tuple(comparisons)
     for dtype in (torch.float32, torch.bfloat16):
         try:
             engine = transformers_logits(resolved.folder.path, dtype, windows)
@@ -204,9 +203,9 @@ def _compared(
             severity = "note" if dtype == torch.float32 else "error"
             resolved.findings.add(severity, str(error), f"{dtype}: see what it says", engines=(_REFERENCE,))
             continue
-        what = f"transformers in {str(dtype).removeprefix('torch.')}, and simulation of the run"
-        found.append(LogitsComparison(what, relative_difference(engine, theirs), 0.0, count))
-    return tuple(found)
+        caption = f"transformers in {str(dtype).removeprefix('torch.')}, and simulation of the run"
+        comparisons.append(LogitsComparison(caption, relative_difference(engine, theirs), 0.0, count))
+    return tuple(comparisons)
 
 
 def _fits(folder: StoredFolder, runtime: Runtime) -> bool:
@@ -233,12 +232,12 @@ def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats) -
             continue
         if readers[name] in find_spikes(stats, "snr", inputs).flagged:
             seen = stats.stream(readers[name])
-            what = (
+            problem = (
                 f"a spike starves this static input: maximum {seen.maximum:.4g}, median of tokens "
                 f"{seen.typical_maximum:.4g} (r {seen.ratio:.1f}), measured on {stats.windows} windows"
             )
             remedy = "keep this input in higher precision, or make it dynamic per token"
-            resolved.findings.add("warning", what, remedy, (name,))
+            resolved.findings.add("warning", problem, remedy, (name,))
 
 
 def _versions() -> dict[str, str]:

@@ -114,5 +114,5 @@ class Actors:
 
 def _shorten(error: Exception) -> str:
     """What an error of Ray's says, on one line."""
-    words = " ".join(str(error).split())
-    return words if len(words) <= WORDS else f"{words[:WORDS]}…"
+    line = " ".join(str(error).split())
+    return line if len(line) <= WORDS else f"{line[:WORDS]}…"

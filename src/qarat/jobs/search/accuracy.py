@@ -13,7 +13,9 @@ from qarat.stages.measure.tasks.harness import import_harness
 from qarat.stages.measure.tasks.zero_shot import OWN_TASKS
 from qarat.values.budgets import AccuracyBudget, Budget
 from qarat.values.plans import Plan
+from qarat.values.records.comparison import score_difference
 from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.origin import Z
 from qarat.values.records.scores import TaskScore, ZeroShot
 from qarat.values.records.search import Reached, SearchTrial
 
@@ -98,11 +100,11 @@ def reach_accuracy(
         best = max((x.value for x in found.values()), default=math.nan)
         words = f"no plan that was tried keeps it: float {base.value:.3f}, the best of {len(found)} has {best:.3f}"
         return Reached(budget.spelling, -1, math.nan, math.nan, words)
-    drop, error = base.value - found[within].value, _paired_error(base, found[within])
+    drop, error = score_difference(base, found[within])
     words = (
         f"{curve[within][1].label}: accuracy {found[within].value:.3f}, float {base.value:.3f}; it falls by {drop:.3f}"
     )
-    words += "" if math.isnan(error) else f" ± {1.96 * error:.3f}"
+    words += "" if math.isnan(error) else f" ± {Z * error:.3f}"
     return Reached(budget.spelling, curve[within][0], math.nan, math.nan, words)
 
 
@@ -111,13 +113,3 @@ def _accuracy(record: ZeroShot, task: str) -> TaskScore:
         if score.task == task and score.metric == "acc":
             return score
     raise UserError(f"the task {task} has no metric acc, which a budget of accuracy is about")
-
-
-def _paired_error(a: TaskScore, b: TaskScore) -> float:
-    """Standard error of the difference of two accuracies on the same questions; NaN where they are not known."""
-    n = len(a.items)
-    if n < 2 or n != len(b.items):
-        return math.nan
-    differences = [x - y for x, y in zip(a.items, b.items, strict=True)]
-    mean = math.fsum(differences) / n
-    return math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.values.records.origin import Difference
+from qarat.values.records.origin import Difference, Z
 from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
 
@@ -309,7 +309,7 @@ def _short_stream(name: str) -> str:
 
 
 def _said(difference: Difference) -> str:
-    error = "" if math.isnan(difference.standard_error) else f" ± {1.96 * difference.standard_error:.4f}"
+    error = "" if math.isnan(difference.standard_error) else f" ± {Z * difference.standard_error:.4f}"
     return f"{difference.nats:+.4f}{error} nats ({100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity)"
 
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from qarat.ground.errors import UserError
 from qarat.stages.choose.space import ROUNDING, Space
 from qarat.values.budgets import CostBudget, LossBudget
+from qarat.values.records.origin import Z
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.search import Reached, SearchTrial
-
-Z = 1.96  # half of a 95 % interval in standard errors, normal distribution
 
 
 def point_of(budget: CostBudget, space: Space) -> float:

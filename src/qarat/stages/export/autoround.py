@@ -68,9 +68,9 @@ def layer_config(plan: Plan) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: Listing every site AutoRound cannot hold.
     """
-    said = translate(plan, "AutoRound", _layer, _ALTERNATIVES)
+    layers = translate(plan, "AutoRound", _layer, _ALTERNATIVES)
     names = [site.name for site in plan.sites if site.kind == "projection"]
-    return {name: said.get(name, {**_FLOAT, **_FLOAT_INPUT}) for name in names}
+    return {name: layers.get(name, {**_FLOAT, **_FLOAT_INPUT}) for name in names}
 
 
 def _layer(assignment: Assignment, scheme: LinearScheme) -> dict[str, Any]:
@@ -94,22 +94,22 @@ def _layer(assignment: Assignment, scheme: LinearScheme) -> dict[str, Any]:
 def _tensor(scheme: TensorScheme, *, is_weight: bool) -> dict[str, Any]:
     """Bits, kind, group size and symmetry; a group size of −1 is a channel or token, 0 the whole tensor."""
     spelled, grain = scheme.spell("w" if is_weight else "a"), scheme.granularity
-    words: dict[str, Any] = {"bits": scheme.number_format.bits}
+    fields: dict[str, Any] = {"bits": scheme.number_format.bits}
     if scheme.scale in ("e8m0", "e4m3"):
         kind = _MICROSCALED.get((scheme.format, scheme.scale))
         if kind is None or grain != Granularity(1, 16 if kind == "nv_fp" else 32) or scheme.choice == "mse":
             raise UnsayableError(
                 f"{spelled}: microscaled formats are mxfp4, mxfp6, mxfp8, mxint4 and nvfp4 in their blocks"
             )
-        return words | {"data_type": kind, "group_size": grain.cols, "sym": True}
+        return fields | {"data_type": kind, "group_size": grain.cols, "sym": True}
     if scheme.choice != "absmax":
         raise UnsayableError(f"{spelled}: how scales are chosen is AutoRound's own; use absmax")
     if scheme.format not in ("e4m3", *(f"int{bits}" for bits in range(2, 9))):
         raise UnsayableError(f"{spelled}: no such numbers")
-    words["data_type"] = "int" if scheme.number_format.is_integer else "fp"
+    fields["data_type"] = "int" if scheme.number_format.is_integer else "fp"
     sizes = {Granularity(): 0, Granularity(1, None): -1}
     if is_weight and grain.rows == 1 and grain.cols is not None:
         sizes[grain] = grain.cols
     if grain not in sizes:
         raise UnsayableError(f"{spelled}: no such granularity")
-    return words | {"group_size": sizes[grain], "sym": scheme.symmetric}
+    return fields | {"group_size": sizes[grain], "sym": scheme.symmetric}

@@ -65,27 +65,27 @@ def recipe(plan: Plan, head: str = "lm_head") -> dict[str, Any]:
     Raises:
         UserError: Listing every site llm-compressor cannot hold.
     """
-    said = translate(plan, "llm-compressor", _group, _ALTERNATIVES)
-    groups = {f"group_{i}": {"targets": names, **words} for i, (words, names) in enumerate(by_entry(said))}
+    sites = translate(plan, "llm-compressor", _group, _ALTERNATIVES)
+    groups = {f"group_{i}": {"targets": names, **fields} for i, (fields, names) in enumerate(by_entry(sites))}
     modifier = {"config_groups": groups, "ignore": [head, *float_sites(plan)]}
     return {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
 
 
 def _group(assignment: Assignment, scheme: LinearScheme) -> dict[str, Any]:
     """A config group without its targets."""
-    if found := [*offences(scheme, assignment.site.shape[1]), *_own_offences(scheme)]:
-        raise UnsayableError("; ".join(found))
+    if reasons := [*offences(scheme, assignment.site.shape[1]), *_own_offences(scheme)]:
+        raise UnsayableError("; ".join(reasons))
     group = group_of(scheme)
-    words: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, args, part in (
         ("weights", group.weights, scheme.weight),
         ("input_activations", group.input_activations, scheme.input),
     ):
         if args is not None and part is not None:
-            words[key] = args.model_dump(mode="json", exclude_none=True, exclude={"observer", "observer_kwargs"})
+            fields[key] = args.model_dump(mode="json", exclude_none=True, exclude={"observer", "observer_kwargs"})
             if part.static or key == "weights":
-                words[key]["observer"] = _OBSERVERS[part.static, _choice(part)]
-    return words
+                fields[key]["observer"] = _OBSERVERS[part.static, _choice(part)]
+    return fields
 
 
 def _choice(scheme: TensorScheme) -> str:
@@ -95,22 +95,22 @@ def _choice(scheme: TensorScheme) -> str:
 
 def _own_offences(scheme: LinearScheme) -> list[str]:
     """What a checkpoint could hold, but llm-compressor would not make."""
-    found: list[str] = []
+    reasons: list[str] = []
     weight = scheme.weight
     for key, part in (("w", weight), ("a", scheme.input)):
         if part is None:
             continue
         spelled = f"{key}={part.spell(key)}"
         if part.choice == "percentile":
-            found.append(f"{spelled}: no observer keeps a percentile; use absmax or mse")
+            reasons.append(f"{spelled}: no observer keeps a percentile; use absmax or mse")
         if part.choice == "mx-floor":
-            found.append(f"{spelled}: MX scales are rounded to even there; use mx-even")
+            reasons.append(f"{spelled}: MX scales are rounded to even there; use mx-even")
         if part.format == "e2m3":
-            found.append(f"{spelled}: no 6-bit MX format before llm-compressor 0.15; use mxfp8/mx-even")
+            reasons.append(f"{spelled}: no 6-bit MX format before llm-compressor 0.15; use mxfp8/mx-even")
     if weight is not None and weight.format.startswith("sint"):
-        found.append(f"w={weight.format}: llm-compressor rounds to −2^(b−1) too; use {weight.format[1:]}")
+        reasons.append(f"w={weight.format}: llm-compressor rounds to −2^(b−1) too; use {weight.format[1:]}")
     if weight is not None and weight.scale == "float16":
-        found.append("w=…/scale-float16: scales take the model's own dtype there; drop scale-float16")
+        reasons.append("w=…/scale-float16: scales take the model's own dtype there; drop scale-float16")
     if weight is not None and weight.scale == "e8m0" and weight.format.startswith("int"):
-        found.append("w=…/scale-e8m0: powers of two are for MX formats there; drop scale-e8m0")
-    return found
+        reasons.append("w=…/scale-e8m0: powers of two are for MX formats there; drop scale-e8m0")
+    return reasons

@@ -61,8 +61,8 @@ def quant_cfg(plan: Plan) -> list[dict[str, Any]]:
         UserError: Listing every site ModelOpt cannot hold.
     """
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    for name, said in translate(plan, "ModelOpt", _quantizers, _ALTERNATIVES).items():
-        entries += [{"quantizer_name": f"{name}.{quantizer}", "cfg": cfg} for quantizer, cfg in said.items()]
+    for name, quantizers in translate(plan, "ModelOpt", _quantizers, _ALTERNATIVES).items():
+        entries += [{"quantizer_name": f"{name}.{quantizer}", "cfg": cfg} for quantizer, cfg in quantizers.items()]
     return entries
 
 
@@ -88,15 +88,15 @@ def _attributes(scheme: TensorScheme, cols: int, *, is_weight: bool) -> dict[str
         raise UnsayableError(f"{spelled}: scales are the largest magnitude's, in float32")
     if scheme.format not in ("e4m3", *(f"int{bits}" for bits in range(2, 9))):
         raise UnsayableError(f"{spelled}: no such numbers with float32 scales")
-    words: dict[str, Any] = {"num_bits": "e4m3" if scheme.format == "e4m3" else scheme.number_format.bits}
+    fields: dict[str, Any] = {"num_bits": "e4m3" if scheme.format == "e4m3" else scheme.number_format.bits}
     timing = "dynamic" if not (is_weight or scheme.static) else "static"
     match grain:
         case Granularity(None, None):
-            return words | {"axis": None} | ({"type": "dynamic"} if timing == "dynamic" else {})
+            return fields | {"axis": None} | ({"type": "dynamic"} if timing == "dynamic" else {})
         case Granularity(1, None):
-            return words | ({"axis": 0} if is_weight else {"block_sizes": {-1: None, "type": "dynamic"}})
+            return fields | ({"axis": 0} if is_weight else {"block_sizes": {-1: None, "type": "dynamic"}})
         case Granularity(1, int(size)):
-            return words | {"block_sizes": {-1: size, "type": timing}}
+            return fields | {"block_sizes": {-1: size, "type": timing}}
         case _:
             raise UnsayableError(f"{spelled}: no tiles of several channels, no static groups of an input")
 

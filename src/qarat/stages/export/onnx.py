@@ -72,8 +72,8 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequ
     program.save(folder / FILE, external_data=True)
     copy_beside(model.folder, folder)
     progress("trace", 1, 1)
-    said = f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128"
-    return (said, *FILE_ENGINES["onnxruntime"].notes)
+    note = f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128"
+    return (note, *FILE_ENGINES["onnxruntime"].notes)
 
 
 def _check_site(assignment: Assignment, scheme: LinearScheme) -> None:

@@ -38,7 +38,7 @@ def translate(
     Raises:
         UserError: Listing every site whose scheme the tool cannot say, and the alternatives.
     """
-    said: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     reasons: dict[str, list[str]] = {}
     for a in plan.assignments:
         if a.is_float:
@@ -46,11 +46,11 @@ def translate(
         try:
             if isinstance(a.scheme, MatmulScheme):
                 raise UnsayableError("attention products are left in float there")
-            said[a.site.name] = say(a, a.scheme)
+            entries[a.site.name] = say(a, a.scheme)
         except UnsayableError as why:
             reasons.setdefault(str(why), []).append(f"{a.site.name} ({a.scheme})")
     refuse(tool, reasons, alternatives)
-    return said
+    return entries
 
 
 def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> None:
@@ -91,10 +91,10 @@ def float_sites(plan: Plan) -> list[str]:
     return [a.site.name for a in plan.assignments if a.site.kind == "projection" and a.is_float]
 
 
-def by_entry(said: Mapping[str, Entry]) -> list[tuple[Entry, list[str]]]:
+def by_entry(entries: Mapping[str, Entry]) -> list[tuple[Entry, list[str]]]:
     """The different entries, in order of appearance, each with its sites: one group a scheme, no site in two."""
     groups: list[tuple[Entry, list[str]]] = []
-    for name, entry in said.items():
+    for name, entry in entries.items():
         for known, names in groups:
             if known == entry:
                 names.append(name)

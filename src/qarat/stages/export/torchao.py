@@ -43,13 +43,13 @@ def check(model: Model, plan: Plan) -> None:
 
 def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
     """Write the config (protocol `qarat.stages.export.base.Exporter`)."""
-    found = configs(plan)
+    by_site = configs(plan)
     notes = ("torchao rounds the weights anew, with scales of its own",)
     if not _is_static(plan):
-        text = json.dumps(_made("FqnToConfig", 1, fqn_to_config=found), indent=1)
+        text = json.dumps(_made("FqnToConfig", 1, fqn_to_config=by_site), indent=1)
         (folder / JSON).write_text(text + "\n", encoding="utf-8")
         return (f"use it with quantize_(model, config_from_dict(json.load(open({JSON!r}))), filter_fn=None)", *notes)
-    (folder / PYTHON).write_text(_python(found, _input_scales(model, progress)), encoding="utf-8")
+    (folder / PYTHON).write_text(_python(by_site, _input_scales(model, progress)), encoding="utf-8")
     return (
         f"static scales are tensors, which torchao's JSON cannot hold, so this is Python: {PYTHON}",
         "use it with quantize_(model, config, filter_fn=None)",
@@ -66,8 +66,8 @@ def configs(plan: Plan) -> dict[str, Config | None]:
     Raises:
         UserError: Listing every site torchao cannot hold.
     """
-    said = translate(plan, "torchao", _config, _ALTERNATIVES)
-    whole = {site.name: said.get(site.name) for site in plan.sites if site.kind == "projection"}
+    quantized = translate(plan, "torchao", _config, _ALTERNATIVES)
+    whole = {site.name: quantized.get(site.name) for site in plan.sites if site.kind == "projection"}
     assert [name for name, config in whole.items() if config is None] == float_sites(plan)
     return whole
 
@@ -171,9 +171,9 @@ def _input_scales(model: Model, progress: Progress) -> dict[str, float]:
     return scales
 
 
-def _python(found: Mapping[str, Config | None], scales: Mapping[str, float]) -> str:
+def _python(by_site: Mapping[str, Config | None], scales: Mapping[str, float]) -> str:
     """A Python module with the value ``config``."""
-    types = sorted(_types(list(found.values())))
+    types = sorted(_types(list(by_site.values())))
     lines = [
         '"""A plan of qarat as torchao\'s FqnToConfig: quantize_(model, config, filter_fn=None)."""',
         "",
@@ -186,7 +186,7 @@ def _python(found: Mapping[str, Config | None], scales: Mapping[str, float]) -> 
         "    OrderedDict(",
         "        {",
     ]
-    for name, config in found.items():
+    for name, config in by_site.items():
         lines.append(f"            {name!r}: {_call(config, scales.get(name))},")
     return "\n".join([*lines, "        }", "    )", ")", ""])
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from qarat.stages.read_back.findings import Findings
-from qarat.stages.read_back.folders import StoredFolder, StoredModule
+from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match
 from qarat.stages.read_back.simulation import raw_codes
@@ -74,18 +73,18 @@ def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings:
         stored = tensors[leaf]
         # An e8m0 byte is never zero or negative; 255 is its NaN.
         scale = torch.where(stored == 255, torch.nan, 1.0) if stored.dtype == torch.uint8 else stored.float()
-        for what, bad in (
+        for defect, bad in (
             ("NaN", scale.isnan()),
             ("infinite", scale.isinf()),
             ("negative", scale < 0),
             ("zero", scale == 0),
         ):
-            if (count := int(bad.sum())) and (what, leaf) == ("negative", "weight_scale"):
-                said = f"{leaf}: {count} of {scale.numel()} scales are negative: codes count downwards there"
+            if (count := int(bad.sum())) and (defect, leaf) == ("negative", "weight_scale"):
+                problem = f"{leaf}: {count} of {scale.numel()} scales are negative: codes count downwards there"
                 why = "AutoRound means it so, to use the lowest code; engines multiply by them as by others"
-                findings.add("note", said, why, (module.name,))
+                findings.add("note", problem, why, (module.name,))
             elif count:
-                findings.add("error", f"{leaf}: {count} of {scale.numel()} scales are {what}", _AGAIN, (module.name,))
+                findings.add("error", f"{leaf}: {count} of {scale.numel()} scales are {defect}", _AGAIN, (module.name,))
 
 
 def _check_codes(
@@ -97,14 +96,14 @@ def _check_codes(
         findings.add("error", f"weight: {bad} of {codes.numel()} codes are NaN", _AGAIN, (module.name,))
         return
     if group.weights.symmetric and (dead := int((codes == 0).all(dim=1).sum())):
-        what = f"{dead} of {codes.shape[0]} output channels are dead: all their codes are zero"
-        findings.add("warning", what, "compare with the float model; its channels may be zero too", (module.name,))
+        problem = f"{dead} of {codes.shape[0]} output channels are dead: all their codes are zero"
+        findings.add("warning", problem, "compare with the float model; its channels may be zero too", (module.name,))
     ends = int((codes == number.values[0]).sum() + (codes == number.values[-1]).sum())
     share, limit = ends / codes.numel(), _CLIPPED.get(number.bits)
     own = tensors["weight_scale"].numel() / codes.numel()  # the one code of each scale that is meant to be there
     if group.weights.symmetric and limit is not None and share > limit + 2 * own:
-        what = f"{100 * share:.1f} % of the codes are at the ends of {number.name}: the scales clip"
-        findings.add("warning", what, "quantize again with larger scales, or measure the damage", (module.name,))
+        problem = f"{100 * share:.1f} % of the codes are at the ends of {number.name}: the scales clip"
+        findings.add("warning", problem, "quantize again with larger scales, or measure the damage", (module.name,))
 
 
 def _check_ties(scales: Mapping[str, float], fusing: Sequence[str], findings: Findings) -> None:
@@ -113,13 +112,15 @@ def _check_ties(scales: Mapping[str, float], fusing: Sequence[str], findings: Fi
         return
     for home in dict.fromkeys(name.rpartition(".")[0] for name in scales):
         for fusion in FUSIONS:
-            found = {leaf: scales[f"{home}.{leaf}"] for leaf in fusion.parts if f"{home}.{leaf}" in scales}
-            if len(set(found.values())) > 1:
-                said = ", ".join(f"{leaf} {scale:.6g}" for leaf, scale in found.items())
-                what = f"tie broken: input scales of one fused module differ ({said}); the engine takes the largest"
-                names = [f"{home}.{leaf}" for leaf in found]
+            own = {leaf: scales[f"{home}.{leaf}"] for leaf in fusion.parts if f"{home}.{leaf}" in scales}
+            if len(set(own.values())) > 1:
+                listed = ", ".join(f"{leaf} {scale:.6g}" for leaf, scale in own.items())
+                problem = (
+                    f"tie broken: input scales of one fused module differ ({listed}); the engine takes the largest"
+                )
+                names = [f"{home}.{leaf}" for leaf in own]
                 remedy = "calibrate them together: they read the same input"
-                findings.add("error", what, remedy, names, fusing)
+                findings.add("error", problem, remedy, names, fusing)
 
 
 def _check_spikes(
@@ -140,9 +141,9 @@ def _check_spikes(
                 continue
             usual = statistics.median(others)
             if value > SPIKE_FACTOR * usual > 0:
-                what = (
+                problem = (
                     f"a spike probably sits here: the static input scale reaches {value:.4g}, "
                     f"{value / usual:.0f} times the median of the other {leaf}s ({usual:.4g})"
                 )
                 remedy = "keep this input in higher precision, or measure it `against` the float model"
-                findings.add("warning", what, remedy, (name,))
+                findings.add("warning", problem, remedy, (name,))

@@ -31,18 +31,18 @@ def layout_offences(module: StoredModule, group: ConfigGroup, format: str) -> li
     if format not in (*_PLAIN, *_PACKED):
         return [f"format {format!r} is none that is known here"]
     expected = expected_tensors(module.shape, group, format)
-    found = [f"{leaf} is missing" for leaf, e in expected.items() if e.needed and leaf not in module.tensors]
+    reasons = [f"{leaf} is missing" for leaf, e in expected.items() if e.needed and leaf not in module.tensors]
     for leaf, (kind, shape) in module.tensors.items():
         if leaf not in expected:
             if leaf.startswith(_READ):
-                found.append(f"{leaf} is there, and {group.name} does not ask for it")
+                reasons.append(f"{leaf} is there, and {group.name} does not ask for it")
             continue
         kinds, shapes, _ = expected[leaf]
         if kind not in kinds:
-            found.append(f"{leaf} is {kind}, {group.name} asks for {' or '.join(kinds)}")
+            reasons.append(f"{leaf} is {kind}, {group.name} asks for {' or '.join(kinds)}")
         if shape not in shapes:
-            found.append(f"{leaf} is {shape}, {group.name} asks for {' or '.join(map(str, shapes))}")
-    return found
+            reasons.append(f"{leaf} is {shape}, {group.name} asks for {' or '.join(map(str, shapes))}")
+    return reasons
 
 
 def float_offences(module: StoredModule) -> list[str]:
@@ -62,22 +62,22 @@ def expected_tensors(shape: tuple[int, int], group: ConfigGroup, format: str) ->
     From compressed-tensors 0.20.0: initialize_qparams (shapes), each compressor's ``compress`` (kinds).
     """
     rows, cols = shape
-    weights, found = group.weights, dict[str, Expected]()
+    weights, tensors = group.weights, dict[str, Expected]()
     if weights is None:
-        found["weight"] = Expected(FLOAT_KINDS, (shape,))
+        tensors["weight"] = Expected(FLOAT_KINDS, (shape,))
     elif format in _PLAIN:
-        found["weight"] = Expected(("I8",) if weights.type == "int" else ("F8_E4M3",), (shape,))
+        tensors["weight"] = Expected(("I8",) if weights.type == "int" else ("F8_E4M3",), (shape,))
     elif format == "pack-quantized":
-        found["weight_packed"] = Expected(("I32",), ((rows, _words(cols, weights.num_bits)),))
-        found["weight_shape"] = Expected(("I64", "I32"), ((2,),))
-        found["weight_g_idx"] = Expected(("I32",), ((cols,),), needed=False)
+        tensors["weight_packed"] = Expected(("I32",), ((rows, _words(cols, weights.num_bits)),))
+        tensors["weight_shape"] = Expected(("I64", "I32"), ((2,),))
+        tensors["weight_g_idx"] = Expected(("I32",), ((cols,),), needed=False)
     else:
-        found["weight_packed"] = Expected(("U8",), ((rows, -(-cols * weights.num_bits // 8)),))
+        tensors["weight_packed"] = Expected(("U8",), ((rows, -(-cols * weights.num_bits // 8)),))
     if weights is not None:
-        found |= _weight_scales(shape, weights, format)
+        tensors |= _weight_scales(shape, weights, format)
     if group.inputs is not None:
-        found |= _input_scales(cols, group.inputs)
-    return found
+        tensors |= _input_scales(cols, group.inputs)
+    return tensors
 
 
 def _weight_scales(shape: tuple[int, int], weights: Args, format: str) -> dict[str, Expected]:
@@ -88,27 +88,29 @@ def _weight_scales(shape: tuple[int, int], weights: Args, format: str) -> dict[s
     elif format == "nvfp4-pack-quantized":
         kinds = ("F8_E4M3",)
     shapes = _scale_shapes(rows, cols, weights)
-    found = {"weight_scale": Expected(kinds, shapes)}
+    tensors = {"weight_scale": Expected(kinds, shapes)}
     if format == "nvfp4-pack-quantized":
-        found["weight_global_scale"] = Expected(("F32",), ((1,), ()))
+        tensors["weight_global_scale"] = Expected(("F32",), ((1,), ()))
     if not weights.symmetric:
         packed = format == "pack-quantized" and weights.kind in ("group", "channel")
         zeros = tuple((_words(s[0], weights.num_bits), *s[1:]) for s in shapes) if packed else shapes
-        found["weight_zero_point"] = Expected(("I32",) if packed else ("I8",), zeros)
-    return found
+        tensors["weight_zero_point"] = Expected(("I32",) if packed else ("I8",), zeros)
+    return tensors
 
 
 def _input_scales(cols: int, inputs: Args) -> dict[str, Expected]:
     if inputs.kind == "tensor_group" and inputs.dynamic is not True:
-        found = {"input_global_scale": Expected(("F32",), ((1,), ()))}
-        return found if inputs.dynamic else found | {"input_scale": Expected(FLOAT_KINDS, ((_groups(cols, inputs),),))}
+        tensors = {"input_global_scale": Expected(("F32",), ((1,), ()))}
+        return (
+            tensors if inputs.dynamic else tensors | {"input_scale": Expected(FLOAT_KINDS, ((_groups(cols, inputs),),))}
+        )
     if inputs.dynamic:
         return {}
     shapes = ((1,), ()) if inputs.kind == "tensor" else ((_groups(cols, inputs),),)
-    found = {"input_scale": Expected(FLOAT_KINDS, shapes)}
+    tensors = {"input_scale": Expected(FLOAT_KINDS, shapes)}
     if not inputs.symmetric:
-        found["input_zero_point"] = Expected(("I8", "I32"), shapes)
-    return found
+        tensors["input_zero_point"] = Expected(("I8", "I32"), shapes)
+    return tensors
 
 
 def _scale_shapes(rows: int, cols: int, args: Args) -> tuple[tuple[int, ...], ...]:

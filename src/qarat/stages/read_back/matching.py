@@ -42,14 +42,14 @@ def match_modules(engine: Engine, config: StoredConfig, modules: Mapping[str, St
     targets = listed_targets(config)
     if engine.by_text:
         targets = {t: targets[t] for t in sorted(targets, key=lambda t: ("re:" in t, t))}
-    found: dict[str, Match] = {}
+    matches: dict[str, Match] = {}
     for name, module in modules.items():
         fusion = fusion_of(module.leaf) if engine.fuses else None
         if fusion is None:
-            found[name] = _match_alone(engine, config, targets, module)
+            matches[name] = _match_alone(engine, config, targets, module)
         else:
-            found[name] = _match_fused(engine, config, targets, name.rpartition(".")[0], fusion)
-    return found
+            matches[name] = _match_fused(engine, config, targets, name.rpartition(".")[0], fusion)
+    return matches
 
 
 def names_matched_by(entry: str, module: StoredModule) -> bool:
@@ -99,12 +99,12 @@ def _match_fused(
     of_class = _of_class(engine, targets, (fusion.class_name,))
     owners = [first or of_class for first in firsts]
     alone = tuple((leaf, targets[t] if t else None) for leaf, t in zip(fusion.parts, owners, strict=True))
-    found = {
+    by_step = {
         "name": next((t for t in targets if same_name(whole, t)), None),
         "fused": firsts[0] if all(firsts) else None,
         "class": of_class,
     }
-    target = next((found[step] for step in engine.steps if found[step] is not None), None)
+    target = next((by_step[step] for step in engine.steps if by_step[step] is not None), None)
     if target is None:
         return _unmatched(engine)._replace(parts=alone)
     return Match(targets[target], f"target {target!r} of {targets[target].name}, for {fusion.name}", parts=alone)

@@ -20,7 +20,7 @@ from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
-from qarat.stages.read_back.findings import Findings
+from qarat.stages.read_back.folders import Findings
 from qarat.values.plans import Plan
 from qarat.values.records.verification import WeightComparison
 from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
@@ -50,8 +50,8 @@ def compare_weights(
         raise UserError(f"{stored.folder} and {run.folder} are models of different shapes; give the run it came from")
     lost = [a.site.name for a in plan.assignments if a.site.kind == "product" and not a.is_float]
     if lost:
-        what = "the plan quantizes attention products, which the folder cannot hold: engines leave them in float"
-        findings.add("error", what, "export a plan with attention products in float", lost)
+        problem = "the plan quantizes attention products, which the folder cannot hold: engines leave them in float"
+        findings.add("error", problem, "export a plan with attention products in float", lost)
     _compare_floats(stored.outside(), run.outside(), "", findings)
     sites = equal = 0
     largest = 0.0
@@ -84,9 +84,9 @@ def transformers_logits(folder: Path, dtype: torch.dtype, windows: Tensor) -> Te
     Raises:
         UserError: If transformers cannot load or run it, with its own words.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # progress bars of the library's own
+        with contextlib.redirect_stderr(output):  # progress bars of the library's own
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
@@ -108,14 +108,14 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 def _compare_site(name: str, mine: nn.Module, theirs: nn.Module, planned: Scheme, findings: Findings) -> float:
     """Relative difference of one projection's weight; 0 only where its scales are equal too."""
     assert isinstance(planned, LinearScheme)
-    found = mine.scheme if isinstance(mine, QuantLinear) else LinearScheme()
-    if _comparable(found) != _comparable(planned):
-        what = f"the folder runs {found}, the plan says {planned}"
-        findings.add("error", what, _REDO, (name,))
+    stored = mine.scheme if isinstance(mine, QuantLinear) else LinearScheme()
+    if _comparable(stored) != _comparable(planned):
+        problem = f"the folder runs {stored}, the plan says {planned}"
+        findings.add("error", problem, _REDO, (name,))
         return math.inf
-    if found != planned and found.input != planned.input and planned.input is not None and not planned.input.static:
-        what = f"engines choose dynamic input scales themselves ({found}); the plan was measured with {planned}"
-        findings.add("warning", what, "plan with the engines' choice to measure what they run", (name,))
+    if stored != planned and stored.input != planned.input and planned.input is not None and not planned.input.static:
+        problem = f"engines choose dynamic input scales themselves ({stored}); the plan was measured with {planned}"
+        findings.add("warning", problem, "plan with the engines' choice to measure what they run", (name,))
     weights = [m.quantized or m.value if isinstance(m, QuantLinear) else cast(Tensor, m.weight) for m in (mine, theirs)]
     difference = _weight_difference(weights[0], weights[1])
     scales = [m.input_scales if isinstance(m, QuantLinear) else None for m in (mine, theirs)]

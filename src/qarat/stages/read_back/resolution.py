@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from qarat.stages.read_back.findings import Findings
-from qarat.stages.read_back.folders import StoredFolder, StoredModule
+from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
 from qarat.stages.read_back.stored import MIXED, ConfigGroup
@@ -38,13 +37,37 @@ def resolve(
     matches = {engine.name: match_modules(engine, folder.config, folder.modules) for engine in engines}
     for engine in engines:
         grave: Severity = "warning" if lenient and not engine.current else "error"
-        for name, module in folder.modules.items():
-            _check_module(folder, engine, module, matches[engine.name][name], grave, findings)
-        _check_kernels(folder, engine, matches[engine.name], generation, grave, findings)
+        cases = [
+            _Case(folder, engine, m, matches[engine.name][m.name], grave, findings) for m in folder.modules.values()
+        ]
+        for case in cases:
+            _check_module(case)
+        if engine.fuses:  # transformers computes in float, anywhere
+            for case in cases:
+                _check_kernel(case, generation)
     _check_overlaps(folder, findings)
     _check_agreement(folder, [e for e in engines if e.current or not lenient], matches, findings)
     reports = tuple(_report(folder, m, engines, matches) for m in folder.modules.values() if not m.is_embedding)
     return reports, matches
+
+
+class _Case(NamedTuple):
+    """One module under one engine, and where to write down what is found of it.
+
+    Attributes:
+        grave: How severe it is if the engine cannot run the module.
+    """
+
+    folder: StoredFolder
+    engine: Engine
+    module: StoredModule
+    match: Match
+    grave: Severity
+    findings: Findings
+
+    def add(self, severity: Severity, what: str, remedy: str, *, blocks: bool = True) -> None:
+        """As `Findings.add`, of this module and engine."""
+        self.findings.add(severity, what, remedy, (self.module.name,), (self.engine.name,), blocks=blocks)
 
 
 def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Findings) -> None:
@@ -76,10 +99,12 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
     for entry in config.ignore:
         if not any(names_matched_by(entry, m) for m in modules):
             findings.add("note", f"the entry {entry!r} of ignore matches no module", "correct or remove it")
-    asked = any(not engine.fuses for engine in engines)
-    if asked and config.status != "compressed" and any(m.is_quantized for m in modules):
-        what = f"quantization_status is {config.status or 'missing'!r}: transformers then takes the codes for weights"
-        findings.add("error", what, 'set "quantization_status": "compressed"', engines=("transformers",))
+    plain = any(not engine.fuses for engine in engines)
+    if plain and config.status != "compressed" and any(m.is_quantized for m in modules):
+        problem = (
+            f"quantization_status is {config.status or 'missing'!r}: transformers then takes the codes for weights"
+        )
+        findings.add("error", problem, 'set "quantization_status": "compressed"', engines=("transformers",))
 
 
 def _check_places(folder: StoredFolder, findings: Findings) -> None:
@@ -94,91 +119,67 @@ def _check_places(folder: StoredFolder, findings: Findings) -> None:
         findings.add("warning", f"the tensor {name} belongs to no module of the model", "remove it, or take its config")
 
 
-def _check_module(
-    folder: StoredFolder, engine: Engine, module: StoredModule, match: Match, grave: Severity, findings: Findings
-) -> None:
+def _check_module(case: _Case) -> None:
     """Whether an engine will run a module as it is stored."""
-    where: dict[str, Any] = {"modules": (module.name,), "engines": (engine.name,)}
+    module, match, grave = case.module, case.match, case.grave
     if match.refusal:
-        findings.add(grave, f"refused: {match.refusal}", _EXPORT, **where)
-        return
-    if match.group is None:
+        case.add(grave, f"refused: {match.refusal}", _EXPORT)
+    elif match.group is None:
         for why in float_offences(module):
             lost = f"{why}, but {match.because}: engines load the codes as if they were weights, or fail"
-            findings.add(grave, lost if module.is_quantized else why, _LOST, **where)
-        return
-    if match.group.contradictions():
+            case.add(grave, lost if module.is_quantized else why, _LOST)
+    elif match.group.contradictions():
         return  # said once, of the group
-    if _is_torn(match):
-        said = "; ".join(f"{leaf} {_spell(group)}" for leaf, group in match.parts)
-        what = f"tie broken: one module there, but its parts have other schemes ({said})"
-        findings.add(grave, what, "give all of them one scheme (`runtime` vllm does, when planning)", **where)
-        return
-    if match.parts and (own := dict(match.parts)[module.leaf]) and not own.same_as(match.group):
-        what = f"it gets {match.group.spell()} ({match.because}), though its own name says {own.spell()} ({own.name})"
-        findings.add(grave, what, _EXPORT, **where)
-        return
-    if _runs_unquantized(folder, engine):
-        what = f"loads unquantized, without a word: it goes by the format on top, which is {MIXED!r}"
-        findings.add(grave, what, "use a later version (https://github.com/sgl-project/sglang/pull/32736)", **where)
-        return
-    for why in layout_offences(module, match.group, folder.config.format_of(match.group)):
-        findings.add(grave, f"{why} ({match.because})", _TENSORS, **where)
+    elif _is_torn(match):
+        schemes = "; ".join(f"{leaf} {_spell(group)}" for leaf, group in match.parts)
+        broken = f"tie broken: one module there, but its parts have other schemes ({schemes})"
+        case.add(grave, broken, "give all of them one scheme (`runtime` vllm does, when planning)")
+    elif match.parts and (own := dict(match.parts)[module.leaf]) and not own.same_as(match.group):
+        other = f"it gets {match.group.spell()} ({match.because}), though its own name says {own.spell()} ({own.name})"
+        case.add(grave, other, _EXPORT)
+    elif _runs_unquantized(case.folder, case.engine):
+        silent = f"loads unquantized, without a word: it goes by the format on top, which is {MIXED!r}"
+        case.add(grave, silent, "use a later version (https://github.com/sgl-project/sglang/pull/32736)")
+    else:
+        for why in layout_offences(module, match.group, case.folder.config.format_of(match.group)):
+            case.add(grave, f"{why} ({match.because})", _TENSORS)
 
 
-def _check_kernels(
-    folder: StoredFolder,
-    engine: Engine,
-    matches: Mapping[str, Match],
-    generation: str,
-    grave: Severity,
-    findings: Findings,
-) -> None:
+def _check_kernel(case: _Case, generation: str) -> None:
     """Whether an engine has a kernel for what it will run, and on which GPUs."""
-    if not engine.fuses:
-        return  # transformers computes in float, anywhere
-    for name, match in matches.items():
-        group = match.group
-        if group is None or group.weights is None or group.contradictions() or _runs_unquantized(folder, engine):
-            continue
-        where: dict[str, Any] = {"modules": (name,), "engines": (engine.name,)}
-        format = folder.config.format_of(group)
-        kernel = kernel_for(engine, kernel_kind(group.scheme, format))
-        if folder.config.format == MIXED and not group.format:
-            what = f"no kernel found: the format on top is {MIXED!r}, and {group.name} has none of its own"
-            findings.add(grave, what, f'give {group.name} a "format"', **where)
-        elif kernel is None:
-            what = f"no kernel known for {group.spell()} stored as {format}"
-            remedy = "choose a scheme it has a kernel for (docs/verifying.md lists them)"
-            findings.add(grave if engine.all_kernels else "warning", what, remedy, **where, blocks=False)
+    engine, group, config = case.engine, case.match.group, case.folder.config
+    if group is None or group.weights is None or group.contradictions() or _runs_unquantized(case.folder, engine):
+        return
+    format = config.format_of(group)
+    kernel = kernel_for(engine, kernel_kind(group.scheme, format))
+    if config.format == MIXED and not group.format:
+        missing = f"no kernel found: the format on top is {MIXED!r}, and {group.name} has none of its own"
+        case.add(case.grave, missing, f'give {group.name} a "format"')
+    elif kernel is None:
+        unknown = f"no kernel known for {group.spell()} stored as {format}"
+        remedy = "choose a scheme it has a kernel for (docs/verifying.md lists them)"
+        case.add(case.grave if engine.all_kernels else "warning", unknown, remedy, blocks=False)
+    else:
+        if group.inputs is not None and kernel.kind.endswith(" weights"):
+            partial = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
+            case.add("warning", partial, "choose an input scheme it has a kernel for")
+        if generation:
+            _check_generation(case, kernel, group, generation)
         else:
-            if group.inputs is not None and kernel.kind.endswith(" weights"):
-                what = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
-                findings.add("warning", what, "choose an input scheme it has a kernel for", **where)
-            if generation:
-                _check_generation(kernel, group, generation, grave, where, findings)
-            else:
-                findings.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with `gpu`", **where)
+            case.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with `gpu`")
 
 
-def _check_generation(
-    kernel: EngineKernel,
-    group: ConfigGroup,
-    generation: str,
-    grave: Severity,
-    where: dict[str, Any],
-    findings: Findings,
-) -> None:
+def _check_generation(case: _Case, kernel: EngineKernel, group: ConfigGroup, generation: str) -> None:
     """Whether a kernel runs on a GPU generation, and what runs instead."""
     runs = kernel.on(generation)
-    what = f"{group.spell()}: {kernel.kind} does not run on {generation}"
+    refused = f"{group.spell()}: {kernel.kind} does not run on {generation}"
     if not runs:
-        findings.add(grave, what, f"choose another scheme or GPU ({_first(kernel)})", **where, blocks=False)
+        case.add(case.grave, refused, f"choose another scheme or GPU ({_first(kernel)})", blocks=False)
     elif runs != kernel.kind:
-        findings.add("warning", f"{what}, there is {runs} instead", f"see {_first(kernel)}", **where)
+        case.add("warning", f"{refused}, there is {runs} instead", f"see {_first(kernel)}")
     if kernel.unverified:
         doubt = f"not verified in a source: {kernel.kind}: {kernel.unverified}"
-        findings.add("note", doubt, "try it on the machine itself", engines=where["engines"])
+        case.findings.add("note", doubt, "try it on the machine itself", engines=(case.engine.name,))
 
 
 def _first(kernel: EngineKernel) -> str:
@@ -193,23 +194,23 @@ def _check_overlaps(folder: StoredFolder, findings: Findings) -> None:
         named = {t: g for t, g in targets.items() if same_name(name, t)}
         first = next(iter(named.values()), None)
         if first is not None and not all(g.same_as(first) for g in named.values()):
-            said = ", ".join(f"{t!r} of {g.name}" for t, g in named.items())
-            what = (
-                f"overlapping targets {said}: transformers tries names first and patterns in the order of their text, "
+            pairs = ", ".join(f"{t!r} of {g.name}" for t, g in named.items())
+            problem = (
+                f"overlapping targets {pairs}: transformers tries names first and patterns in the order of their text, "
                 "vLLM and SGLang as they are listed"
             )
-            findings.add("warning", what, _EXPORT, modules=(name,))
+            findings.add("warning", problem, _EXPORT, modules=(name,))
 
 
 def _check_agreement(folder: StoredFolder, engines: Sequence[Engine], matches: Matches, findings: Findings) -> None:
     """Modules that engines would run under different schemes."""
     for name in folder.modules:
-        found = {e.name: matches[e.name][name] for e in engines if not matches[e.name][name].refusal}
-        groups = [match.group for match in found.values()]
+        loading = {e.name: matches[e.name][name] for e in engines if not matches[e.name][name].refusal}
+        groups = [match.group for match in loading.values()]
         first = groups[0] if groups else None
         if any((g is None) != (first is None) or (g and first and not g.same_as(first)) for g in groups):
-            said = "; ".join(f"{engine} {_spell(match.group)} ({match.because})" for engine, match in found.items())
-            findings.add("error", f"engines disagree: {said}", _EXPORT, modules=(name,), engines=tuple(found))
+            listed = "; ".join(f"{engine} {_spell(match.group)} ({match.because})" for engine, match in loading.items())
+            findings.add("error", f"engines disagree: {listed}", _EXPORT, modules=(name,), engines=tuple(loading))
 
 
 def _report(folder: StoredFolder, module: StoredModule, engines: Sequence[Engine], matches: Matches) -> ModuleReport:

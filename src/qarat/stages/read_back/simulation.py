@@ -107,8 +107,8 @@ def raw_codes(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) ->
         if leaf in state:
             state[leaf] = _ones(tensors[leaf])
     assert group.weights is not None
-    words = {**msgspec.structs.asdict(group.weights), "symmetric": True}
-    scheme = QuantizationScheme.model_validate({"targets": [], "format": format, "weights": words})
+    fields = {**msgspec.structs.asdict(group.weights), "symmetric": True}
+    scheme = QuantizationScheme.model_validate({"targets": [], "format": format, "weights": fields})
     decompressed = BaseCompressor.get_value_from_registry(format).decompress(state, scheme)
     return cast(Tensor, decompressed["weight"]).float()
 

@@ -60,24 +60,24 @@ class Args(msgspec.Struct, frozen=True):
         Args:
             role: ``weights`` or ``input_activations``.
         """
-        kind, found = self.kind, list[str]()
+        kind, reasons = self.kind, list[str]()
         if kind not in ("tensor", "channel", "group", "tensor_group", "block", "token"):
-            found.append(f"strategy {kind!r} is none of a projection's")
+            reasons.append(f"strategy {kind!r} is none of a projection's")
         if kind == "token" and not self.dynamic:
-            found.append("static token strategy: a scale per token cannot be known beforehand")
+            reasons.append("static token strategy: a scale per token cannot be known beforehand")
         if kind in ("group", "tensor_group") and (self.group_size or 0) <= 0:
-            found.append(f"strategy {kind} without a positive group_size")
+            reasons.append(f"strategy {kind} without a positive group_size")
         if kind not in ("group", "tensor_group") and (self.group_size or 0) > 0:
-            found.append(f"group_size {self.group_size} with strategy {kind}")
+            reasons.append(f"group_size {self.group_size} with strategy {kind}")
         if kind == "block" and self.block is None:
-            found.append("strategy block without block_structure")
+            reasons.append("strategy block without block_structure")
         if role == "weights" and (self.dynamic or kind == "token"):
-            found.append("weights quantized at run time (dynamic, or a scale per token)")
+            reasons.append("weights quantized at run time (dynamic, or a scale per token)")
         if role == "input_activations" and kind in ("channel", "block"):
-            found.append(f"strategy {kind} for an input")
+            reasons.append(f"strategy {kind} for an input")
         if (self.type == "float" and self.num_bits not in _FLOATS) or not 1 <= self.num_bits <= 8:
-            found.append(f"{self.type} numbers of {self.num_bits} bits")
-        return found
+            reasons.append(f"{self.type} numbers of {self.num_bits} bits")
+        return reasons
 
     def scheme(self, role: str) -> TensorScheme:
         """The same in qarat's words; args without `contradictions` always have a scheme.
@@ -137,10 +137,10 @@ class ConfigGroup(msgspec.Struct, frozen=True):
     def contradictions(self) -> list[str]:
         """What the library refuses to load, in words."""
         parts = {"weights": self.weights, "input_activations": self.inputs}
-        found = [f"{role}: {why}" for role, args in parts.items() if args for why in args.contradictions(role)]
+        reasons = [f"{role}: {why}" for role, args in parts.items() if args for why in args.contradictions(role)]
         if self.format == MIXED:
-            found.append(f"format {MIXED!r} belongs on top of the config, not into a group")
-        return found or ([self.refusal] if self.refusal else [])
+            reasons.append(f"format {MIXED!r} belongs on top of the config, not into a group")
+        return reasons or ([self.refusal] if self.refusal else [])
 
     @property
     def scheme(self) -> LinearScheme:
@@ -200,12 +200,12 @@ class _ConfigFile(msgspec.Struct):
     @property
     def beyond(self) -> tuple[str, ...]:
         """The keys of this class's last three that say something; llm-compressor writes them empty."""
-        said: dict[str, Any] = {
+        keys: dict[str, Any] = {
             KV_CACHE: self.kv_cache_scheme,
             "sparsity_config": self.sparsity_config,
             "transform_config": self.transform_config,
         }
-        return tuple(key for key, value in said.items() if value and not _is_idle(value))
+        return tuple(key for key, value in keys.items() if value and not _is_idle(value))
 
 
 def read_config(folder: Path) -> StoredConfig:
@@ -238,8 +238,8 @@ def read_config(folder: Path) -> StoredConfig:
         offences.append("config_groups is empty, so that nothing would be quantized")
     if offences:
         raise UserError(f"{path}: quantization_config cannot be read:\n  " + "\n  ".join(offences))
-    found = tuple(group for group in groups if group is not None)
-    return StoredConfig(file.format or "", file.quantization_status or "", found, file.ignore or (), file.beyond)
+    readable = tuple(group for group in groups if group is not None)
+    return StoredConfig(file.format or "", file.quantization_status or "", readable, file.ignore or (), file.beyond)
 
 
 def _is_idle(value: Any) -> bool:

@@ -17,13 +17,11 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.values.fingerprints import source_of
-from qarat.values.records.origin import clustered_mean, same_origin
-from qarat.values.records.scores import Divergence, Evaluation, TaskScore, ZeroShot, paired_difference
+from qarat.values.records.origin import clustered_mean, normal_interval, same_origin
+from qarat.values.records.scores import Divergence, Evaluation, TaskScore, ZeroShot
 
 Comparable = Evaluation | ZeroShot | Divergence
 Verdict = Literal["identical", "equal within error", "higher", "lower", "error unknown"]
-
-
 _KINDS: dict[type, str] = {Evaluation: "loss", ZeroShot: "accuracy", Divergence: "divergence"}
 
 
@@ -71,7 +69,7 @@ class Contrast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference, from the normal distribution."""
-        return self.difference - 1.96 * self.standard_error, self.difference + 1.96 * self.standard_error
+        return normal_interval(self.difference, self.standard_error)
 
     @property
     def verdict(self) -> Verdict:
@@ -139,11 +137,11 @@ def compare(records: Sequence[Comparable]) -> Comparison:
     first, *others = records
     for other in others:
         same_origin(first.provenance, other.provenance, f"{first.label} and {other.label}", other_models=True)
-    found = [contrast for other in others for contrast in _contrasts(other, first)]
+    contrasts = [contrast for other in others for contrast in _contrasts(other, first)]
     kind, origin = _KINDS[type(first)], first.provenance
     unit = first.unit if isinstance(first, Evaluation) else "question" if isinstance(first, ZeroShot) else "token"
     compared = tuple(Compared(r.label, r.provenance.model, r.plan) for r in records)
-    return Comparison(kind, unit, origin.tokens, origin.convention, origin.dtype, compared, tuple(found))
+    return Comparison(kind, unit, origin.tokens, origin.convention, origin.dtype, compared, tuple(contrasts))
 
 
 def score_difference(score: TaskScore, base: TaskScore) -> tuple[float, float]:
@@ -162,21 +160,30 @@ def score_difference(score: TaskScore, base: TaskScore) -> tuple[float, float]:
 
 def _contrasts(a: Comparable, b: Comparable) -> list[Contrast]:
     """Every measure of ``a`` against ``b``'s, which are of one kind and one origin."""
-    match a, b:
-        case Evaluation(), Evaluation():
-            return _losses(a, b)
-        case ZeroShot(), ZeroShot():
-            return _scores(a, b)
-        case Divergence(), Divergence():
-            return _divergences(a, b)
-        case _:
-            raise TypeError(f"{type(a).__name__} against {type(b).__name__}")
+    if isinstance(a, ZeroShot) and isinstance(b, ZeroShot):
+        return _scores(a, b)
+    assert isinstance(a, Evaluation | Divergence)
+    assert isinstance(b, Evaluation | Divergence)
+    if (a.predicted, a.sources) != (b.predicted, b.sources):
+        raise UserError(
+            f"{a.label} and {b.label} do not have the same windows or sources; measure both on one token set"
+        )
+    contrasts: list[Contrast] = []
+    for (measure, value, mine), (_, base, theirs) in zip(_by_window(a), _by_window(b), strict=True):
+        changes = [x - y for x, y in zip(mine, theirs, strict=True)]
+        difference, error, _ = clustered_mean(changes, a.predicted, a.sources)
+        contrasts.append(Contrast(measure, a.label, b.label, value, base, difference, error, *_signs(mine, theirs)))
+    return contrasts
 
 
-def _losses(a: Evaluation, b: Evaluation) -> list[Contrast]:
-    difference = paired_difference(a, b, other_models=True)
-    signs = _signs(a.nats, b.nats)
-    return [Contrast("loss", a.label, b.label, a.loss, b.loss, difference.nats, difference.standard_error, *signs)]
+def _by_window(record: Evaluation | Divergence) -> list[tuple[str, float, Sequence[float]]]:
+    """Each measure: its name, its value, and its sum over each window."""
+    if isinstance(record, Evaluation):
+        return [("loss", record.loss, record.nats)]
+    return [
+        ("KL from float", record.mean[0], record.nats),
+        ("same likeliest token", record.agreement[0], record.agreeing),
+    ]
 
 
 def _scores(a: ZeroShot, b: ZeroShot) -> list[Contrast]:
@@ -192,21 +199,6 @@ def _scores(a: ZeroShot, b: ZeroShot) -> list[Contrast]:
         )
         for key, score in mine.items()
     ]  # fmt: skip
-
-
-def _divergences(a: Divergence, b: Divergence) -> list[Contrast]:
-    if (a.predicted, a.sources) != (b.predicted, b.sources):
-        raise UserError(f"{b.label} and {a.label} do not have the same windows; measure both on one token set")
-    pairs = (
-        ("KL from float", a.mean[0], b.mean[0], a.nats, b.nats),
-        ("same likeliest token", a.agreement[0], b.agreement[0], a.agreeing, b.agreeing),
-    )
-    found: list[Contrast] = []
-    for measure, value, base, mine, theirs in pairs:
-        changes = [x - y for x, y in zip(mine, theirs, strict=True)]
-        difference, error, _ = clustered_mean(changes, a.predicted, a.sources)
-        found.append(Contrast(measure, a.label, b.label, value, base, difference, error, *_signs(mine, theirs)))
-    return found
 
 
 def _signs(a: Sequence[float], b: Sequence[float]) -> tuple[int, int, int]:

@@ -119,23 +119,23 @@ def _share(name: str, value: float | None) -> str:
 
 def _check_values(point: Measurement) -> list[str]:
     """What is wrong with the value and its base, by the metric."""
-    found: list[str] = []
+    problems: list[str] = []
     for name, value in (("value", point.value), ("base_value", point.base_value)):
         if value is None:
             continue
         if not math.isfinite(value):
-            found.append(f"{name} {value:g} is not finite")
+            problems.append(f"{name} {value:g} is not finite")
         elif point.metric == "perplexity" and value < 1:
-            found.append(f"{name} {value:g} is no perplexity: none is below 1")
+            problems.append(f"{name} {value:g} is no perplexity: none is below 1")
         elif point.metric == "loss" and value < 0:
-            found.append(f"{name} {value:g} is no loss: nats per token are not negative")
+            problems.append(f"{name} {value:g} is no loss: nats per token are not negative")
         elif point.metric == "perplexity-increase" and value <= -100:
-            found.append(f"{name} {value:g} is no increase in per cent: none is -100 or less")
+            problems.append(f"{name} {value:g} is no increase in per cent: none is -100 or less")
         elif point.metric == "accuracy" and not 0 <= value <= 1:
-            found.append(f"{name} {value:g} is no accuracy: give a share between 0 and 1")
+            problems.append(f"{name} {value:g} is no accuracy: give a share between 0 and 1")
     if point.metric.endswith("-increase") and point.base_value is not None:
-        found.append(f"base_value must be empty: {point.metric} is a change already")
-    return found
+        problems.append(f"base_value must be empty: {point.metric} is a change already")
+    return problems
 
 
 def parse_count(text: str) -> float:

@@ -13,6 +13,9 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.values.fingerprints import source_of
 
+Z = 1.96
+"""Half of a 95 % interval of the normal distribution, in standard errors."""
+
 
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a record comes from; part of its identity.
@@ -44,7 +47,12 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval, from the normal distribution."""
-        return self.nats - 1.96 * self.standard_error, self.nats + 1.96 * self.standard_error
+        return normal_interval(self.nats, self.standard_error)
+
+
+def normal_interval(value: float, standard_error: float) -> tuple[float, float]:
+    """The 95 % interval about a value, from the normal distribution."""
+    return value - Z * standard_error, value + Z * standard_error
 
 
 def clustered_mean(sums: Sequence[float], counts: Sequence[int], sources: Sequence[str]) -> tuple[float, float, int]:

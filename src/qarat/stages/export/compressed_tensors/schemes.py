@@ -32,12 +32,12 @@ def offences(scheme: LinearScheme, cols: int) -> list[str]:
         scheme: Of the projection.
         cols: Its input channels.
     """
-    found = [] if scheme.weight is None else _weight_offences(scheme.weight, cols)
+    reasons = [] if scheme.weight is None else _weight_offences(scheme.weight, cols)
     if scheme.input is not None:
-        found += _input_offences(scheme.input, cols)
+        reasons += _input_offences(scheme.input, cols)
         if scheme.weight is None:
-            found.append("quantizes its input only: quantize the weight too, or leave both in float")
-    return found
+            reasons.append("quantizes its input only: quantize the weight too, or leave both in float")
+    return reasons
 
 
 def group_of(scheme: LinearScheme) -> QuantizationScheme:
@@ -50,23 +50,25 @@ def group_of(scheme: LinearScheme) -> QuantizationScheme:
 
 def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
     name, grain = scheme.format, scheme.granularity
-    found: list[str] = []
+    reasons: list[str] = []
     if name not in (_FLOAT_BITS | _INT_BITS | _SIGNED_BITS):
         return [f"w={name}: no such weights; use int2 … int8, e4m3, mxfp4, mxfp6, mxfp8 or nvfp4"]
     tiled = grain.rows is not None and grain.rows > 1
     if (grain.rows is None) != (grain.cols is None) and grain != Granularity(1, None):
-        found.append(f"w={scheme.spell('w')}: no such granularity; use tensor, channel or gN")
+        reasons.append(f"w={scheme.spell('w')}: no such granularity; use tensor, channel or gN")
     elif tiled and (grain.cols is None or name != "e4m3"):
-        found.append(f"w={scheme.spell('w')}: tiles are for e4m3, as RxC; use channel or gN")
+        reasons.append(f"w={scheme.spell('w')}: tiles are for e4m3, as RxC; use channel or gN")
     if grain.cols is not None and cols % grain.cols:
-        found.append(f"w={scheme.spell('w')}: {cols} channels are no whole number of groups of {grain.cols}")
+        reasons.append(f"w={scheme.spell('w')}: {cols} channels are no whole number of groups of {grain.cols}")
     if name == "e2m1" and not (_is_mx(scheme) or _is_nv(scheme)):
-        found.append(f"w={scheme.spell('w')}: e2m1 is held as mxfp4 (g32, scale-e8m0) or nvfp4 (g16, scale-e4m3) only")
+        reasons.append(
+            f"w={scheme.spell('w')}: e2m1 is held as mxfp4 (g32, scale-e8m0) or nvfp4 (g16, scale-e4m3) only"
+        )
     if name == "e2m3" and not _is_mx(scheme):
-        found.append(f"w={scheme.spell('w')}: e2m3 is held as mxfp6 (g32, scale-e8m0) only")
+        reasons.append(f"w={scheme.spell('w')}: e2m3 is held as mxfp6 (g32, scale-e8m0) only")
     if scheme.scale == "e4m3" and name != "e2m1":
-        found.append(f"w={scheme.spell('w')}: e4m3 scales are for nvfp4; use scale-float16")
-    return found
+        reasons.append(f"w={scheme.spell('w')}: e4m3 scales are for nvfp4; use scale-float16")
+    return reasons
 
 
 def _input_offences(scheme: TensorScheme, cols: int) -> list[str]:
@@ -81,22 +83,22 @@ def _input_offences(scheme: TensorScheme, cols: int) -> list[str]:
         narrow = name in ("e2m1", "e2m3")
         whole = grain == Granularity() and not narrow
         return [] if whole else [f"{spelled}: static inputs have one scale per tensor, in int2 … int8 or e4m3"]
-    found: list[str] = []
+    reasons: list[str] = []
     if grain.cols is not None and cols % grain.cols:
-        found.append(f"{spelled}: {cols} channels are no whole number of groups of {grain.cols}")
+        reasons.append(f"{spelled}: {cols} channels are no whole number of groups of {grain.cols}")
     if scheme.scale == "e8m0" or name in ("e2m1", "e2m3"):
         if not _is_mx(scheme) or name in _INT_BITS:
-            found.append(f"{spelled}: inputs with e8m0 scales are mxfp4, mxfp6 or mxfp8 in groups of 32")
+            reasons.append(f"{spelled}: inputs with e8m0 scales are mxfp4, mxfp6 or mxfp8 in groups of 32")
         elif scheme.choice != "mx-even":
-            found.append(f"{spelled}: dynamic MX scales are rounded to even there; add /mx-even")
-        return found
+            reasons.append(f"{spelled}: dynamic MX scales are rounded to even there; add /mx-even")
+        return reasons
     if grain.rows not in (None, 1) or (grain.rows is None and grain.cols is not None):
-        found.append(f"{spelled}: dynamic inputs have a scale per tensor, token or gN")
+        reasons.append(f"{spelled}: dynamic inputs have a scale per tensor, token or gN")
     if scheme.choice != "absmax":
-        found.append(f"{spelled}: dynamic scales are the engine's absmax; drop {scheme.choice}, or make it static")
+        reasons.append(f"{spelled}: dynamic scales are the engine's absmax; drop {scheme.choice}, or make it static")
     if scheme.scale != "float32":
-        found.append(f"{spelled}: dynamic scales are not rounded; drop scale-{scheme.scale}")
-    return found
+        reasons.append(f"{spelled}: dynamic scales are not rounded; drop scale-{scheme.scale}")
+    return reasons
 
 
 def _is_mx(scheme: TensorScheme) -> bool:
@@ -109,36 +111,36 @@ def _is_nv(scheme: TensorScheme) -> bool:
 
 def _number_words(scheme: TensorScheme) -> dict[str, Any]:
     name = scheme.format
-    words: dict[str, Any] = {"symmetric": scheme.symmetric}
+    fields: dict[str, Any] = {"symmetric": scheme.symmetric}
     if name in _FLOAT_BITS:
-        words |= {"type": "float", "num_bits": _FLOAT_BITS[name]}
+        fields |= {"type": "float", "num_bits": _FLOAT_BITS[name]}
         if _is_mx(scheme):
-            words["scale_dtype"] = torch.uint8
+            fields["scale_dtype"] = torch.uint8
         elif _is_nv(scheme):
-            words["scale_dtype"] = torch.float8_e4m3fn
-        return words
-    return words | {"type": "int", "num_bits": (_INT_BITS | _SIGNED_BITS)[name]}
+            fields["scale_dtype"] = torch.float8_e4m3fn
+        return fields
+    return fields | {"type": "int", "num_bits": (_INT_BITS | _SIGNED_BITS)[name]}
 
 
 def _weight_words(scheme: TensorScheme) -> dict[str, Any]:
-    words = _number_words(scheme) | {"dynamic": False}
+    fields = _number_words(scheme) | {"dynamic": False}
     match scheme.granularity:
         case Granularity(None, None):
-            return words | {"strategy": "tensor"}
+            return fields | {"strategy": "tensor"}
         case Granularity(1, None):
-            return words | {"strategy": "channel"}
+            return fields | {"strategy": "channel"}
         case Granularity(1, int(cols)):
-            return words | {"strategy": "tensor_group" if _is_nv(scheme) else "group", "group_size": cols}
+            return fields | {"strategy": "tensor_group" if _is_nv(scheme) else "group", "group_size": cols}
         case Granularity(rows, cols):
-            return words | {"strategy": "block", "block_structure": [rows, cols]}
+            return fields | {"strategy": "block", "block_structure": [rows, cols]}
 
 
 def _input_words(scheme: TensorScheme) -> dict[str, Any]:
-    words = _number_words(scheme) | {"dynamic": not scheme.static}
+    fields = _number_words(scheme) | {"dynamic": not scheme.static}
     match scheme.granularity:
         case Granularity(None, None):
-            return words | {"strategy": "tensor"}
+            return fields | {"strategy": "tensor"}
         case Granularity(1, None):
-            return words | {"strategy": "token"}
+            return fields | {"strategy": "token"}
         case Granularity(_, cols):
-            return words | {"strategy": "group", "group_size": cols}
+            return fields | {"strategy": "group", "group_size": cols}

@@ -74,9 +74,9 @@ class ShardWriter:
             ValueError: A tensor that is not in the layout, or of another dtype or shape: a fault of the exporter.
         """
         for name, tensor in tensors.items():
-            found = tensor.dtype, tuple(tensor.shape)
-            if found != self._layout.get(name) or name not in self._missing:
-                raise ValueError(f"{name}: {found} was made, {self._layout.get(name)} announced")
+            made = tensor.dtype, tuple(tensor.shape)
+            if made != self._layout.get(name) or name not in self._missing:
+                raise ValueError(f"{name}: {made} was made, {self._layout.get(name)} announced")
             with (self._folder / self._files[name]).open("r+b") as file:
                 file.seek(self._offsets[name])
                 file.write(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)

@@ -114,15 +114,15 @@ def _float_block(model: Model, index: int) -> dict[str, Tensor]:
     if all(prefix + name in model.checkpoint for name in wanted):
         return dict(model.load_float_block(index).named_parameters())
     block = model.block(index)
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for name in wanted:
         home, _, leaf = name.rpartition(".")
         module = block.get_submodule(home)
         if isinstance(module, QuantLinear):
-            found[name] = module.value if leaf == "weight" else cast(Tensor, module.bias)
+            values[name] = module.value if leaf == "weight" else cast(Tensor, module.bias)
         else:
-            found[name] = cast(nn.Parameter, getattr(module, leaf))
-    return found
+            values[name] = cast(nn.Parameter, getattr(module, leaf))
+    return values
 
 
 def _ordered(model: Model, name: str, value: Tensor) -> Tensor:

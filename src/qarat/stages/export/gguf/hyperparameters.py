@@ -27,17 +27,17 @@ def check_hyperparameters(model: Model) -> None:
     """
     config = model.config
     rotary = config.rope_parameters["rope_type"]
-    found: list[str] = []
+    reasons: list[str] = []
     if rotary not in _ROTARY:
-        found.append(f"rotary embedding of type {rotary} (known: {', '.join(_ROTARY)})")
+        reasons.append(f"rotary embedding of type {rotary} (known: {', '.join(_ROTARY)})")
     elif rotary != "default" and config.model_type not in ("llama", "mistral"):
-        found.append(f"rotary embedding of type {rotary} in {config.model_type}: its frequencies have no place there")
+        reasons.append(f"rotary embedding of type {rotary} in {config.model_type}: its frequencies have no place there")
     if "sliding_attention" in (getattr(config, "layer_types", None) or []) or _slides(model):
-        found.append("a sliding attention window")
+        reasons.append("a sliding attention window")
     if config.hidden_act != "silu":
-        found.append(f"the activation {config.hidden_act}")
-    if found:
-        raise UserError(f"{model.folder} has what this GGUF export has no words for: {'; '.join(found)}; {_REMEDY}")
+        reasons.append(f"the activation {config.hidden_act}")
+    if reasons:
+        raise UserError(f"{model.folder} has what this GGUF export has no words for: {'; '.join(reasons)}; {_REMEDY}")
 
 
 def _slides(model: Model) -> bool:

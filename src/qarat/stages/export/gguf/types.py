@@ -54,11 +54,11 @@ def architecture_of(model: Model) -> str:
     Raises:
         UserError: If it has no name here.
     """
-    asked = model.config.architectures or []
-    for name in asked:
+    names = model.config.architectures or []
+    for name in names:
         if name in _ARCHITECTURES:
             return _ARCHITECTURES[name]
-    raise UserError(f"no GGUF export for {', '.join(asked)}; there is one for {', '.join(_ARCHITECTURES)}")
+    raise UserError(f"no GGUF export for {', '.join(names)}; there is one for {', '.join(_ARCHITECTURES)}")
 
 
 def float_type(model: Model, name: str = "") -> str:

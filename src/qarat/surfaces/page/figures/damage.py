@@ -6,6 +6,7 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.wording import count, decimals
+from qarat.values.records.origin import Z
 from qarat.values.records.prices import Menu
 from qarat.values.records.protection import Protection
 from qarat.values.sites import short_name
@@ -23,7 +24,7 @@ def damage(menu: Menu, sweep: Protection, low: str) -> Figure:
     dots: list[Dot] = []
     for trial in sweep.alone:
         if entry := priced.get(trial.sites[0]):
-            spread = 1.96 * entry.standard_error
+            spread = Z * entry.standard_error
             predicted = (entry.damage - spread, entry.damage + spread)
             dots.append(Dot(entry.damage, trial.damage.nats, predicted, trial.damage.interval, short_name(entry.site)))
     digits = decimals([v for d in dots for v in (d.x, d.y)])

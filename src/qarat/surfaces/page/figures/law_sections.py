@@ -18,6 +18,7 @@ from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.law_shares import MODEL, fits_about
 from qarat.values.records.law import Fit, FittedPoint, Law
 from qarat.values.records.law_data import spell_value, spell_values
+from qarat.values.records.origin import Z
 
 _MOST = 12  # series that one figure tells apart
 _STEPS = 40  # points of a fitted line
@@ -120,7 +121,7 @@ def _series(form: Form, group: _Group, variable: str, groups: Sequence[_Group]) 
 
 def error_bar(p: FittedPoint) -> tuple[float, ...]:
     """95 % interval of a measured point; empty where its error is not known."""
-    spread = 1.96 * p.standard_error
+    spread = Z * p.standard_error
     return (p.measured - spread, p.measured + spread) if spread else ()
 
 
