@@ -6,6 +6,7 @@ First names and headers, then numbers, then whole models: each only where the on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ LOGITS_LIMIT = 1e-5
 """Relative, in float32, between our simulation of the folder and of the run: the same sums in the same order."""
 LOGITS_WINDOWS = 4
 _REFERENCE = "transformers"
+_PACKAGES = ("qarat", "torch", "transformers", "compressed-tensors")
 
 
 class _Resolved(NamedTuple):
@@ -160,7 +162,8 @@ def _resolve(path: Path, names: Sequence[str], generation: str) -> _Resolved:
     modules, matches = resolve(folder, engines, generation, findings, lenient=not names)
     reference = matches.get(_REFERENCE) or next(iter(matches.values()))
     check_contents(folder, reference, [e.name for e in engines if e.fuses], findings)
-    provenance = Provenance(folder.checkpoint.fingerprint, "", "", _versions())
+    packages = {package: metadata.version(package) for package in _PACKAGES}
+    provenance = Provenance(folder.checkpoint.fingerprint, "", "", packages)
     versions = {engine.name: engine.versions for engine in engines}
     record = Verification(
         provenance, path.resolve().name, folder.config.format, versions, generation, "", modules, findings.listed()
@@ -238,20 +241,6 @@ def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats) -
             )
             remedy = "keep this input in higher precision, or make it dynamic per token"
             resolved.findings.add("warning", problem, remedy, (name,))
-
-
-def _versions() -> dict[str, str]:
-    import compressed_tensors
-    import transformers
-
-    from qarat import __version__
-
-    return {
-        "qarat": __version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "compressed-tensors": compressed_tensors.__version__,
-    }
 
 
 def _provenance(resolved: _Resolved, report: TokenSet, runtime: Runtime) -> Provenance:

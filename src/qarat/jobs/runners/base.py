@@ -101,16 +101,16 @@ class Failed(NamedTuple):
     """What a worker raised.
 
     Attributes:
-        words: Of a `UserError`; of anything else the traceback.
+        message: Of a `UserError`; of anything else the traceback.
         mendable: Whether it was a `UserError`.
     """
 
-    words: str
+    message: str
     mendable: bool
 
     def error(self) -> Exception:
         """The error to be raised here."""
-        return UserError(self.words) if self.mendable else RuntimeError(f"a worker failed:\n{self.words}")
+        return UserError(self.message) if self.mendable else RuntimeError(f"a worker failed:\n{self.message}")
 
 
 Answer = Done | Failed

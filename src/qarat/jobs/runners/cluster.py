@@ -16,7 +16,7 @@ from qarat.jobs.runners.pool import Job, Lost
 
 LOCAL = "local"
 PATIENCE = 10.0  # seconds that the head has to answer
-WORDS = 400  # characters that are shown of what Ray says
+MOST_SHOWN = 400  # characters that are shown of what Ray says
 
 
 @contextmanager
@@ -115,4 +115,4 @@ class Actors:
 def _shorten(error: Exception) -> str:
     """What an error of Ray's says, on one line."""
     line = " ".join(str(error).split())
-    return line if len(line) <= WORDS else f"{line[:WORDS]}…"
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"

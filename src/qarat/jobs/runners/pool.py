@@ -36,10 +36,10 @@ class Lost(NamedTuple):
     """A worker is gone.
 
     Attributes:
-        words: What is known of why.
+        reason: What is known of why.
     """
 
-    words: str
+    reason: str
 
 
 class Crew(Protocol):
@@ -147,7 +147,7 @@ class Pool:
             if group.losses + 1 == LOSSES:
                 raise UserError(
                     f"{LOSSES} workers were lost over the same {len(group.indices)} items, the last one so: "
-                    f"{lost.words}. Too little memory is the usual reason: take fewer workers, or bound their memory"
+                    f"{lost.reason}. Too little memory is the usual reason: take fewer workers, or bound their memory"
                 )
             groups.give_back(group)
         elif worker in self._awaited:
@@ -155,7 +155,7 @@ class Pool:
             self._stillborn += 1
             if self._stillborn == LOSSES:
                 raise UserError(
-                    f"{LOSSES} workers in a row were lost before they were ready, the last one so: {lost.words}. A "
+                    f"{LOSSES} workers in a row were lost before they were ready, the last one so: {lost.reason}. A "
                     "script that asks for workers must do so below `if __name__ == '__main__':`, since they import it"
                 )
         else:
