@@ -11,6 +11,7 @@ from qarat.maths.scales import static_scales
 from qarat.maths.tiles import Scales
 from qarat.values.fingerprints import brief
 from qarat.values.records.streams import ActivationStats
+from qarat.values.roles import Role
 from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
 
 
@@ -91,7 +92,7 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
     if stats is None:
         raise UserError(f"{stream}: static scales need stats; run `qarat profile`")
     seen = stats.stream(stream)
-    if seen.kind in ("p", "v") and scheme.granularity.cols is not None:
+    if seen.kind in (Role.PROBABILITIES, Role.VALUES) and scheme.granularity.cols is not None:
         # Of this product the groups run along the tokens that are summed over; channels say nothing of them.
         raise UserError("static groups would run along tokens, which are not known beforehand; use tensor/static")
     if "channel_min" in seen.arrays:

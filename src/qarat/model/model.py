@@ -36,6 +36,7 @@ from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
 from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
+from qarat.values.roles import Role
 from qarat.values.sites import Site
 
 ROTATION = "hadamard"
@@ -103,9 +104,9 @@ class Model(Summarized):
         self._load_block = load_block or self.load_float_block
         self._sites = self._list_sites()
         self.transforms = transforms
-        # One for all blocks; the last site is the last projection.
+        # One for all blocks: all have the same width.
         turns = ROTATION in (t.word for t in transforms)
-        self._rotation = Rotation.of(self._sites[-1].shape[1], runtime.device) if turns else None
+        self._rotation = Rotation.of(self._down_width(), runtime.device) if turns else None
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.memory = runtime.memory_bytes()
@@ -208,7 +209,7 @@ class Model(Summarized):
         for i, layer in enumerate(layers):
             prefix = f"{self.family.blocks}.{i}"
             # What attention's heads put out, side by side, is what the next projection reads.
-            behind = next(s.readers[0] for s in self.family.streams if s.name == "o_in")
+            behind = self.family.reader(Role.ATTENTION_OUTPUT)
             width = cast(nn.Linear, layer.get_submodule(behind)).in_features
             for stream in self.family.streams:
                 for reader in stream.readers:
@@ -218,12 +219,17 @@ class Model(Summarized):
                     streams = (f"{prefix}.{stream.name}",)
                     shape, has_bias = tuple(linear.weight.shape), linear.bias is not None
                     sites.append(Site(name, i, "projection", streams, shape, tie, has_bias))
-                if stream.name == "attn_in":
+                if stream.role == Role.ATTENTION_INPUT:
                     home = f"{prefix}.{self.family.attention}"
                     for leaf, operands in (("qk", "qk"), ("av", "pv")):
                         streams = tuple(f"{prefix}.{operand}" for operand in operands)
                         sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))
         return tuple(sites)
+
+    def _down_width(self) -> int:
+        """Channels of the MLP's inner activation."""
+        block = self._skeleton.get_submodule(f"{self.family.blocks}.0")
+        return cast(nn.Linear, block.get_submodule(self.family.reader(Role.DOWN_INPUT))).in_features
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name to shape of every tensor of the float model, in model order; a tied head is not repeated."""
@@ -241,7 +247,7 @@ class Model(Summarized):
         """A fresh copy of a block on the meta device, weights still to be assigned."""
         block = copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
         if self._rotation is not None:
-            home = self.family.projections[-1].rpartition(".")[0]
+            home = self.family.reader(Role.DOWN_INPUT).rpartition(".")[0]
             setattr(block, home, RotatedMlp(block.get_submodule(home), self._rotation))
         return block
 

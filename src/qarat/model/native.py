@@ -38,7 +38,6 @@ from qarat.maths.tiles import Scales
 from qarat.model.attention import PRODUCTS
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families import family_of
-from qarat.model.families.base import ATTENTION_OPERANDS
 from qarat.model.layers import QuantLinear, QuantProducts
 from qarat.model.model import Model, Transform
 from qarat.model.prefixes import BlockPrefix, PrefixedBlock
@@ -46,6 +45,7 @@ from qarat.values.fingerprints import source_of, transforms_of
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
+from qarat.values.roles import OPERANDS
 from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme
 
 MARK = "qarat-plan.json"
@@ -283,7 +283,7 @@ def _block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[st
                 found |= _pack_scales(f"{inner}.input_", module.input_scales, module.scheme.input)
         elif isinstance(module, QuantProducts):
             schemes = (module.qk.left, module.qk.right, module.av.left, module.av.right)
-            for operand, scheme in zip(ATTENTION_OPERANDS, schemes, strict=True):
+            for operand, scheme in zip(OPERANDS, schemes, strict=True):
                 scales = module.scales.get(operand)
                 if scales is not None and scheme is not None:
                     found |= _pack_scales(f"{inner}.{operand}_", scales, scheme)
@@ -344,7 +344,7 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
             setattr(block.get_submodule(parent), leaf, linear)
     if any(scheme != MatmulScheme() for scheme in products.values()):
         home = f"{model.family.attention}.{PRODUCTS}"
-        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in ATTENTION_OPERANDS}
+        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
         known = {operand: s for operand, s in scales.items() if s is not None}
         block.get_submodule(model.family.attention).add_module(
             PRODUCTS, QuantProducts(products["qk"], products["av"], known, len(plan.prefix))

@@ -28,6 +28,7 @@ from qarat.model.model import Model
 from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
+from qarat.values.roles import Role
 
 PEAKS = 8
 SAMPLED_WINDOWS = 16
@@ -75,7 +76,7 @@ def observe(
         with _watched(block, model, seen, attention), torch.no_grad():
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
-                seen.see("block_out", hidden[j])
+                seen.see(Role.BLOCK_OUTPUT, hidden[j])
                 seen.first_window += states.shape[0]
         for collector in seen.collectors.values():
             streams[collector.name] = collector.finish(tokens, model)
@@ -93,12 +94,12 @@ class _AttentionWatcher(nn.Module):
         self._seen = seen
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
-        self._seen.see("q", q)
-        self._seen.see("k", k)
+        self._seen.see(Role.QUERIES, q)
+        self._seen.see(Role.KEYS, k)
         first = self._seen.first_token
         windows = zip(q, k, mask, strict=True)
-        self._seen.see_pieces("p", (_probabilities(*operands, scaling, first) for operands in windows))
-        self._seen.see("v", v)
+        self._seen.see_pieces(Role.PROBABILITIES, (_probabilities(*operands, scaling, first) for operands in windows))
+        self._seen.see(Role.VALUES, v)
 
 
 class _Piece(NamedTuple):
@@ -139,18 +140,18 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: in
 def _watched(block: nn.Module, model: Model, seen: _BlockCollectors, attention: bool) -> Iterator[None]:
     """Show every stream of a block to its collectors while the context lasts."""
 
-    def see_input(kind: str, _: nn.Module, operands: tuple[Tensor, ...]) -> None:
-        seen.see(kind, operands[0])
+    def see_input(role: Role, _: nn.Module, operands: tuple[Tensor, ...]) -> None:
+        seen.see(role, operands[0])
 
     def see_output(_: nn.Module, __: object, output: Tensor) -> None:
-        seen.see("down_out", output)
+        seen.see(Role.DOWN_OUTPUT, output)
 
     handles: list[RemovableHandle] = []
     for stream in model.family.streams:
         first = block.get_submodule(stream.readers[0])
-        handles.append(first.register_forward_pre_hook(partial(see_input, stream.name)))
-    last = block.get_submodule(model.family.projections[-1])
-    handles.append(last.register_forward_hook(see_output))
+        handles.append(first.register_forward_pre_hook(partial(see_input, stream.role)))
+    down = block.get_submodule(model.family.reader(Role.DOWN_INPUT))
+    handles.append(down.register_forward_hook(see_output))
     home = block.get_submodule(model.family.attention)
     if attention:
         home.add_module(WATCHER, _AttentionWatcher(seen))
@@ -183,33 +184,33 @@ class _BlockCollectors:
     Attributes:
         first_window: Index of the first window of the batch that goes through the block now.
         first_token: Index of the first token of a window that counts.
-        collectors: By kind of stream.
+        collectors: By role of the stream.
     """
 
     def __init__(self, home: str, block: int, sampled: int, first_token: int) -> None:
         self._home, self._block, self._sampled = home, block, sampled
         self.first_window, self.first_token = 0, first_token
-        self.collectors: dict[str, _Collector] = {}
+        self.collectors: dict[Role, _Collector] = {}
 
-    def see(self, kind: str, x: Tensor) -> None:
+    def see(self, role: Role, x: Tensor) -> None:
         """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
-        self.see_pieces(kind, (_pieces(window, self.first_token) for window in (x if x.dim() == 4 else x.unsqueeze(1))))
+        self.see_pieces(role, (_pieces(window, self.first_token) for window in (x if x.dim() == 4 else x.unsqueeze(1))))
 
-    def see_pieces(self, kind: str, windows: Iterable[Iterable[_Piece]]) -> None:
+    def see_pieces(self, role: Role, windows: Iterable[Iterable[_Piece]]) -> None:
         """Take a batch of windows, each in pieces."""
-        if kind not in self.collectors:
-            self.collectors[kind] = _Collector(f"{self._home}.{kind}", self._block, kind, self.first_token)
+        if role not in self.collectors:
+            self.collectors[role] = _Collector(f"{self._home}.{role}", self._block, role, self.first_token)
         for window, pieces in enumerate(windows, self.first_window):
-            self.collectors[kind].take(window, pieces, sampled=window < self._sampled)
+            self.collectors[role].take(window, pieces, sampled=window < self._sampled)
 
 
 class _Collector:
     """Streaming statistics of one stream."""
 
-    def __init__(self, name: str, block: int, kind: str, first_token: int) -> None:
-        self.name, self.block, self.kind, self._first_token = name, block, kind, first_token
+    def __init__(self, name: str, block: int, role: Role, first_token: int) -> None:
+        self.name, self.block, self.role, self._first_token = name, block, role, first_token
         # Channels of attention probabilities are key positions: their statistics would say nothing.
-        self.by_channel = kind != "p"
+        self.by_channel = role != Role.PROBABILITIES
         self.width = 0
         # Without axes they go with any width and any device.
         self.channel_min, self.channel_max = torch.tensor(math.inf), torch.tensor(-math.inf)
@@ -318,7 +319,7 @@ class _Collector:
         return StreamStats(
             name=self.name,
             block=self.block,
-            kind=self.kind,
+            kind=self.role.value,
             width=self.width,
             tokens=self.tokens,
             ratio=float(torch.stack(self.ratios).double().mean()),

@@ -17,6 +17,7 @@ import torch
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
+from qarat.values.roles import INPUTS, Role
 from qarat.values.schemes import Granularity, TensorScheme
 from qarat.values.sites import Site
 
@@ -38,7 +39,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
     Attributes:
         stream: Name.
         block: Index of the decoder layer.
-        kind: ``down_in``, …
+        kind: Its role, `qarat.values.roles.Role`.
         ratio: r, a window's largest token over its median token, the mean of the windows.
         maximum: Largest magnitude.
         snr_db: What the median token keeps under the low scheme, in decibel; NaN where the scheme does not reach.
@@ -153,11 +154,11 @@ def spiking_front(stats: ActivationStats) -> int:
 
 def _inputs(stats: ActivationStats) -> list[StreamStats]:
     """The streams that projections read."""
-    return [s for s in stats.streams.values() if s.kind.endswith("_in")]
+    return [s for s in stats.streams.values() if s.kind in INPUTS]
 
 
 def _snr_of(stream: StreamStats, low: TensorScheme | None) -> float:
-    return snr(stream, low) if low is not None and stream.kind.endswith("_in") else math.nan
+    return snr(stream, low) if low is not None and stream.kind in INPUTS else math.nan
 
 
 def _above(rule: str, scores: dict[str, float], limit: float, statement: str) -> SpikeVerdict:
@@ -196,14 +197,14 @@ def _by_massive(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdic
     scores = {
         s.name: min(s.maximum / MASSIVE_LIMIT, s.maximum / (MASSIVE_MEDIANS * max(s.element_median, 1e-30)))
         for s in stats.streams.values()
-        if s.kind == "block_out"
+        if s.kind == Role.BLOCK_OUTPUT
     }
     return _above("massive", scores, 1.0, "residual stream > 100 and > 1000 medians (massive activations)")
 
 
 def _by_super_weight(stats: ActivationStats, low: TensorScheme | None) -> SpikeVerdict:
-    outputs = {s.block: s.maximum for s in stats.streams.values() if s.kind == "down_out"}
-    inputs = [s for s in stats.streams.values() if s.kind == "down_in" and s.block in outputs]
+    outputs = {s.block: s.maximum for s in stats.streams.values() if s.kind == Role.DOWN_OUTPUT}
+    inputs = [s for s in stats.streams.values() if s.kind == Role.DOWN_INPUT and s.block in outputs]
     scores = {s.name: min(s.maximum, outputs[s.block]) for s in inputs}
     return _above("super-weight", scores, SUPER_LIMIT, "down_proj input and output > 50 (super weights)")
 

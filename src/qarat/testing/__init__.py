@@ -5,7 +5,19 @@ law, …) is held to what the rest of qarat relies on by the check of its kind, 
 """
 
 from qarat.testing.documents import tiny_documents
+from qarat.testing.exporters import check_exporter
+from qarat.testing.families import check_family
+from qarat.testing.law_forms import check_law_form
 from qarat.testing.models import Architecture, tiny_checkpoint, tiny_tokenizer
 from qarat.testing.planted import plant_spike
 
-__all__ = ["Architecture", "plant_spike", "tiny_checkpoint", "tiny_documents", "tiny_tokenizer"]
+__all__ = [
+    "Architecture",
+    "check_exporter",
+    "check_family",
+    "check_law_form",
+    "plant_spike",
+    "tiny_checkpoint",
+    "tiny_documents",
+    "tiny_tokenizer",
+]

@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-from torch import nn
+from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
 from qarat.model.families import family_of, known_families
-from qarat.model.families.base import ATTENTION_OPERANDS
-from qarat.model.model import open_model
-from qarat.testing import tiny_checkpoint
+from qarat.model.model import Model, open_model
+from qarat.testing import check_family, tiny_checkpoint
+from qarat.values.roles import OPERANDS, Role
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -22,41 +22,29 @@ def test_every_family_is_tested_here():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_wiring_names_what_is_there(architecture: str, tmp_path: Path):
+def test_a_family_keeps_its_promises(architecture: str, tmp_path: Path):
     model = open_model(str(tiny_checkpoint(tmp_path, architecture=architecture)))  # type: ignore[arg-type]
-    family = family_of([ARCHITECTURES[architecture]])
-    whole = model.module()
-    for path in (family.blocks, family.embedding, family.rotary, family.norm, family.head):
-        whole.get_submodule(path)
-    for block in whole.get_submodule(family.blocks).children():
-        block.get_submodule(family.attention)
-        for stream in family.streams:
-            block.get_submodule(stream.source)
+    check_family(family_of([ARCHITECTURES[architecture]]), model)
+    assert len(model.family.projections) == 7
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_projection_reads_exactly_one_stream(architecture: str, tmp_path: Path):
-    model = open_model(str(tiny_checkpoint(tmp_path, architecture=architecture)))  # type: ignore[arg-type]
-    family = model.family
-    linears = {name for name, module in model.empty_block(0).named_modules() if isinstance(module, nn.Linear)}
-    assert sorted(family.projections) == sorted(linears)  # each once, none left out
-    assert len(linears) == 7
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_readers_of_a_stream_are_equally_wide(architecture: str, tmp_path: Path):
-    model = open_model(str(tiny_checkpoint(tmp_path, architecture=architecture)))  # type: ignore[arg-type]
-    widths: dict[str, set[int]] = {}
-    for site in model.sites():
-        if site.kind == "projection":
-            (stream,) = site.streams
-            widths.setdefault(stream, set()).add(site.shape[1])
-    assert all(len(width) == 1 for width in widths.values())
+def test_a_family_that_breaks_them_is_told_which(tiny_model: Model):
+    attention, output, mlp, down = tiny_model.family.streams
+    half, rest = replace(mlp, readers=("mlp.gate_proj",)), replace(down, readers=("mlp.up_proj",))
+    broken = {
+        "is the role of one stream": (attention, output, mlp, replace(down, role=Role.MLP_INPUT)),
+        "none is left out": (attention, output, half, down),
+        "no one tensor": (attention, output, replace(mlp, readers=("mlp.gate_proj", "mlp.down_proj")), rest),
+    }
+    for message, streams in broken.items():
+        tiny_model.family = replace(tiny_model.family, streams=streams)
+        with pytest.raises(AssertionError, match=message):
+            check_family(tiny_model.family, tiny_model)
 
 
 def test_stream_names_are_distinct():
     for family in known_families().values():
-        names = [*(stream.name for stream in family.streams), *ATTENTION_OPERANDS]
+        names = [*(stream.name for stream in family.streams), *OPERANDS]
         assert len(names) == len(set(names))
 
 

@@ -1,21 +1,15 @@
 """Forms: every one is whole, its gradient and inverse are its own, and printed coefficients give printed numbers."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import FORMS, catalog
-from qarat.stages.laws.forms.base import VARIABLES, Form, Vector
-
-X = {
-    "size": np.array([1e8, 7e9, 3e10]),
-    "tokens": np.array([1e11, 2e12, 5e12]),
-    "ratio": np.array([0.5, 0.9, 0.99]),
-    "block": np.array([16.0, 64.0, 512.0]),
-    "bits": np.array([2.0, 4.25, 8.0]),
-}
+from qarat.stages.laws.forms import FORMS
+from qarat.stages.laws.forms.base import Form, Vector
+from qarat.testing import check_law_form
 
 
 def some_theta(form: Form) -> Vector:
@@ -41,40 +35,19 @@ def test_the_forms_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS.names())
-def test_a_form_says_all_of_itself(name: str) -> None:
-    form = catalog().forms[name]
-    assert len(set(form.names)) == len(form.names)
-    assert {*form.variables, *form.by, *form.needs} <= set(VARIABLES)
-    assert form.points > len(form.names)
-    assert form.source
-    for published in form.published:
-        assert set(published.values) == set(form.names)
-        assert set(published.group) == set(form.by)
+def test_a_form_keeps_its_promises(name: str) -> None:
+    check_law_form(FORMS.load(name))
 
 
-@pytest.mark.parametrize("name", FORMS.names())
-def test_the_gradient_is_that_of_the_value(name: str) -> None:
-    form, step = FORMS.load(name), 1e-6
-    theta = some_theta(form)
-    gradient = form.gradient(theta, X)
-    for i in range(len(theta)):
-        up, down = theta.copy(), theta.copy()
-        up[i] += step
-        down[i] -= step
-        numeric = (form.log_response(up, X) - form.log_response(down, X)) / (2 * step)
-        np.testing.assert_allclose(gradient[:, i], numeric, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", FORMS.names())
-def test_solving_for_a_variable_gives_it_back(name: str) -> None:
-    form = FORMS.load(name)
-    theta = some_theta(form)
-    for row in range(3):
-        known = {v: float(x[row]) for v, x in X.items()}
-        log = float(form.log_response(theta, {v: x[[row]] for v, x in X.items()})[0])
-        for variable in form.variables:
-            others = {v: x for v, x in known.items() if v != variable}
-            assert form.solve(theta, variable, others, log) == pytest.approx(known[variable], rel=1e-9)
+def test_a_form_that_breaks_them_is_told_which() -> None:
+    form = FORMS.load("weak")
+    with pytest.raises(AssertionError, match="cannot tell"):
+        check_law_form(dataclasses.replace(form, points=1))
+    with pytest.raises(AssertionError, match="where it is from"):
+        check_law_form(dataclasses.replace(form, source=""))
+    twice = (*form.terms, form.terms[0])
+    with pytest.raises(AssertionError, match="two parameters of one name"):
+        check_law_form(dataclasses.replace(form, terms=twice))
 
 
 @pytest.mark.parametrize("name", FORMS.names())

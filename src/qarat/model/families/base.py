@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import msgspec
 
-ATTENTION_OPERANDS = ("q", "k", "p", "v")
-"""Streams inside attention: operands of Q·Kᵀ (`qk`) and of probabilities·V (`av`)."""
+from qarat.values.roles import Role
 
 
 class Stream(msgspec.Struct, frozen=True):
     """One activation tensor of a block that projections read.
 
     Attributes:
-        name: ``attn_in``, …
+        role: What it is to the block; one of `qarat.values.roles.INPUTS`.
         readers: The projections that read it, by their name inside the block.
         source: The module whose output channels could be rescaled in the readers' stead; empty if there is none.
         fused: Whether engines merge the readers into one product, so that they must share a scheme.
     """
 
-    name: str
+    role: Role
     readers: tuple[str, ...]
     source: str = ""
     fused: bool = False
+
+    @property
+    def name(self) -> str:
+        """As names of streams end: ``down_in``."""
+        return self.role.value
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -51,3 +55,7 @@ class Family(msgspec.Struct, frozen=True):
     def projections(self) -> tuple[str, ...]:
         """Every projection of a block, in the order of the forward pass."""
         return tuple(reader for stream in self.streams for reader in stream.readers)
+
+    def reader(self, role: Role) -> str:
+        """The projection that reads the stream of a role; of several the first."""
+        return next(stream.readers[0] for stream in self.streams if stream.role == role)

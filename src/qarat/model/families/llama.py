@@ -1,6 +1,7 @@
 """LLaMA: pre-norm blocks of grouped-query attention and a gated MLP."""
 
 from qarat.model.families.base import Family, Stream
+from qarat.values.roles import Role
 
 FAMILY = Family(
     architectures=("LlamaForCausalLM",),
@@ -11,9 +12,19 @@ FAMILY = Family(
     head="lm_head",
     attention="self_attn",
     streams=(
-        Stream("attn_in", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm", fused=True),
-        Stream("o_in", ("self_attn.o_proj",), "self_attn.v_proj"),
-        Stream("mlp_in", ("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm", fused=True),
-        Stream("down_in", ("mlp.down_proj",), "mlp.up_proj"),
+        Stream(
+            Role.ATTENTION_INPUT,
+            readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            source="input_layernorm",
+            fused=True,
+        ),
+        Stream(Role.ATTENTION_OUTPUT, readers=("self_attn.o_proj",), source="self_attn.v_proj"),
+        Stream(
+            Role.MLP_INPUT,
+            readers=("mlp.gate_proj", "mlp.up_proj"),
+            source="post_attention_layernorm",
+            fused=True,
+        ),
+        Stream(Role.DOWN_INPUT, readers=("mlp.down_proj",), source="mlp.up_proj"),
     ),
 )

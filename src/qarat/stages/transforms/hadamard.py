@@ -20,6 +20,7 @@ from qarat.maths.rotations import rotate, rotation_factors
 from qarat.model.model import ROTATION, Model, Transform
 from qarat.stages.transforms import Step
 from qarat.values.records.streams import ActivationStats
+from qarat.values.roles import Role
 
 
 def parse(words: Sequence[str]) -> Step:
@@ -44,7 +45,7 @@ def apply(model: Model) -> Model:
     """
     if model.is_rotated:
         raise UserError(f"{model.folder} is rotated already; give hadamard once")
-    weight = f"{model.family.projections[-1]}.weight"
+    weight = f"{model.family.reader(Role.DOWN_INPUT)}.weight"
 
     def fold(index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         factors = [factor.to(state[weight].device) for factor in rotation_factors(state[weight].shape[1])]

@@ -43,7 +43,7 @@ class StreamStats(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: ``model.layers.1.down_in``.
         block: Index of the decoder layer.
-        kind: ``attn_in``, ``o_in``, ``mlp_in``, ``down_in``, ``q``, ``k``, ``p``, ``v``, ``down_out`` or ``block_out``.
+        kind: Its role, `qarat.values.roles.Role`.
         width: Channels; for attention operands the length of a row.
         tokens: Rows seen.
         ratio: r, the maximum over the median of token-wise absolute maxima, averaged over windows.

@@ -12,10 +12,11 @@ from qarat.surfaces.page.figures.cells import cells
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import fixed
 from qarat.values.records.streams import ActivationStats
+from qarat.values.roles import Role
 from qarat.values.schemes import TensorScheme
 from qarat.values.sites import short_name
 
-KINDS = ("attn_in", "q", "k", "p", "v", "o_in", "mlp_in", "down_in", "down_out", "block_out")
+KINDS = tuple(role.value for role in Role)
 """Streams in the order in which data flow through a block."""
 
 _LEGIBLE = 10  # blocks up to which r stands in its cell, also on a phone
