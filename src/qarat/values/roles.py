@@ -28,5 +28,5 @@ class Role(StrEnum):
 INPUTS = (Role.ATTENTION_INPUT, Role.ATTENTION_OUTPUT, Role.MLP_INPUT, Role.DOWN_INPUT)
 """What projections read; every block of every family has each of them once."""
 
-OPERANDS = (Role.QUERIES, Role.KEYS, Role.PROBABILITIES, Role.VALUES)
+OPERANDS: tuple[str, ...] = (Role.QUERIES, Role.KEYS, Role.PROBABILITIES, Role.VALUES)
 """Operands of the products Q·Kᵀ (`qk`) and probabilities·V (`av`)."""

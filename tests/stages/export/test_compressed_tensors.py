@@ -33,7 +33,7 @@ from qarat.stages.export.compressed_tensors.schemes import group_of
 from qarat.stages.export.compressed_tensors.shards import ShardWriter
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
-from qarat.testing import tiny_checkpoint
+from qarat.testing import check_exporter, tiny_checkpoint
 from qarat.values.plan_files import decode_plan
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
@@ -616,3 +616,11 @@ def test_wire_codes_are_the_librarys_for_every_value():
     values = torch.tensor(scheme.values)
     codes = torch.arange(len(values), dtype=torch.uint8)
     assert torch.equal(to_wire(codes, scheme), values.to(torch.float8_e4m3fn).view(torch.uint8))
+
+
+def test_it_keeps_what_every_exporter_promises(tiny_model: Model, tmp_path: Path):
+    plan = assign(tiny_model.fingerprint, tiny_model.source_bits, tiny_model.sites(), "w=int4/g16")
+    product = plan.with_schemes({"model.layers.0.self_attn.qk": parse_scheme("l=int8/token r=int8/token")}, "tried")
+    check_exporter(
+        exporters.EXPORTERS.load("compressed-tensors"), quantize(tiny_model, plan), plan, tmp_path, refused=product
+    )
