@@ -185,7 +185,7 @@ def draw_growth(growths: Sequence[Growth]) -> str:
     header = alt.Header(labelAnchor="start", labelFontSize=13)
     facet = alt.Facet("site:N", title=None, sort=[growth.site for growth in growths], header=header)
     chart = panels.facet(facet, columns=COLUMNS).properties(title="Largest input of each block's down_proj")
-    config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT.paper, "padding": 16}
+    config = {**vega_config(LIGHT, FILE_FONT), "background": LIGHT["paper"], "padding": 16}
     return vl_convert.vegalite_to_svg(chart.to_dict(), config=config)
 
 

@@ -166,7 +166,7 @@ def test_intervals_keep_what_cannot_be_drawn_in_the_table() -> None:
 
 def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
     dots = (Dot(1, 0.1, y_range=(-0.1, 0.3), label="a"), Dot(2, -0.1, label="b"), Dot(3, math.nan, label="c"))
-    figure = curve("key", "Title", "Caption.", [Series("s", dots)], Axis("k"), Axis("loss", log=True), what="site")
+    figure = curve("key", "Title", "Caption.", [Series("s", dots)], Axis("k"), Axis("loss", log=True), noun="site")
     assert [row[0] for row in figure.table.rows] == ["a", "b", "c"]
     (drawn,) = [row for row in rows_of(figure) if row.get("label")]
     assert (drawn["label"], drawn["y_high"]) == ("a", 0.3)

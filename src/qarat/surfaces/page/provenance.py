@@ -42,19 +42,19 @@ def _portable(word: str) -> str:
 def _facts(story: Story) -> list[tuple[str, ...]]:
     """Terms and what is said of them; what all records share stands once."""
     origins = [where for record in story.records if (where := origin(record))]
-    found: list[tuple[str, ...]] = []
+    facts: list[tuple[str, ...]] = []
     if origins:
-        found.append(("model", *dict.fromkeys(p.model for p in origins)))
+        facts.append(("model", *dict.fromkeys(p.model for p in origins)))
     for name, kinds in _SETS.items():
         tokens = [r.provenance for kind in kinds for r in story.all(kind)]
         if tokens:
-            found.append((f"{name} tokens", *dict.fromkeys(f"{p.tokens} ({p.convention})" for p in tokens)))
+            facts.append((f"{name} tokens", *dict.fromkeys(f"{p.tokens} ({p.convention})" for p in tokens)))
     if origins:
-        found.append(("versions", *dict.fromkeys(_versions(p.versions) for p in origins)))
-        found.append(("arithmetic, seed", *dict.fromkeys(f"{p.dtype}, seed {p.seed}" for p in origins)))
+        facts.append(("versions", *dict.fromkeys(_versions(p.versions) for p in origins)))
+        facts.append(("arithmetic, seed", *dict.fromkeys(f"{p.dtype}, seed {p.seed}" for p in origins)))
     if law := story.one(Law):
-        found.append(("measurements", f"{law.data}: {law.data_hash}", _versions(law.versions), f"seed {law.seed}"))
-    return found
+        facts.append(("measurements", f"{law.data}: {law.data_hash}", _versions(law.versions), f"seed {law.seed}"))
+    return facts
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -39,7 +39,7 @@ def to_svg(figure: Figure) -> str:
 def _renumbered(svg: str) -> str:
     """The SVG with its gradients and clips counted from its own first: Vega counts through a whole process."""
     counts: dict[str, int] = {}
-    return _COUNTED.sub(lambda found: f"{found[1]}{counts.setdefault(found[0], len(counts))}", svg)
+    return _COUNTED.sub(lambda match: f"{match[1]}{counts.setdefault(match[0], len(counts))}", svg)
 
 
 @functools.cache

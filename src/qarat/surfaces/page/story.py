@@ -60,8 +60,8 @@ class Story:
         """Float's first, then naive's, the plan's, and others; of a study alone, those of its main setting."""
         order = {label: i for i, label in enumerate(LABELS)}
         study = self.one(SpikeStudy)
-        found = self.all(Evaluation) or (_evaluations_of(study) if study else ())
-        return tuple(sorted(found, key=lambda e: (order.get(e.label, len(order)), e.label)))
+        evaluations = self.all(Evaluation) or (_evaluations_of(study) if study else ())
+        return tuple(sorted(evaluations, key=lambda e: (order.get(e.label, len(order)), e.label)))
 
 
 def gather(paths: Sequence[Path]) -> Story:
@@ -80,13 +80,13 @@ def gather(paths: Sequence[Path]) -> Story:
     for path in paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
         if folder.is_dir():
-            found, missing = _read_run(folder)
+            read, missing = _read_run(folder)
             command = read_command(folder)
         else:
-            found = {path.name: decode_record(path)}
-        if twice := records.keys() & found.keys():
+            read = {path.name: decode_record(path)}
+        if twice := records.keys() & read.keys():
             raise UserError(f"a page tells of one run; {', '.join(sorted(twice))} is there twice: make a page of each")
-        records |= found
+        records |= read
     _check_one_of_each(records)
     _check_one_model(records)
     return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, command)
@@ -141,5 +141,5 @@ def origin(record: Record) -> Provenance | None:
 def _model(record: Record) -> str:
     if isinstance(record, Plan):
         return record.model
-    found = origin(record)
-    return found.model if found else ""
+    where = origin(record)
+    return where.model if where else ""

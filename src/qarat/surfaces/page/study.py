@@ -54,11 +54,11 @@ def _figures(study: SpikeStudy, setting: str) -> Iterator[Figure]:
 def _points(lines: Sequence[str]) -> Iterator[str]:
     """Paragraphs; indented lines are a list below the one before them."""
     for inner, group in groupby(lines, key=lambda line: line.startswith(" ")):
-        said = [line.strip() + "." for line in group]
+        sentences = [line.strip() + "." for line in group]
         if inner:
-            yield element("ul", *(element("li", prose(line)) for line in said))
+            yield element("ul", *(element("li", prose(line)) for line in sentences))
         else:
-            yield from map(paragraph, said)
+            yield from map(paragraph, sentences)
 
 
 def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[str]:
@@ -69,14 +69,14 @@ def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[str
     source = f"this study, {study.provenance.convention}"
     if stats is not None:
         large = [s for s in stats.streams.values() if s.kind.endswith("_in") and s.ratio > 64]
-        said = ", ".join(f"{s.block}.{s.kind} {fixed(s.ratio, 0)}" for s in sorted(large, key=lambda s: -s.ratio))
-        rows.append((study.name, "r of the inputs above 64", said or "none", source))
+        figure = ", ".join(f"{s.block}.{s.kind} {fixed(s.ratio, 0)}" for s in sorted(large, key=lambda s: -s.ratio))
+        rows.append((study.name, "r of the inputs above 64", figure or "none", source))
     for setting in study.settings:
         arms = [a for a in (study.find(setting, label) for label in _BESIDE) if a is not None]
         if arms:
-            said = ", ".join(f"{a.label} {fixed(study.perplexity(a), 3)}" for a in arms)
+            figure = ", ".join(f"{a.label} {fixed(study.perplexity(a), 3)}" for a in arms)
             base = fixed(study.floats[arms[0].tokens].perplexity, 3)
-            rows.append((study.name, f"perplexity, {setting_words(setting)}", f"{said} (float {base})", source))
+            rows.append((study.name, f"perplexity, {setting_words(setting)}", f"{figure} (float {base})", source))
     yield element("h3", "Published for this checkpoint, and measured here")
     yield scrolled(table(texts("model", "what, and its scheme", "figure", "source"), rows), "Published figures")
     yield paragraph(CAVEAT)

@@ -45,20 +45,20 @@ def verdict(story: Story) -> str:
 
 def facts(story: Story) -> list[tuple[str, str, str]]:
     """The figures behind the verdict: what, how much, and what goes with it."""
-    found: list[tuple[str, str, str]] = []
+    figures: list[tuple[str, str, str]] = []
     evaluations, plan, sweep = {e.label: e for e in story.evaluations}, story.one(Plan), story.one(Protection)
     if {"float", "plan"} <= evaluations.keys():
         lost = paired_difference(evaluations["plan"], evaluations["float"])
         low, high = (perplexity_change(end) for end in lost.interval)
-        found.append(("perplexity over float", f"{perplexity_change(lost.nats)} %", f"95 %: {low} to {high}"))
+        figures.append(("perplexity over float", f"{perplexity_change(lost.nats)} %", f"95 %: {low} to {high}"))
         if sweep:
             met = "met" if lost.nats <= sweep.budget_nats else "not met"
-            found.append((f"budget {sweep.budget}", met, "on text that planning has not seen"))
+            figures.append((f"budget {sweep.budget}", met, "on text that planning has not seen"))
     if plan:
         bits = f"{megabytes(plan.weight_bits())} MB of weights"
-        found.append(("low share Q_r", f"{fixed(100 * plan.ratio(), 1)} %", "by parameters"))
-        found.append(("bits per weight", fixed(plan.bits_per_weight(), 2), bits))
-    return found
+        figures.append(("low share Q_r", f"{fixed(100 * plan.ratio(), 1)} %", "by parameters"))
+        figures.append(("bits per weight", fixed(plan.bits_per_weight(), 2), bits))
+    return figures
 
 
 def scheme_words(scheme: Scheme) -> str:
@@ -87,20 +87,20 @@ def _format_words(part: TensorScheme | None) -> str:
 
 def _study(study: SpikeStudy) -> str:
     """What protection buys at the main setting; without protected sites or spikes, that there are none."""
-    said = said_of(study, study.main)
-    if said is None or not study.sites or not any(rule.flagged for rule in study.rules):
+    outcome = said_of(study, study.main)
+    if outcome is None or not study.sites or not any(rule.flagged for rule in study.rules):
         return f"{next(iter(verdict_lines(study)), 'There is nothing to judge by yet').strip()}."
     arm = study.find(study.main, PROTECTED)
     size = f" ({share(arm.share, 1, 2)} % of the parameters)" if arm else ""
     low, names = scheme_words(parse_scheme(study.main)), ", ".join(map(short_name, study.sites))
-    naive, kept = (f"{perplexity_change(loss.nats)} %" for loss in (said.naive, said.protected))
-    if math.isnan(said.restored):
+    naive, kept = (f"{perplexity_change(loss.nats)} %" for loss in (outcome.naive, outcome.protected))
+    if math.isnan(outcome.restored):
         return (
             f"{low} costs nothing that could be taken back: perplexity {naive} over float; with {names} kept, {kept}."
         )
     return (
-        f"Keeping {names} in float{size} takes back {fixed(100 * said.restored, 0)} % of what {low} costs: perplexity "
-        f"{kept} over float, where {low} everywhere costs {naive}."
+        f"Keeping {names} in float{size} takes back {fixed(100 * outcome.restored, 0)} % of what {low} costs: "
+        f"perplexity {kept} over float, where {low} everywhere costs {naive}."
     )
 
 
@@ -113,11 +113,11 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     if not kept:
         overridden = len(plan.exceptions())
         rest = f"the other {projections - overridden} projections" if overridden else f"all {projections} projections"
-        said, more, sweep = "Nothing needs protection", "", story.one(Protection)
+        opening, more, sweep = "Nothing needs protection", "", story.one(Protection)
         if sweep and lost.nats > sweep.budget_nats:
-            said, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
+            opening, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
         return (
-            f"{said}: with {listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
+            f"{opening}: with {listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
             f"({perplexity_change(lost.nats)} %).{more}"
         )
     units = [u.label for u in make_units([a.site for a in kept], tied=True)]
@@ -154,10 +154,10 @@ def _naive_words(naive: Difference, lost: Difference) -> str:
 
 def _comparison(evaluations: tuple[Evaluation, ...]) -> str:
     first, *others = evaluations
-    said = [
+    changes = [
         f"{e.label} {fixed(e.perplexity, 2)} ({perplexity_change(paired_difference(e, first).nats)} %)" for e in others
     ]
-    return f"Perplexity is {fixed(first.perplexity, 2)} for {first.label}; {', '.join(said)}."
+    return f"Perplexity is {fixed(first.perplexity, 2)} for {first.label}; {', '.join(changes)}."
 
 
 def _spikes(stats: ActivationStats, low: TensorScheme | None) -> str:

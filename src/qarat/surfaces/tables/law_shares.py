@@ -36,9 +36,9 @@ class Shares:
     @property
     def conditions(self) -> str:
         """What is held, in words that follow others; empty for nothing."""
-        said = "".join(f", at {v} {spell_value(v, value)}" for v, value in self.held.items())
+        conditions = "".join(f", at {v} {spell_value(v, value)}" for v, value in self.held.items())
         trained = any("tokens" in own for own in self.models)
-        return said + (", each trained on as many tokens as it was" if trained else "")
+        return conditions + (", each trained on as many tokens as it was" if trained else "")
 
     def within(self, percent: float, own: Mapping[str, float]) -> Prediction:
         """The share that a model can have low within a budget, with the law's interval.

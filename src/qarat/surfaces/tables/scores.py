@@ -123,8 +123,10 @@ def compare_accuracy(records: Sequence[ZeroShot]) -> Parts:
             change, error = score_difference(score, base)
             difference = (fixed(change, 4, sign=True), fixed(error, 4)) if record is not first else ("", "")
             questions = score.questions or len(score.items)
-            asked = f"{questions:,}" if questions else ""
-            rows.append((*key, record.label, asked, fixed(score.value, 4), fixed(score.standard_error, 4), *difference))
+            answered = f"{questions:,}" if questions else ""
+            rows.append(
+                (*key, record.label, answered, fixed(score.value, 4), fixed(score.standard_error, 4), *difference)
+            )
     columns = numbers("questions", "score", "± SE", "Δ", "± SE\nof Δ")
     yield table((*texts("task", "metric", "model"), *columns), rows)
     names = {task for task, _ in of_each[0]}

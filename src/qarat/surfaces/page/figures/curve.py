@@ -27,7 +27,7 @@ def curve(
     x: Axis,
     y: Axis,
     *,
-    what: str = "point",
+    noun: str = "point",
     limit: tuple[float, str] | None = None,
     diagonal: bool = False,
     labelled: bool = False,
@@ -42,13 +42,13 @@ def curve(
         series: In the order of their colours.
         x: First axis.
         y: Second axis.
-        what: What a point is: header of its label in the table.
+        noun: What a point is: header of its label in the table.
         limit: A bound on y, and its name.
         diagonal: Whether a line marks where x equals y.
         labelled: Whether points carry their labels.
         ordered: Whether the groups run from small to large, so that one colour darkens along them.
     """
-    table = series_table(series, x, y, what)
+    table = series_table(series, x, y, noun)
     marked, lines = _marked(series, x, y, table), _lines(series, x, y)
     colour, drawn = _colour(series, ordered), [*marked, *lines]
     across, up = _along(alt.X, x, _extent(drawn, "x")), _along(alt.Y, y, _extent(drawn, "y"))

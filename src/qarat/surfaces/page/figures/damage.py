@@ -6,7 +6,7 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.wording import count, decimals
-from qarat.values.records.origin import Z
+from qarat.values.records.origin import Difference
 from qarat.values.records.prices import Menu
 from qarat.values.records.protection import Protection
 from qarat.values.sites import short_name
@@ -24,8 +24,7 @@ def damage(menu: Menu, sweep: Protection, low: str) -> Figure:
     dots: list[Dot] = []
     for trial in sweep.alone:
         if entry := priced.get(trial.sites[0]):
-            spread = Z * entry.standard_error
-            predicted = (entry.damage - spread, entry.damage + spread)
+            predicted = Difference(entry.damage, entry.standard_error, 0).interval
             dots.append(Dot(entry.damage, trial.damage.nats, predicted, trial.damage.interval, short_name(entry.site)))
     digits = decimals([v for d in dots for v in (d.x, d.y)])
     hidden = sum(d.x <= 0 or d.y <= 0 for d in dots)
@@ -42,7 +41,7 @@ def damage(menu: Menu, sweep: Protection, low: str) -> Figure:
         [Series("sites", tuple(dots), line=False)],
         Axis("predicted (nats per token)", log=True, digits=digits),
         Axis("measured (nats per token)", log=True, digits=digits),
-        what="site",
+        noun="site",
         diagonal=True,
         labelled=True,
     )

@@ -66,15 +66,15 @@ def laid_over(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> tup
         edges: Of its bins.
         formats: Names; a format reaches the stream's maximum with its largest value.
     """
-    found: list[Grid] = []
+    laid: list[Grid] = []
     for name, granularity in (*((f, Granularity()) for f in formats), (formats[0], Granularity(1, None))):
         fmt = format_named(name)
         whole = granularity == Granularity()
         scale = (stream.maximum if whole else stream.typical_maximum) / fmt.largest
         zeros = _share_below(stream, edges, fmt.values[fmt.zero + 1] * scale / 2)
         shared = "scaled to the maximum" if whole else "scaled to an ordinary token"
-        found.append(Grid(fmt, shared, scale, zeros, snr(stream, TensorScheme(name, granularity))))
-    return tuple(found)
+        laid.append(Grid(fmt, shared, scale, zeros, snr(stream, TensorScheme(name, granularity))))
+    return tuple(laid)
 
 
 def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
@@ -85,7 +85,7 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
         edges: Of its bins.
         formats: Names, that of the low scheme first.
     """
-    found = laid_over(stream, edges, formats)
+    laid = laid_over(stream, edges, formats)
     bars = _bars(stream, edges)
     left = bars[0]["from"]
     x = alt.X(
@@ -94,14 +94,14 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
         scale=alt.Scale(type="log", domain=[left, stream.maximum * 1.15], nice=False, clamp=True),
         axis=alt.Axis(format="~g", values=log_ticks(left, stream.maximum)),
     )
-    height = _BARS + _ROW * len(found)
-    layers = [*_starved(found[0], left, x, height), _histogram(bars, x, height)]
-    for i, grid in enumerate(found):
+    height = _BARS + _ROW * len(laid)
+    layers = [*_starved(laid[0], left, x, height), _histogram(bars, x, height)]
+    for i, grid in enumerate(laid):
         layers += _rug(grid, i, left, x)
     name = short_name(stream.name)
     chart = alt.LayerChart(layer=layers, height=height)
     title = f"{name}, under the grids"
-    return Figure(f"grids-{name.replace('.', '-')}", title, _caption(found), chart, _table(found, bars))
+    return Figure(f"grids-{name.replace('.', '-')}", title, _caption(laid), chart, _table(laid, bars))
 
 
 def _starved(grid: Grid, left: float, x: alt.X, height: int) -> list[alt.Chart]:
@@ -117,8 +117,8 @@ def _histogram(bars: Sequence[dict[str, Any]], x: alt.X, height: int) -> alt.Cha
     """The bars, at the foot of the chart."""
     top = max(bar["density"] for bar in bars) * height / _BARS
     y = alt.Y("density:Q", scale=alt.Scale(domain=[0, top]), axis=None)
-    said = [alt.Tooltip("magnitude:N"), alt.Tooltip("percent:N", title="share of values (%)")]
-    return alt.Chart(data(bars)).mark_rect(style="bars").encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=said)
+    tips = [alt.Tooltip("magnitude:N"), alt.Tooltip("percent:N", title="share of values (%)")]
+    return alt.Chart(data(bars)).mark_rect(style="bars").encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=tips)
 
 
 def _rug(grid: Grid, row: int, left: float, x: alt.X) -> list[alt.Chart]:
@@ -144,9 +144,9 @@ def _bars(stream: StreamStats, edges: Tensor) -> list[dict[str, Any]]:
         below += inside
         if below > _RARE * total and low <= stream.maximum:
             share = inside / total
-            words = {"magnitude": f"{low:.3g} to {high:.3g}", "percent": fixed(100 * share, 3)}
+            labels = {"magnitude": f"{low:.3g} to {high:.3g}", "percent": fixed(100 * share, 3)}
             # Bars of one height an octave: the bins are not of one width there.
-            bars.append({"from": low, "to": high, "density": share / math.log2(high / low), **words})
+            bars.append({"from": low, "to": high, "density": share / math.log2(high / low), **labels})
     return bars
 
 
@@ -157,22 +157,21 @@ def _share_below(stream: StreamStats, edges: Tensor, bound: float) -> float:
     return float((counts * inside).sum() / counts.sum())
 
 
-def _caption(found: Sequence[Grid]) -> str:
-    low, *others = found
+def _caption(laid: Sequence[Grid]) -> str:
+    low, *others = laid
     eight = next((g for g in others if g.format.name == "e4m3"), None)
-    said = (
+    caption = (
         f"Grey: the magnitudes of all values; spikes are too few to show. Ticks: the numbers that each grid has. The "
         f"tinted range is what {low.format.name.upper()} rounds to zero, {fixed(100 * low.zeros, 1)} % of the values, "
         f"leaving the median token {fixed(low.snr_db, 1)} dB"
     )
     if eight is None:
-        return f"{said}."
-    return (
-        f"{said}; E4M3's steps shrink with the values, so it keeps {fixed(eight.snr_db, 1)} dB with the same maximum."
-    )
+        return f"{caption}."
+    kept = fixed(eight.snr_db, 1)
+    return f"{caption}; E4M3's steps shrink with the values, so it keeps {kept} dB with the same maximum."
 
 
-def _table(found: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
+def _table(laid: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
     columns = numbers("from", "become zero (%)", "median token keeps (dB)", "share of values (%)")
     rows = [
         (
@@ -182,7 +181,7 @@ def _table(found: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
             "all" if math.isinf(g.snr_db) else fixed(g.snr_db, 1),
             "",
         )
-        for g in found
+        for g in laid
     ]
     rows += [("values", bar["magnitude"], "", "", bar["percent"]) for bar in bars]
     return table((*texts("what"), *columns), rows)

@@ -113,14 +113,14 @@ def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, 
 
 def _lines(reference: float | None, limit: tuple[float, str] | None) -> list[alt.Chart]:
     """What arms are compared with, and the bound with its name above."""
-    found: list[alt.Chart] = []
+    lines: list[alt.Chart] = []
     if reference is not None:
-        found.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
+        lines.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
     if limit is not None:
         base = alt.Chart(data([{"at": limit[0], "name": limit[1]}])).encode(x="at:Q")
         name = base.mark_text(style="note", align="left", dx=4, baseline="bottom")
-        found += [base.mark_rule(style="limit"), name.encode(y=alt.value(-4), text="name:N")]
-    return found
+        lines += [base.mark_rule(style="limit"), name.encode(y=alt.value(-4), text="name:N")]
+    return lines
 
 
 def _written(base: alt.Chart, field: str, align: Literal["left", "right"]) -> list[alt.Chart]:

@@ -28,8 +28,8 @@ def law_reach(law: Law) -> Figure | None:
         law: With its points.
     """
     grouped = fits_about(law, lambda form: form.response == "billions")
-    if found := shares(law):
-        series, caption = _allowed(law, found)
+    if allowed := shares(law):
+        series, caption = _allowed(law, allowed)
     elif grouped:
         form = FORMS.load(grouped[0].form)
         series = [s for fit in grouped for s in _by_budget(form, fit)]
@@ -44,7 +44,7 @@ def law_reach(law: Law) -> Figure | None:
         series,
         Axis("parameters N", log=True, counts=True),
         Axis("low share Q_r", digits=3),
-        what="model",
+        noun="model",
         ordered=True,
     )
 
@@ -63,12 +63,14 @@ def _by_budget(form: Form, fit: Fit) -> list[Series]:
     return [Series(name, dots, line=False), Series(f"{name}, law", line, marked=False, group=name)]
 
 
-def _allowed(law: Law, found: Shares) -> tuple[list[Series], str]:
+def _allowed(law: Law, allowed: Shares) -> tuple[list[Series], str]:
     """The law solved for Q_r at each model, beside the shares that were measured, and the words for both."""
-    models, where, mixed = _measured(law, found)
-    series = [s for percent in _BUDGETS for s in _at_budget(found, models, percent)]
-    caption = f"Lines are what the fitted form {found.fit.form} allows each model within each budget{found.conditions}"
-    caption += ", with 95 % of the law." if found.fit.parameters[0].draws else "."
+    models, where, mixed = _measured(law, allowed)
+    series = [s for percent in _BUDGETS for s in _at_budget(allowed, models, percent)]
+    caption = (
+        f"Lines are what the fitted form {allowed.fit.form} allows each model within each budget{allowed.conditions}"
+    )
+    caption += ", with 95 % of the law." if allowed.fit.parameters[0].draws else "."
     if models:
         caption += f" Dots are measured{where}: the share at which a model meets the budget, between two of its own "
         caption += "points by the logarithm of the loss."
@@ -81,10 +83,10 @@ def _allowed(law: Law, found: Shares) -> tuple[list[Series], str]:
     return series, caption
 
 
-def _at_budget(found: Shares, models: Mapping[str, Sequence[FittedPoint]], percent: float) -> list[Series]:
+def _at_budget(allowed: Shares, models: Mapping[str, Sequence[FittedPoint]], percent: float) -> list[Series]:
     """What one budget allows of each model, and what each was measured to reach."""
     name = spell_budget(percent)
-    answers = [(own["size"], found.within(percent, own)) for own in found.models]
+    answers = [(own["size"], allowed.within(percent, own)) for own in allowed.models]
     line = tuple(Dot(size, a.value, y_range=a.interval, label=f"law at {name}") for size, a in answers)
     dots = tuple(dot for model, own in models.items() if (dot := _reached(model, own, math.log1p(percent / 100))))
     measured = [Series(name, dots, line=False)] if dots else []
@@ -113,16 +115,16 @@ def _reached(model: str, points: Sequence[FittedPoint], loss: float) -> Dot | No
     return Dot(size, ratio + way * (beyond.variables["ratio"] - ratio), label=model)
 
 
-def _measured(law: Law, found: Shares) -> tuple[dict[str, list[FittedPoint]], str, list[str]]:
+def _measured(law: Law, allowed: Shares) -> tuple[dict[str, list[FittedPoint]], str, list[str]]:
     """Each model's points by ratio, at one block size; which, in words; and models that have several at one ratio.
 
     A form without the block size does not keep it, but another form of the law may have it for the same measurements.
     """
     known = {_identity(p): p.variables["block"] for fit in law.fits for p in fit.points if "block" in p.variables}
-    blocks = [known.get(_identity(p), 0.0) for p in found.fit.points]
-    block = found.held.get("block") or max(blocks, key=blocks.count)
+    blocks = [known.get(_identity(p), 0.0) for p in allowed.fit.points]
+    block = allowed.held.get("block") or max(blocks, key=blocks.count)
     models: dict[str, list[FittedPoint]] = {}
-    for p, own in zip(found.fit.points, blocks, strict=True):
+    for p, own in zip(allowed.fit.points, blocks, strict=True):
         if own == block:
             models.setdefault(p.model, []).append(p)
     models = {model: sorted(points, key=lambda p: p.variables["ratio"]) for model, points in models.items()}

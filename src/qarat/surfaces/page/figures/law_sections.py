@@ -18,7 +18,7 @@ from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.law_shares import MODEL, fits_about
 from qarat.values.records.law import Fit, FittedPoint, Law
 from qarat.values.records.law_data import spell_value, spell_values
-from qarat.values.records.origin import Z
+from qarat.values.records.origin import Difference
 
 _MOST = 12  # series that one figure tells apart
 _STEPS = 40  # points of a fitted line
@@ -53,7 +53,7 @@ def law_along(law: Law, variable: str) -> Figure | None:
         series,
         Axis(_TITLES[variable], log=variable == "block", digits=3 if variable == "ratio" else 0),
         Axis(RESPONSES[form.response], log=True),
-        what="model",
+        noun="model",
         ordered=len({g.known.get("size") for g in groups}) == len(groups),
     )
 
@@ -81,13 +81,13 @@ def _groups(fit: Fit, variable: str, ratios: Mapping[float, float]) -> list[_Gro
         variable: Along the axis.
         ratios: Each to the name of its group: searches come close to the one they were asked for.
     """
-    found: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
+    alike: dict[tuple[tuple[str, float], ...], list[FittedPoint]] = {}
     for p in fit.points:
         placed = {k: ratios[v] if k == "ratio" else v for k, v in p.variables.items()}
-        found.setdefault(tuple((k, v) for k, v in placed.items() if k != variable), []).append(p)
+        alike.setdefault(tuple((k, v) for k, v in placed.items() if k != variable), []).append(p)
     groups = [
         _Group(fit, tuple(points), {**fit.group, **dict(placed), variable: points[0].variables[variable]})
-        for placed, points in found.items()
+        for placed, points in alike.items()
         if len({p.variables[variable] for p in points}) > 1
     ]
     return sorted(groups, key=lambda g: g.known.get("size", 0.0))
@@ -98,8 +98,8 @@ def _most_common(groups: Sequence[_Group], variable: str) -> tuple[list[_Group],
     others = [{k: v for k, v in g.known.items() if k not in (*MODEL, variable)} for g in groups]
     chosen = dict(Counter(tuple(sorted(o.items())) for o in others).most_common(1)[0][0])
     kept = [group for group, other in zip(groups, others, strict=True) if other == chosen][:_MOST]
-    said = spell_values(chosen)
-    left = f"Shown at {said}; " if said else ""
+    shown_at = spell_values(chosen)
+    left = f"Shown at {shown_at}; " if shown_at else ""
     return kept, f"{left}{len(groups) - len(kept)} more groups are in the law's file."
 
 
@@ -121,16 +121,15 @@ def _series(form: Form, group: _Group, variable: str, groups: Sequence[_Group]) 
 
 def error_bar(p: FittedPoint) -> tuple[float, ...]:
     """95 % interval of a measured point; empty where its error is not known."""
-    spread = Z * p.standard_error
-    return (p.measured - spread, p.measured + spread) if spread else ()
+    return Difference(p.measured, p.standard_error, 0).interval if p.standard_error else ()
 
 
 def _name(group: _Group, variable: str, groups: Sequence[_Group]) -> str:
     """What tells a group from the others."""
     known = group.known
     varied = [v for v in known if v not in (variable, "tokens") and len({g.known.get(v) for g in groups}) > 1]
-    words = [spell_value(v, known[v]) if v == "size" else f"{v} {spell_value(v, known[v])}" for v in varied]
-    return ", ".join(words) or group.points[0].model
+    parts = [spell_value(v, known[v]) if v == "size" else f"{v} {spell_value(v, known[v])}" for v in varied]
+    return ", ".join(parts) or group.points[0].model
 
 
 def _response(form: Form, fit: Fit, at: Mapping[str, float]) -> float:

@@ -36,6 +36,6 @@ def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:
         [Series("this plan's order", dots), *controls],
         Axis("protected candidates, k", ticks=tuple(range(0, last + 1, max(1, last // 12))), digits=0),
         Axis("loss over float (nats per token)", digits=4, zero=True),
-        what="adds",
+        noun="adds",
         limit=(sweep.budget_nats, f"budget {sweep.budget}"),
     )

@@ -89,14 +89,14 @@ def drawable(value: float, axis: Axis) -> bool:
     return math.isfinite(value) and (value > 0 or not axis.log)
 
 
-def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataTable:
+def series_table(series: Sequence[Series], x: Axis, y: Axis, noun: str) -> DataTable:
     """Every listed point; columns in which nothing stands are left out.
 
     Args:
         series: In the order of the rows.
         x: First axis.
         y: Second axis.
-        what: Header of the points' labels.
+        noun: Header of the points' labels.
     """
     dots = [(s, d) for s in series if s.listed for d in s.dots]
     several = len({s.name for s, _ in dots}) > 1
@@ -114,7 +114,7 @@ def series_table(series: Sequence[Series], x: Axis, y: Axis, what: str) -> DataT
         )
         for s, d in dots
     ]
-    return table((*texts("series", what), *columns), rows).used()
+    return table((*texts("series", noun), *columns), rows).used()
 
 
 def _spell_range(ends: tuple[float, ...], digits: int) -> str:

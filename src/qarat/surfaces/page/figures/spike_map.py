@@ -30,10 +30,10 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         stats: Of one observing pass.
         low: The low scheme's input, for the rules that ask for it.
     """
-    found = sorted(diagnose(stats, low), key=lambda d: (d.block, KINDS.index(d.kind)))
-    shown = _table(found)
+    diagnoses = sorted(diagnose(stats, low), key=lambda d: (d.block, KINDS.index(d.kind)))
+    shown = _table(diagnoses)
     # At least up to the limit of a rule, so that a model without spikes looks like one.
-    top = max(RATIO_LIMIT, *(d.ratio for d in found))
+    top = max(RATIO_LIMIT, *(d.ratio for d in diagnoses))
     rows = [
         {
             **shown.details(i),
@@ -44,9 +44,9 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
             "strong": math.log(max(d.ratio, 1.0)) > _STRONG * math.log(top),
             "flagged": bool(d.flagged_by),
         }
-        for i, d in enumerate(found)
+        for i, d in enumerate(diagnoses)
     ]
-    base, height = cells(rows, [kind for kind in KINDS if any(d.kind == kind for d in found)])
+    base, height = cells(rows, [kind for kind in KINDS if any(d.kind == kind for d in diagnoses)])
     colour = alt.Color(
         "ratio:Q",
         scale=alt.Scale(type="log", domain=[1, top], range="heatmap", interpolate="lab"),
@@ -56,25 +56,25 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(shown)),
         base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(shown)),
     ]
-    if max(d.block for d in found) < _LEGIBLE:
+    if max(d.block for d in diagnoses) < _LEGIBLE:
         text = base.encode(text="shown:N", tooltip=tooltips(shown))
         layers.append(text.transform_filter(alt.datum.strong).mark_text(style="on-strong"))
         layers.append(text.transform_filter(~alt.datum.strong).mark_text(style="on-weak"))
     chart = alt.LayerChart(layer=layers, height=height)
-    return Figure("spike-map", "Every stream of every block", _caption(found), chart, shown)
+    return Figure("spike-map", "Every stream of every block", _caption(diagnoses), chart, shown)
 
 
-def _caption(found: list[Diagnosis]) -> str:
-    worst = max(found, key=lambda d: d.ratio)
-    flagged = sum(bool(d.flagged_by) for d in found)
-    said = f"{flagged} outlined: flagged by at least one rule." if flagged else "No rule flags any."
+def _caption(diagnoses: list[Diagnosis]) -> str:
+    worst = max(diagnoses, key=lambda d: d.ratio)
+    flagged = sum(bool(d.flagged_by) for d in diagnoses)
+    flags = f"{flagged} outlined: flagged by at least one rule." if flagged else "No rule flags any."
     return (
-        f"{len(found)} streams, blocks across, data flowing down. r is the largest token's maximum over the median "
-        f"token's; the largest is {fixed(worst.ratio, 1)}, at {short_name(worst.stream)}. {said}"
+        f"{len(diagnoses)} streams, blocks across, data flowing down. r is the largest token's maximum over the median "
+        f"token's; the largest is {fixed(worst.ratio, 1)}, at {short_name(worst.stream)}. {flags}"
     )
 
 
-def _table(found: list[Diagnosis]) -> DataTable:
+def _table(diagnoses: list[Diagnosis]) -> DataTable:
     sizes, places = numbers("r", "maximum", "SNR (dB)", "value"), numbers("position", "channel")
     rows = [
         (
@@ -88,7 +88,7 @@ def _table(found: list[Diagnosis]) -> DataTable:
             str(d.peak.channel),
             ", ".join(d.flagged_by),
         )
-        for d in found
+        for d in diagnoses
     ]
     return table((*texts("stream"), *sizes, *texts("token"), *places, *texts("flagged by")), rows)
 

@@ -34,14 +34,14 @@ def arms_of(study: SpikeStudy, setting: str) -> Figure:
         study: Finished or not.
         setting: Low scheme.
     """
-    found = sorted(((study.over_float(a), a) for a in study.of_group(setting, *SHOWN)), key=lambda pair: pair[0].nats)
+    ranked = sorted(((study.over_float(a), a) for a in study.of_group(setting, *SHOWN)), key=lambda pair: pair[0].nats)
     return _losses(
         study,
         _key("study", setting),
         f"Protection, controls and methods in {setting_words(setting)}",
         f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Random controls protect as many "
         "sites of the same kind, or sites of any kind.",
-        [_arm(a.label, loss, a) for loss, a in found],
+        [_arm(a.label, loss, a) for loss, a in ranked],
     )
 
 
@@ -57,7 +57,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
     for arm in study.of_group(setting, "order"):
         order, _, k = arm.label.removeprefix("by ").partition(", k=")
         orders.setdefault(order, [(0, naive)] if naive else []).append((int(k), arm))
-    series = [Series(f"by {_ORDERS.get(order, order)}", _order_dots(study, found)) for order, found in orders.items()]
+    series = [Series(f"by {_ORDERS.get(order, order)}", _order_dots(study, ranked)) for order, ranked in orders.items()]
     # What sets the orders apart lies far below naive's loss; a logarithm has no place for a gain or a budget of 0.
     positive = min(study.budget_nats, *(d.y for s in series for d in s.dots)) > 0
     return curve(
@@ -68,7 +68,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         series,
         Axis("sites in float, k", ticks=tuple(sorted({d.x for s in series for d in s.dots})), digits=0),
         Axis("loss over float (nats per token)", log=positive, digits=4, zero=True),
-        what="adds",
+        noun="adds",
         limit=(study.budget_nats, f"budget {study.budget}"),
     )
 
@@ -103,13 +103,13 @@ def elsewhere_of(study: SpikeStudy, setting: str) -> Figure:
         setting: Low scheme.
     """
     arms = study.of_group(setting, *ELSEWHERE)
-    what = " and ".join(words for group, words in ELSEWHERE.items() if any(a.group == group for a in arms))
+    subject = " and ".join(name for group, name in ELSEWHERE.items() if any(a.group == group for a in arms))
     own = [a for a in (study.find(setting, NAIVE), study.find(setting, PROTECTED)) if a is not None]
     notes = "".join(f" {note}." for note in notes_of(arms))
     return _losses(
         study,
         _key("study-elsewhere", setting),
-        f"{what[0].upper()}{what[1:]} in {setting_words(setting)}",
+        f"{subject[0].upper()}{subject[1:]} in {setting_words(setting)}",
         f"Loss over float on the same tokens. Bars: 95 %, paired by window.{notes}",
         [
             *(_arm(f"as the study was asked: {a.label}", study.over_float(a), a) for a in own),
