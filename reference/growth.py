@@ -217,7 +217,7 @@ def draw_sizes(growths: Sequence[Growth]) -> str:
         ],
         Axis("parameters outside the embedding", log=True, counts=True),
         Axis("largest input of a down_proj, and its r", log=True),
-        what="model",
+        noun="model",
         labelled=True,
     )
     return to_svg(figure)
