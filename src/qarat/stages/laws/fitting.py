@@ -178,7 +178,6 @@ def _leave_sizes_out(form: Form, points: Points, method: str, seed: int) -> dict
 def _fitted_points(
     form: Form, points: Points, fitted: Solution, left_out: dict[float, Vector]
 ) -> tuple[FittedPoint, ...]:
-    near_zero = points.by_difference
     predicted = np.exp(form.log_response(fitted.theta, points.x))
     fitted_points: list[FittedPoint] = []
     for i, size in enumerate(points.sizes):
@@ -186,17 +185,9 @@ def _fitted_points(
         unseen = left_out.get(float(size))
         outside = () if unseen is None else (float(np.exp(form.log_response(unseen, one.x)[0])),)
         variables = {v: float(x[0]) for v, x in one.x.items()} | ({"size": float(size)} if size else {})
-        fitted_points.append(
-            FittedPoint(
-                points.models[i],
-                variables,
-                float(points.y[i]),
-                float(points.error[i]),
-                float(predicted[i]),
-                outside,
-                bool(near_zero[i]),
-            )
-        )
+        measured, error, value = (float(column[i]) for column in (points.y, points.error, predicted))
+        near_zero = bool(points.by_difference[i])
+        fitted_points.append(FittedPoint(points.models[i], variables, measured, error, value, outside, near_zero))
     return tuple(fitted_points)
 
 

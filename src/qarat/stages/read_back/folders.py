@@ -166,7 +166,7 @@ class Findings:
     def add(
         self,
         severity: Severity,
-        what: str,
+        problem: str,
         remedy: str,
         modules: Iterable[str] = (),
         engines: Iterable[str] = (),
@@ -177,7 +177,7 @@ class Findings:
 
         Args:
             severity: How grave it is.
-            what: What is wrong, with numbers.
+            problem: What is wrong, with numbers.
             remedy: What to do about it.
             modules: By full name.
             engines: By name; none for all.
@@ -186,7 +186,7 @@ class Findings:
         engines = tuple(engines)
         if severity == "error" and blocks:
             self._blocking.append(engines)
-        known_modules, known_engines = self._found.setdefault((severity, what, remedy), ({}, {}))
+        known_modules, known_engines = self._found.setdefault((severity, problem, remedy), ({}, {}))
         known_modules.update(dict.fromkeys(modules))
         known_engines.update(dict.fromkeys(engines))
 

@@ -65,9 +65,9 @@ class _Case(NamedTuple):
     grave: Severity
     findings: Findings
 
-    def add(self, severity: Severity, what: str, remedy: str, *, blocks: bool = True) -> None:
+    def add(self, severity: Severity, problem: str, remedy: str, *, blocks: bool = True) -> None:
         """As `Findings.add`, of this module and engine."""
-        self.findings.add(severity, what, remedy, (self.module.name,), (self.engine.name,), blocks=blocks)
+        self.findings.add(severity, problem, remedy, (self.module.name,), (self.engine.name,), blocks=blocks)
 
 
 def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Findings) -> None:

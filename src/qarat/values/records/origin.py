@@ -76,7 +76,7 @@ def clustered_mean(sums: Sequence[float], counts: Sequence[int], sources: Sequen
     return mean, math.sqrt(squares * clusters / (clusters - 1)) / total if clusters > 1 else math.nan, clusters
 
 
-def same_origin(a: Provenance, b: Provenance, what: str, *, other_models: bool = False) -> None:
+def same_origin(a: Provenance, b: Provenance, pair: str, *, other_models: bool = False) -> None:
     """Refuse to combine strangers.
 
     A transformed model is none: its function is that of the model it was made from.
@@ -84,7 +84,7 @@ def same_origin(a: Provenance, b: Provenance, what: str, *, other_models: bool =
     Args:
         a: Of one record.
         b: Of the other.
-        what: The two in words, for the message.
+        pair: The two in words, for the message.
         other_models: Whether they may be of two models.
 
     Raises:
@@ -95,4 +95,4 @@ def same_origin(a: Provenance, b: Provenance, what: str, *, other_models: bool =
     values = [(f, getattr(a, f), getattr(b, f)) for f in fields]
     different = [f"{field}: {x[:40]} against {y[:40]}" for field, x, y in values if x != y]
     if different:
-        raise UserError(f"{what} do not belong together: " + "; ".join(different))
+        raise UserError(f"{pair} do not belong together: " + "; ".join(different))
