@@ -1,7 +1,5 @@
 """The command line: help, errors, config files and exit codes, before any work is done."""
 
-import ast
-import itertools
 import json
 import subprocess
 import sys
@@ -14,11 +12,15 @@ import pytest
 from qarat import __version__
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.surfaces import cli, commands, options
+from qarat.surfaces import cli, options
 from qarat.surfaces.cli import main
-from qarat.surfaces.commands import common
+from qarat.surfaces.commands import common, reading, steps
+from qarat.surfaces.options.arguments import describe_fields, leaves
+from qarat.surfaces.options.folders import RunOptions
+from qarat.surfaces.options.groups import Machine
 from qarat.surfaces.screens import Screen
 from qarat.values.requests import protect as planning
+from qarat.values.schemes import LOW
 
 Qarat = Callable[..., Any]
 
@@ -38,8 +40,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, qarat: Qarat) -> Callable[..., Any]:
         seen.append(given)
         return ()
 
-    for verb in options.VERBS:
-        monkeypatch.setattr(commands, verb.replace(" ", "_"), keep)
+    monkeypatch.setattr(cli, "load_command", lambda _: keep)
 
     def parse(*words: object) -> Any:
         answer = qarat(*words)
@@ -67,11 +68,10 @@ def test_the_help_of_a_verb_explains_every_option(verb: str, qarat: Qarat) -> No
     words = verb.split()
     code, out, _ = qarat(*words, "--help")
     assert code == 0
-    assert (options.VERBS[verb].__doc__ or "").rstrip(".") in " ".join(out.split())
-    for name in cli._field_types(options.VERBS[verb]):
-        spelled = name.replace("_", "-")
-        several = name in ("paths", "names", "models")  # whose metavar is not their name
-        assert several or any(word in out for word in (spelled.upper(), f"--{spelled}", f"--no-{spelled}"))
+    assert (options.VERBS[verb].__doc__ or "").partition("\n")[0].rstrip(".") in " ".join(out.split())
+    for leaf in leaves(options.VERBS[verb]):
+        several = leaf.flag in ("paths", "names", "models")  # whose metavar is not their name
+        assert several or any(word in out for word in (leaf.flag.upper(), f"--{leaf.flag}", f"--no-{leaf.flag}"))
     assert "None" not in out
     assert qarat("help", *words) == qarat(*words, "-h") == (code, out, "")
 
@@ -85,16 +85,15 @@ def test_the_help_of_a_family_of_verbs_lists_it(words: list[str], qarat: Qarat) 
 
 
 def test_every_option_has_words_of_its_own() -> None:
-    sources = [path.read_text() for path in Path(options.__file__).parent.glob("*.py")]
-    classes = [node for text in sources for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
-    assert len(classes) >= len(options.VERBS)
-    for node in classes:
-        for field, words in itertools.pairwise(node.body):
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.value or field).startswith("field("):
-                continue  # a group, whose own words head its options
-            if isinstance(field, ast.AnnAssign) and "help=" not in ast.unparse(field.annotation):
-                assert isinstance(words, ast.Expr), ast.unparse(field)
-                assert len(ast.literal_eval(words.value)) > 10
+    for verb in options.VERBS.values():
+        for leaf in leaves(verb):
+            assert len(describe_fields(leaf.group).get(leaf.path[-1], "")) > 10, leaf
+
+
+def test_what_is_explained_is_an_option() -> None:
+    groups = {leaf.group for verb in options.VERBS.values() for leaf in leaves(verb)}
+    for group in groups:
+        assert describe_fields(group).keys() <= {*group.__struct_fields__, ""}, group
 
 
 @pytest.mark.parametrize("word", ["--version", "-V"])
@@ -113,8 +112,8 @@ assert "torch" not in sys.modules
 
 
 def test_a_request_has_the_defaults_of_the_options() -> None:
-    assert common.request_of(options.Planning()) == planning.ProtectRequest()
-    assert common.runtime_of(options.Machine(device="cpu")) == Runtime()
+    assert RunOptions().planning == planning.ProtectRequest()
+    assert common.runtime_of(Machine(device="cpu")) == Runtime()
 
 
 def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
@@ -198,8 +197,8 @@ set:
         assert (run.text.samples, run.text.report_samples, run.machine.memory) == (8, 12, "4")
         assert run.planning.budget == "nats+0.5"
         assert run.planning.sites == ("1.down",)
-        assert run.planning.set == ("*.o_proj: float", "1.up: w=int4/g32")
-        assert run.planning.low == options.LOW
+        assert run.planning.rules == ("*.o_proj: float", "1.up: w=int4/g32")
+        assert run.planning.low == LOW
 
 
 def test_flags_win_over_the_config(asked: Callable[..., Any], tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ def test_flags_win_over_the_config(asked: Callable[..., Any], tmp_path: Path) ->
     path.write_text("seed: 3\nset: ['a: float']\n")
     found = asked("run", "--seed", "4", "--config", path, "--set", "b: float")
     assert found.general.seed == 4
-    assert found.planning.set[-1] == "b: float"  # the last match wins
+    assert found.planning.rules[-1] == "b: float"  # the last match wins
 
 
 def test_what_must_be_given_may_stand_in_either_place(asked: Callable[..., Any], tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_an_error_is_words_and_a_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "models", fail)
+    monkeypatch.setattr(reading, "models", fail)
     answer = qarat("models", "--json")
     assert (answer.code, answer.out) == (code, "")
     assert says in answer.err
@@ -277,7 +276,7 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(commands, "models", fail)
+    monkeypatch.setattr(reading, "models", fail)
     with pytest.raises(ZeroDivisionError):
         main(["models"])
 
@@ -290,7 +289,7 @@ def test_progress_and_notes_stay_off_stdout(qarat: Qarat, monkeypatch: pytest.Mo
         screen.show({"answer": 42}, title="A title")
         return ("written: nothing",)
 
-    monkeypatch.setattr(commands, "profile", answer)
+    monkeypatch.setattr(steps, "profile", answer)
     code, out, err = qarat("profile", "--json")
     assert code == 0
     assert json.loads(out) == {"answer": 42}

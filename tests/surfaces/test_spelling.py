@@ -8,19 +8,19 @@ import pytest
 
 import qarat
 from qarat.surfaces import cli, options
-from qarat.surfaces.spelling import spell_flags
+from qarat.surfaces.options.arguments import leaves, spell_flags
 
 SOURCES = sorted(Path(qarat.__file__).parent.rglob("*.py"))
 
 
 def test_no_layer_below_knows_flags() -> None:
-    flags = {f"--{name.replace('_', '-')}" for verb in options.VERBS.values() for name in cli._field_types(verb)}
+    flags = {f"--{leaf.flag}" for verb in options.VERBS.values() for leaf in leaves(verb)}
     found = []
     for path in SOURCES:
         below = "surfaces" not in path.parts and path.name != "verdicts.py"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if below else ():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                used = {*re.findall(r"(?<!\w)--[a-z][a-z-]*", node.value)} & {*flags, *cli.RENAMED.values()}
+                used = {*re.findall(r"(?<!\w)--[a-z][a-z-]*", node.value)} & flags
                 found += [f"{path}:{node.lineno}: {', '.join(used)}"] if used else []
     assert found == []
 

@@ -1,20 +1,19 @@
 """The command line: words to options, options to commands, answers to tables or JSON, errors to plain words.
 
-Commands are imported only once the words are understood: torch and transformers take seconds, and neither help nor a
-mistyped option should wait for them.
+A command is imported only once the words are understood, and no command but that one: torch and transformers take
+seconds, and neither help, nor a mistyped option, nor what only reads should wait for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import importlib
 import os
 import shlex
 import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,13 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 from qarat import __version__
 from qarat.ground.errors import ArgumentError, NotPassedError, UserError
 from qarat.ground.registry import nearest_names
-from qarat.surfaces.options import VERBS, Options
+from qarat.surfaces.options import VERBS
+from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags
 from qarat.surfaces.progress import StageProgress
-from qarat.surfaces.spelling import spell_flags
+from qarat.surfaces.screens import Lines, Screen
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
 FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
-RENAMED = {
-    "rules": "--set",
-    "orders": "--rules",
-    "transforms": "--transform",
-    "report": "--report-text",
-    "data": "--task-data",
-}
 WIDTH = 100  # of tables, where stdout is no terminal
 
 
@@ -53,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with _plain_errors(_flags_of(words)) as outcome:
+    with _plain_errors(words) as outcome:
         if words[:1] == ["help"]:
             words = [*words[1:3], "--help"]
         if not words or words[0] in ("-h", "--help"):
@@ -68,16 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> None:
-    asked = _parse(words)
-    commands = importlib.import_module("qarat.surfaces.commands")
+    options = _parse(words)
+    command = load_command(_split_verb(words)[0])
     with StageProgress() as bars:
-        screen = _Json(words, bars) if asked.general.json else _Tables(words, bars)
+        screen = _Json(words, bars) if options.general.json else _Tables(words, bars)
         try:
-            ending = getattr(commands, _split_verb(words)[0].replace(" ", "_"))(asked, screen)
+            ending = command(options, screen)
         except NotPassedError:
             screen.close(())
             raise
     screen.close(ending)
+
+
+def load_command(verb: str) -> Callable[[Any, Screen], Lines]:
+    """The function behind a verb; it and what it needs are imported now."""
+    module = VERBS[verb].__module__.rpartition(".")[2]
+    return getattr(importlib.import_module(f"qarat.surfaces.commands.{module}"), verb.replace(" ", "_"))
 
 
 def _split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -92,17 +91,14 @@ def _families() -> set[str]:
 
 
 def _flags_of(words: Sequence[str]) -> dict[str, str]:
-    """Name of an argument to its flag: those of the verb, then those of the others."""
-    own = VERBS.get(_split_verb(words)[0]) if words else None
-    names = {name for verb in VERBS.values() for name in _field_types(verb)}
-    budgets = {"budgets": "--budgets" if own is not None and "budgets" in _field_types(own) else "--budget"}
-    return {name: f"--{name.replace('_', '-')}" for name in names} | RENAMED | budgets
+    """How the arguments that messages name are spelled, for the verb of a command line."""
+    return flags_of(VERBS.get(_split_verb(words)[0]) if words else None, VERBS)
 
 
 def _overview(verbs: Iterable[str]) -> str:
     """What `qarat` alone prints, or `qarat law` of its family."""
     lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
-    lines += [f"  {verb:<13}{(VERBS[verb].__doc__ or '').splitlines()[0]}" for verb in verbs]
+    lines += [f"  {verb:<13}{_first_line(VERBS[verb])}" for verb in verbs]
     lines += ["", "qarat VERB --help explains every option of a verb. To begin, with the model that ships: qarat run"]
     return "\n".join(lines)
 
@@ -114,11 +110,11 @@ class _Screen:
         self.command = shlex.join(["qarat", *words])
         self.progress = bars
         self._bars = bars
-        self._flags = _flags_of(words)
+        self._words = words
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"qarat: {spell_flags(text, self._flags)}", file=sys.stderr)
+            print(f"qarat: {spell_flags(text, _flags_of(self._words))}", file=sys.stderr)
 
 
 class _Tables(_Screen):
@@ -165,12 +161,12 @@ class _Outcome:
 
 
 @contextlib.contextmanager
-def _plain_errors(flags: Mapping[str, str]) -> Iterator[_Outcome]:
+def _plain_errors(words: Sequence[str]) -> Iterator[_Outcome]:
     """Turn errors that a user can mend into words on stderr, with their arguments as flags, and an exit code."""
     outcome = _Outcome()
 
     def fail(code: int, text: str) -> None:
-        print(f"qarat: {spell_flags(text, flags)}", file=sys.stderr)
+        print(f"qarat: {spell_flags(text, _flags_of(words))}", file=sys.stderr)
         outcome.code = code
 
     try:
@@ -193,7 +189,7 @@ def _plain_errors(flags: Mapping[str, str]) -> Iterator[_Outcome]:
         fail(FAILED, f"{where}{error.strerror or error}{full}")
 
 
-def _parse(words: Sequence[str]) -> Options:
+def _parse(words: Sequence[str]) -> Any:
     """The options of a verb, from a config file and the words behind the verb, which win.
 
     Raises:
@@ -206,14 +202,19 @@ def _parse(words: Sequence[str]) -> Options:
             raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")
         raise ArgumentError(f"there is no verb {verb!r}; {nearest_names(verb, list(VERBS))}; see qarat --help")
     rest, config = _take_config(rest)
-    defaults: Any = tyro.MISSING if config is None else _read_config(config, verb)
     return tyro.cli(
         VERBS[verb],
         prog=f"qarat {verb}",
+        description=_first_line(VERBS[verb]),
         args=rest,
-        **({} if config is None else {"default": defaults}),
+        registry=rules(VERBS[verb]),
+        **({} if config is None else {"default": _read_config(config, verb)}),
         config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
     )
+
+
+def _first_line(options: type) -> str:
+    return (options.__doc__ or "").partition("\n")[0]
 
 
 def _take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -234,7 +235,7 @@ def _take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, Path(found[0]) if found else None
 
 
-def _read_config(path: Path, verb: str) -> Options:
+def _read_config(path: Path, verb: str) -> Any:
     """The options of a verb as a YAML file has them; the others at their defaults.
 
     Raises:
@@ -248,23 +249,16 @@ def _read_config(path: Path, verb: str) -> Options:
         raise ArgumentError(f"--config {path} is no YAML: {error}") from error
     if not isinstance(given, dict):
         raise ArgumentError(f"--config {path} holds no `name: value` lines, with the names of options")
-    values = {str(name).replace("-", "_"): value for name, value in given.items()}
-    known = {name: kind for name, kind in _field_types(VERBS[verb]).items() if name != "config"}
-    for name in values:
-        if name not in known:
-            names = [n.replace("_", "-") for n in known]
-            nearest = nearest_names(name.replace("_", "-"), names)
+    known = {leaf.flag: leaf for leaf in leaves(VERBS[verb])}
+    config = known.pop("config")
+    values: dict[tuple[str, ...], Any] = {config.path: str(path)}
+    for name, value in given.items():
+        leaf = known.get(str(name).replace("_", "-"))
+        if leaf is None:
+            nearest = nearest_names(str(name).replace("_", "-"), list(known))
             raise ArgumentError(f"--config {path}: `qarat {verb}` has no option {name!r}; {nearest}")
-    converted = {name: _convert(path, name, value, known[name]) for name, value in values.items()}
-    return _build(VERBS[verb], {"config": str(path), **converted})
-
-
-def _field_types(options: Any) -> dict[str, Any]:
-    """Name to type of every option, also those that lie in groups."""
-    found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(options).items():
-        found |= _field_types(kind) if dataclasses.is_dataclass(kind) else {name: kind}
-    return found
+        values[leaf.path] = _convert(path, name, value, leaf.kind)
+    return build(VERBS[verb], values)
 
 
 def _convert(path: Path, name: str, value: Any, kind: Any) -> Any:
@@ -281,20 +275,6 @@ def _convert(path: Path, name: str, value: Any, kind: Any) -> Any:
         return msgspec.convert(value, kind, strict=False, dec_hook=lambda wanted, x: wanted(x))
     except (msgspec.ValidationError, TypeError) as error:
         raise ArgumentError(f"--config {path}: {name}: {error}") from None
-
-
-def _build(options: Any, values: dict[str, Any]) -> Any:
-    """An options value with those fields; a field that must be given and is not stays open for the command line."""
-    fields: dict[str, Any] = {}
-    kinds = typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
-        if dataclasses.is_dataclass(kinds[field.name]):
-            fields[field.name] = _build(kinds[field.name], values)
-        elif field.name in values:
-            fields[field.name] = values[field.name]
-        elif field.default is dataclasses.MISSING:
-            fields[field.name] = tyro.MISSING
-    return options(**fields)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import pytest
 from qarat.ground.errors import UserError
 from qarat.model import tokens as data
 from qarat.model.native import read_native
-from qarat.surfaces import options
 from qarat.surfaces.cli import main
 from qarat.surfaces.commands.common import command_line
-from qarat.surfaces.options.groups import BUNDLED
+from qarat.surfaces.options.folders import RunOptions
+from qarat.surfaces.options.groups import BUNDLED, Machine
 from qarat.testing import tiny_checkpoint, tiny_documents
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
@@ -26,6 +26,7 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.protection import Protection
 from qarat.values.records.scores import Evaluation, ZeroShot
 from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.sites import short_name
 
 Qarat = Callable[..., Any]
@@ -386,8 +387,8 @@ def test_options_that_mean_nothing_together_are_refused(
 
 
 def test_a_following_command_keeps_what_was_asked_for() -> None:
-    planning = options.Planning(low="w=int8/tensor", sites=("0.down", "1.down"), set=("1.*: float", "2.up: fp8"))
-    asked = options.Run(model="m", planning=planning, machine=options.Machine(threads=1))
+    planning = ProtectRequest(low="w=int8/tensor", sites=("0.down", "1.down"), rules=("1.*: float", "2.up: fp8"))
+    asked = RunOptions(model="m", planning=planning, machine=Machine(threads=1))
     words = ["qarat", "run", "m", "--low", "w=int6/channel", "-o", "again"]
     kept = ["--sites", "0.down", "1.down", "--set", "1.*: float", "--set", "2.up: fp8", "--threads", "1"]
     assert shlex.split(command_line("run", asked, *words[3:])) == [*words, *kept]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import msgspec
 
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import Runtime
-from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
@@ -20,7 +21,9 @@ from qarat.model.model import Model, open_model
 from qarat.model.native import is_native
 from qarat.model.tokens import TokenSet, load_token_sets
 from qarat.stages.prices import METRICS
-from qarat.surfaces import options
+from qarat.surfaces.options import VERBS
+from qarat.surfaces.options.arguments import leaves
+from qarat.surfaces.options.groups import General, Machine, Runners, Text
 from qarat.surfaces.screens import Lines, Screen
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
@@ -30,32 +33,19 @@ from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import Scheme, SchemeError, parse_scheme
 
 
-def scheme_of(option: str, text: str) -> Scheme:
+def scheme_of(field: str, spelling: str) -> Scheme:
     """Read an option's scheme.
 
     Raises:
         SchemeError: Naming the option.
     """
     try:
-        return parse_scheme(text)
+        return parse_scheme(spelling)
     except SchemeError as error:
-        raise SchemeError(f"{option}: {error}") from None
+        raise SchemeError(f"`{field}`: {error}") from None
 
 
-def prefix_of(text: str) -> int | Literal["auto"]:
-    """A number of tokens, or ``auto``.
-
-    Raises:
-        ArgumentError: Neither.
-    """
-    if text == "auto":
-        return "auto"
-    if not text.isdigit():
-        raise ArgumentError(f"--prefix {text}: give the number of leading tokens, or auto")
-    return int(text)
-
-
-def check_workers(runners: options.Runners) -> None:
+def check_workers(runners: Runners) -> None:
     """Refuse fewer than one worker, before anything is opened.
 
     Raises:
@@ -65,48 +55,39 @@ def check_workers(runners: options.Runners) -> None:
         raise ArgumentError(f"--workers {runners.workers}: give at least 1")
 
 
-def runtime_of(asked: options.Machine) -> Runtime:
-    """The runtime that was asked for.
+def runtime_of(machine: Machine) -> Runtime:
+    """Where to compute, as a value of the library.
 
     Raises:
         UserError: No CUDA device, fewer than one thread, or a malformed size.
     """
-    if asked.threads is not None and asked.threads < 1:
-        raise ArgumentError(f"--threads {asked.threads}: give at least 1")
-    memory = parse_size(asked.memory) if asked.memory else 0
-    return Runtime(asked.device, asked.dtype, asked.threads or 0, memory)
+    if machine.threads is not None and machine.threads < 1:
+        raise ArgumentError(f"--threads {machine.threads}: give at least 1")
+    memory = parse_size(machine.memory) if machine.memory else 0
+    return Runtime(machine.device, machine.dtype, machine.threads or 0, memory)
 
 
-def open_float(asked: options.Computing) -> Model:
-    """Open the float model.
+def open_float(name: str, machine: Machine, general: General) -> Model:
+    """Open a float model.
 
     Raises:
         UserError: If the folder holds a run or a quantized model, or as `open_model`.
     """
-    return open_float_named(asked.model, asked)
-
-
-def open_float_named(name: str, asked: options.Computing | options.Compare | options.Sweep) -> Model:
-    """Open a float model that is not the verb's first word.
-
-    Raises:
-        UserError: As `open_float`.
-    """
     given = Path(name)
     if is_native(given) or (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
-    return open_model(name, runtime_of(asked.machine), revision=asked.general.revision)
+    return open_model(name, runtime_of(machine), revision=general.revision)
 
 
-def open_transformed(asked: options.Profile | options.Damage | options.Plan | options.Quantize) -> Model:
-    """Open the float model and do to it what was asked for.
+def open_transformed(options: Any) -> Model:
+    """Open the float model of a verb with `Transforms` among its options, and do to it what they say.
 
     Raises:
         UserError: As `qarat.jobs.transforming.stats_behind`, `open_float`, or `qarat.jobs.transforming.apply_again`.
     """
-    transforms = asked.transforms.transform
-    files = stats_behind(transforms, asked.transforms.transform_stats)
-    model = open_float(asked)
+    transforms = options.transforms.transforms
+    files = stats_behind(transforms, options.transforms.transform_stats)
+    model = open_float(options.model, options.machine, options.general)
     stats = [None if file is None else decode_record(file, ActivationStats) for file in files]
     return apply_again(model, transforms, stats)
 
@@ -127,30 +108,19 @@ def check_transforms(path: Path, made_of: str, model: Model) -> None:
         raise UserError(f"{path} is of the model {theirs}, this is {ours}; give {options_for(made_of, path.parent)}")
 
 
-def load_tokens(asked: Any, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
-    """Calibration, selection and report sets."""
-    text: options.Text = asked.text
-    if (text.calibration, text.selection, text.report_text) == (None, None, None) and not is_reference(model):
+def load_tokens(text: Text, model: Model, seed: int, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets; says so where they are not of the model's kind."""
+    if (text.calibration, text.selection, text.report) == (None, None, None) and not is_reference(model):
         screen.note(
             "no text was given, so Python source is used, which suits the reference models. "
             "For what your model is used for, give --calibration YOUR_TEXT"
         )
-    return token_sets_of(text, model, asked.general.seed)
+    return token_sets_of(text, model, seed)
 
 
-def token_sets_of(text: options.Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
+def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets as the options of the text say."""
-    return load_token_sets(
-        model,
-        calibration=text.calibration,
-        selection=text.selection,
-        report=text.report_text,
-        length=text.length,
-        bos=text.bos,
-        samples=text.samples,
-        report_samples=text.report_samples,
-        seed=seed,
-    )
+    return load_token_sets(model, **msgspec.structs.asdict(text), seed=seed)
 
 
 def is_reference(model: Model) -> bool:
@@ -209,40 +179,30 @@ def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Li
     return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
 
 
-def command_line(verb: str, asked: options.Computing, *words: object) -> str:
-    """A command line on the same model, with what the verb takes of the same options; what is in ``words`` wins."""
-    taken = {field.name for field in dataclasses.fields(options.VERBS[verb])}
-    names = ("planning", "transforms", "text", "machine", "general")
+def command_line(verb: str, options: Any, *given: object) -> str:
+    """A command line on the same model, with what the verb takes of the same groups of options.
+
+    Args:
+        verb: To try next.
+        options: Of the verb that was done.
+        given: What stands behind the model; wins over what is carried on.
+    """
     carried: list[str] = []
-    for group in filter(None, (getattr(asked, name, None) for name in names if name in taken)):
-        for field in dataclasses.fields(group):
-            option, value = f"--{field.name.replace('_', '-')}", getattr(group, field.name)
-            if field.name in ("json", "config", "dry_run") or value == field.default or option in words:
-                continue
-            if field.name == "set":  # given once for every rule
-                carried += [word for rule in value for word in (option, rule)]
-            else:
-                carried += [option, *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(["qarat", verb, asked.model, *map(str, words), *carried])
+    mine = {(leaf.group, leaf.path[-1]): leaf.path for leaf in leaves(type(options)) if len(leaf.path) > 1}
+    for leaf in leaves(VERBS[verb]):
+        path, flag = mine.get((leaf.group, leaf.path[-1])), f"--{leaf.flag}"
+        if path is None or leaf.path[-1] in ("json", "config", "dry_run") or flag in given:
+            continue
+        value = functools.reduce(getattr, path, options)
+        if value == leaf.default:
+            continue
+        if leaf.path[-1] == "rules":  # given once for every rule
+            carried += [word for rule in value for word in (flag, rule)]
+        else:
+            carried += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(["qarat", verb, options.model, *map(str, given), *carried])
 
 
 def quoted(path: Path) -> str:
     """A path as a shell takes it."""
     return shlex.quote(str(path))
-
-
-def request_of(asked: options.Planning, prefix: str = "0", transforms: tuple[str, ...] = ()) -> ProtectRequest:
-    """The planning options as a request, checked as far as that needs no model."""
-    request = ProtectRequest(
-        asked.low,
-        asked.protect,
-        asked.budget,
-        asked.by,
-        asked.sites,
-        rules=asked.set,
-        runtime=asked.runtime,
-        prefix=prefix_of(prefix),
-        transforms=transforms,
-    )
-    check_plan_request(request)
-    return request

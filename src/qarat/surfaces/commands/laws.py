@@ -14,7 +14,13 @@ from qarat.stages.laws.fitting import fit_law
 from qarat.stages.laws.forms import FORMS, catalog
 from qarat.stages.laws.prediction import predict, published_law, published_names, question
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
-from qarat.surfaces import options
+from qarat.surfaces.options.laws import (
+    LawCheckOptions,
+    LawDataOptions,
+    LawFitOptions,
+    LawFormsOptions,
+    LawPredictOptions,
+)
 from qarat.surfaces.screens import Lines, Screen
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.records.files import decode_record, encode_record
@@ -22,57 +28,57 @@ from qarat.values.records.law import Law
 from qarat.values.records.law_data import parse_count, spell_value
 
 
-def law_data(asked: options.LawData, screen: Screen) -> Lines:
+def law_data(options: LawDataOptions, screen: Screen) -> Lines:
     """List the bundled tables, or show one."""
-    if not asked.table:
-        if asked.where or asked.out is not None:
-            raise ArgumentError("--where and --out are about one table; name it")
+    if not options.table:
+        if options.where or options.out is not None:
+            raise ArgumentError("`where` and `out` are about one table; name it")
         screen.show(*bundled_tables())
         return "try next: qarat law data t1", "try next: qarat law fit t1"
-    table = narrow(load_table(asked.table), asked.where)
-    if asked.out is not None:
-        check_file(asked.out)
-        write_whole(asked.out, write_table(table).encode())
+    table = narrow(load_table(options.table), options.where)
+    if options.out is not None:
+        check_file(options.out)
+        write_whole(options.out, write_table(table).encode())
     screen.show(table)
-    return () if asked.out is None else (f"written: {shlex.quote(str(asked.out))}",)
+    return () if options.out is None else (f"written: {shlex.quote(str(options.out))}",)
 
 
-def law_forms(asked: options.LawForms, screen: Screen) -> Lines:
+def law_forms(options: LawFormsOptions, screen: Screen) -> Lines:
     """List the functional forms."""
     screen.show(catalog())
     return ()
 
 
-def law_fit(asked: options.LawFit, screen: Screen) -> Lines:
+def law_fit(options: LawFitOptions, screen: Screen) -> Lines:
     """Fit one form, or all that the data allow."""
-    check_file(asked.out)
-    table = _table(asked.data, asked.where)
+    check_file(options.out)
+    table = _table(options.data, options.where)
     law = fit_law(
         table,
-        asked.form,
-        method=asked.method,
-        draws=asked.draws,
-        seed=asked.seed,
-        standard_error=asked.standard_error,
+        options.form,
+        method=options.method,
+        draws=options.draws,
+        seed=options.seed,
+        standard_error=options.standard_error,
         progress=screen.progress,
     )
-    write_whole(asked.out, encode_record(law))
+    write_whole(options.out, encode_record(law))
     screen.show(law)
-    out = shlex.quote(str(asked.out))
+    out = shlex.quote(str(options.out))
     return f"written: {out}", f"try next: qarat law predict {out} {_example(law)}"
 
 
-def law_predict(asked: options.LawPredict, screen: Screen) -> Lines:
+def law_predict(options: LawPredictOptions, screen: Screen) -> Lines:
     """Answer with what a law gives for the one variable that is left open."""
-    law = _law(asked.law)
-    screen.show(predict(law, _known(asked), asked.form or ""))
+    law = _law(options.law)
+    screen.show(predict(law, _known(options), options.form or ""))
     return ()
 
 
-def law_check(asked: options.LawCheck, screen: Screen) -> Lines:
+def law_check(options: LawCheckOptions, screen: Screen) -> Lines:
     """Set a law beside rows that it has not seen."""
-    table = _table(asked.data, asked.where)
-    screen.show(check_law(_law(asked.law), table, asked.form or "", asked.of or ""))
+    table = _table(options.data, options.where)
+    screen.show(check_law(_law(options.law), table, options.form or "", options.of or ""))
     return ()
 
 
@@ -87,14 +93,14 @@ def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
     fit = next(fit for fit in law.fits if fit.form == law.shown)
     form = FORMS.load(fit.form)
-    asked = form.terms[0].variable
+    answer = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group
     words = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]
     for variable in question(form):
         if variable == "loss":
             increase = 100 * math.expm1(fit.group.get("loss", math.log1p(0.05)))
             words += ["--budget", f"ppl+{increase:.4g}%"]
-        elif variable != asked:
+        elif variable != answer:
             words += [f"--{variable}", spell_value(variable, known[variable])]
     return shlex.join(words)
 
@@ -108,18 +114,18 @@ def _law(name: str) -> Law:
     return published_law(name)
 
 
-def _known(asked: options.LawPredict) -> dict[str, float]:
+def _known(options: LawPredictOptions) -> dict[str, float]:
     """The variables that were given, in the units of a law."""
     given: dict[str, float | None] = {
-        "size": None if asked.size is None else parse_count(asked.size),
-        "tokens": None if asked.tokens is None else parse_count(asked.tokens),
-        "ratio": asked.ratio,
-        "block": asked.block,
-        "bits": asked.bits,
+        "size": None if options.size is None else parse_count(options.size),
+        "tokens": None if options.tokens is None else parse_count(options.tokens),
+        "ratio": options.ratio,
+        "block": options.block,
+        "bits": options.bits,
     }
-    if asked.budget is not None:
+    if options.budget is not None:
         try:
-            given["loss"] = parse_loss_budget(asked.budget).nats
+            given["loss"] = parse_loss_budget(options.budget).nats
         except UserError as error:
-            raise ArgumentError(f"--budget: {error}") from None
+            raise ArgumentError(f"`budget`: {error}") from None
     return {variable: value for variable, value in given.items() if value is not None}

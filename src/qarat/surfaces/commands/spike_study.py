@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+import msgspec
 
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.folder import Run
@@ -13,7 +12,6 @@ from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import Model
 from qarat.model.texts import read_documents
 from qarat.model.tokens import Bos, TokenSet, check_disjoint, make_token_set
-from qarat.surfaces import options
 from qarat.surfaces.commands.common import (
     check_weights,
     command_line,
@@ -23,6 +21,7 @@ from qarat.surfaces.commands.common import (
     show_estimate,
     token_sets_of,
 )
+from qarat.surfaces.options.spike_study import StudySpikesOptions
 from qarat.surfaces.page import write_report
 from qarat.surfaces.screens import Lines, Screen
 from qarat.values.records.spike_study import Left
@@ -32,18 +31,18 @@ RULES: dict[str, Bos] = {"bos": "each", "once": "once", "nobos": "never"}
 """How the end of a convention spells its BOS rule."""
 
 
-def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
+def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
     """Measure every arm, in a folder that survives a kill."""
-    if asked.published:
+    if options.published:
         screen.show(PUBLISHED)
         return ()
-    request = _request(asked)
-    out = asked.out or Path(f"{Path(asked.model).resolve().name}-spikes")
-    folder = Run(out, overwrite=asked.overwrite)
-    model = open_float(asked)
-    tokens = _tokens(asked, model, screen)
-    job = SpikeJob(model, tokens, request, name=asked.model, seed=asked.general.seed, progress=screen.progress)
-    if asked.general.dry_run:
+    request = _request(options)
+    out = options.folder
+    folder = Run(out, overwrite=options.overwrite)
+    model = open_float(options.model, options.machine, options.general)
+    tokens = _tokens(options, model, screen)
+    job = SpikeJob(model, tokens, request, name=options.model, seed=options.general.seed, progress=screen.progress)
+    if options.general.dry_run:
         check_weights(model)
         return show_estimate(screen, model, job.work(), states=tokens.report.windows.numel() * model.blocks)
     with folder.work(command=screen.command):
@@ -55,22 +54,22 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
         f"the page to look at: {quoted(page)}",
         "try next:",
         f"  qarat show {quoted(out / RESULT)}",
-        f"  {command_line('run', asked)}",
+        f"  {command_line('run', options)}",
     )
 
 
-def _request(asked: options.StudySpikes) -> SpikeRequest:
-    if asked.quick and asked.full:
-        raise ArgumentError("--quick and --full: give one of them")
-    extent = "quick" if asked.quick else "full" if asked.full else "usual"
-    request = SpikeRequest(extent, asked.methods, asked.rules, asked.sites, asked.budget, asked.most)
+def _request(options: StudySpikesOptions) -> SpikeRequest:
+    if options.quick and options.full:
+        raise ArgumentError("`quick` and `full`: give one of them")
+    extent = "quick" if options.quick else "full" if options.full else "usual"
+    request = msgspec.structs.replace(options.study, extent=extent)
     request.check()
     return request
 
 
-def _tokens(asked: options.StudySpikes, model: Model, screen: Screen) -> SpikeTokens:
+def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeTokens:
     """The three sets, the same under the other BOS rules, and another calibration set, as far as they can be had."""
-    calibration, selection, report = load_tokens(asked, model, screen)
+    calibration, selection, report = load_tokens(options.text, model, options.general.seed, screen)
     left: list[Left] = []
     bos: dict[str, tuple[TokenSet, TokenSet]] = {}
     mine = RULES[report.convention.rpartition("-")[2]]
@@ -79,31 +78,31 @@ def _tokens(asked: options.StudySpikes, model: Model, screen: Screen) -> SpikeTo
     else:
         for rule in RULES.values():
             if rule != mine:
-                sets = token_sets_of(dataclasses.replace(asked.text, bos=rule), model, asked.general.seed)
+                sets = token_sets_of(msgspec.structs.replace(options.text, bos=rule), model, options.general.seed)
                 bos[rule] = sets[0], sets[2]
-    elsewhere = _other_calibration(asked, model, mine, calibration, report)
+    elsewhere = _other_calibration(options, model, mine, calibration, report)
     if elsewhere is None:
         left.append(
             Left(
-                "calibration on another kind of text", "none was given; prose for a model of code: --other-calibration"
+                "calibration on another kind of text", "none was given; prose for a model of code: `other_calibration`"
             )
         )
     return SpikeTokens(calibration, selection, report, bos, elsewhere, tuple(left))
 
 
 def _other_calibration(
-    asked: options.StudySpikes, model: Model, bos: Bos, calibration: TokenSet, report: TokenSet
+    options: StudySpikesOptions, model: Model, bos: Bos, calibration: TokenSet, report: TokenSet
 ) -> TokenSet | None:
-    if asked.other_calibration is None:
+    if options.other_calibration is None:
         return None
     found = make_token_set(
         "other calibration",
-        read_documents(asked.other_calibration),
+        read_documents(options.other_calibration),
         model.tokenizer,
         length=calibration.length,
         bos=bos,
-        limit=asked.text.samples,
-        seed=asked.general.seed,
+        limit=options.text.samples,
+        seed=options.general.seed,
         model_length=model.length,
     )
     check_disjoint(found, report)

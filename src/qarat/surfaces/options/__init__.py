@@ -1,83 +1,49 @@
 """Options: what each verb can be asked, as frozen values.
 
-The command line, its help and the names that ``--config`` knows are made from these fields and the words below them.
-Nothing here imports torch, so help and a mistyped option answer at once.
+The command line, its help and the names that ``--config`` knows are made from the fields and docstrings of these
+structs (`qarat.surfaces.options.arguments`). The command of a verb stands in the module of `qarat.surfaces.commands`
+that is called as the one of its options here. Nothing here imports torch, so help and a mistyped option answer at once.
 """
 
 from __future__ import annotations
 
-from qarat.surfaces.options.folders import Export, Models, Run, Show, Verify
-from qarat.surfaces.options.groups import BUNDLED, General, Machine, Planning, Printing, Text
-from qarat.surfaces.options.laws import LawCheck, LawData, LawFit, LawForms, LawPredict
-from qarat.surfaces.options.measuring import Compare, Evaluate, Measure
-from qarat.surfaces.options.reporting import Report
-from qarat.surfaces.options.search import Runners, Search
-from qarat.surfaces.options.spike_study import StudySpikes
-from qarat.surfaces.options.steps import Damage, Plan, Profile, Quantize
-from qarat.surfaces.options.studies import StudyRatio, Sweep
-from qarat.values.schemes import LOW
+from qarat.surfaces.options.folders import ExportOptions, RunOptions, VerifyOptions
+from qarat.surfaces.options.groups import Group
+from qarat.surfaces.options.laws import (
+    LawCheckOptions,
+    LawDataOptions,
+    LawFitOptions,
+    LawFormsOptions,
+    LawPredictOptions,
+)
+from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions
+from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
+from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, SweepOptions
+from qarat.surfaces.options.spike_study import StudySpikesOptions
+from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
 
-__all__ = [
-    "BUNDLED",
-    "LOW",
-    "VERBS",
-    "Compare",
-    "Computing",
-    "Damage",
-    "Evaluate",
-    "Export",
-    "General",
-    "LawCheck",
-    "LawData",
-    "LawFit",
-    "LawForms",
-    "LawPredict",
-    "Machine",
-    "Measure",
-    "Models",
-    "Options",
-    "Plan",
-    "Planning",
-    "Printing",
-    "Profile",
-    "Quantize",
-    "Report",
-    "Run",
-    "Runners",
-    "Search",
-    "Searching",
-    "Show",
-    "StudyRatio",
-    "StudySpikes",
-    "Sweep",
-    "Text",
-    "Verify",
-]
+__all__ = ["VERBS"]
 
-Computing = Profile | Search | StudyRatio | StudySpikes | Damage | Plan | Quantize | Evaluate | Verify | Run
-Laws = LawData | LawForms | LawFit | LawPredict | LawCheck
-Searching = Search | StudyRatio | Sweep
-Options = Computing | Sweep | Compare | Export | Report | Show | Models | Laws
-VERBS: dict[str, type[Options]] = {
-    "run": Run,
-    "profile": Profile,
-    "damage": Damage,
-    "plan": Plan,
-    "search": Search,
-    "quantize": Quantize,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "verify": Verify,
-    "export": Export,
-    "show": Show,
-    "report": Report,
-    "study spikes": StudySpikes,
-    "models": Models,
-    "study ratio": StudyRatio,
-    "sweep": Sweep,
-    "law data": LawData,
-    "law forms": LawForms,
-    "law fit": LawFit,
-    "law predict": LawPredict,
-    "law check": LawCheck,
+VERBS: dict[str, type[Group]] = {
+    "run": RunOptions,
+    "profile": ProfileOptions,
+    "damage": DamageOptions,
+    "plan": PlanOptions,
+    "search": SearchOptions,
+    "quantize": QuantizeOptions,
+    "evaluate": EvaluateOptions,
+    "compare": CompareOptions,
+    "verify": VerifyOptions,
+    "export": ExportOptions,
+    "show": ShowOptions,
+    "report": ReportOptions,
+    "study spikes": StudySpikesOptions,
+    "models": ModelsOptions,
+    "study ratio": StudyRatioOptions,
+    "sweep": SweepOptions,
+    "law data": LawDataOptions,
+    "law forms": LawFormsOptions,
+    "law fit": LawFitOptions,
+    "law predict": LawPredictOptions,
+    "law check": LawCheckOptions,
 }

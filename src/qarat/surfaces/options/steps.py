@@ -2,109 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Any, ClassVar, Literal
 
-from tyro.conf import Positional, arg
-
-from qarat.stages.prices import DEFAULT
-from qarat.stages.prices import METRICS as PRICE_METRICS
-from qarat.surfaces.options.groups import (
-    BUNDLED,
-    Flag,
-    General,
-    Machine,
-    Name,
-    Out,
-    Planning,
-    Prefix,
-    Scheme,
-    StatsFile,
-    Text,
-    Transforms,
-)
+from qarat.stages.prices import DEFAULT, METRICS
+from qarat.surfaces.options.groups import General, Machine, OfModel, Text, Transforms
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LOW
 
-METRICS = "; ".join(f"{name}: {words.rstrip('.')}" for name, words in PRICE_METRICS.describe().items())
+
+class ProfileOptions(OfModel, frozen=True, kw_only=True):
+    """Measure every activation stream in one pass, and say where the spikes are.
+
+    Attributes:
+        out: Where the stats go.
+        low: Scheme under which the signal-to-noise ratio is shown.
+        attention: Leave the operands of the attention products out.
+        prefix: Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes.
+    """
+
+    out: Path = Path("stats.safetensors")
+    low: str = LOW
+    attention: bool = True
+    prefix: int | Literal["auto"] = 0
+    transforms: Transforms = Transforms()
+    text: Text = Text()
+    machine: Machine = Machine()
+    general: General = General()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Measure every activation stream in one pass, and say where the spikes are."""
+class DamageOptions(OfModel, frozen=True, kw_only=True):
+    """Predict what each scheme would cost at each site, in nats per token.
 
-    model: Positional[Name] = BUNDLED
-    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
-    out: Out = Path("stats.safetensors")
-    """Where the stats go."""
-    low: Scheme = LOW
-    """Scheme under which the signal-to-noise ratio is shown."""
-    attention: Flag = True
-    """Leave the operands of the attention products out."""
-    prefix: Prefix = "0"
-    """Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes."""
-    transforms: Transforms = field(default_factory=Transforms)
-    text: Text = field(default_factory=Text)
-    machine: Machine = field(default_factory=Machine)
-    general: General = field(default_factory=General)
+    Attributes:
+        stats: Stats from `qarat profile`.
+        out: Where the menu of prices goes.
+        schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products.
+        metrics: What prices come from, or all.
+        check: Measure every site alone as well, under the first scheme, and say how well each metric predicts that.
+    """
 
+    LISTED: ClassVar[dict[str, Any]] = {"metrics": METRICS}
 
-@dataclass(frozen=True, kw_only=True)
-class Damage:
-    """Predict what each scheme would cost at each site, in nats per token."""
-
-    model: Positional[Name] = BUNDLED
-    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
-    stats: StatsFile = Path("stats.safetensors")
-    """Stats from `qarat profile`."""
-    out: Out = Path("menu.json")
-    """Where the menu of prices goes."""
-    schemes: Annotated[tuple[str, ...], arg(metavar="SCHEME ...")] = (LOW,)
-    """Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products."""
-    metrics: Annotated[tuple[str, ...], arg(metavar="NAME ...", help=f"What prices come from, or all. {METRICS}.")] = (
-        DEFAULT,
-    )
-    check: Flag = False
-    """Measure every site alone as well, under the first scheme, and say how well each metric predicts that."""
-    transforms: Transforms = field(default_factory=Transforms)
-    text: Text = field(default_factory=Text)
-    machine: Machine = field(default_factory=Machine)
-    general: General = field(default_factory=General)
+    stats: Path = Path("stats.safetensors")
+    out: Path = Path("menu.json")
+    schemes: tuple[str, ...] = (LOW,)
+    metrics: tuple[str, ...] = (DEFAULT,)
+    check: bool = False
+    transforms: Transforms = Transforms()
+    text: Text = Text()
+    machine: Machine = Machine()
+    general: General = General()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Choose the sites to protect, by measurement, and write the plan."""
+class PlanOptions(OfModel, frozen=True, kw_only=True):
+    """Choose the sites to protect, by measurement, and write the plan.
 
-    model: Positional[Name] = BUNDLED
-    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
-    stats: StatsFile = Path("stats.safetensors")
-    """Stats from `qarat profile`."""
-    menu: Annotated[Path, arg(metavar="FILE")] = Path("menu.json")
-    """Prices from `qarat damage`, the low scheme among them."""
-    out: Out = Path("plan.json")
-    """Where the plan goes; its measurements go beside it, to NAME.sweep.json."""
-    planning: Planning = field(default_factory=Planning)
-    transforms: Transforms = field(default_factory=Transforms)
-    text: Text = field(default_factory=Text)
-    machine: Machine = field(default_factory=Machine)
-    general: General = field(default_factory=General)
+    Attributes:
+        stats: Stats from `qarat profile`.
+        menu: Prices from `qarat damage`, the low scheme among them.
+        out: Where the plan goes; its measurements go beside it, to NAME.sweep.json.
+    """
+
+    METAVARS: ClassVar[dict[str, str]] = {"menu": "FILE"}
+    HIDDEN: ClassVar[tuple[str, ...]] = ("ProtectRequest.prefix", "ProtectRequest.transforms")
+
+    stats: Path = Path("stats.safetensors")
+    menu: Path = Path("menu.json")
+    out: Path = Path("plan.json")
+    planning: ProtectRequest = ProtectRequest(prefix="auto")  # as the stats have it
+    transforms: Transforms = Transforms()
+    text: Text = Text()
+    machine: Machine = Machine()
+    general: General = General()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantize:
-    """Quantize a model by a plan, and write it as a folder."""
+class QuantizeOptions(OfModel, frozen=True, kw_only=True):
+    """Quantize a model by a plan, and write it as a folder.
 
-    model: Positional[Name] = BUNDLED
-    """A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id."""
-    plan: Annotated[Path, arg(metavar="FILE")] = Path("plan.json")
-    """From `qarat plan`; may be edited by hand."""
-    stats: StatsFile = Path("stats.safetensors")
-    """Stats from `qarat profile`; static scales come from them."""
-    out: Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")] = Path("quantized")
-    """Folder to write."""
-    overwrite: Flag = False
-    """Replace FOLDER if it is there."""
-    transforms: Transforms = field(default_factory=Transforms)
-    machine: Machine = field(default_factory=Machine)
-    general: General = field(default_factory=General)
+    Attributes:
+        plan: From `qarat plan`; may be edited by hand.
+        stats: Stats from `qarat profile`; static scales come from them.
+        out: Folder to write.
+        overwrite: Replace FOLDER if it is there.
+    """
+
+    METAVARS: ClassVar[dict[str, str]] = {"out": "FOLDER"}
+
+    plan: Path = Path("plan.json")
+    stats: Path = Path("stats.safetensors")
+    out: Path = Path("quantized")
+    overwrite: bool = False
+    transforms: Transforms = Transforms()
+    machine: Machine = Machine()
+    general: General = General()

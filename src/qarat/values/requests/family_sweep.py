@@ -14,15 +14,16 @@ class FamilyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be measured of every model.
 
     Attributes:
-        formats: Names of `qarat.values.spellings.FORMATS`, or spellings of low schemes.
-        blocks: Block sizes: numbers, ``row``, ``tensor``.
-        ratios: Q_r at which plans are measured.
-        budgets: Of loss, for each of which the highest Q_r is looked for.
-        granularity: ``matmul`` or ``layer``.
-        basis: What Q_r counts.
-        metric: Behind predictions.
+        formats: Low formats: mxint4, mxfp4 (weights and inputs), int4 (weights), int8-static, or schemes 'w=... a=...'.
+        blocks: Values that share a scale, a row (channel or token), or the tensor; formats with static scales keep
+            theirs.
+        ratios: Ratios at which the best predicted plan is measured.
+        budgets: Losses within which the highest ratio is looked for.
+        granularity: Decide each projection, or whole blocks.
+        basis: What Q_r counts; by macs, the attention products are decided too.
+        metric: What predictions come from; see `qarat damage --help`.
         price_windows: Selection windows that prices come from.
-        family: Models that share recipe and data; empty takes what the models' names begin with.
+        family: What the table calls models that share recipe and data. (default: what the names begin with)
     """
 
     formats: tuple[str, ...] = ("mxint4",)

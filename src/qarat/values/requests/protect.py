@@ -25,20 +25,19 @@ RULE = "*.down_proj: w=int8/channel a=int8/token"  # an example, for messages
 
 
 class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a plan should be.
+    """What is quantized, what may be protected, and what that may cost.
 
     Attributes:
         low: Scheme of every projection that is not protected.
-        protect: ``float``, ``fp8``, ``fp8-e5m2`` or the spelling of a scheme.
-        budget: ``ppl+1%`` or ``nats+0.05``.
-        by: ``damage`` (ranked by damage per parameter, confirmed by the measured sweep) or a spike rule (its sites
-            alone).
-        sites: Patterns of the sites to protect, instead of choosing them.
-        rules: Ordered ``pattern: scheme`` overrides, last match wins; they are part of every plan that is tried.
-        runtime: ``any``, or an engine that fuses q/k/v and gate/up, so that they must share a scheme: ``vllm``.
-        prefix: So many tokens in front of every window are computed in float; ``auto``: as many as hold spikes.
-        transforms: What is done to the float model before it is planned, in order, e.g. ``smooth/auto``, ``hadamard``
-            (`qarat.jobs.transforming`).
+        protect: What protected sites get: float, fp8, fp8-e5m2, or a scheme.
+        budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
+        by: What chooses: damage, confirmed by measurement; or one rule alone: snr, ratio, super-weight, gap.
+        sites: Protect just these instead of choosing, such as 1.down or '*.30.*.down_proj'.
+        rules: Override the scheme of some sites; may be given several times, the last match wins.
+        runtime: Engine whose fused projections must share a scheme: any or vllm.
+        prefix: Keep so many tokens in front of each window in float, as keys and values; auto: as many as hold spikes.
+        transforms: Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see
+            docs/formats.md).
     """
 
     low: str = LOW

@@ -14,19 +14,20 @@ from qarat.values.spellings import full_spelling
 
 
 class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be found out; the defaults are the paper's.
+    """What is to be found out, ratio by ratio; the defaults are the paper's.
 
     Attributes:
-        low: Scheme whose share is to be as large as possible, at any block size.
-        blocks: Block sizes Q_b.
-        ratios: Q_r at which plans are drawn matmul-wise; empty leaves matmul-wise out.
-        layer_ratios: The same layer-wise.
-        budgets: Of loss.
+        low: Scheme whose share is to be as large as possible; `blocks` gives its block size.
+        blocks: Block sizes: values that share a scale.
+        ratios: Ratios at which each projection is decided; none leaves that out.
+        layer_ratios: Ratios at which whole blocks are decided; none leaves that out.
+        budgets: Losses within which the highest ratio is looked for.
         trials: Random plans at each ratio.
-        best_of: Numbers of random plans of the first ablation; empty leaves both ablations out.
-        ablated_ratio: Q_r of the ablations.
-        basis: What Q_r counts.
-        metric: Behind predictions.
+        best_of: Numbers of random plans whose best are compared, matmul-wise at the last block size; none leaves that
+            out.
+        ablated_ratio: Ratio at which that is done.
+        basis: What Q_r counts; by macs, the attention products are decided too.
+        metric: What predictions come from; see `qarat damage --help`.
         price_windows: Selection windows that prices come from.
     """
 

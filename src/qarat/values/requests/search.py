@@ -24,24 +24,25 @@ GRANULARITIES = tuple(POINTS)
 
 
 class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be found out.
+    """What is to be found out: how much can go low within which budgets.
 
     Schemes may be spelled as `qarat.values.spellings.full_spelling` takes them.
 
     Attributes:
-        low: Scheme whose share is to be as large as possible.
-        high: What the rest gets: ``float``, ``fp8``, ``fp8-e5m2`` or a scheme.
-        menu: More schemes, in any order; commas between them may be part of the words, and the high one may be named.
-        granularity: ``matmul`` (each site is decided) or ``layer`` (each block).
-        basis: What Q_r counts: ``parameters``, or ``macs`` with the attention products among the units.
-        budgets: ``ppl+5%``, ``nats+0.05``, ``bits=4.5``, ``bytes=2.1GB``, ``ratio=0.9``, ``acc(TASK)-1%``.
-        points: Ratios (or bits, see `axis`) at which the curve is measured; empty takes the usual ones where a
-            budget needs a curve.
-        strategy: Of `qarat.stages.choose.strategies`.
-        metric: Behind predictions; of `qarat.stages.prices`.
-        trials: Plans a point, for strategies that draw.
-        rules: Ordered ``pattern: scheme`` overrides, as for plans.
-        runtime: ``any``, or an engine whose fused projections must share a scheme.
+        low: Scheme whose share is to be as large as possible; also mxint4, mxfp4, int4, int8-static, or a weight's
+            format.
+        high: What the other sites get: float, fp8, fp8-e5m2, or a scheme as for `low`.
+        menu: More schemes as for `low`, commas between them or not; the curve then runs over bits per weight.
+        granularity: Decide each projection, or whole blocks.
+        basis: What Q_r counts; by macs, the attention products are decided too.
+        budgets: What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; bits=4.5, bytes=2.1GB).
+        points: Ratios at which the curve is measured as well; bits per weight with a `menu`, or a budget of bits or
+            bytes.
+        strategy: Who proposes plans: predicted, greedy, random or tpe.
+        metric: What predictions come from; see `qarat damage --help`.
+        trials: Plans that random and tpe try at each point.
+        rules: Override the scheme of some sites; may be given several times, the last match wins.
+        runtime: Engine whose fused projections must share a scheme: any or vllm.
         price_windows: At most so many selection windows, that prices come from.
     """
 

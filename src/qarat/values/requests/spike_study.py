@@ -132,14 +132,15 @@ ORDERS = ("damage", "snr", "ratio", "maximum")
 
 
 class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is compared.
+    """What is compared, and how much of it.
 
     Attributes:
-        extent: Key of `EXTENTS`.
-        methods: Keys of `METHODS`; empty for all.
-        orders: Of `ORDERS`; empty for all.
-        sites: Patterns of the sites to protect, instead of the planner's choice.
-        budget: Within which a plan has to be.
+        extent: How much is measured: quick, usual or full.
+        methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, clip-p99.9, clip-p99.99, clip-mse,
+            prefix. (default: all)
+        orders: Protect in the order of only these: damage, snr, ratio, maximum. (default: all)
+        sites: Protect just these instead of what the planner chooses, such as 1.down.
+        budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
         most: Sites that the planner may protect.
     """
 

@@ -1,0 +1,128 @@
+"""Verbs that only read: show, report, models. A record is read without torch; a folder needs those who wrote it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qarat.ground.errors import ArgumentError
+from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
+from qarat.surfaces.screens import Lines, Screen
+from qarat.values.records.files import Record, decode_record
+from qarat.values.records.scores import Evaluation, ZeroShot
+from qarat.values.schemes import LinearScheme, SchemeError, parse_scheme
+
+
+def show(options: ShowOptions, screen: Screen) -> Lines:
+    """Print records, or a run's folder."""
+    if not options.paths:
+        raise ArgumentError("give `qarat show` files, or the folder of a run")
+    try:
+        low = parse_scheme(options.low)
+    except SchemeError as error:
+        raise SchemeError(f"`low`: {error}") from None
+    context = {"low": low.input if isinstance(low, LinearScheme) else None}
+    records: list[Record] = []
+    for path in options.paths:
+        begun = path.with_name(path.name + ".partial")
+        folder = begun if begun.is_dir() and not path.exists() else path
+        records += _show_folder(folder, screen, options.low, context) if folder.is_dir() else [decode_record(path)]
+    if len(records) > 1 and any(all(isinstance(r, kind) for r in records) for kind in (Evaluation, ZeroShot)):
+        screen.show(*records)
+    else:
+        _show_each(records, screen, context)
+    return ()
+
+
+def _show_each(records: Sequence[object], screen: Screen, context: dict[str, Any]) -> None:
+    from qarat.values.records.streams import ActivationStats
+
+    for record in records:
+        screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
+
+
+def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]) -> list[Record]:
+    """Show what a folder holds that a job wrote or is writing; the plan of a quantized model is left to the caller."""
+    from qarat.jobs import whole_run
+    from qarat.jobs.family_sweep.job import SWEEP
+    from qarat.jobs.search.job import RESULT as SEARCH
+    from qarat.jobs.search.nested import is_searching
+    from qarat.jobs.spike_study.folders import is_study
+    from qarat.jobs.spike_study.job import RESULT as STUDY
+    from qarat.model.native import is_native
+
+    searching = is_searching(folder)
+    # A run has a sweep.json as well: the measurements behind its plan.
+    names = (STUDY, SEARCH, *([SWEEP] if searching else []))
+    results = [folder / name for name in names if (folder / name).is_file()]
+    if results:
+        screen.show(*map(decode_record, results))
+    elif is_study(folder):
+        _show_begun_study(folder, screen, context)
+    elif searching:
+        _note_begun_search(folder, screen)
+    elif is_native(folder):
+        return [decode_record(folder / whole_run.PLAN)]
+    else:
+        _show_run(folder, screen, low)
+    return []
+
+
+def _show_begun_study(folder: Path, screen: Screen, context: dict[str, Any]) -> None:
+    """What a study has found that has not measured its first arms."""
+    from qarat.jobs.folder import read_command
+    from qarat.jobs.spike_study.folders import read_study
+
+    found, missing = read_study(folder)
+    _show_each(list(found.values()), screen, context)
+    screen.note(f"{folder} is a study that is not finished; missing: {', '.join(missing)}")
+    screen.note(f"it continues with the same command: {read_command(folder) or 'qarat study spikes'}")
+
+
+def _note_begun_search(folder: Path, screen: Screen) -> None:
+    """What a search, or many, has come to that has no result yet."""
+    from qarat.jobs.folder import read_command
+    from qarat.jobs.search.nested import count_plans
+
+    plans = count_plans(folder)
+    screen.note(f"{folder} holds searching that is not finished: {plans:,} plans measured so far")
+    screen.note(f"it continues with the same command: {read_command(folder)}")
+
+
+def _show_run(folder: Path, screen: Screen, low: str) -> None:
+    from qarat.jobs import whole_run as pipeline
+    from qarat.jobs.folder import read_command
+
+    missing = pipeline.show_run(folder, screen.show, low)
+    if missing:
+        there = [step for step in pipeline.STEPS if step not in missing]
+        done = f"done: {', '.join(there) or 'nothing'}"
+        screen.note(f"{folder} is not finished; {done}; missing: {', '.join(missing)}")
+    elif folder.name.endswith(".partial"):
+        screen.note(f"{folder} has every step, but was not put into place")
+    else:
+        return
+    screen.note(f"it continues with the same command: {read_command(folder) or 'qarat run'}")
+
+
+def models(options: ModelsOptions, screen: Screen) -> Lines:
+    """List the reference models."""
+    from qarat.model.checkpoints import describe_reference_models
+
+    screen.show(*describe_reference_models())
+    return ()
+
+
+def report(options: ReportOptions, screen: Screen) -> Lines:
+    """Write the page and its figures."""
+    from qarat.surfaces.page import write_report
+
+    if not options.paths:
+        raise ArgumentError("give `qarat report` the folder of a run, or files of records")
+    folders = [path for path in options.paths if path.is_dir()]
+    out = options.out or (folders[0] if folders else Path("report"))
+    page = write_report(options.paths, out, progress=screen.progress)
+    written, figures = shlex.quote(str(page)), shlex.quote(str(out / "figures"))
+    return (f"written: {written} (open it in a browser; its figures lie in {figures})",)

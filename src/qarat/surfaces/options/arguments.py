@@ -1,0 +1,230 @@
+"""Arguments from frozen values: a verb is a struct, its groups are structs, a request of the library is such a group.
+
+What an option is called, takes, defaults to and means is said once, by the field and by its entry under ``Attributes:``
+in the docstring. Requests live below and know no command line, so what only it needs is here: how fields are spelled as
+flags, and what stands for their values in help. tyro asks `rules` for the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Annotated, Any, NamedTuple, cast
+
+import msgspec
+import tyro
+from tyro.conf import UseAppendAction, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+FLAGS = {
+    "rules": "set",
+    "orders": "rules",
+    "transforms": "transform",
+    "report": "report-text",
+    "task_folder": "task-data",
+    "ablated_ratio": "best-of-ratio",
+    "SearchRequest.budgets": "budget",
+}
+"""Flags that are not their field's name; a group in front where a field of that name has another flag elsewhere."""
+ALSO = {"data": "--task-data", "budget": "--budget", "budgets": "--budget"}
+"""Flags of arguments that messages name and no field of the verb is."""
+
+_METAVARS = {
+    "low high protect menu schemes": "SCHEME",
+    "budget": "LOSS",
+    "budgets": "LOSS",
+    "SearchRequest.budgets": "BUDGET",
+    "by orders": "RULE",
+    "sites": "PATTERN",
+    "rules": "'PATTERN: SCHEME'",
+    "runtime engine": "ENGINE",
+    "prefix": "N|auto",
+    "granularity": "{matmul,layer}",
+    "basis": "{parameters,macs}",
+    "strategy metric metrics convention family revision transforms": "NAME",
+    "blocks": "N",
+    "FamilyRequest.blocks": "N|row|tensor",
+    "formats format export": "FORMAT",
+    "methods": "METHOD",
+    "calibration selection report other_calibration": "TEXT",
+    "memory keep": "SIZE",
+    "ray": "ADDRESS|local",
+    "config": "FILE",
+    "where": "CONDITION",
+    "form": "FORM",
+    "tasks": "TASK",
+    "against source": "MODEL",
+    "VerifyOptions.against": "RUN|MODEL",
+    "gpu": "GENERATION",
+    "prompt": "WORDS",
+    "size tokens": "N",
+    "standard_error": "NATS",
+    "LawPredictOptions.ratio": "SHARE",
+    "task_folder": "DIR",
+    "model": "MODEL",
+    "models": "MODELS",
+    "names": "A B",
+    "paths": "PATH",
+    "data": "DATA",
+    "table": "TABLE",
+    "law": "LAW",
+    "run": "RUN",
+    "VerifyOptions.model": "FOLDER",
+}
+METAVARS = {name: shown for names, shown in _METAVARS.items() for name in names.split()}
+"""What stands for a value in help, by field; numbers are N and paths FILE where nothing else is said."""
+
+
+class Leaf(NamedTuple):
+    """One option of a verb.
+
+    Attributes:
+        path: The fields that lead to it, its own last.
+        group: The struct that it is a field of.
+        kind: Its type.
+        default: ``tyro.MISSING`` where it must be given.
+    """
+
+    path: tuple[str, ...]
+    group: type[msgspec.Struct]
+    kind: Any
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """As the command line and config files spell it, without dashes in front."""
+        name = self.path[-1]
+        return _special(FLAGS, self.group, name) or name.replace("_", "-")
+
+
+def leaves(verb: type[msgspec.Struct]) -> list[Leaf]:
+    """Every option of a verb, those in groups too, but for what it hides."""
+    return [leaf for leaf in _leaves(verb, tyro.MISSING, ()) if not _is_hidden(verb, leaf.group, leaf.path[-1])]
+
+
+def _leaves(group: type[msgspec.Struct], defaults: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
+    for name, kind, default in _fields(group, defaults):
+        plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+        if is_group(plain):
+            yield from _leaves(plain, default, (*path, name))
+        else:
+            yield Leaf((*path, name), group, plain, default)
+
+
+def is_group(kind: Any) -> bool:
+    """Whether a field holds a group of options."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def build(group: type[Any], values: Mapping[tuple[str, ...], Any], path: tuple[str, ...] = ()) -> Any:
+    """A verb's options from the values of some; what must be given and is not stays open for the command line.
+
+    Args:
+        group: The verb.
+        values: By the path of a `Leaf`.
+        path: That leads to the group.
+    """
+    return _build(group, values, tyro.MISSING, path)
+
+
+def _build(group: type[Any], values: Mapping[tuple[str, ...], Any], defaults: Any, path: tuple[str, ...]) -> Any:
+    made = {}
+    for name, kind, default in _fields(group, defaults):
+        here = (*path, name)
+        made[name] = _build(kind, values, default, here) if is_group(kind) else values.get(here, default)
+    return group(**made)
+
+
+def flags_of(verb: type[msgspec.Struct] | None, verbs: Mapping[str, type[msgspec.Struct]]) -> dict[str, str]:
+    """Name of an argument, as messages have it, to its flag: those of a verb, then those of all others."""
+    others = {leaf.path[-1]: f"--{leaf.flag}" for other in verbs.values() for leaf in leaves(other)}
+    own = {} if verb is None else {leaf.path[-1]: f"--{leaf.flag}" for leaf in leaves(verb)}
+    return others | ALSO | own
+
+
+def spell_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A message of the library with its arguments as flags (`qarat.ground.errors` says how messages name them).
+
+    Args:
+        text: Of an error or a note; what stands in backticks and is no argument stays as it is.
+        flags: As `flags_of` has them.
+    """
+    return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
+    """How tyro makes a verb's options and their help from its fields."""
+    registry = ConstructorRegistry()
+    flags = {leaf.path[-1]: f"--{leaf.flag}" for leaf in leaves(verb)}
+
+    @registry.struct_rule
+    def _(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not is_group(info.type):
+            return None
+        fields = list(_fields(cast(type[msgspec.Struct], info.type), info.default))
+        hidden = {name: default for name, _, default in fields if _is_hidden(verb, info.type, name)}
+        shown = [_argument(info.type, *field, flags) for field in fields if field[0] not in hidden]
+        return StructConstructorSpec(partial(info.type, **hidden), tuple(shown))
+
+    return registry
+
+
+def _fields(group: type[msgspec.Struct], defaults: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and default of every field; the defaults of an instance where there is one."""
+    kinds = typing.get_type_hints(group, include_extras=True)
+    for field in msgspec.structs.fields(group):
+        given = getattr(defaults, field.name) if isinstance(defaults, msgspec.Struct) else field.default
+        if given is msgspec.NODEFAULT:
+            factory = field.default_factory
+            given = tyro.MISSING if factory is msgspec.NODEFAULT else cast(Any, factory)()
+        yield field.name, kinds[field.name], given
+
+
+def _argument(group: type[Any], name: str, kind: Any, default: Any, flags: Mapping[str, str]) -> StructFieldSpec:
+    if is_group(kind):
+        return StructFieldSpec(name, kind, default, (kind.__doc__ or "").partition("\n")[0])
+    told = spell_flags(describe_fields(group).get(name, ""), flags)
+    listed = getattr(group, "LISTED", {}).get(name)  # a folder that is its own list
+    if listed is not None:
+        told += " " + "; ".join(f"{key}: {line.rstrip('.')}" for key, line in listed.describe().items()) + "."
+    quiet = default in ((), None, "") or isinstance(default, bool) or (default is tyro.MISSING and "tuple" in str(kind))
+    metadata = arg(
+        name=_special(FLAGS, group, name),
+        metavar=_metavar(group, name, kind),
+        help_behavior_hint="" if quiet else None,
+        aliases=["-o"] if name == "out" else None,
+    )
+    kind = Annotated[kind, metadata]
+    return StructFieldSpec(name, cast(Any, UseAppendAction[kind] if name == "rules" else kind), default, told)
+
+
+def _metavar(group: type[Any], name: str, kind: Any) -> str | None:
+    """What stands for the value of an option in help; None where tyro lists the choices."""
+    text = str(kind)
+    if ("Literal" in text and name != "prefix") or "bool" in text:
+        return None
+    shown = getattr(group, "METAVARS", {}).get(name) or _special(METAVARS, group, name)
+    shown = shown or ("FILE" if "Path" in text else "N")
+    return f"{shown} ..." if "tuple" in text and name != "rules" else shown
+
+
+def _is_hidden(verb: type[Any], group: type[Any], name: str) -> bool:
+    return f"{group.__name__}.{name}" in getattr(verb, "HIDDEN", ())
+
+
+def _special(table: Mapping[str, str], group: type[Any], name: str) -> str | None:
+    return table.get(f"{group.__name__}.{name}") or table.get(name)
+
+
+def describe_fields(group: type[Any]) -> dict[str, str]:
+    """What the ``Attributes:`` of a struct's docstring say of each field, those of its bases too."""
+    told: dict[str, str] = {}
+    for base in reversed(group.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", section.rstrip()):
+            name, _, text = entry.strip().partition(":")
+            told[name] = " ".join(text.split())
+    return told
