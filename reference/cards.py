@@ -13,7 +13,7 @@ from pathlib import Path
 
 from table import CARDS, DRAWS, LOWS, format_damage, format_table
 
-from qarat.model.checkpoints import reference_models
+from qarat.model.reference_models import reference_models
 
 CURVE_ROWS = 10
 

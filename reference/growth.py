@@ -19,7 +19,7 @@ import altair as alt
 import vl_convert
 
 from qarat.ground.disk import write_whole
-from qarat.model.checkpoints import reference_models
+from qarat.model.reference_models import reference_models
 from qarat.surfaces.page.figures.base import data, log_ticks
 from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series

@@ -20,7 +20,7 @@ from pathlib import Path
 import qarat
 from qarat.ground.runtime import Runtime
 from qarat.jobs.protecting import naive_plan
-from qarat.model.checkpoints import reference_models
+from qarat.model.reference_models import reference_models
 from qarat.stages.choose.protect import rank_by_damage
 from qarat.stages.measure.meter import Meter
 from qarat.stages.measure.tasks.zero_shot import measure_tasks

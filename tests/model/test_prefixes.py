@@ -13,10 +13,10 @@ from qarat.ground.errors import UserError
 from qarat.jobs.bench import make_meter
 from qarat.jobs.protecting import profile
 from qarat.maths.static_scales import check_static
-from qarat.model.checkpoints import reference_models
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model, open_model
 from qarat.model.prefixes import PrefixedBlock, check_prefix, leading_tokens, prefix_of, shared_front
+from qarat.model.reference_models import reference_models
 from qarat.model.texts import bundled_documents
 from qarat.model.tokens import TokenSet, make_token_set
 from qarat.stages.export.base import check_export

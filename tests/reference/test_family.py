@@ -15,8 +15,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from qarat.model.checkpoints import reference_models
 from qarat.model.model import open_model
+from qarat.model.reference_models import reference_models
 
 ROOT = Path(__file__).parents[2]
 PACKAGE_LIMIT, FAMILY_LIMIT, FILE_LIMIT = 10_000_000, 45_000_000, 12_000_000  # bytes

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qarat.model.checkpoints import reference_models
+from qarat.model.reference_models import reference_models
 
 FIGURE_LIMIT = 150_000  # bytes
 # Of two blocks: maximum, r and position of the largest token.

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from qarat.model.checkpoints import reference_models
+from qarat.model.reference_models import reference_models
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -29,10 +28,9 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.ground.runtime import Runtime
 from qarat.model.families import family_of
+from qarat.model.reference_models import reference_models
 
-_PACKAGE = Path(__file__).parents[1] / "bundled"
 _PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as transformers 5 and 4 call them
-_CHECKOUT = Path(__file__).parents[3] / "reference" / "models"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
@@ -50,50 +48,6 @@ class _Entry(NamedTuple):
     def bytes(self) -> int:
         """Size of the tensor in the file."""
         return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
-
-
-def reference_models() -> dict[str, Path]:
-    """Name to folder of the models trained by this project: the bundled one, and the others in a source checkout."""
-    found = {p.name: p for p in (_PACKAGE, _CHECKOUT) if p.is_dir() for p in sorted(p.iterdir()) if _is_model(p)}
-    return dict(sorted(found.items()))
-
-
-class ReferenceModel(msgspec.Struct, frozen=True):
-    """What the list of reference models says of one.
-
-    Attributes:
-        name: Accepted wherever a model is.
-        parameters: Outside the embedding.
-        tokens: Trained on.
-        training_loss: Mean of the last steps, nats per token.
-        folder: Where it lies.
-    """
-
-    name: str
-    parameters: int
-    tokens: int
-    training_loss: float
-    folder: str
-
-
-def describe_reference_models() -> list[ReferenceModel]:
-    """Every reference model with what its ``training.json`` says."""
-    found: list[ReferenceModel] = []
-    for name, folder in reference_models().items():
-        card = json.loads((folder / "training.json").read_text())
-        loss = card["curve"][-1][1]
-        found.append(ReferenceModel(name, card["parameters_outside_embedding"], card["tokens"], loss, str(folder)))
-    return found
-
-
-def trained_tokens(folder: Path) -> float:
-    """D, the tokens that a model was trained on, as its ``training.json`` says; NaN where it has none."""
-    card = folder / "training.json"
-    return float(json.loads(card.read_text()).get("tokens", math.nan)) if card.is_file() else math.nan
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not folder.name.endswith(".partial")
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:

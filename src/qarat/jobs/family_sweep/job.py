@@ -22,7 +22,7 @@ from qarat.jobs.family_sweep.tables import budget_table, loss_table
 from qarat.jobs.folder import Run
 from qarat.jobs.search.job import SearchJob
 from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
-from qarat.model.checkpoints import trained_tokens
+from qarat.model.reference_models import trained_tokens
 from qarat.stages.laws.tables import write_table
 from qarat.values.block_sizes import format_words, granularity_word, mean_block
 from qarat.values.records.family import FamilyPoint, FamilySweep

@@ -16,9 +16,9 @@ from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
 from qarat.jobs.transforming import apply_again, options_for, stats_behind
-from qarat.model.checkpoints import reference_models
 from qarat.model.model import Model, open_model
 from qarat.model.native import is_native
+from qarat.model.reference_models import reference_models
 from qarat.model.tokens import TokenSet, load_token_sets
 from qarat.stages.prices import METRICS
 from qarat.surfaces.options import VERBS

@@ -109,7 +109,7 @@ def _show_run(folder: Path, screen: Screen, low: str) -> None:
 
 def models(options: ModelsOptions, screen: Screen) -> Lines:
     """List the reference models."""
-    from qarat.model.checkpoints import describe_reference_models
+    from qarat.model.reference_models import describe_reference_models
 
     screen.show(*describe_reference_models())
     return ()

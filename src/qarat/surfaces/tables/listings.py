@@ -11,7 +11,7 @@ from qarat.surfaces.tables.wording import fixed
 
 if TYPE_CHECKING:
     from qarat.ground.runtime import Estimate
-    from qarat.model.checkpoints import ReferenceModel
+    from qarat.model.reference_models import ReferenceModel
 
 
 def show_models(models: Sequence[ReferenceModel]) -> Parts:
