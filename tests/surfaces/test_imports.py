@@ -1,0 +1,54 @@
+"""What only reads, lists or refuses is quick: which of the heavy libraries a verb imports, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import contextlib, io, json, sys
+from pathlib import Path
+
+HEAVY = ("torch", "transformers", "safetensors", "scipy", "pandas", "altair", "lm_eval")
+from qarat.surfaces.cli import main
+
+imported = {}
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = main(words)
+    imported[" ".join(words)] = [code, [name for name in HEAVY if name in sys.modules]]
+print(json.dumps(imported))
+"""
+LIGHT = {
+    "--help": 0,
+    "help law": 0,
+    "rum": 2,
+    "run --sample 3": 2,
+    "run --help": 0,
+    "search --help": 0,
+    "export --help": 0,
+    "models": 0,
+    "models --json": 0,
+    "law forms": 0,
+    "law data": 0,
+    "law data t1": 0,
+    "law predict undertraining --size 7B --tokens 2T --bits 4": 0,
+    "show law.json": 0,
+    "show law.json --json": 0,
+    "show none.json": 1,
+}
+
+
+def test_reading_listing_and_refusing_import_nothing_heavy(tmp_path: Path) -> None:
+    write = """
+from pathlib import Path
+from qarat.stages.laws.prediction import published_law
+from qarat.values.records.files import encode_record
+Path("law.json").write_bytes(encode_record(published_law("undertraining")))
+"""
+    subprocess.run([sys.executable, "-c", write], check=True, cwd=tmp_path)
+    words = json.dumps([line.split() for line in LIGHT])
+    answer = subprocess.run(
+        [sys.executable, "-c", SCRIPT, words], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert json.loads(answer.stdout.splitlines()[-1]) == {line: [code, []] for line, code in LIGHT.items()}
