@@ -37,10 +37,9 @@ def show(options: ShowOptions, screen: Screen) -> Lines:
 
 
 def _show_each(records: Sequence[object], screen: Screen, context: dict[str, Any]) -> None:
-    from qarat.values.records.streams import ActivationStats
-
     for record in records:
-        screen.show(record, **(context if isinstance(record, ActivationStats) else {}))
+        stats = hasattr(record, "streams")  # their class needs torch, which only they may wait for
+        screen.show(record, **(context if stats else {}))
 
 
 def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]) -> list[Record]:
