@@ -29,6 +29,7 @@ from qarat.model.model import open_model
 from qarat.model.tokens import load_token_sets
 from qarat.stages import prices as damage
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
+from qarat.stages.prices.pricing import price
 from qarat.values.plans import Plan, assign
 from qarat.values.records.prices import NATS, MetricCheck
 from qarat.values.records.scores import paired_difference
@@ -79,7 +80,7 @@ def compare(name: str, chosen: argparse.Namespace) -> dict[str, object]:
     metrics: dict[str, dict[str, object]] = {}
     for metric in damage.METRICS.names():
         begun = time.process_time()
-        menu = damage.METRICS.load(metric).price(model, tokens, [scheme], seed=chosen.seed)
+        menu = price(model, tokens, [scheme], metric=metric, seed=chosen.seed)
         seconds[metric] = time.process_time() - begun
         damages[metric] = menu.damages(str(scheme))
         sums = [math.fsum(damages[metric][site] for site in low) for low in sets]

@@ -11,7 +11,7 @@ from qarat.jobs.protecting import find_plan
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet, load_token_sets
 from qarat.stages.observe import observe
-from qarat.stages.prices.fisher import price
+from qarat.stages.prices.pricing import price
 from qarat.stages.spikes import RULES, diagnose, find_spikes
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu

@@ -18,7 +18,7 @@ from qarat.stages.learned_tables import learn_table as learn_table
 from qarat.stages.measure.divergence import measure_divergence as measure_divergence
 from qarat.stages.measure.perplexity import measure_perplexity as measure_perplexity
 from qarat.stages.observe import observe as observe
-from qarat.stages.prices.fisher import price as price
+from qarat.stages.prices.pricing import price as price
 from qarat.stages.quantize import quantize as quantize
 from qarat.stages.spikes import Diagnosis as Diagnosis
 from qarat.stages.spikes import SpikeVerdict as SpikeVerdict

@@ -14,7 +14,7 @@ from qarat.jobs.protecting import find_plan, naive_plan, profile
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
-from qarat.stages.prices.fisher import price
+from qarat.stages.prices.pricing import price
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.values.plans import Plan, PlanError
 from qarat.values.records.files import content_hash

@@ -19,7 +19,7 @@ from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.quantize import WeightCache, build_block, check_stats, quantize
-from qarat.stages.rounding.rtn import quantize_weight
+from qarat.stages.rounding import round_weight
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import Plan, PlanError, assign
 from qarat.values.records.files import content_hash
@@ -263,9 +263,9 @@ def test_a_weight_cache_saves_what_its_bound_allows(
 
     def count(*arguments: Any) -> QuantizedTensor:
         quantized.append(arguments)
-        return quantize_weight(*arguments)
+        return round_weight(*arguments)
 
-    monkeypatch.setattr("qarat.stages.quantize.quantize_weight", count)
+    monkeypatch.setattr("qarat.stages.quantize.round_weight", count)
     schemes = plan_of(tiny_model, "w=int4/g8").block(0)
     cache = WeightCache(bound)
     blocks = [build_block(tiny_model, 0, schemes, None, cache) for _ in range(2)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -13,7 +13,7 @@ from qarat.ground.errors import UserError
 if TYPE_CHECKING:  # what only reads records must not wait for it
     import torch
 
-DEVICES, DTYPES = ("auto", "cpu", "cuda"), ("float32", "bfloat16")
+DEVICES, DTYPES, KERNELS = ("auto", "cpu", "cuda"), ("float32", "bfloat16"), ("reference", "fast")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the units done and the units in all."""
@@ -33,6 +33,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         threads: CPU threads; 0 leaves torch's own choice.
         memory: Bytes that weights kept in memory may take; 0 is half of what is free.
         batch_tokens: Tokens that go through a block at once.
+        kernels: What computes quantized projections (`qarat.maths.kernels`): ``reference``, what they mean, for every
+            number that is published; or ``fast``, a real kernel wherever one supports the scheme.
     """
 
     device: str = "cpu"
@@ -40,6 +42,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int = 0
     memory: int = 0
     batch_tokens: int = 4096
+    kernels: Literal["reference", "fast"] = "reference"
 
     def __post_init__(self) -> None:
         """Settle ``auto``, and check what has a fixed set of words.
@@ -47,7 +50,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: Another device or dtype; no CUDA device where one is asked for.
         """
-        for field, words in (("device", DEVICES), ("dtype", DTYPES)):
+        for field, words in (("device", DEVICES), ("dtype", DTYPES), ("kernels", KERNELS)):
             if (word := getattr(self, field)) not in words:
                 raise UserError(f"`{field}` {word} is none that qarat computes with; give {', '.join(words)}")
         if self.device == "cpu":

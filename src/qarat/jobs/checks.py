@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qarat.ground.errors import UserError
 from qarat.stages.choose.strategies import make_strategy
-from qarat.stages.prices import METRICS, prices_products
+from qarat.stages.prices import METRICS
 from qarat.stages.transforms import parse_transform
 from qarat.values.requests.family_sweep import FamilyRequest
 from qarat.values.requests.protect import ProtectRequest
@@ -33,7 +33,7 @@ def check_search_request(request: SearchRequest) -> None:
     METRICS.check(request.metric)
     strategy = make_strategy(request.strategy, trials=1, seed=0)
     request.check()
-    if request.basis == "macs" and strategy.predicts and not prices_products(request.metric):
+    if request.basis == "macs" and strategy.predicts and METRICS.load(request.metric).weights_only:
         raise UserError(f"`metric` {request.metric} has no price of attention products, which `basis` macs decides too")
 
 

@@ -27,7 +27,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import check_export, export_model
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
-from qarat.stages.prices import fisher
+from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record, encode_record
@@ -169,7 +169,7 @@ class Pipeline:
     def _price(self, run: Run) -> None:
         stats = decode_record(run.path(STATS), ActivationStats)
         low = parse_scheme(self.request.low)
-        menu = fisher.price(
+        menu = price(
             self.model, self.selection, [low], stats, prefix=stats.prefix, seed=self.seed, progress=self.progress
         )
         write_whole(run.path(MENU), encode_record(menu))

@@ -12,7 +12,7 @@ from qarat.maths.tiles import Scales
 from qarat.values.fingerprints import brief
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
-from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+from qarat.values.schemes import Scheme, TensorScheme
 
 
 def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:
@@ -22,14 +22,12 @@ def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str,
         streams: Of the site, in the order of its operands.
         scheme: Of the site; the number of its operands must be that of the streams.
     """
-    operands = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
-    return [(name, s) for name, s in zip(streams, operands, strict=True) if s is not None and s.static]
+    return [(name, s) for name, s in zip(streams, scheme.operands(), strict=True) if s is not None and s.static]
 
 
 def is_static(scheme: Scheme) -> bool:
     """Whether any of its scales come from stats."""
-    parts = (scheme.input,) if isinstance(scheme, LinearScheme) else (scheme.left, scheme.right)
-    return any(part is not None and part.static for part in parts)
+    return any(operand is not None and operand.static for operand in scheme.operands())
 
 
 def check_static(

@@ -93,6 +93,21 @@ def fake_quantize_tiles(tiles: Tensor, scheme: TensorScheme, scales: Scales) -> 
     return from_units_(round_(to_units(tiles, scales), scheme.number_format), scales)
 
 
+def per_element(values: Tensor, granularity: Granularity, shape: torch.Size) -> Tensor:
+    """Each tile's value at each of its elements, for arithmetic that goes by columns instead of tiles.
+
+    Args:
+        values: (tall, wide), one a tile.
+        granularity: Of the tiles.
+        shape: (rows, cols) of the matrix.
+
+    Returns:
+        (rows, cols).
+    """
+    tiles = to_tiles(torch.empty(1, *shape, device=values.device), granularity)
+    return from_tiles(_per_tile(values).expand(tiles.shape), shape)
+
+
 def _per_tile(values: Tensor) -> Tensor:
     """(tall, wide) or (batch, tall, wide) so that it broadcasts over tiles: (batch or 1, tall, 1, wide, 1)."""
     return values.reshape(-1, values.shape[-2], 1, values.shape[-1], 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
-from qarat.maths.kernels import reference
+from qarat.maths.kernels import KERNELS, REFERENCE, choose, reference
 from qarat.maths.rotations import rotate, rotation_factors
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
@@ -23,6 +23,7 @@ class QuantLinear(nn.Module):
     """A projection under a scheme; its meaning is `qarat.maths.kernels.reference.linear`.
 
     Attributes:
+        kernel: Name of what computes it.
         scheme: Of weight and input.
         quantized: Codes and scales; None where the scheme leaves the weight in float.
         bias: In float, or None.
@@ -37,8 +38,17 @@ class QuantLinear(nn.Module):
         bias: Tensor | None,
         scheme: LinearScheme,
         input_scales: Scales | None,
+        kernels: str = REFERENCE,
     ) -> None:
-        """Take over tensors that exist; nothing is quantized here."""
+        """Take over tensors that exist; nothing is quantized here.
+
+        Args:
+            weight: (out, in), quantized, or in float where the scheme leaves it so.
+            bias: (out,) in float, or None.
+            scheme: Of weight and input.
+            input_scales: Of a static input; None otherwise.
+            kernels: Which may compute it, as `qarat.maths.kernels.choose` takes it.
+        """
         super().__init__()
         self.scheme = scheme
         self.quantized = weight if isinstance(weight, QuantizedTensor) else None
@@ -47,22 +57,27 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = matrix.shape
         self.register_buffer("bias", bias)
         self.input_scales = input_scales
+        self.kernel = choose(scheme.weight, scheme.input, matrix.device, kernels)
+        self._linear = KERNELS.load(self.kernel).linear
 
     @cached_property
     def value(self) -> Tensor:
         """The weight as numbers, (out, in); of a quantized one float32, made at the first call and then kept.
 
-        Who only writes codes to a file never asks, and does without four bytes a weight.
+        Who only writes codes to a file never asks, and neither does a kernel that multiplies codes: both do without
+        four bytes a weight.
         """
         return self._weight.dequantize() if isinstance(self._weight, QuantizedTensor) else self._weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), dtype of ``x``; computed in float32 whatever the walk's dtype."""
-        return reference.linear(x, self.value, self.bias, self.scheme.input, self.input_scales).to(x.dtype)
+        weight = self.value if self.kernel == REFERENCE else self._weight
+        return self._linear(x, weight, self.bias, self.scheme.input, self.input_scales).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"{self.in_features} -> {self.out_features}, {self.scheme}"
+        how = "" if self.kernel == REFERENCE else f", kernel {self.kernel}"
+        return f"{self.in_features} -> {self.out_features}, {self.scheme}{how}"
 
 
 class QuantProducts(nn.Module):

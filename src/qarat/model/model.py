@@ -29,6 +29,7 @@ from qarat import __version__
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.ground.summaries import Summarized
+from qarat.maths.kernels import REFERENCE
 from qarat.model.attention import ATTENTION
 from qarat.model.checkpoints import Checkpoint, find_checkpoint
 from qarat.model.families import family_of
@@ -167,6 +168,8 @@ class Model(Summarized):
             seed: Of whatever is drawn at random.
         """
         versions = {"qarat": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+        if self.runtime.kernels != REFERENCE:
+            versions["kernels"] = self.runtime.kernels
         return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype)
 
     def require_float(self, verb: str) -> None:

@@ -224,7 +224,7 @@ def _layout(plan: Plan, wanted: Mapping[str, Tensor], config: PreTrainedConfig) 
     head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for a in plan.assignments:
         name, scheme = a.site.name, a.scheme
-        if isinstance(scheme, LinearScheme) and scheme.weight is not None:
+        if scheme.weight is not None:
             layout.pop(f"{name}.weight", None)
             layout |= _weight_layout(f"{name}.", scheme.weight, *a.site.shape)
         for stream, static in static_operands(a.site.streams, scheme):
@@ -334,7 +334,7 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
         inner = name.removeprefix(prefix)
         if isinstance(scheme, MatmulScheme):
             products[name.rpartition(".")[2]] = scheme
-        elif scheme != LinearScheme():
+        elif not scheme.is_float:
             parent, _, leaf = inner.rpartition(".")
             cols = cast(nn.Linear, block.get_submodule(inner)).in_features
             try:
@@ -342,7 +342,7 @@ def _read_block(model: Model, plan: Plan, index: int) -> nn.Module:
             except ValueError as error:
                 raise UserError(f"{model.folder}: {name} is damaged: {error}; quantize again") from error
             setattr(block.get_submodule(parent), leaf, linear)
-    if any(scheme != MatmulScheme() for scheme in products.values()):
+    if not all(scheme.is_float for scheme in products.values()):
         home = f"{model.family.attention}.{PRODUCTS}"
         scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
         known = {operand: s for operand, s in scales.items() if s is not None}
@@ -368,7 +368,8 @@ def _read_linear(
         weight = QuantizedTensor(codes, scales, scheme.weight)
     bias = tensors.pop(f"{prefix}bias", None)
     input_scales = _unpack_scales(tensors, f"{prefix}input_")
-    return QuantLinear(weight, None if bias is None else bias.to(runtime.torch_dtype), scheme, input_scales)
+    bias = None if bias is None else bias.to(runtime.torch_dtype)
+    return QuantLinear(weight, bias, scheme, input_scales, runtime.kernels)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], where: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ hands on whatever a block returns.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import cast
 
@@ -21,11 +20,14 @@ from qarat.model.attention import PRODUCTS
 from qarat.model.layers import QuantLinear, QuantProducts
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
-from qarat.stages.rounding.rtn import quantize_weight
+from qarat.model.tokens import TokenSet
+from qarat.stages.rounding import Context, check_roundings, round_weight
+from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
+from qarat.values.sites import Site
 
 
 class WeightCache:
@@ -48,53 +50,67 @@ class WeightCache:
         self._bound = bound
         self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
 
-    def quantized(self, name: str, weight: Tensor, scheme: TensorScheme) -> QuantizedTensor:
+    def quantized(
+        self, name: str, weight: Tensor, scheme: TensorScheme, context: Context | None = None
+    ) -> QuantizedTensor:
         """A site's weight under a scheme.
 
         Args:
             name: Of the site.
             weight: (out, in), always the same for a name.
             scheme: Of the weight.
+            context: What the site reads, always the same for a name.
         """
         key = (name, scheme)
         if key in self._weights:
             return self._weights[key]
-        quantized = quantize_weight(weight, scheme)
+        quantized = round_weight(weight, scheme, context)
         if self.held + quantized.nbytes <= self._bound:
             self._weights[key] = quantized
             self.held += quantized.nbytes
         return quantized
 
 
-def quantize(model: Model, plan: Plan, stats: ActivationStats | None = None) -> Model:
+def quantize(
+    model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | None = None
+) -> Model:
     """The model under a plan, still opened block by block.
 
     Args:
         model: In float.
         plan: For every site of this model.
         stats: Behind static scales; may be None if the plan has none.
+        calibration: Tokens behind roundings that look at what a projection reads; those of the stats, if there are any.
 
     Raises:
         PlanError: If the plan does not fit the model.
-        UserError: If stats are missing, or of another model or plan; a prefix that the model cannot have.
+        UserError: If stats or calibration tokens are missing, or of another model or plan; a prefix that the model
+            cannot have.
     """
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
-    check_stats(plan, stats)
+    check_stats(plan, stats, calibration)
     prefix = prefix_of(model, plan)
-    return model.with_blocks(lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix))
+    inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
+    return model.with_blocks(
+        lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix, calibration=inputs)
+    )
 
 
-def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
-    """Check that every static scale of a plan has its stats, before any long work.
+def check_stats(plan: Plan, stats: ActivationStats | None, calibration: TokenSet | None = None) -> None:
+    """Check that every static scale and every rounding of a plan has what it needs, before any long work.
 
     Args:
         plan: Any; one without static scales needs no stats.
         stats: Of the plan's model, and those it was made with if it names some.
+        calibration: Tokens behind roundings that look at what a projection reads.
 
     Raises:
         UserError: Listing every stream that is missing, or what does not belong together.
     """
+    check_roundings((a.scheme for a in plan.assignments), calibrated=calibration is not None)
+    if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
+        raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
     needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
     check_static(needed, stats, plan.model, plan.prefix)
     if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
@@ -108,6 +124,7 @@ def build_block(
     stats: ActivationStats | None,
     cache: WeightCache | None = None,
     prefix: FloatPrefix | None = None,
+    calibration: Calibration | None = None,
 ) -> nn.Module:
     """One block under its schemes; tensors that stay in float are shared with the float block.
 
@@ -118,28 +135,31 @@ def build_block(
         stats: Behind static scales.
         cache: Filled and used if given.
         prefix: Computed in float in front of every sequence; None for none.
+        calibration: For roundings that look at what a projection reads.
     """
     source = model.block(index)
     block = model.empty_block(index)
     inside = f"{model.family.blocks}.{index}."
     block.load_state_dict(_as_stored(model, inside, source.state_dict()), assign=True)
-    streams = {s.name: s.streams for s in model.sites() if s.block == index}
+    sites = {s.name: s for s in model.sites() if s.block == index}
     products: dict[str, MatmulScheme] = {}
     scales: dict[str, Scales] = {}
     for name, scheme in schemes.items():
         if isinstance(scheme, MatmulScheme):
             products[name.rpartition(".")[2]] = scheme
-            for stream, tensor_scheme in static_operands(streams[name], scheme):
+            for stream, tensor_scheme in static_operands(sites[name].streams, scheme):
                 scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
-        elif scheme != LinearScheme():
+        elif not scheme.is_float:
             inner = name.removeprefix(inside)
             kept = cast(nn.Linear, block.get_submodule(inner))
             if scheme.weight is not None:  # rounded once, by its scheme alone
                 kept.weight = cast(nn.Linear, source.get_submodule(inner)).weight
             parent, _, leaf = inner.rpartition(".")
-            replacement = _quant_linear(kept, name, scheme, streams[name], stats, cache)
+            context = calibration and calibration.of(sites[name])
+            weight = _round(kept.weight.detach(), name, scheme, context, cache)
+            replacement = _quant_linear(weight, kept.bias, sites[name], scheme, stats, model.runtime.kernels)
             setattr(block.get_submodule(parent), leaf, replacement)
-    if any(scheme != MatmulScheme() for scheme in products.values()):
+    if not all(scheme.is_float for scheme in products.values()):
         home = block.get_submodule(model.family.attention)
         length = 0 if prefix is None else len(prefix.tokens)
         home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
@@ -156,20 +176,27 @@ def _as_stored(model: Model, prefix: str, state: dict[str, Tensor]) -> dict[str,
     }
 
 
+def _round(
+    weight: Tensor, name: str, scheme: LinearScheme, context: Context | None, cache: WeightCache | None
+) -> QuantizedTensor | Tensor:
+    """A site's weight as its scheme leaves it, which may be in float."""
+    if scheme.weight is None:
+        return weight
+    if cache is None:
+        return round_weight(weight, scheme.weight, context)
+    return cache.quantized(name, weight, scheme.weight, context)
+
+
 def _quant_linear(
-    linear: nn.Linear,
-    name: str,
+    weight: QuantizedTensor | Tensor,
+    bias: Tensor | None,
+    site: Site,
     scheme: LinearScheme,
-    streams: tuple[str, ...],
     stats: ActivationStats | None,
-    cache: WeightCache | None,
+    kernels: str,
 ) -> QuantLinear:
-    weight: QuantizedTensor | Tensor = linear.weight.detach()
-    if scheme.weight is not None:
-        quantized = quantize_weight if cache is None else functools.partial(cache.quantized, name)
-        weight = quantized(linear.weight, scheme.weight)
+    """What stands in a block in place of a projection; ``weight`` is rounded already."""
     scales = None
-    for stream, tensor_scheme in static_operands(streams, scheme):
+    for stream, tensor_scheme in static_operands(site.streams, scheme):
         scales = static_scales_of(stats, stream, tensor_scheme)
-    bias = None if linear.bias is None else linear.bias.detach()
-    return QuantLinear(weight, bias, scheme, scales)
+    return QuantLinear(weight, None if bias is None else bias.detach(), scheme, scales, kernels)

@@ -22,6 +22,8 @@ from qarat.values.formats import FORMATS, NumberFormat, format_named
 ScaleKind = Literal["float32", "float16", "e8m0", "e4m3"]
 ScaleChoice = Literal["absmax", "mse", "percentile", "mx-floor", "mx-even"]
 
+NEAREST = "nearest"
+"""The rounding where none is named."""
 SCALE_BITS: dict[str, int] = {"float32": 32, "float16": 16, "e8m0": 8, "e4m3": 8}
 
 
@@ -71,6 +73,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         percentile: Per cent of the magnitudes that `percentile` keeps unclipped.
         symmetric: Whether the zero point is fixed at 0.
         static: Activations only: scales come from the calibration stats instead of the values at hand.
+        rounding: Weights only: how codes are found, of `qarat.stages.rounding`.
         outliers: Inputs of projections only: columns that hold a magnitude of at least this stay in float and have no
             part in any scale (LLM.int8(), `qarat.maths.kernels.reference`); None leaves none.
     """
@@ -83,6 +86,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symmetric: bool = True
     static: bool = False
     outliers: float | None = None
+    rounding: str = NEAREST
 
     @property
     def number_format(self) -> NumberFormat:
@@ -121,6 +125,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def spell(self, role: str) -> str:
         """The spelling without its key; ``role`` is ``w`` for a weight, anything else for an activation."""
+        if self.rounding != NEAREST:
+            return f"{msgspec.structs.replace(self, rounding=NEAREST).spell(role)}/round-{self.rounding}"
         for name, preset in PRESETS.items():
             if self == preset:
                 return name
@@ -157,10 +163,26 @@ PRESETS: dict[str, TensorScheme] = {
 
 
 class LinearScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a projection is kept: its weight and its input, ``None`` = left in float."""
+    """How a projection is kept: its weight and its input, ``None`` = left in float.
+
+    What it shares with `MatmulScheme`, so that few need to ask which it is: `operands`, `weight`, `is_float`, `fits`.
+    """
 
     weight: TensorScheme | None = None
     input: TensorScheme | None = None
+
+    def operands(self) -> tuple[TensorScheme | None, ...]:
+        """Schemes of what flows in, in the order of the site's streams."""
+        return (self.input,)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self == LinearScheme()
+
+    def fits(self, kind: str) -> bool:
+        """Whether it is one of sites of that kind, ``projection`` or ``product``."""
+        return kind == "projection"
 
     def __str__(self) -> str:
         return _spell({"w": self.weight, "a": self.input})
@@ -171,6 +193,23 @@ class MatmulScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     left: TensorScheme | None = None
     right: TensorScheme | None = None
+
+    def operands(self) -> tuple[TensorScheme | None, ...]:
+        """Schemes of what flows in, in the order of the site's streams."""
+        return (self.left, self.right)
+
+    @property
+    def weight(self) -> None:
+        """An attention product has none."""
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self == MatmulScheme()
+
+    def fits(self, kind: str) -> bool:
+        """Whether it is one of sites of that kind, ``projection`` or ``product``."""
+        return kind == "product"
 
     def __str__(self) -> str:
         return _spell({"l": self.left, "r": self.right})
@@ -294,8 +333,12 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         if role != "a":
             _fail(text, at, f"{word!r} belongs to the input of a projection (a=…), whose columns stay in float")
         return {"outliers": float(match[1])}
+    if match := re.fullmatch(r"round-([a-z][a-z0-9-]*)", word):
+        if role != "w":
+            _fail(text, at, f"{word!r} belongs to a weight (w=…); inputs are rounded while the model runs")
+        return {"rounding": match[1]}
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
-    known += ["mx-even", "asymmetric", "outliers-6", *(f"scale-{kind}" for kind in SCALE_BITS)]
+    known += ["mx-even", "asymmetric", "outliers-6", "round-gptq", *(f"scale-{kind}" for kind in SCALE_BITS)]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 

@@ -84,6 +84,8 @@ def test_the_folder_is_the_registry_and_the_reference_comes_last() -> None:
     assert "int8" in kernels.KERNELS.names()
     with pytest.raises(UserError, match="did you mean int8"):
         kernels.KERNELS.load("int9")
+    with pytest.raises(UserError, match="did you mean fast"):
+        kernels.choose(None, None, CPU, "fats")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,8 @@ def test_the_folder_is_the_registry_and_the_reference_comes_last() -> None:
 def test_the_first_kernel_that_supports_the_schemes_is_chosen(text: str, device: str, name: str) -> None:
     scheme = parse_scheme(text)
     assert not isinstance(scheme, MatmulScheme)
-    assert kernels.choose(scheme.weight, scheme.input, torch.device(device)) is kernels.KERNELS.load(name)
+    assert kernels.choose(scheme.weight, scheme.input, torch.device(device), "fast") == name
+    assert kernels.choose(scheme.weight, scheme.input, torch.device(device)) == kernels.REFERENCE
 
 
 # ---------------------------------------------------------------- LLM.int8()
@@ -154,7 +157,7 @@ def test_outlier_columns_do_not_depend_on_the_batch() -> None:
 def test_only_the_reference_knows_outlier_columns() -> None:
     scheme = parse_tensor_scheme("int8/token/outliers-6", "a")
     weight = parse_tensor_scheme("int8/channel", "w")
-    assert kernels.choose(weight, scheme, CPU) is kernels.KERNELS.load(kernels.REFERENCE)
+    assert kernels.choose(weight, scheme, CPU, "fast") == kernels.REFERENCE
     with pytest.raises(ValueError, match="the product's affair"):
         fake_quantize(normal(4, 8), scheme)
     with pytest.raises(ValueError, match="the product's affair"):

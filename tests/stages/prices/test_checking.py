@@ -9,8 +9,8 @@ import pytest
 from qarat.ground.errors import UserError
 from qarat.model.model import open_model
 from qarat.model.tokens import load_token_sets
-from qarat.stages import prices as damage
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
+from qarat.stages.prices.pricing import price
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
@@ -113,7 +113,7 @@ def test_on_a_trained_model_fisher_finds_the_sites_that_are_dear_when_measured()
     model = open_model("py-128")
     _, tokens, _ = load_token_sets(model, samples=4, length=64)
     scheme = parse_scheme("w=mxint4 a=mxint4")
-    seen, told = (damage.METRICS.load(metric).price(model, tokens, [scheme]) for metric in ("kl", "fisher"))
+    seen, told = (price(model, tokens, [scheme], metric=metric) for metric in ("kl", "fisher"))
     alone = tuple(Trial(e.site, (e.site,), Difference(e.damage, e.standard_error, 4)) for e in seen.entries)
     losses = SiteMeasurements(seen.provenance, str(scheme), alone, alone[0])
     found = check(told, losses)

@@ -20,7 +20,8 @@ from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
-from qarat.stages.prices.fisher import METRIC, price
+from qarat.stages.prices.fisher import METRIC
+from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import assign
@@ -242,7 +243,7 @@ def test_weight_and_input_are_priced_apart(three_blocks: Path):
 def test_every_scheme_is_priced_at_every_site_it_fits(three_blocks: Path):
     model = open_model(str(three_blocks))
     menu = price(model, token_set(), schemes(INT8, "w=mxint4/g8 a=mxint4/g8", PRODUCT, "l=e4m3/g8 r=e4m3/g8"))
-    assert menu.metric == METRIC
+    assert menu.metric == METRIC.name
     kinds = {site.name: site.kind for site in model.sites()}
     priced = [(e.site, e.scheme) for e in menu.entries]
     assert len(set(priced)) == len(priced) == 2 * len(kinds)

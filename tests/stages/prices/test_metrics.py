@@ -18,6 +18,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages import prices as damage
 from qarat.stages.prices import capture
 from qarat.stages.prices.capture import draw_labels
+from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import assign
@@ -44,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def priced(folder: Path, metric: str, *spellings: str, tokens: TokenSet | None = None, **runtime: Any) -> Menu:
     model = open_model(str(folder), Runtime(**runtime))
-    return damage.METRICS.load(metric).price(model, tokens or token_set(), [parse_scheme(s) for s in spellings])
+    return price(model, tokens or token_set(), [parse_scheme(s) for s in spellings], metric=metric)
 
 
 # ---------------------------------------------------------------- each against its formula
@@ -188,7 +189,7 @@ def test_the_folder_lists_the_metrics():
     assert damage.METRICS.names() == METRICS
     assert damage.DEFAULT in METRICS
     for name, line in damage.METRICS.describe().items():
-        assert name == import_module(f"qarat.stages.prices.{name.replace('-', '_')}").METRIC
+        assert name == import_module(f"qarat.stages.prices.{name.replace('-', '_')}").METRIC.name
         assert line.endswith((".", ")")), line
 
 
@@ -201,7 +202,7 @@ def test_an_unknown_metric_is_told_the_nearest():
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_scheme_that_changes_nothing_costs_exactly_nothing(tiny: Path, metric: str):
-    menu = damage.METRICS.load(metric).price(open_model(str(tiny)), token_set(), [LinearScheme(), MatmulScheme()])
+    menu = price(open_model(str(tiny)), token_set(), [LinearScheme(), MatmulScheme()], metric=metric)
     assert len(menu.entries) == 2 * (7 if metric == "weight-error" else 9)
     assert {e.damage for e in menu.entries} == {0.0}
 
@@ -233,9 +234,7 @@ def test_windows_whose_states_do_not_fit_go_in_groups(tiny: Path, metric: str, m
     assert priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=4 * 2 * states * one) == whole
     calls: list[tuple[str, int, int]] = []
     model = open_model(str(tiny), Runtime(batch_tokens=16, memory=1))
-    damage.METRICS.load(metric).price(
-        model, token_set(), [parse_scheme(INT8)], progress=lambda *call: calls.append(call)
-    )
+    price(model, token_set(), [parse_scheme(INT8)], metric=metric, progress=lambda *call: calls.append(call))
     assert held == [5, 2, 2, 1, 1, 1, 1, 1, 1]
     assert calls[-1][1] == calls[-1][2]
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
@@ -256,7 +255,7 @@ def test_pricing_costs_the_forwards_that_are_counted(
 
     monkeypatch.setattr(Model, "run_block", count)
     schemes = [parse_scheme(spelling) for spelling in (INT8, "w=int4/channel", PRODUCT)]
-    damage.METRICS.load(metric).price(model, tokens, schemes)
+    price(model, tokens, schemes, metric=metric)
     counted = damage.METRICS.load(metric).block_forwards(model, tokens, schemes)
     assert counted * tokens.windows.numel() == spent[False] + 3 * spent[True]
 
@@ -265,7 +264,7 @@ def test_pricing_costs_the_forwards_that_are_counted(
 def test_fewer_bits_cost_more_and_the_unit_is_told(tiny: Path, metric: str):
     spellings = [f"w=int{b}/channel a=int{b}/token" for b in (8, 4, 2)]
     model = open_model(str(tiny))
-    menu = damage.METRICS.load(metric).price(model, token_set(), [parse_scheme(s) for s in spellings])
+    menu = price(model, token_set(), [parse_scheme(s) for s in spellings], metric=metric)
     eight, four, two = (menu.damages(s) for s in spellings)
     assert all(0 < eight[name] < four[name] < two[name] for name in eight)
     assert menu.metric == metric
@@ -285,7 +284,7 @@ def test_a_quantized_model_is_refused(tiny: Path, metric: str):
     model = open_model(str(tiny))
     low = quantize(model, assign(model.fingerprint, model.source_bits, model.sites(), INT8))
     with pytest.raises(UserError, match="quantized already"):
-        damage.METRICS.load(metric).price(low, token_set(), [parse_scheme(INT8)])
+        price(low, token_set(), [parse_scheme(INT8)], metric=metric)
 
 
 @pytest.mark.parametrize("products", [False, True])

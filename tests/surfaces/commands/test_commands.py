@@ -1,6 +1,7 @@
 """Commands: every verb on a tiny model, from files to files."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
@@ -14,6 +15,7 @@ import pytest
 from qarat.ground.errors import UserError
 from qarat.model import tokens as data
 from qarat.model.native import read_native
+from qarat.stages.prices import output_error
 from qarat.surfaces.cli import main
 from qarat.surfaces.commands.common import command_line
 from qarat.surfaces.options.folders import RunOptions
@@ -129,7 +131,7 @@ def test_each_menu_is_written_as_it_comes(
     def fail(*_: object, **__: object) -> Menu:
         raise UserError("no more")
 
-    monkeypatch.setattr("qarat.stages.prices.output_error.price", fail)
+    monkeypatch.setattr(output_error, "METRIC", dataclasses.replace(output_error.METRIC, windows=fail))
     answer = qarat("damage", tiny_llama, *small, "--schemes", "w=int4/channel", "--metrics", "fisher", "output-error")
     assert (answer.code, "no more" in answer.err) == (1, True)
     assert decode_record(Path("menu.json"), Menu).metric == "fisher"

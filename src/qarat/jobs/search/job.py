@@ -31,6 +31,7 @@ from qarat.stages.choose.trials import TrialLog
 from qarat.stages.measure.tasks.zero_shot import measure_tasks
 from qarat.stages.observe import observe
 from qarat.stages.prices import METRICS
+from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import check_stats, quantize
 from qarat.values.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
 from qarat.values.fingerprints import spellings_of
@@ -142,9 +143,16 @@ class SearchJob:
         write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
 
     def _price(self, run: Run) -> None:
-        price = METRICS.load(self.request.metric).price
         schemes, stats = self.priced_schemes, self._stats(run)
-        menu = price(self.model, self.price_tokens, schemes, stats, seed=self.setting.seed, progress=self.progress)
+        menu = price(
+            self.model,
+            self.price_tokens,
+            schemes,
+            stats,
+            metric=self.request.metric,
+            seed=self.setting.seed,
+            progress=self.progress,
+        )
         write_whole(run.path(MENU), encode_record(menu))
 
     @property

@@ -28,7 +28,7 @@ from qarat.model.model import Model
 from qarat.model.prefixes import shared_front
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.outliers import measure_float_columns
-from qarat.stages.prices import fisher
+from qarat.stages.prices import pricing
 from qarat.stages.quantize import quantize
 from qarat.stages.spikes import RULES, find_spikes
 from qarat.stages.transforms import parse_transform
@@ -161,7 +161,7 @@ class SpikeJob:
         lows = [s.low for s in self.extent.rich]
 
         def price() -> None:
-            menu = fisher.price(
+            menu = pricing.price(
                 self.model, self.tokens.selection, [parse_scheme(low) for low in lows],
                 decode_record(run.path(stats), ActivationStats), seed=self.seed, progress=self.progress,
             )  # fmt: skip

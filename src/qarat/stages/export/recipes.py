@@ -12,7 +12,7 @@ from typing import TypeVar
 from qarat.ground.errors import UserError
 from qarat.values.fingerprints import transforms_of
 from qarat.values.plans import Assignment, Plan
-from qarat.values.schemes import LinearScheme, MatmulScheme
+from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme
 
 Entry = TypeVar("Entry")
 
@@ -46,6 +46,8 @@ def translate(
         try:
             if isinstance(a.scheme, MatmulScheme):
                 raise UnsayableError("attention products are left in float there")
+            if a.scheme.weight is not None and a.scheme.weight.rounding != NEAREST:
+                raise UnsayableError(f"it rounds weights itself, and round-{a.scheme.weight.rounding} would be lost")
             entries[a.site.name] = say(a, a.scheme)
         except UnsayableError as why:
             reasons.setdefault(str(why), []).append(f"{a.site.name} ({a.scheme})")

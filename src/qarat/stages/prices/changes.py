@@ -1,65 +1,32 @@
-"""What schemes change at sites, and from there to a menu: the part that all metrics share.
+"""What schemes change at sites: the part that all metrics share.
 
-A metric that looks at one site at a time is a score of a `SiteChange`; `price_changes` asks for it at every site, under
-every scheme that fits, and `make_menu` makes the mean over windows a price.
+A metric that looks at one site at a time is a score of a `SiteChange`, and is asked for it at every site, under every
+scheme that fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from qarat.maths.kernels import reference
-from qarat.maths.static_scales import check_static, static_operands, static_scales_of
-from qarat.maths.tensors import fake_quantize, quantize_tensor
+from qarat.maths.static_scales import static_operands, static_scales_of
+from qarat.maths.tensors import fake_quantize
 from qarat.maths.tiles import Scales
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
-from qarat.model.tokens import TokenSet
 from qarat.stages.prices.capture import CapturedBatch
-from qarat.values.records.files import content_hash
-from qarat.values.records.prices import Menu, MenuEntry
+from qarat.stages.rounding import round_weight
+from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.values.sites import Site
 
 Prices = Mapping[tuple[str, str], Tensor]
 """(site, scheme's spelling) to the price in each window, (windows,) float64."""
-
-
-def check_request(
-    model: Model, schemes: Sequence[Scheme], stats: ActivationStats | None, prefix: tuple[int, ...] = ()
-) -> None:
-    """Check that every scheme can be priced wherever it fits, before any long work.
-
-    Args:
-        model: To be priced.
-        schemes: Asked for.
-        stats: Behind static scales.
-        prefix: Ids of the tokens in front of every window that stay in float.
-
-    Raises:
-        UserError: Static scales without stats, or with stats of another model or prefix or without a stream that is
-            needed; a model that is quantized.
-    """
-    fitting = [(site, scheme) for site in model.sites() for scheme in schemes if fits(site, scheme)]
-    needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
-    check_static(needed, stats, model.fingerprint, prefix)
-    model.require_float("price")
-
-
-def has_products(schemes: Sequence[Scheme]) -> bool:
-    """Whether any scheme is one of attention products."""
-    return any(isinstance(scheme, MatmulScheme) for scheme in schemes)
-
-
-def fits(site: Site, scheme: Scheme) -> bool:
-    """Whether a scheme is one of the site's kind: of projections, or of attention products."""
-    return isinstance(scheme, MatmulScheme) == (site.kind == "product")
 
 
 class BlockChanges:
@@ -72,6 +39,7 @@ class BlockChanges:
         block: nn.Module,
         schemes: Sequence[Scheme],
         stats: ActivationStats | None,
+        calibration: Calibration | None = None,
         first: int = 0,
     ) -> None:
         """Prepare.
@@ -82,11 +50,12 @@ class BlockChanges:
             block: With its float weights.
             schemes: All that were asked for.
             stats: Behind static scales.
+            calibration: For roundings that look at what a projection reads.
             first: Position from which on schemes count; what is in front stays in float.
         """
         self.index, self.first = index, first
         self._block = block
-        self._stats = stats
+        self._stats, self._calibration = stats, calibration
         prefix = f"{model.family.blocks}.{index}."
         self.keys = {
             site: site.leaf if site.kind == "product" else site.name.removeprefix(prefix)
@@ -98,7 +67,7 @@ class BlockChanges:
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
         """Every site with every scheme that fits it."""
-        return ((site, scheme) for site in self.keys for scheme in self._schemes if fits(site, scheme))
+        return ((site, scheme) for site in self.keys for scheme in self._schemes if scheme.fits(site.kind))
 
     def linear(self, site: Site) -> nn.Linear:
         """The projection in float."""
@@ -110,7 +79,8 @@ class BlockChanges:
         if cached not in self._weights:
             weight = self.linear(site).weight.detach()
             if scheme.weight is not None:
-                weight = quantize_tensor(weight.float(), scheme.weight).dequantize()
+                context = self._calibration and self._calibration.of(site)
+                weight = round_weight(weight, scheme.weight, context).dequantize()
             self._weights[cached] = weight
         return self._weights[cached]
 
@@ -200,66 +170,3 @@ def per_token(change: SiteChange, elements: Tensor) -> Tensor:
     if change.site.kind == "product":
         summed = summed.sum(1)
     return summed.double()
-
-
-def price_changes(
-    model: Model,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None,
-    score: Callable[[SiteChange], Tensor],
-    batches: Iterable[CapturedBatch],
-    first: int = 0,
-) -> Prices:
-    """Price every scheme at every site it fits.
-
-    Args:
-        model: In float.
-        schemes: Projection schemes are priced at every projection, product schemes at every attention product.
-        stats: Behind static scales.
-        score: The price in each window, (windows,).
-        batches: One block's after another.
-        first: Position from which on schemes count; what is in front stays in float.
-    """
-    found: dict[tuple[str, str], list[Tensor]] = {}
-    changes: BlockChanges | None = None
-    for batch in batches:
-        if changes is None or changes.index != batch.index:
-            changes = BlockChanges(model, batch.index, batch.block, schemes, stats, first)
-        for change in changes.of(batch):
-            found.setdefault((change.site.name, str(change.scheme)), []).append(score(change).double().cpu())
-    return {key: torch.cat(windows) for key, windows in found.items()}
-
-
-def make_menu(
-    model: Model,
-    tokens: TokenSet,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None,
-    seed: int,
-    prices: Prices,
-    *,
-    prefix: tuple[int, ...] = (),
-    **naming: str,
-) -> Menu:
-    """The menu of these prices, in the order of sites and schemes.
-
-    Args:
-        model: In float.
-        tokens: The selection set.
-        schemes: As they were asked for.
-        stats: Behind static scales.
-        seed: Of what was drawn.
-        prices: By window.
-        prefix: Ids of the tokens in front of every window that stay in float.
-        **naming: ``metric`` and ``unit`` of the menu.
-    """
-    keys = dict.fromkeys((site.name, str(scheme)) for site in model.sites() for scheme in schemes)
-    entries = tuple(_entry(key, prices[key]) for key in keys if key in prices)
-    provenance = model.provenance(tokens.fingerprint, tokens.convention, seed)
-    return Menu(provenance, stats=content_hash(stats) if stats else "", entries=entries, prefix=prefix, **naming)
-
-
-def _entry(key: tuple[str, str], windows: Tensor) -> MenuEntry:
-    """Mean and standard error of the price in each window."""
-    error = float(windows.std() / len(windows) ** 0.5) if len(windows) > 1 else float("nan")
-    return MenuEntry(*key, float(windows.mean()), error)

@@ -18,7 +18,7 @@ from qarat.values.records.origin import same_origin
 from qarat.values.records.prices import ComparedSite, Correction, Menu, MetricCheck, SiteMeasurements
 from qarat.values.records.protection import Trial
 from qarat.values.records.scores import Evaluation, paired_difference
-from qarat.values.schemes import MatmulScheme, Scheme
+from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name
 
 MEASURING = "measure sites"  # the stage that progress is told
@@ -40,8 +40,7 @@ def measure_sites(
         measure: Loss of a plan on the selection tokens, such as `qarat.stages.measure.meter.Meter.measure`.
         progress: Called after every measurement.
     """
-    kind = "product" if isinstance(scheme, MatmulScheme) else "projection"
-    sites = [site.name for site in plan.sites if site.kind == kind]
+    sites = [site.name for site in plan.sites if scheme.fits(site.kind)]
     in_float = plan.with_schemes({a.site.name: type(a.scheme)() for a in plan.assignments}, "float")
     total = len(sites) + 2
     progress(MEASURING, 0, total)

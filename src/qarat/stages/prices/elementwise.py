@@ -8,43 +8,22 @@ own next tokens (modelopt/torch/quantization/algorithms.py of NVIDIA's Model-Opt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from qarat.ground.runtime import Progress, no_progress
-from qarat.model.model import Model
-from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import capture_backward, draw_labels, passes
-from qarat.stages.prices.changes import SiteChange, check_request, has_products, make_menu, per_token, price_changes
-from qarat.values.records.prices import Menu
-from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import Scheme
-
-METRIC = "elementwise"
-UNIT = "nats per token, were channels independent"
-
-
-def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
-    """A forward, a backward, and between them a recomputation where memory asks for it."""
-    return passes(model, tokens) * model.blocks
-
-
-def price(
-    model: Model,
-    tokens: TokenSet,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> Menu:
-    """Price every scheme at every site it fits; arguments and errors as `qarat.stages.prices.fisher.price`."""
-    check_request(model, schemes, stats)
-    batches = capture_backward(model, tokens, draw_labels(seed), progress, products=has_products(schemes))
-    prices = price_changes(model, schemes, stats, _score, batches)
-    return make_menu(model, tokens, schemes, stats, seed, prices, metric=METRIC, unit=UNIT)
+from qarat.stages.prices.capture import draw_labels
+from qarat.stages.prices.changes import SiteChange, per_token
+from qarat.stages.prices.metric import Metric, backward, backward_forwards
 
 
 def _score(change: SiteChange) -> Tensor:
+    """Half the mean over tokens of Σ (g ∘ Δy)², by window."""
     return per_token(change, change.along_gradient().square()).mean(-1) / 2
+
+
+METRIC = Metric.of_changes(
+    "elementwise",
+    "nats per token, were channels independent",
+    capture=backward(lambda pricing: draw_labels(pricing.seed)),
+    score=_score,
+    block_forwards=backward_forwards,
+)

@@ -9,46 +9,13 @@ averaged, at the float model, as for every other metric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from qarat.ground.runtime import Progress, no_progress
-from qarat.model.model import Model
-from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import capture_backward, next_tokens, passes
-from qarat.stages.prices.changes import SiteChange, check_request, has_products, make_menu, price_changes
-from qarat.values.records.prices import Menu
-from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, Scheme
-
-METRIC = "gradient-error"
-UNIT = "nats per token, a bound to first order"
-
-
-def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
-    """A forward, a backward, and between them a recomputation where memory asks for it."""
-    return passes(model, tokens) * model.blocks
-
-
-def price(
-    model: Model,
-    tokens: TokenSet,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> Menu:
-    """Price every scheme at every site it fits; arguments and errors as `qarat.stages.prices.fisher.price`.
-
-    Nothing is drawn: the seed changes nothing but the menu's provenance.
-    """
-    check_request(model, schemes, stats)
-    batches = capture_backward(model, tokens, next_tokens(tokens), progress, products=has_products(schemes))
-    prices = price_changes(model, schemes, stats, _score, batches)
-    return make_menu(model, tokens, schemes, stats, seed, prices, metric=METRIC, unit=UNIT)
+from qarat.stages.prices.capture import next_tokens
+from qarat.stages.prices.changes import SiteChange
+from qarat.stages.prices.metric import Metric, backward, backward_forwards
+from qarat.values.schemes import LinearScheme
 
 
 def _score(change: SiteChange) -> Tensor:
@@ -71,3 +38,12 @@ def _score(change: SiteChange) -> Tensor:
 def _bound(gradient: Tensor, error: Tensor) -> Tensor:
     """Sum of |gradient ∘ error| of each window, (windows,) float64."""
     return (gradient * error).abs().flatten(1).sum(1, dtype=torch.float64)
+
+
+METRIC = Metric.of_changes(
+    "gradient-error",
+    "nats per token, a bound to first order",
+    capture=backward(lambda pricing: next_tokens(pricing.tokens)),
+    score=_score,
+    block_forwards=backward_forwards,
+)

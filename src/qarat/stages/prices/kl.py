@@ -18,55 +18,38 @@ from qarat.ground.runtime import Progress, no_progress
 from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import STAGE, forward_states, part_of, split_batches
-from qarat.stages.prices.changes import BlockChanges, check_request, fits, make_menu
-from qarat.values.records.prices import NATS, Menu
-from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.stages.prices.capture import STAGE, Captured, CapturedBatch, forward_states, part_of, split_batches
+from qarat.stages.prices.changes import BlockChanges, Prices
+from qarat.stages.prices.metric import Metric, Pricing
+from qarat.values.records.prices import NATS
+from qarat.values.schemes import MatmulScheme, Scheme
 from qarat.values.sites import Site
 
-METRIC = "kl"
 
-
-def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+def _block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
     """A forward, and for every site and scheme another from its block on."""
-    changed = sum(fits(site, scheme) * (model.blocks - site.block) for site in model.sites() for scheme in schemes)
-    return model.blocks + changed
+    pairs = [(site, scheme) for site in model.sites() for scheme in schemes if scheme.fits(site.kind)]
+    return model.blocks + sum(model.blocks - site.block for site, _ in pairs)
 
 
 @torch.no_grad()
-def price(
-    model: Model,
-    tokens: TokenSet,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> Menu:
-    """Measure every scheme at every site it fits; arguments and errors as `qarat.stages.prices.fisher.price`.
-
-    Nothing is drawn: the seed changes nothing but the menu's provenance.
-    """
-    check_request(model, schemes, stats)
+def _divergences(pricing: Pricing) -> Prices:
+    """The divergence that every scheme makes at every site it fits, by window."""
+    model = pricing.model
     # Of every token: the float model's at all boundaries, and one for each site of a block under a scheme.
-    groups = split_batches(model, tokens, model.blocks + 1 + len(model.sites()) // model.blocks)
+    groups = split_batches(model, pricing.tokens, model.blocks + 1 + len(model.sites()) // model.blocks)
     prices: dict[tuple[str, str], list[Tensor]] = {}
     for number, batches in enumerate(groups):
-        for key, windows in _price_group(model, batches, schemes, stats, part_of(progress, number, len(groups))):
+        for key, windows in _price_group(pricing, batches, part_of(pricing.progress, number, len(groups))):
             prices.setdefault(key, []).append(windows)
-    joined = {key: torch.cat(windows) for key, windows in prices.items()}
-    return make_menu(model, tokens, schemes, stats, seed, joined, metric=METRIC, unit=NATS)
+    return {key: torch.cat(windows) for key, windows in prices.items()}
 
 
 def _price_group(
-    model: Model,
-    batches: Sequence[Tensor],
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None,
-    progress: Progress,
+    pricing: Pricing, batches: Sequence[Tensor], progress: Progress
 ) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """Every site and scheme with its prices, (windows,) float64, of some batches."""
+    model, schemes = pricing.model, pricing.schemes
     entrances = forward_states(model, batches, no_progress)
     float_states = entrances.pop()
     total = model.blocks * len(schemes)
@@ -74,7 +57,7 @@ def _price_group(
     for index in range(model.blocks):
         block = model.block(index)
         for number, scheme in enumerate(schemes):
-            changes = BlockChanges(model, index, block, [scheme], stats)
+            changes = pricing.changes(CapturedBatch(index, block, Captured()), [scheme])
             hidden = {
                 site.name: [_run_changed(model, block, changes, site, scheme, states) for states in entrances[index]]
                 for site, _ in changes.pairs()
@@ -100,7 +83,7 @@ def _run_changed(
 @contextmanager
 def _changed(model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme) -> Iterator[None]:
     """Let one site of a float block compute under the scheme; one that changes nothing leaves the block as it is."""
-    if scheme in (LinearScheme(), MatmulScheme()):
+    if scheme.is_float:
         yield
         return
     if site.kind == "product":
@@ -156,3 +139,6 @@ def _divergence(model: Model, before: Sequence[Tensor], after: Sequence[Tensor])
         log_q = model.logits(q_states).double().log_softmax(-1)
         windows.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().cpu())
     return torch.stack(windows)
+
+
+METRIC = Metric("kl", NATS, _divergences, _block_forwards)

@@ -7,62 +7,31 @@ weight. A scheme of inputs alone costs nothing here, and attention products, whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from qarat.ground.errors import UserError
-from qarat.ground.runtime import Progress, no_progress
-from qarat.model.model import Model
-from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import STAGE
-from qarat.stages.prices.changes import BlockChanges, make_menu
-from qarat.values.records.prices import Menu
-from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, Scheme
-
-METRIC = "weight-error"
-PRODUCTS = False
-UNIT = "squared weight error"
+from qarat.stages.prices.capture import STAGE, Captured, CapturedBatch
+from qarat.stages.prices.changes import Prices
+from qarat.stages.prices.metric import Metric, Pricing
+from qarat.values.schemes import LinearScheme
 
 
-def block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
-    """None at all."""
-    return 0
-
-
-def price(
-    model: Model,
-    tokens: TokenSet,
-    schemes: Sequence[Scheme],
-    stats: ActivationStats | None = None,
-    *,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> Menu:
-    """Price every scheme of projections at every projection.
-
-    Args:
-        model: In float.
-        tokens: Not looked at; the menu names them, so that it can be set beside others.
-        schemes: Those of attention products get no price.
-        stats: Not looked at: inputs do not count.
-        seed: Nothing is drawn; it stands in the provenance.
-        progress: Called after every block.
-
-    Raises:
-        UserError: If no scheme is one of projections.
-    """
-    model.require_float("price")
-    linear = [scheme for scheme in schemes if isinstance(scheme, LinearScheme)]
-    if not linear:
-        raise UserError(f"{METRIC} is about weights, and attention products have none; give a scheme with w=…")
-    prices = {}
-    progress(STAGE, 0, model.blocks)
+def _errors(pricing: Pricing) -> Prices:
+    """The squared error of every weight under every scheme; no token is run."""
+    model, prices = pricing.model, {}
+    pricing.progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
-        changes = BlockChanges(model, index, block, linear, stats)
+        changes = pricing.changes(CapturedBatch(index, block, Captured()))
         for site, scheme in changes.pairs():
-            assert isinstance(scheme, LinearScheme)
+            assert isinstance(scheme, LinearScheme)  # by `weights_only`
             error = changes.weight(site, scheme) - changes.linear(site).weight.detach()
             # Nothing is sampled. Any two windows have the same price: its mean is exact, its standard error 0.
             prices[site.name, str(scheme)] = error.double().square().sum().cpu().expand(2)
-        progress(STAGE, index + 1, model.blocks)
-    return make_menu(model, tokens, linear, None, seed, prices, metric=METRIC, unit=UNIT)
+        pricing.progress(STAGE, index + 1, model.blocks)
+    return prices
+
+
+METRIC = Metric(
+    "weight-error",
+    "squared weight error",
+    _errors,
+    block_forwards=lambda model, tokens, schemes: 0,
+    weights_only=True,
+)

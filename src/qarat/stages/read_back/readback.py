@@ -23,7 +23,7 @@ from qarat.model.model import Model
 from qarat.stages.read_back.folders import Findings
 from qarat.values.plans import Plan
 from qarat.values.records.verification import WeightComparison
-from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+from qarat.values.schemes import NEAREST, LinearScheme, Scheme, TensorScheme
 
 TENSOR_SCALE_LIMIT = 2.0**-22
 """What an NVFP4 weight may differ by, relatively: the file keeps the reciprocal of our tensor scale, in float32."""
@@ -159,8 +159,8 @@ def _same(mine: Tensor | None, theirs: Tensor | None) -> bool:
 def _comparable(scheme: LinearScheme) -> LinearScheme:
     """A scheme without what a folder does not keep, or keeps as numbers, which are compared themselves.
 
-    That is how scales were chosen; of weights and static inputs also the kind of the scales, and that the lowest code
-    of an integer was left out.
+    That is how scales were chosen and codes found; of weights and static inputs also the kind of the scales, and that
+    the lowest code of an integer was left out.
     """
     weight, given = scheme.weight, scheme.input
     if given is not None:
@@ -170,7 +170,7 @@ def _comparable(scheme: LinearScheme) -> LinearScheme:
 
 def _stripped(part: TensorScheme) -> TensorScheme:
     plain = part.format.removeprefix("s")
-    return replace(part, format=plain, choice="absmax", percentile=99.9, scale="float32")
+    return replace(part, format=plain, choice="absmax", percentile=99.9, scale="float32", rounding=NEAREST)
 
 
 def _float_parameters(block: nn.Module) -> dict[str, Tensor]:

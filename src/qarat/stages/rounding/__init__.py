@@ -1,1 +1,100 @@
-"""Weight algorithms: (weight, scheme) → `QuantizedTensor`; one file each, the folder is the registry."""
+"""Roundings: which code each weight gets, of those its scheme has. One file each; the folder is the registry.
+
+A scheme names its rounding (``w=int4/g128/round-gptq``; none named is `nearest`), and whoever needs the weight that a
+scheme means asks `round_weight`: quantization, the measurements of a search, and the prices of every metric. So what
+was priced is what is run.
+
+A file has `NEEDS` and `round_weight`, those of `Rounding`. Most roundings look at the weight alone. One that asks what
+the projection reads gets it from its `Context`, computed when it is asked for and not before: the inputs of the *float*
+model on the calibration tokens. GPTQ's own code lets every block read what the quantized ones before it put out, which
+takes up part of their error. Here the codes of a site follow from the site, its scheme and the tokens alone: a price,
+the measurement of a plan and the folder on disk mean the same numbers, blocks are built in any order, and a weight
+rounded once can be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import Registry
+from qarat.maths.tensors import QuantizedTensor
+from qarat.values.schemes import Scheme, TensorScheme
+
+__all__ = ["ROUNDINGS", "Context", "Needs", "NoContext", "Rounding", "check_roundings", "round_weight"]
+
+Needs = Literal["", "moments", "inputs"]
+
+
+class Context(Protocol):
+    """What a projection reads, in float, on the calibration tokens."""
+
+    @property
+    def moments(self) -> Tensor:
+        """Mean of x·xᵀ over the tokens, (in, in) float32: the Hessian of ½ · the mean squared error of an output."""
+        ...
+
+    @property
+    def inputs(self) -> Tensor:
+        """One row a token, (tokens, in) float32."""
+        ...
+
+
+class NoContext:
+    """The context where no calibration tokens are at hand."""
+
+    @property
+    def moments(self) -> Tensor:
+        """None there are."""
+        raise UserError(_MISSING.format("this rounding"))
+
+    inputs = moments
+
+
+class Rounding(Protocol):
+    """What a file of this folder offers."""
+
+    NEEDS: Needs
+    """What of its context it looks at; empty for nothing, so that no calibration tokens are asked for."""
+
+    def round_weight(self, weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
+        """Round a weight.
+
+        Args:
+            weight: (out, in), any float dtype; not written to.
+            scheme: Of the weight.
+            context: What the projection reads.
+        """
+        ...
+
+
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs"])
+_MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
+
+
+def round_weight(weight: Tensor, scheme: TensorScheme, context: Context | None = None) -> QuantizedTensor:
+    """Round a weight as its scheme says; arguments as `Rounding.round_weight`.
+
+    Raises:
+        UserError: An unknown rounding, or one that needs a context where there is none.
+    """
+    return ROUNDINGS.load(scheme.rounding).round_weight(weight, scheme, context or NoContext())
+
+
+def check_roundings(schemes: Iterable[Scheme], *, calibrated: bool) -> None:
+    """Check that every weight can be rounded, before any long work.
+
+    Args:
+        schemes: Any.
+        calibrated: Whether calibration tokens are at hand.
+
+    Raises:
+        UserError: An unknown rounding (names the nearest), or one that needs calibration tokens where there are none.
+    """
+    weights = [scheme.weight for scheme in schemes if scheme.weight is not None]
+    for name in dict.fromkeys(weight.rounding for weight in weights):
+        if ROUNDINGS.load(name).NEEDS and not calibrated:
+            raise UserError(_MISSING.format(f"round-{name}"))

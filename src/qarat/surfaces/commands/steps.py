@@ -19,8 +19,9 @@ from qarat.model.model import Model
 from qarat.model.native import check_place, write_native
 from qarat.model.tokens import TokenSet
 from qarat.stages import quantize as conversion
-from qarat.stages.prices import METRICS, prices_products
+from qarat.stages.prices import METRICS
 from qarat.stages.prices.checking import check, measure_sites
+from qarat.stages.prices.pricing import price
 from qarat.surfaces.commands.common import (
     check_transforms,
     command_line,
@@ -70,13 +71,21 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         work = {f"damage {name}": pricing_work(name, model, selection, schemes) for name in wanted}
         return show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
-    prefix = {"prefix": stats.prefix} if stats is not None and stats.prefix else {}
+    prefix = stats.prefix if stats is not None else ()
     if prefix and (wanted != ["fisher"] or options.check):
         raise ArgumentError("with a prefix in float, fisher alone prices, and `check` measures without one")
     menus: list[Menu] = []
     for name in wanted:
-        price = METRICS.load(name).price
-        menu = price(model, selection, schemes, stats, seed=options.general.seed, progress=screen.progress, **prefix)
+        menu = price(
+            model,
+            selection,
+            schemes,
+            stats,
+            metric=name,
+            seed=options.general.seed,
+            prefix=prefix,
+            progress=screen.progress,
+        )
         write_whole(_menu_file(options.out, name, wanted), encode_record(menu))
         menus.append(menu)
     screen.show(*menus)
@@ -99,7 +108,7 @@ def _metrics_of(options: DamageOptions, schemes: Sequence[Scheme], screen: Scree
     named = METRICS.names() if every else list(options.metrics)
     needed = schemes[:1] if options.check else schemes
     products = all(isinstance(scheme, MatmulScheme) for scheme in needed)
-    unable = [name for name in named if not prices_products(name) and products]
+    unable = [name for name in named if METRICS.load(name).weights_only and products]
     if unable and not every:
         what = "the first scheme is checked, and it is" if options.check else "the schemes are"
         raise ArgumentError(f"{', '.join(unable)} has no price of attention products: {what} of no projection (w=…)")

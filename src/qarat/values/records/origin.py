@@ -24,7 +24,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model: Fingerprint of the float model, with what transforms did to it (`qarat.values.fingerprints`).
         tokens: Fingerprint of the token set.
         convention: How the tokens were cut, e.g. ``windows-256-bos``.
-        versions: Of qarat, torch and transformers.
+        versions: Of qarat, torch and transformers; ``kernels`` among them where others than the reference might run.
         seed: Of whatever was drawn at random.
         dtype: Arithmetic of the pass.
     """

@@ -9,19 +9,17 @@ from torch import Tensor
 
 from qarat.maths.tensors import QuantizedTensor, quantize_tensor
 from qarat.maths.tiles import Scales
+from qarat.stages.rounding import Context, Needs
 from qarat.values.schemes import TensorScheme
+
+NEEDS: Needs = ""
 
 # Elements of a band. On a CPU 1 MB of float32, which its second cache holds; on a GPU few large bands cost less.
 BAND = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
-def quantize_weight(weight: Tensor, scheme: TensorScheme) -> QuantizedTensor:
-    """Quantize a weight.
-
-    Args:
-        weight: (out, in), any float dtype.
-        scheme: Of the weight.
-    """
+def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
+    """Round each weight by itself; protocol `qarat.stages.rounding.Rounding`."""
     rows = max(1, BAND[weight.device.type] // weight.shape[1])
     if scheme.granularity.rows != 1 or scheme.scale == "e4m3" or rows >= len(weight):  # e4m3 has one more above all
         return quantize_tensor(weight.float(), scheme)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from qarat.maths.tensors import quantize_tensor
-from qarat.stages.rounding import rtn
-from qarat.stages.rounding.rtn import quantize_weight
+from qarat.stages.rounding import nearest, round_weight
 from qarat.values.schemes import LinearScheme, parse_scheme
 
 SCHEMES = (
@@ -28,8 +27,8 @@ def test_bands_change_no_bit(spelling: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(linear, LinearScheme)
     assert linear.weight is not None
     weight = torch.randn(75, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
-    monkeypatch.setitem(rtn.BAND, "cpu", 7 * 96)
-    banded, whole = quantize_weight(weight, linear.weight), quantize_tensor(weight.float(), linear.weight)
+    monkeypatch.setitem(nearest.BAND, "cpu", 7 * 96)
+    banded, whole = round_weight(weight, linear.weight), quantize_tensor(weight.float(), linear.weight)
     assert torch.equal(banded.codes, whole.codes)
     for part in ("scale", "zero_point", "tensor_scale"):
         a, b = getattr(banded.scales, part), getattr(whole.scales, part)

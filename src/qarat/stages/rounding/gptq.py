@@ -1,0 +1,74 @@
+"""GPTQ: a column is rounded, and the columns behind it take up what that did to the output.
+
+Frantar et al. 2022, arXiv 2210.17323. With H the second moments of the inputs, rounding a weight row w to q costs
+(w − q) H (w − q)ᵀ in squared output error, and rows do not concern each other. Once column j is fixed at q_j, the rest
+of the row is best off, to second order, at
+
+    w_k − (w_j − q_j) / U_jj · U_jk   for k > j,      H⁻¹ = Uᵀ U, U upper triangular
+
+(the paper's section 3.3, step 3: row j of the Cholesky factor is what eliminating columns 0 … j−1 one by one leaves of
+H⁻¹). Columns go from left to right, as they lie; sorting them by H_jj (``act_order``) would shuffle groups and is left
+out. Updates of columns beyond the current band are gathered into one product. That is the same sum in another order,
+so codes do not depend on the band; in float64 not even by rounding, but for ties.
+
+Scales are those that `nearest` uses, chosen from the weight as it is: a group's scale must be known wherever its
+columns lie. With H a multiple of the identity nothing is passed on, and the codes are those of `nearest`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qarat.maths.rounding import decode, encode
+from qarat.maths.scales import choose_scale
+from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tiles import per_element
+from qarat.stages.rounding import Context, Needs
+from qarat.values.schemes import TensorScheme
+
+NEEDS: Needs = "moments"
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it: the authors' percdamp
+BAND = 128  # columns between two updates of all that follow: the authors' blocksize
+
+
+def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
+    """Round one column after the other; protocol `qarat.stages.rounding.Rounding`."""
+    weight = weight.detach().float()
+    scales = choose_scale(weight, scheme)
+    steps = per_element(scales.effective, scheme.granularity, weight.shape)
+    zeros = None if scales.zero_point is None else per_element(scales.zero_point, scheme.granularity, weight.shape)
+    factor = inverse_factor(context.moments.to(weight.device))
+    left = weight.double()  # what is still to be rounded, with the errors of what has been
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    for first in range(0, weight.shape[1], BAND):
+        band = slice(first, min(first + BAND, weight.shape[1]))
+        errors = torch.zeros_like(left[:, band])
+        for j in range(band.start, band.stop):
+            # In float32 and by a division, as `quantize_tensor` does it, so that without errors the codes are equal.
+            units = left[:, j].float() / steps[:, j]
+            codes[:, j] = encode(units if zeros is None else units + zeros[:, j], scheme.number_format)
+            value = decode(codes[:, j], scheme.number_format)
+            value = (value if zeros is None else value - zeros[:, j]) * steps[:, j]
+            error = (left[:, j] - value) / factor[j, j]
+            left[:, j : band.stop] -= error[:, None] * factor[j, j : band.stop]
+            errors[:, j - first] = error
+        left[:, band.stop :] -= errors @ factor[band, band.stop :]
+    return QuantizedTensor(codes, scales, scheme)
+
+
+def inverse_factor(moments: Tensor) -> Tensor:
+    """U of H⁻¹ = Uᵀ U, upper triangular, H the damped moments; (in, in) float64.
+
+    A channel that calibration never saw gets a diagonal of 1: nothing is known of it, so it neither gives nor takes.
+
+    Args:
+        moments: (in, in), symmetric, not negative.
+    """
+    damped = moments.double().clone()
+    diagonal = damped.diagonal()
+    diagonal[diagonal == 0] = 1.0
+    diagonal += DAMPING * diagonal.mean()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)
