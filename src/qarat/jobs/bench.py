@@ -23,6 +23,7 @@ from qarat.stages.choose.driver import SearchWatcher
 from qarat.stages.choose.space import Space
 from qarat.stages.measure.meter import Failure, Meter, prefix_order
 from qarat.stages.quantize import WeightCache, build_block
+from qarat.stages.rounding.inputs import Calibration
 from qarat.values.budgets import Budget, LossBudget
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation
@@ -164,6 +165,7 @@ def make_meter(
     stats: ActivationStats | None,
     *,
     prefix: FloatPrefix | None = None,
+    calibration: TokenSet | None = None,
     keep_bytes: int | None = None,
 ) -> Meter:
     """What measures plans of a model.
@@ -175,14 +177,17 @@ def make_meter(
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
         prefix: Of all the plans that will be measured.
+        calibration: Tokens behind roundings that look at what a projection reads.
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
     kept = model.block_bytes() * (model.blocks if model.keeps_blocks else 1)
     cache = WeightCache(model.runtime.memory_bytes() - kept)
+    first = 0 if prefix is None else len(prefix.tokens)
+    inputs = None if calibration is None else Calibration(model, calibration, first)
     return Meter(
         model,
         tokens,
-        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix),
+        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, inputs),
         keep_bytes=keep_bytes,
     )
 

@@ -133,6 +133,7 @@ def find_plan(
     stats: ActivationStats,
     menu: Menu,
     *,
+    calibration: TokenSet | None = None,
     most: int = MOST,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
@@ -144,6 +145,7 @@ def find_plan(
         request: What the plan should be.
         stats: Of the calibration set.
         menu: Prices of the low scheme.
+        calibration: Tokens behind roundings that look at what a projection reads.
         most: Protect no more sites (or ties) than so many, unless the request says which.
         progress: Called after every measurement.
 
@@ -164,7 +166,7 @@ def find_plan(
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
-    meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive))
+    meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive), calibration=calibration)
     budget = parse_loss_budget(request.budget)
     plan, record = protect_until(
         naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, most=most, progress=progress

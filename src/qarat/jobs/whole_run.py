@@ -170,19 +170,35 @@ class Pipeline:
         stats = decode_record(run.path(STATS), ActivationStats)
         low = parse_scheme(self.request.low)
         menu = price(
-            self.model, self.selection, [low], stats, prefix=stats.prefix, seed=self.seed, progress=self.progress
+            self.model,
+            self.selection,
+            [low],
+            stats,
+            calibration=self.calibration,
+            prefix=stats.prefix,
+            seed=self.seed,
+            progress=self.progress,
         )
         write_whole(run.path(MENU), encode_record(menu))
 
     def _plan(self, run: Run) -> None:
         stats, menu = decode_record(run.path(STATS), ActivationStats), decode_record(run.path(MENU), Menu)
-        plan, sweep = find_plan(self.model, self.selection, self.request, stats, menu, progress=self.progress)
+        plan, sweep = find_plan(
+            self.model,
+            self.selection,
+            self.request,
+            stats,
+            menu,
+            calibration=self.calibration,
+            progress=self.progress,
+        )
         write_whole(run.path(PLAN), encode_record(plan))
         write_whole(run.path(SWEEP), encode_record(sweep))
 
     def _quantize(self, run: Run) -> None:
         plan, stats = decode_record(run.path(PLAN), Plan), decode_record(run.path(STATS), ActivationStats)
-        write_native(quantize(self.model.in_float32(), plan, stats), plan, run.path(MODEL), progress=self.progress)
+        quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
+        write_native(quantized, plan, run.path(MODEL), progress=self.progress)
 
     def _asked_prefix(self) -> tuple[int, ...]:
         """The tokens of a prefix that was asked for by number, the same in all windows."""
@@ -234,7 +250,8 @@ class Pipeline:
             return self.source
         if label == "plan":  # what lies on disk, so that what is measured is what was written
             return read_native(run.path(MODEL), self.model.runtime)[0]
-        return quantize(self.model, self._plan_of(run, label), decode_record(run.path(STATS), ActivationStats))
+        stats = decode_record(run.path(STATS), ActivationStats)
+        return quantize(self.model, self._plan_of(run, label), stats, self.calibration)
 
     def _prompt_ids(self, prompt: str | None) -> list[int]:
         first = self.report.windows[0].tolist()

@@ -89,7 +89,10 @@ def quantize(
     """
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
-    check_stats(plan, stats, calibration)
+    check_stats(plan, stats)
+    check_roundings((a.scheme for a in plan.assignments), calibrated=calibration is not None)
+    if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
+        raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
     prefix = prefix_of(model, plan)
     inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
     return model.with_blocks(
@@ -97,20 +100,16 @@ def quantize(
     )
 
 
-def check_stats(plan: Plan, stats: ActivationStats | None, calibration: TokenSet | None = None) -> None:
-    """Check that every static scale and every rounding of a plan has what it needs, before any long work.
+def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
+    """Check that every static scale of a plan has its stats, before any long work.
 
     Args:
         plan: Any; one without static scales needs no stats.
         stats: Of the plan's model, and those it was made with if it names some.
-        calibration: Tokens behind roundings that look at what a projection reads.
 
     Raises:
         UserError: Listing every stream that is missing, or what does not belong together.
     """
-    check_roundings((a.scheme for a in plan.assignments), calibrated=calibration is not None)
-    if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
-        raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
     needed = [pair for a in plan.assignments for pair in static_operands(a.site.streams, a.scheme)]
     check_static(needed, stats, plan.model, plan.prefix)
     if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):

@@ -67,7 +67,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
     check_file(options.out)
     model = open_transformed(options)
     stats = load_stats(options.stats, model, any(is_static(s) for s in schemes))
-    _, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
+    calibration, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
     if options.general.dry_run:
         work = {f"damage {name}": pricing_work(name, model, selection, schemes) for name in wanted}
         return show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
@@ -149,12 +149,14 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     check_transforms(options.stats, stats.provenance.model, model)
     check_transforms(options.menu, menu.provenance.model, model)
     rank_units(request, naive_plan(model, request, stats), stats, menu)
-    _, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
+    calibration, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
     note_matches(request, model, screen)
     if options.general.dry_run:
         tokens = selection.windows.numel()
         return show_estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
-    chosen, sweep = find_plan(model, selection, request, stats, menu, progress=screen.progress)
+    chosen, sweep = find_plan(
+        model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
+    )
     measured = options.out.with_suffix(".sweep.json")
     write_whole(measured, encode_record(sweep))
     write_whole(options.out, encode_record(chosen))

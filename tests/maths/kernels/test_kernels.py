@@ -1,0 +1,45 @@
+"""Kernels: each computes what the reference means, and a layer runs the one that is chosen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qarat.ground.runtime import Runtime
+from qarat.maths.kernels import KERNELS, REFERENCE
+from qarat.model.layers import QuantLinear
+from qarat.model.model import open_model
+from qarat.model.native import read_native, write_native
+from qarat.stages.quantize import quantize
+from qarat.testing.extensions import check_kernel
+from qarat.values.plans import assign
+
+LOW = "w=int8/channel a=int8/token"
+
+
+@pytest.mark.parametrize("name", KERNELS.names())
+def test_every_kernel_computes_what_the_reference_means(name: str) -> None:
+    assert check_kernel(KERNELS.load(name)) > 0
+
+
+def test_a_fast_model_says_what_it_runs_and_keeps_no_second_weight(tiny_llama: Path, tmp_path: Path) -> None:
+    exact, fast = open_model(str(tiny_llama)), open_model(str(tiny_llama), Runtime(kernels="fast"))
+    plan = assign(exact.fingerprint, 32, exact.sites(), LOW, [("1.down", "w=int4/g8"), ("0.o", "float")])
+    write_native(quantize(exact, plan), plan, tmp_path / "out")
+    ids = torch.randint(2, 98, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reference: Any = quantize(exact, plan).module()
+        meant = reference(ids).logits
+        for model in (quantize(fast, plan), read_native(tmp_path / "out", Runtime(kernels="fast"))[0]):
+            whole: Any = model.module()
+            answer = whole(ids).logits
+            assert not torch.equal(answer, meant)
+            assert float((answer - meant).abs().max()) < 1e-3 * float(meant.abs().max())
+            layers = {name: m for name, m in whole.named_modules() if isinstance(m, QuantLinear)}
+            assert {m.kernel for name, m in layers.items() if "1.mlp.down" not in name} == {"int8"}
+            assert layers["model.layers.1.mlp.down_proj"].kernel == REFERENCE
+            assert all(("value" in vars(m)) == (m.kernel == REFERENCE) for m in layers.values())
+            assert str(whole).count(", kernel int8)") == 12
+    assert fast.provenance("", "").versions["kernels"] == "fast"
+    assert "kernels" not in exact.provenance("", "").versions

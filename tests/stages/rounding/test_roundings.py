@@ -1,0 +1,163 @@
+"""Roundings: each keeps the promises of its kind, and GPTQ is what its paper says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qarat.ground.errors import UserError
+from qarat.maths.tensors import quantize_tensor
+from qarat.model.model import Model, open_model
+from qarat.model.native import read_native, write_native
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.pricing import price
+from qarat.stages.quantize import quantize
+from qarat.stages.rounding import ROUNDINGS, gptq, round_weight
+from qarat.stages.rounding.inputs import Calibration
+from qarat.testing import tiny_checkpoint
+from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
+from qarat.values.plans import Plan, assign
+from qarat.values.schemes import parse_scheme, parse_tensor_scheme
+
+GPTQ = "w=int3/g8/round-gptq"
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens(role: str = "calibration", seed: int = 5) -> TokenSet:
+    ids = torch.randint(2, 98, (6, 24), generator=torch.Generator().manual_seed(seed))
+    sources = tuple(f"text {number}" for number in range(6))
+    return TokenSet(role, "windows-24", ids, sources, (str(seed) * 64,), ("text",))
+
+
+def block_of(model: Model, index: int) -> Any:
+    return model.block(index)
+
+
+def plan_of(model: Model, low: str) -> Plan:
+    return assign(model.fingerprint, model.source_bits, model.sites(), low)
+
+
+def correlated(inner: int) -> KnownInputs:
+    return KnownInputs(normal(200, inner, seed=1) @ normal(inner, inner, seed=2))
+
+
+@pytest.mark.parametrize("name", ROUNDINGS.names())
+def test_every_rounding_keeps_its_promises(name: str) -> None:
+    check_rounding(ROUNDINGS.load(name))
+
+
+def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
+    assert ROUNDINGS.names() == ["gptq", "nearest"]
+    scheme = parse_scheme(GPTQ)
+    assert str(scheme) == GPTQ
+    assert parse_scheme("w=int3/g8/round-nearest") == parse_scheme("w=int3/g8")
+    assert str(parse_scheme("w=mxfp4/round-gptq")) == "w=mxfp4/round-gptq"
+    with pytest.raises(UserError, match="belongs to a weight"):
+        parse_scheme("a=int8/token/round-gptq")
+    with pytest.raises(UserError, match="unknown rounding 'gptp'; did you mean gptq"):
+        round_weight(normal(4, 8), parse_tensor_scheme("int4/g8/round-gptp", "w"))
+
+
+@pytest.mark.parametrize("spelling", WEIGHTS)
+def test_white_inputs_give_the_nearest(spelling: str) -> None:
+    class White:
+        moments = 3 * torch.eye(16)
+        inputs = moments
+
+    weight, scheme = normal(12, 16), parse_tensor_scheme(spelling, "w")
+    codes = gptq.round_weight(weight, scheme, White()).codes
+    assert torch.equal(codes, quantize_tensor(weight, scheme).codes)
+
+
+@pytest.mark.parametrize("spelling", WEIGHTS)
+def test_codes_do_not_depend_on_the_band(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, scheme, context = normal(12, 40), parse_tensor_scheme(spelling, "w"), correlated(40)
+    codes: list[Tensor] = []
+    for band in (1, 7, 40, 128):
+        monkeypatch.setattr(gptq, "BAND", band)
+        codes.append(gptq.round_weight(weight, scheme, context).codes)
+    assert all(torch.equal(codes[0], other) for other in codes[1:])
+    assert not torch.equal(codes[0], quantize_tensor(weight, scheme).codes)
+
+
+def test_it_is_the_elimination_of_one_column_after_the_other() -> None:
+    """Optimal brain surgeon, as the paper's equation 2 has it: with H⁻¹ updated by Gaussian elimination each time."""
+    weight, scheme, context = normal(5, 8), parse_tensor_scheme("int4/channel", "w"), correlated(8)
+    ours = gptq.round_weight(weight, scheme, context)
+    moments = context.moments.double()
+    inverse = (moments + gptq.DAMPING * moments.diagonal().mean() * torch.eye(8, dtype=torch.float64)).inverse()
+    left, values = weight.double(), torch.zeros(5, 8, dtype=torch.float64)
+    for j in range(8):
+        values[:, j] = (left[:, j] / ours.scales.scale[:, 0]).round().clamp(-8, 7) * ours.scales.scale[:, 0]
+        left = left - ((left[:, j] - values[:, j]) / inverse[j, j])[:, None] * inverse[j]
+        inverse = inverse - inverse[:, j, None] * inverse[j] / inverse[j, j]
+    assert torch.equal(ours.dequantize(), values.float())
+
+
+@pytest.mark.parametrize("spelling", ["int4/g8", "int3/channel/asymmetric", "mxfp4/g8"])
+def test_it_lowers_the_output_error(spelling: str) -> None:
+    weight, scheme, context = normal(24, 40), parse_tensor_scheme(spelling, "w"), correlated(40)
+    by_gptq, by_nearest = (
+        float((context.inputs @ (rounded.dequantize() - weight).T).square().sum())
+        for rounded in (gptq.round_weight(weight, scheme, context), quantize_tensor(weight, scheme))
+    )
+    assert by_gptq < 0.8 * by_nearest
+
+
+def test_moments_are_of_what_the_float_model_reads(tiny_llama: Path) -> None:
+    model = open_model(str(tiny_llama))
+    site = next(s for s in model.sites() if s.name.endswith("1.mlp.down_proj"))
+    read: list[Tensor] = []
+    whole = model.module()
+    handle = whole.get_submodule(site.name).register_forward_pre_hook(lambda _, operands: read.append(operands[0]))
+    with torch.no_grad():
+        whole(tokens().windows)
+    handle.remove()
+    rows = torch.cat(read)[:, 1:].flatten(0, 1)
+    context = Calibration(model, tokens(), first=1).of(site)
+    assert torch.allclose(context.inputs, rows, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(context.moments, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_prices_and_quantization_use_the_rounding_that_the_plan_names(tmp_path: Path, tiny_llama: Path) -> None:
+    model = open_model(str(tiny_llama))
+    plan = plan_of(model, GPTQ)
+    small = quantize(model, plan, calibration=tokens())
+    write_native(small, plan, tmp_path / "out")
+    stored, read = read_native(tmp_path / "out")
+    assert read == plan
+    name = "mlp.down_proj"
+    ours = block_of(small, 1).get_submodule(name).quantized
+    assert torch.equal(ours.codes, block_of(stored, 1).get_submodule(name).quantized.codes)
+    weight = block_of(model, 1).get_submodule(name).weight.detach()
+    nearest = quantize_tensor(weight, ours.scheme)
+    assert not torch.equal(ours.codes, nearest.codes)
+    assert torch.equal(ours.scales.scale, nearest.scales.scale)
+    # The price of the weight's error is that of the very codes.
+    schemes = [parse_scheme(GPTQ)]
+    menu = price(model, tokens("selection", 6), schemes, metric="weight-error", calibration=tokens())
+    damage = menu.damages(GPTQ)[f"model.layers.1.{name}"]
+    assert damage == pytest.approx(float((ours.dequantize() - weight).double().square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_blocks_may_be_built_in_any_order(tiny_llama: Path, memory: int) -> None:
+    model = open_model(str(tiny_llama))
+    model.memory = memory
+    there, back = (quantize(model, plan_of(model, GPTQ), calibration=tokens()) for _ in range(2))
+    ours = [block_of(there, index).get_submodule("self_attn.q_proj").quantized.codes for index in (0, 1)]
+    theirs = [block_of(back, index).get_submodule("self_attn.q_proj").quantized.codes for index in (1, 0)]
+    assert all(map(torch.equal, ours, reversed(theirs)))
+
+
+def test_without_calibration_tokens_it_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "tiny")))
+    with pytest.raises(UserError, match="round-gptq looks at what a projection reads"):
+        quantize(model, plan_of(model, GPTQ))
+    with pytest.raises(UserError, match="round-gptq looks at what a projection reads"):
+        price(model, tokens(), [parse_scheme(GPTQ)])
