@@ -21,6 +21,7 @@ from qarat.stages.prices.capture import draw_labels
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.testing.extensions import check_metric
 from qarat.values.plans import assign
 from qarat.values.records.prices import NATS, Menu
 from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme
@@ -191,6 +192,11 @@ def test_the_folder_lists_the_metrics():
     for name, line in damage.METRICS.describe().items():
         assert name == import_module(f"qarat.stages.prices.{name.replace('-', '_')}").METRIC.name
         assert line.endswith((".", ")")), line
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_keeps_its_promises(metric: str):
+    check_metric(damage.METRICS.load(metric))
 
 
 def test_an_unknown_metric_is_told_the_nearest():

@@ -18,6 +18,7 @@ from qarat.stages.quantize import quantize
 from qarat.stages.read_back.readback import logits_of
 from qarat.stages.transforms import TRANSFORMS, choose, hadamard, parse_transform, smooth
 from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.testing.extensions import check_transform
 from qarat.values.fingerprints import source_of
 from qarat.values.plans import PlanError, assign
 from qarat.values.records.scores import paired_difference
@@ -58,6 +59,11 @@ def seen(model: Model, text: Path) -> ActivationStats:
 def transformed(model: Model, spelling: str, text: Path) -> Model:
     step = parse_transform(spelling)
     return step.apply(model, seen(model, text) if step.needs_stats else None)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_transform_keeps_its_promises(spelling: str) -> None:
+    check_transform(spelling)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
