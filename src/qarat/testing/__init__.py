@@ -6,6 +6,7 @@ law, …) is held to what the rest of qarat relies on by the check of its kind, 
 
 from qarat.testing.documents import tiny_documents
 from qarat.testing.exporters import check_exporter
+from qarat.testing.extensions import check_kernel, check_metric, check_rounding, check_transform
 from qarat.testing.families import check_family
 from qarat.testing.law_forms import check_law_form
 from qarat.testing.models import Architecture, tiny_checkpoint, tiny_tokenizer
@@ -15,7 +16,11 @@ __all__ = [
     "Architecture",
     "check_exporter",
     "check_family",
+    "check_kernel",
     "check_law_form",
+    "check_metric",
+    "check_rounding",
+    "check_transform",
     "plant_spike",
     "tiny_checkpoint",
     "tiny_documents",

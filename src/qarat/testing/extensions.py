@@ -21,7 +21,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.metric import Metric, Pricing
 from qarat.stages.rounding import NoContext, Rounding
-from qarat.stages.transforms import parse_transform
+from qarat.stages.transforms import Step
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.schemes import parse_scheme, parse_tensor_scheme
 
@@ -126,16 +126,15 @@ def check_metric(metric: Metric) -> None:
         assert not hooks, "it leaves hooks behind"
 
 
-def check_transform(spelling: str, tolerance: float = 1e-4) -> None:
+def check_transform(step: Step, tolerance: float = 1e-4) -> None:
     """Check a transform on a tiny model: the outputs stay, up to rounding, and the fingerprint changes.
 
     Args:
-        spelling: As ``--transform`` takes it.
+        step: As a file's ``parse`` makes it, or `parse_transform` of a spelling.
         tolerance: Of the largest logit.
     """
     with TemporaryDirectory() as folder:
         model, tokens = _tiny(Path(folder)), _tokens()
-        step = parse_transform(spelling)
         changed = step.apply(model, observe(model, tokens) if step.needs_stats else None)
         before, after = _logits(model, tokens), _logits(changed, tokens)
         assert float((after - before).abs().max()) <= tolerance * float(before.abs().max()), "the outputs change"
