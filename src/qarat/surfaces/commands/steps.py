@@ -82,6 +82,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
             schemes,
             stats,
             metric=name,
+            calibration=calibration,
             seed=options.general.seed,
             prefix=prefix,
             progress=screen.progress,
@@ -98,7 +99,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
 
 
 def _metrics_of(options: DamageOptions, schemes: Sequence[Scheme], screen: Screen) -> list[str]:
-    """The metrics that were options for; of all there are, those that can price what is options.
+    """The metrics that were named; of all there are, those that can price the schemes.
 
     Raises:
         ArgumentError: A metric that was named has no price of the schemes, or of the first, which is to be checked.
@@ -154,9 +155,7 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         tokens = selection.windows.numel()
         return show_estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
-    chosen, sweep = find_plan(
-        model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
-    )
+    chosen, sweep = find_plan(model, selection, request, stats, menu, calibration=calibration, progress=screen.progress)
     measured = options.out.with_suffix(".sweep.json")
     write_whole(measured, encode_record(sweep))
     write_whole(options.out, encode_record(chosen))
