@@ -11,13 +11,11 @@ from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
 from qarat.jobs.exporting import open_to_export
-from qarat.jobs.family_sweep.job import SWEEP
-from qarat.jobs.folder import Run, read_command
+from qarat.jobs.folder import Run, kind_of, read_command, result_of
 from qarat.jobs.open_any import find_native
-from qarat.jobs.search.job import RESULT as SEARCH
-from qarat.jobs.search.nested import count_plans, is_searching
-from qarat.jobs.spike_study.folders import is_study, read_study
-from qarat.jobs.spike_study.job import RESULT as STUDY
+from qarat.jobs.search.nested import count_plans
+from qarat.jobs.spike_study.folders import read_study
+from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
 from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
 from qarat.model.checkpoints import describe_reference_models
 from qarat.model.native import is_native, read_native
@@ -51,7 +49,7 @@ def run(asked: options.Run, screen: Screen) -> Lines:
     """Do everything, in a folder that survives a kill."""
     request = request_of(asked.planning, asked.prefix, asked.transform)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-qarat")
-    folder = Run(out, overwrite=asked.overwrite)
+    folder = Run(out, pipeline.KIND, overwrite=asked.overwrite)
     model = open_float(asked)
     tokens = load_tokens(asked, model, screen)
     job = pipeline.Pipeline(
@@ -142,15 +140,12 @@ def show(asked: options.Show, screen: Screen) -> Lines:
     records: list[Record] = []
     for path in asked.paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
-        searching = is_searching(folder)
-        # A run has a sweep.json as well: the measurements behind its plan.
-        names = (STUDY, SEARCH, *([SWEEP] if searching else []))
-        results = [folder / name for name in names if (folder / name).is_file()]
-        if results:
-            screen.show(*map(decode_record, results))
-        elif is_study(folder):
+        kind = kind_of(folder)
+        if kind and (folder / result_of(kind)).is_file():
+            screen.show(decode_record(folder / result_of(kind)))
+        elif kind == SPIKE_STUDY:
             _show_begun_study(folder, screen, **context)
-        elif searching:
+        elif kind not in ("", pipeline.KIND):
             _note_begun_search(folder, screen)
         elif folder.is_dir() and not is_native(folder):
             _show_run(folder, screen, asked.low)

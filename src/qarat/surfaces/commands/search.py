@@ -6,12 +6,13 @@ from pathlib import Path
 
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
-from qarat.jobs.estimates import SWEEP_FORWARDS
+from qarat.jobs.estimates import CHOOSING_FORWARDS
 from qarat.jobs.folder import Run
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import Runner
 from qarat.jobs.search.chosen import plan_file
-from qarat.jobs.search.job import STATS, TRIALS, SearchJob
+from qarat.jobs.search.job import KIND, TRIALS, SearchJob
+from qarat.jobs.steps import STATS
 from qarat.surfaces import options
 from qarat.surfaces.commands.common import (
     check_weights,
@@ -44,7 +45,7 @@ def search(asked: options.Search, screen: Screen) -> Lines:
     request = _request(asked)
     check_workers(asked.runners)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-search")
-    folder = Run(out, overwrite=asked.overwrite)
+    folder = Run(out, KIND, overwrite=asked.overwrite)
     model = open_float(asked)
     tokens = load_tokens(asked, model, screen)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
@@ -81,7 +82,7 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     check_weights(job.model)
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
-    plans = {"predicted": SWEEP_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
+    plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     work = {"search": float(plans * tokens)}
     if job.strategy.predicts:
         priced = pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.folder import Run
-from qarat.jobs.spike_study.job import RESULT, SpikeJob
+from qarat.jobs.spike_study.job import KIND, RESULT, SpikeJob
 from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import Model
@@ -39,7 +39,7 @@ def study_spikes(asked: options.StudySpikes, screen: Screen) -> Lines:
         return ()
     request = _request(asked)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-spikes")
-    folder = Run(out, overwrite=asked.overwrite)
+    folder = Run(out, KIND, overwrite=asked.overwrite)
     model = open_float(asked)
     tokens = _tokens(asked, model, screen)
     job = SpikeJob(model, tokens, request, name=asked.model, seed=asked.general.seed, progress=screen.progress)

@@ -9,10 +9,12 @@ from pathlib import Path
 from qarat.ground.errors import NotPassedError
 from qarat.jobs.bench import Member
 from qarat.jobs.checks import check_family_request, check_ratio_request
-from qarat.jobs.estimates import SWEEP_FORWARDS, estimate, price_forwards
+from qarat.jobs.estimates import CHOOSING_FORWARDS, estimate, price_forwards
+from qarat.jobs.family_sweep import job as family_sweep
 from qarat.jobs.family_sweep.job import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import Run
-from qarat.jobs.ratio_study.job import STUDY, RatioJob
+from qarat.jobs.ratio_study import job as ratio_study
+from qarat.jobs.ratio_study.job import RatioJob
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.nested import SEARCHES
 from qarat.surfaces import options
@@ -35,7 +37,7 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
     request = _study_request(asked)
     check_workers(asked.runners)
     out = asked.out or Path(f"{Path(asked.model).resolve().name}-ratio")
-    folder = Run(out, overwrite=asked.overwrite)
+    folder = Run(out, ratio_study.KIND, overwrite=asked.overwrite)
     model = open_float_named(asked.model, asked)
     tokens = load_tokens(asked, model, screen)
     with open_runner(asked.runners.workers, asked.runners.ray) as runner:
@@ -43,20 +45,20 @@ def study_ratio(asked: options.StudyRatio, screen: Screen) -> Lines:
         if asked.general.dry_run:
             windows = tokens[1].windows.numel()
             arms = len(request.blocks) * len(request.granularities())
-            predicted = arms * (price_forwards(1) + SWEEP_FORWARDS)
+            predicted = arms * (price_forwards(1) + CHOOSING_FORWARDS)
             work = {"random": float(request.plans() * windows), "predicted": float(predicted * windows)}
             return show_estimate(screen, model, work, states=windows * (model.blocks + 1))
         with folder.work(SEARCHES, command=screen.command):
             study = job.execute(folder)
     screen.show(study)
-    return (f"written: {quoted(out)} (every search in {SEARCHES}/, what came of them in {STUDY})",)
+    return (f"written: {quoted(out)} (every search in {SEARCHES}/, what came of them in {ratio_study.RESULT})",)
 
 
 def sweep(asked: options.Sweep, screen: Screen) -> Lines:
     """Search a family of models, and write the table that laws are fitted to."""
     request = _sweep_request(asked)
     check_workers(asked.runners)
-    folder = Run(asked.out, overwrite=asked.overwrite)
+    folder = Run(asked.out, family_sweep.KIND, overwrite=asked.overwrite)
 
     def open_member(name: str) -> Member:
         model = open_float_named(name, asked)
@@ -125,6 +127,6 @@ def _estimate_sweep(
         _, model, tokens = open_member(name)
         check_weights(model)
         windows = tokens[1].windows.numel()
-        work = {f"{searches} searches": float(searches * (price_forwards(1) + SWEEP_FORWARDS) * windows)}
+        work = {f"{searches} searches": float(searches * (price_forwards(1) + CHOOSING_FORWARDS) * windows)}
         screen.show(estimate(model, work, states=windows * (model.blocks + 1), disk=0), title=name)
     return ()

@@ -83,7 +83,7 @@ class Plan:
     menu: Annotated[Path, arg(metavar="FILE")] = Path("menu.json")
     """Prices from `qarat damage`, the low scheme among them."""
     out: Out = Path("plan.json")
-    """Where the plan goes; its measurements go beside it, to NAME.sweep.json."""
+    """Where the plan goes; its measurements go beside it, to NAME.protection.json."""
     planning: Planning = field(default_factory=Planning)
     transforms: Transforms = field(default_factory=Transforms)
     text: Text = field(default_factory=Text)
