@@ -59,7 +59,7 @@ class WorldMeter:
     def measure(
         self, wanted: Sequence[PlannedArm], notes: Mapping[str, str], progress: Progress
     ) -> Iterator[list[SpikeArm]]:
-        """The arms known so far, in their order: before anything is measured, and again after every group.
+        """The arms known so far: before anything is measured, and again after every group.
 
         Args:
             wanted: Of this world; what is known is not measured again.
@@ -70,8 +70,11 @@ class WorldMeter:
         arms = [(arm, self._plan(arm.scheme, arm.protected, arm.protection)) for arm in wanted]
         missing = list({plan_key(plan): plan for _, plan in arms if not meter.knows(plan)}.values())
         missing = [missing[i] for i in prefix_order(missing)]
+        measured: dict[str, SpikeArm] = {}
         for first in range(0, len(missing) + TOGETHER, TOGETHER):
-            yield [self._arm(arm, plan, notes.get(arm.name, "")) for arm, plan in arms if meter.knows(plan)]
+            new = [(arm, plan) for arm, plan in arms if arm.name not in measured and meter.knows(plan)]
+            measured |= {arm.name: self._arm(arm, plan, notes.get(arm.name, "")) for arm, plan in new}
+            yield list(measured.values())
             progress("arms", min(first, len(missing)), len(missing))
             meter.losses(missing[first : first + TOGETHER])
 

@@ -16,7 +16,7 @@ CAVEAT = "None is the first paper's (arXiv 2504.21553), whose tables could not b
 """What published figures are not."""
 
 
-class PublishedResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PublishedResult(NamedTuple):
     """One published figure.
 
     Attributes:
@@ -43,7 +43,8 @@ class PublishedResults(NamedTuple):
 
 
 _FILE = Path(__file__).parents[2] / "bundled" / "spikes" / "published.jsonl"
-PUBLISHED = PublishedResults(tuple(msgspec.json.Decoder(PublishedResult).decode_lines(_FILE.read_bytes())))
+_ROWS = msgspec.json.Decoder(dict[str, str]).decode_lines(_FILE.read_bytes())
+PUBLISHED = PublishedResults(tuple(PublishedResult(**row) for row in _ROWS))
 
 
 def published_of(name: str) -> PublishedResults:

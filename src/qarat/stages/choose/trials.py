@@ -109,7 +109,7 @@ class PlanMeter:
 
         Args:
             plans: Of one model; their notes count as labels alone.
-            told: Called whenever `done` or `wanted` has changed.
+            told: Called after every plan that was measured.
         """
         missing = {plan_key(plan): plan for plan in plans if not self.knows(plan)}
         self.wanted += len(missing)
