@@ -22,14 +22,14 @@ import common
 import msgspec
 
 from qarat.ground.runtime import Progress, Runtime
-from qarat.jobs.bench import Bench, Measurer, Member, ProgressWatcher, specify
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.runners import open_runner
-from qarat.jobs.search.job import SearchJob
+from qarat.jobs.search.job import KIND, SearchJob
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet, load_token_sets
-from qarat.stages.choose.driver import Driver
+from qarat.stages.choose.driver import Driver, ProgressWatcher
 from qarat.stages.choose.space import Space, make_space
 from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
 from qarat.stages.choose.trials import TrialLog
@@ -61,7 +61,7 @@ class Subject:
         asked = SearchRequest(self.low, price_windows=self.price_windows, **request)
         asked.check()
         with tempfile.TemporaryDirectory() as folder, open_runner() as runner:
-            run = Run(Path(folder) / "run")
+            run = Run(Path(folder) / "run", KIND)
             run.begin()
             member, setting = Member(self.name, self.model, self.tokens), Bench(runner, seed, self.progress)
             return SearchJob(member, asked, setting).execute(run)
@@ -90,8 +90,8 @@ class Subject:
         base = draft_plan(self.model, request.as_plan_request())
         space = make_space(base, request.options())
         with open_runner() as runner:
-            measurer = Measurer(runner, specify(self.model, self.name, self.tokens[1], None))
-            every = Driver(space, measurer, TrialLog(None, {}), ProgressWatcher(self.progress, (), space))
+            measurer = Bench(runner).measurer(Member(self.name, self.model, self.tokens), self.tokens[1], None)
+            every = Driver(space, measurer.meter(TrialLog(None, {})), ProgressWatcher(self.progress, (), space))
             every.run(_Every(), Goal((), ()))
         # Shares of the twelve sites' parameters, as ratios of the whole model's.
         ratios = [share * space.ratio((0,) * len(space.units)) for share in RATIOS]

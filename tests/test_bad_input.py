@@ -282,7 +282,9 @@ def test_records_that_are_not_there(refused: Callable[..., str], tiny_llama: Pat
     refused(["show", "nosuch.json"], "no such file: nosuch.json")
 
 
-@pytest.mark.parametrize("name", ["stats.safetensors", "menu.json", "plan.json", "sweep.json", "evaluation-plan.json"])
+@pytest.mark.parametrize(
+    "name", ["stats.safetensors", "menu.json", "plan.json", "protection.json", "evaluation-plan.json"]
+)
 def test_damaged_records(name: str, refused: Callable[..., str], run: Path) -> None:
     path = run / name
     path.write_bytes(path.read_bytes()[:-50])

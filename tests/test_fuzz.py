@@ -247,7 +247,7 @@ def test_a_quantized_folder(file: str, change: Change, times: int, native: Path)
     [
         ("plan.json", mutate_text, 100),
         ("menu.json", mutate_text, 100),
-        ("sweep.json", mutate_text, 100),
+        ("protection.json", mutate_text, 100),
         ("evaluation-plan.json", mutate_text, 100),
         ("continuations.json", mutate_text, 50),
         ("stats.safetensors", mutate_header, 100),
@@ -258,7 +258,7 @@ def test_a_record(file: str, change: Change, times: int, run: Path):
     fuzz(run, file, change, lambda folder: rendered(decode_record(folder / file), **context), times)
 
 
-@pytest.mark.parametrize(("file", "times"), [("manifest.json", 100), ("plan.json", 30), ("sweep.json", 30)])
+@pytest.mark.parametrize(("file", "times"), [("manifest.json", 100), ("plan.json", 30), ("protection.json", 30)])
 def test_a_run(file: str, times: int, run: Path):
     fuzz(run, file, mutate_text, show, times)
 

@@ -9,13 +9,13 @@ import torch
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.jobs.bench import MeterSpec, Question, make_meter, measure_with, specify
+from qarat.jobs.bench import MeterSpec, make_meter, measure_with, specify
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
-from qarat.stages.measure.meter import Failure
 from qarat.stages.observe import observe
 from qarat.testing import tiny_checkpoint
-from qarat.values.plans import assign
+from qarat.values.plans import Plan, assign
+from qarat.values.records.scores import Failure
 
 SPELLINGS = ("float", "w=int4/g8", "w=int8/channel a=int8/tensor/static")
 
@@ -26,8 +26,8 @@ def tokens() -> TokenSet:
     return TokenSet("selection", "windows-16-nobos", ids, tuple("abcd"), ("0" * 64,), ("a",))
 
 
-def questions_of(model: Model) -> list[Question]:
-    return [Question(assign(model.fingerprint, 32, model.sites(), spelling), spelling) for spelling in SPELLINGS]
+def plans_of(model: Model) -> list[Plan]:
+    return [assign(model.fingerprint, 32, model.sites(), spelling) for spelling in SPELLINGS]
 
 
 def elsewhere(spec: MeterSpec) -> MeterSpec:
@@ -38,9 +38,9 @@ def test_a_spec_gives_what_the_open_model_gives(tiny_model: Model, tokens: Token
     stats = observe(tiny_model, tokens)
     spec = specify(tiny_model, str(tiny_model.folder), tokens, stats)
     meter = make_meter(tiny_model, tokens, stats)
-    wanted = measure_with(meter)(questions_of(tiny_model))
-    assert spec()(questions_of(tiny_model)) == wanted
-    assert elsewhere(spec)()(questions_of(tiny_model)) == wanted
+    wanted = measure_with(meter)(plans_of(tiny_model))
+    assert spec()(plans_of(tiny_model)) == wanted
+    assert elsewhere(spec)()(plans_of(tiny_model)) == wanted
     assert sum(measured.forwards for measured in wanted) == meter.forwards
 
 
@@ -58,7 +58,7 @@ def test_a_relative_folder_is_found_from_anywhere(
     model = open_model(tiny_llama.name)
     spec = elsewhere(specify(model, tiny_llama.name, tokens, None))
     monkeypatch.chdir(tmp_path)
-    assert len(spec()(questions_of(model)[:1])) == 1
+    assert len(spec()(plans_of(model)[:1])) == 1
 
 
 def test_another_model_by_the_same_name_is_refused(tiny_model: Model, tokens: TokenSet, tmp_path: Path):
@@ -90,6 +90,6 @@ def test_workers_of_one_machine_share_its_memory_and_threads(
     assert opened(0, 1).threads == 1
 
 
-def test_failures_travel(tiny_model: Model):
-    failure = Failure("x", questions_of(tiny_model)[1].plan, "the loss of window 0 (text) is nan")
+def test_failures_travel():
+    failure = Failure("x", "the loss of window 0 (text) is nan")
     assert pickle.loads(pickle.dumps(failure)) == failure

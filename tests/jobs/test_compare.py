@@ -102,7 +102,7 @@ def test_what_cannot_be_opened(made: tuple[Path, Path, Path], tmp_path: Path):
         open_for_evaluation(str(tmp_path / "nothing"))
     unfinished = tmp_path / "run"
     unfinished.mkdir()
-    (unfinished / "manifest.json").write_text("{}")
+    (unfinished / "manifest.json").write_text('{"kind": "run"}')
     with pytest.raises(UserError, match="has not come to its quantized model"):
         find_native(unfinished)
 

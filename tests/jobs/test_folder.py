@@ -13,7 +13,7 @@ import torch
 from qarat.ground.disk import check_file, check_folder, hash_json, new_folder, put_into_place, write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.jobs.folder import Run, read_command, read_manifest
+from qarat.jobs.folder import Run, kind_of, read_command, read_manifest
 
 MARK = "mark.json"
 FULL = Path("/dev/full")  # writes to it fail as on a full disk
@@ -25,7 +25,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def begun(out: Path, *, overwrite: bool = False) -> Run:
-    run = Run(out, overwrite=overwrite)
+    run = Run(out, "run", overwrite=overwrite)
     run.begin()
     return run
 
@@ -138,7 +138,7 @@ def test_a_file_in_the_place_of_a_folder_is_said_to_be_there(tmp_path: Path) -> 
 
 def test_a_run_is_made_beside_its_place(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    run = Run(out)
+    run = Run(out, "run")
     assert list(tmp_path.iterdir()) == []  # nothing is written before it begins
     run.begin(command="qarat run")
     Recipe().execute(run)
@@ -147,7 +147,7 @@ def test_a_run_is_made_beside_its_place(tmp_path: Path) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     assert (out / "three.txt").read_text() == "three(two(one(1)))"
     assert read_command(out) == "qarat run"
-    assert read_manifest(out).keys() == {"one", "two", "three"}
+    assert read_manifest(out).steps.keys() == {"one", "two", "three"}
 
 
 def test_steps_are_not_repeated(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_the_log_says_what_was_reused(tmp_path: Path) -> None:
 
 def test_the_last_command_is_read_from_a_log_cut_short(tmp_path: Path) -> None:
     for command in ("qarat run a", "qarat run b"):
-        run = Run(tmp_path / "out")
+        run = Run(tmp_path / "out", "run")
         run.begin(command=command)
     with run.path("log.jsonl").open("a") as file:
         file.write('{"command": "qar')
@@ -290,6 +290,24 @@ def test_a_damaged_manifest_is_refused_with_a_remedy(data: bytes, tmp_path: Path
     Recipe().execute(begun(tmp_path / "out"))
     (tmp_path / "out.partial" / "manifest.json").write_bytes(data)
     with pytest.raises(UserError, match=r"manifest\.json is damaged; delete .*out\.partial"):
+        begun(tmp_path / "out")
+
+
+def test_a_folder_of_another_kind_is_not_gone_on_with(tmp_path: Path) -> None:
+    Recipe().execute(begun(tmp_path / "out"))
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"out\.partial is a run, no search; move it, or give another `out`"):
+        Run(tmp_path / "out", "search").begin()
+    assert tree(tmp_path) == before
+    assert kind_of(tmp_path / "out.partial") == "run"
+    assert kind_of(tmp_path) == ""
+
+
+@pytest.mark.parametrize("steps", [{}, {"one": {"key": "k", "one.txt": "h"}}])
+def test_a_manifest_that_does_not_say_its_kind_is_refused(steps: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "manifest.json").write_text(json.dumps(steps))
+    with pytest.raises(UserError, match=r"out\.partial is of qarat 0\.1: .* run its command again"):
         begun(tmp_path / "out")
 
 
@@ -311,7 +329,7 @@ def test_an_existing_run_is_not_replaced_unasked(tmp_path: Path) -> None:
     finished(tmp_path / "out", 1)
     before = tree(tmp_path)
     with pytest.raises(UserError, match="exists already; give another `out`, or `overwrite`"):
-        Run(tmp_path / "out")
+        Run(tmp_path / "out", "run")
     assert tree(tmp_path) == before
 
 
@@ -360,16 +378,16 @@ def test_what_qarat_did_not_write_is_never_replaced(place: str, tmp_path: Path) 
     (tmp_path / place).mkdir()
     (tmp_path / place / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=f"{place} is"):
-        Run(tmp_path / "out", overwrite=True)
+        Run(tmp_path / "out", "run", overwrite=True)
     assert tree(tmp_path) == {f"{place}/thesis.tex": b"years of work"}
 
 
 def test_a_file_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match="out is not from this command"):
-        Run(tmp_path / "out", overwrite=True)
+        Run(tmp_path / "out", "run", overwrite=True)
     with pytest.raises(UserError, match="is no folder"):
-        Run(tmp_path / "out" / "deeper")
+        Run(tmp_path / "out" / "deeper", "run")
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

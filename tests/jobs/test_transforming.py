@@ -50,7 +50,7 @@ def job(model: Model, sets: Sets) -> Callable[..., Pipeline]:
 
 
 def run_of(pipeline: Pipeline, out: Path) -> Path:
-    run = Run(out)
+    run = Run(out, "run")
     run.begin()
     pipeline.execute(run)
     return out
@@ -78,7 +78,7 @@ def test_a_run_is_taken_up_again_without_preparing_anew(
     job: Callable[..., Pipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pipeline = job("smooth/auto")
-    run = Run(tmp_path / "out")
+    run = Run(tmp_path / "out", "run")
     run.begin()
     pipeline._transform(run)
     chosen = pipeline.model.fingerprint
@@ -89,7 +89,7 @@ def test_a_run_is_taken_up_again_without_preparing_anew(
 
     monkeypatch.setattr("qarat.jobs.transforming.prepare", never)
     again = job("smooth/auto")
-    run = Run(tmp_path / "out")
+    run = Run(tmp_path / "out", "run")
     run.begin()
     again._transform(run)
     assert again.model.fingerprint == chosen

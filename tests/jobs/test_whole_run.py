@@ -97,7 +97,7 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
 
 
 def read_manifest_in_order(folder: Path) -> list[str]:
-    done = read_manifest(folder)
+    done = read_manifest(folder).steps
     return [step for step in pipeline.STEPS if step in done]
 
 
@@ -117,7 +117,7 @@ def test_a_run_as_json_is_one_list(qarat: Qarat, words: list[str], tmp_path: Pat
     answer = qarat(*words, "-o", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     records = json.loads(answer.out)
-    kinds = ["stats", "menu", "sweep", "plan", *["evaluation"] * 3, "continuations"]
+    kinds = ["stats", "menu", "protection", "plan", *["evaluation"] * 3, "continuations"]
     assert [record["qarat"] for record in records] == [f"{kind}/1" for kind in kinds]
     assert json.loads(qarat("show", tmp_path / "out", "--json").out) == records
     assert tree(tmp_path / "out") == tree(unbroken)  # the same command, the same bytes
@@ -381,7 +381,7 @@ def test_other_options_do_not_reuse_what_they_change(
 
 def test_damaged_leftovers_are_made_again(words: list[str], unbroken: Path, tmp_path: Path) -> None:
     partial = Path(shutil.copytree(unbroken, tmp_path / "out.partial"))
-    (partial / "menu.json").write_text("{}")
+    (partial / "menu.json").write_text('{"kind": "run"}')
     block = next((partial / "model").glob("block-*"))
     block.write_bytes(block.read_bytes()[:-1])
     (partial / ".stats.safetensors.partial").write_bytes(b"half")
@@ -402,7 +402,7 @@ def test_a_damaged_manifest_is_named(qarat: Qarat, words: list[str], tmp_path: P
 def test_an_unfinished_run_has_no_model_to_evaluate(qarat: Qarat, words: list[str], tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / "manifest.json").write_text("{}")
+    (partial / "manifest.json").write_text('{"kind": "run"}')
     answer = qarat("evaluate", partial)
     assert answer.code == 1
     assert "run its command again" in answer.err
@@ -435,7 +435,7 @@ def job(folder: Path, text: Path, request: ProtectRequest, **more: Any) -> Pipel
 
 
 def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "out")
+    run = Run(tmp_path / "out", "run")
     run.begin(command="")
     job(tiny_llama, tiny_text, ProtectRequest(prefix=1, sites=("0.down",))).execute(run)
     out = tmp_path / "out"

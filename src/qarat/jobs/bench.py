@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,32 +15,17 @@ from qarat.ground.disk import explained
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.runners.base import Runner
+from qarat.jobs.runners.here import Here
 from qarat.model.model import Model, open_model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.driver import Failure as NotMeasured
-from qarat.stages.choose.driver import SearchWatcher
-from qarat.stages.choose.space import Space
-from qarat.stages.measure.meter import Failure, Meter, prefix_order
+from qarat.stages.choose.trials import PlanMeter, TrialLog
+from qarat.stages.measure.meter import Meter, prefix_order
 from qarat.stages.quantize import WeightCache, build_block
 from qarat.stages.rounding.inputs import Calibration
-from qarat.values.budgets import Budget, LossBudget
 from qarat.values.plans import Plan
-from qarat.values.records.scores import Evaluation
-from qarat.values.records.search import SearchTrial
+from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.streams import ActivationStats
-
-
-class Question(NamedTuple):
-    """What a worker is asked: the loss of a plan.
-
-    Attributes:
-        plan: For the model of the `MeterSpec`.
-        label: Of the evaluation.
-    """
-
-    plan: Plan
-    label: str
 
 
 class Measured(NamedTuple):
@@ -55,7 +40,7 @@ class Measured(NamedTuple):
     forwards: int
 
 
-Measuring = Callable[[Sequence[Question]], list[Measured]]
+Measuring = Callable[[Sequence[Plan]], list[Measured]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +96,8 @@ class MeterSpec:
 
 def _threads_here() -> int:
     """Threads that torch would take in this process alone: as the environment says (Ray does), or one a processor."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() else os.cpu_count() or 1
 
 
 def specify(
@@ -149,10 +134,9 @@ def measure_with(meter: Meter) -> Measuring:
         meter: Of `make_meter`.
     """
 
-    def measure(questions: Sequence[Question]) -> list[Measured]:
+    def measure(plans: Sequence[Plan]) -> list[Measured]:
         before = meter.forwards
-        plans, labels = zip(*questions, strict=True)
-        outcomes = meter.measure_many(plans, labels)
+        outcomes = meter.measure_many(plans, [plan.note for plan in plans])
         each, rest = divmod(meter.forwards - before, len(outcomes))
         return [Measured(outcome, each + (number < rest)) for number, outcome in enumerate(outcomes)]
 
@@ -192,6 +176,28 @@ def make_meter(
     )
 
 
+def blank_evaluation(model: Model, tokens: TokenSet) -> Evaluation:
+    """The evaluation of the float model on a token set, before its losses are known."""
+    origin = model.provenance(tokens.fingerprint, tokens.convention)
+    predicted, unit = tokens.words or tokens.predicted, "word" if tokens.words else "token"
+    return Evaluation("float", origin, "", (), predicted, tokens.sources, unit)
+
+
+def plan_meter(
+    model: Model,
+    tokens: TokenSet,
+    stats: ActivationStats | None,
+    log: TrialLog,
+    *,
+    prefix: FloatPrefix | None = None,
+    calibration: TokenSet | None = None,
+) -> PlanMeter:
+    """Losses of plans, each measured once, in this process; arguments as `make_meter` and `PlanMeter`."""
+    measure = measure_with(make_meter(model, tokens, stats, prefix=prefix, calibration=calibration))
+    blank = blank_evaluation(model, tokens)
+    return PlanMeter(lambda plans: enumerate(measured.outcome for measured in measure(plans)), log, blank)
+
+
 class Measurer:
     """Measures plans where a runner says, and counts what that costs.
 
@@ -212,51 +218,27 @@ class Measurer:
         self.forwards = sum(map(int, tally.read_text().split())) if tally is not None and tally.is_file() else 0
         self._runner, self._spec = runner, spec
 
-    def __call__(self, plans: Sequence[Plan], answer: Callable[[int, Evaluation | NotMeasured], None]) -> None:
-        """Measure plans; answers come as they are ready, with the plan's index."""
+    def __call__(self, plans: Sequence[Plan]) -> Iterator[tuple[int, Evaluation | Failure]]:
+        """Measure plans; each outcome comes as it is ready, with the plan's index."""
         order = prefix_order(plans)
-        questions = [Question(plans[i], plans[i].note) for i in order]
-        for i, measured in self._runner.map(self._spec, questions):
+        for i, measured in self._runner.map(self._spec, [plans[i] for i in order]):
             self._count(measured.forwards)
-            found = measured.outcome
-            answer(order[i], NotMeasured(found.error) if isinstance(found, Failure) else found)
+            yield order[i], measured.outcome
+
+    def meter(self, log: TrialLog) -> PlanMeter:
+        """Losses of plans by way of this, each measured once.
+
+        Args:
+            log: Of what was measured.
+        """
+        assert self._spec.opened is not None  # it is only where it was sent elsewhere that it is not open
+        return PlanMeter(self, log, blank_evaluation(self._spec.opened, self._spec.tokens))
 
     def _count(self, forwards: int) -> None:
         self.forwards += forwards
         if self._tally is not None:
             with explained(self._tally), self._tally.open("a") as file:
                 file.write(f"{forwards}\n")
-
-
-class ProgressWatcher(SearchWatcher):
-    """Turns trials into progress: how many, and the best so far for the first loss budget."""
-
-    def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space, stage: str = "search") -> None:
-        """Begin.
-
-        Args:
-            progress: Told.
-            budgets: Of the search.
-            space: Of its choices.
-            stage: What progress is told.
-        """
-        self._progress, self._space, self._stage = progress, space, stage
-        self._budget = next((b for b in budgets if isinstance(b, LossBudget)), None)
-        self._best: SearchTrial | None = None
-
-    def tried(self, trial: SearchTrial) -> None:
-        """Keep it if it is the cheapest within the budget."""
-        axis = self._space.axis
-        better = self._best is None or trial.position(axis) > self._best.position(axis)
-        if self._budget and not trial.failure and trial.damage.nats <= self._budget.nats and better:
-            self._best = trial
-
-    def measured(self, done: int, wanted: int) -> None:
-        """Say how far it is."""
-        if self._best is None or self._budget is None:
-            return self._progress(self._stage, done, wanted)
-        place = f"Q_r {self._best.ratio:.3f}" if self._space.axis == "ratio" else f"{self._best.bits:.2f} bits"
-        self._progress(f"{self._stage}: {place} within {self._budget.spelling}", done, wanted)
 
 
 class Member(NamedTuple):
@@ -289,6 +271,23 @@ class Bench(NamedTuple):
     progress: Progress = no_progress
     revision: str | None = None
     keep_bytes: int | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether others than this process measure."""
+        return not isinstance(self.runner, Here)
+
+    def measurer(
+        self, member: Member, tokens: TokenSet, stats: ActivationStats | None, tally: Path | None = None
+    ) -> Measurer:
+        """What measures plans of a model on one of its token sets; arguments as `specify` and `Measurer`."""
+        if self.elsewhere:
+            member.model.forget_blocks()  # the memory is the workers'
+        share = self.runner.share
+        spec = specify(
+            member.model, member.name, tokens, stats, revision=self.revision, keep_bytes=self.keep_bytes, share=share
+        )
+        return Measurer(self.runner, spec, tally)
 
     def within(self, place: str) -> Bench:
         """The same, with progress that says where in a larger run it is."""

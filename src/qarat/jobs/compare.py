@@ -43,14 +43,14 @@ def compare_named(
         UserError: As `compare`, `decode_record` and `open_for_evaluation`.
     """
     labels = _labels(names)
-    found: dict[str, Comparable] = {name: _read(Path(name)) for name in names if Path(name).is_file()}
+    records: dict[str, Comparable] = {name: _read(Path(name)) for name in names if Path(name).is_file()}
     runs = {name: Path(name) / RUN_EVALUATION for name in names if (Path(name) / RUN_EVALUATION).is_file()}
-    if recorded and found.keys() | runs.keys() >= set(names):
-        found |= {name: _read(path) for name, path in runs.items()}
+    if recorded and records.keys() | runs.keys() >= set(names):
+        records |= {name: _read(path) for name, path in runs.items()}
     for name in names:
-        if name not in found:
-            found[name] = measure(open_for_evaluation(name, runtime, revision=revision))
-    return compare([msgspec.structs.replace(found[name], label=labels[name]) for name in names])
+        if name not in records:
+            records[name] = measure(open_for_evaluation(name, runtime, revision=revision))
+    return compare([msgspec.structs.replace(records[name], label=labels[name]) for name in names])
 
 
 def _read(path: Path) -> Comparable:

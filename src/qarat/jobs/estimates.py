@@ -16,8 +16,8 @@ from qarat.maths.histograms import EDGES
 from qarat.model.model import Model
 from qarat.values.plans import Plan
 
-SWEEP_FORWARDS = 5
-"""Forwards that a sweep takes: some ten plans, on the average from a prefix of half the blocks that is kept."""
+CHOOSING_FORWARDS = 5
+"""Forwards that choosing plans takes: some ten plans, on the average from a prefix of half the blocks that is kept."""
 
 ROUNDING = 1500
 """Rounding and packing a weight takes as long as so many tokens that are multiplied with it; measured with int8, int4

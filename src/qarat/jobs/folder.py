@@ -1,6 +1,6 @@
-"""A run's folder that survives a kill.
+"""A job's folder that survives a kill, and says in its manifest what kind of job it is of.
 
-A run works in ``OUT.partial``. Each step has a key, the hash of everything that decides its bytes; a step whose key and
+A job works in ``OUT.partial``. Each step has a key, the hash of everything that decides its bytes; a step whose key and
 files are there already is not run again, so the same command after a kill goes on from the last finished step and ends
 with the same bytes. Times and machine names go to ``log.jsonl``, which no hash covers.
 """
@@ -29,25 +29,39 @@ from qarat.ground.disk import (
 from qarat.ground.errors import UserError
 
 
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a job's folder says of itself.
+
+    Attributes:
+        kind: Of the job: ``run``, ``search``, ``ratio-study``, ``family-sweep`` or ``spike-study``. What the others
+            than a run come to is one record, of the same kind and name: `result_of`.
+        steps: Name of each finished step to its key and the hashes of its files.
+    """
+
+    kind: str
+    steps: dict[str, dict[str, str]] = {}
+
+
 class Run:
-    """A run's folder while it is being made: steps done so far, and the log.
+    """A job's folder while it is being made: steps done so far, and the log.
 
     Attributes:
         out: Where the finished run will lie.
+        kind: As of `Manifest`.
         folder: ``OUT.partial``, where it is made.
         steps: Name of each finished step to its key and the hashes of its files.
     """
 
     MANIFEST, LOG = "manifest.json", "log.jsonl"
 
-    def __init__(self, out: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, out: Path, kind: str, *, overwrite: bool = False) -> None:
         """Check that a run may be put at ``out``; nothing is written yet.
 
         Raises:
             UserError: If ``out`` exists already and may not be overwritten, or cannot be written.
         """
         check_folder(out, self.MANIFEST, overwrite=overwrite)
-        self.out = out
+        self.out, self.kind = out, kind
         self.folder = _partial(out)
         self.steps: dict[str, dict[str, str]] = {}
 
@@ -55,7 +69,7 @@ class Run:
         """Make the folder, or go on with the one that an earlier call left; the facts go to the log.
 
         Raises:
-            UserError: If it cannot be written, or its manifest is damaged.
+            UserError: If it cannot be written, or its manifest is damaged, or of another kind.
         """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +77,10 @@ class Run:
                 stray.unlink()
         manifest = self.path(self.MANIFEST)
         if manifest.exists():
-            self.steps = read_manifest(self.folder)
+            begun = read_manifest(self.folder)
+            if begun.kind != self.kind:
+                raise UserError(f"{self.folder} is a {begun.kind}, no {self.kind}; move it, or give another `out`")
+            self.steps = begun.steps
         else:
             self._write_manifest()
         self.log(**facts)
@@ -138,29 +155,50 @@ class Run:
         put_into_place(self.out, self.MANIFEST)
 
     def _write_manifest(self) -> None:
-        write_whole(self.path(self.MANIFEST), json.dumps(self.steps, indent=1, sort_keys=True) + "\n")
+        manifest = {"kind": self.kind, "steps": self.steps}
+        write_whole(self.path(self.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """The finished steps of a run's folder, with their keys and the hashes of their files.
+def result_of(kind: str) -> str:
+    """The file of the record that a job of this kind comes to; a run has none."""
+    return f"{kind}.json"
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of job that a folder is of, finished or not; empty where it holds none.
 
     Raises:
-        UserError: If there is none, or it is damaged.
+        UserError: Its manifest is damaged, or from before it said so.
+    """
+    return read_manifest(folder).kind if (folder / Run.MANIFEST).is_file() else ""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a job's folder says of itself.
+
+    Raises:
+        UserError: If there is no manifest, or it is damaged, or from qarat 0.1.
     """
     path = folder / Run.MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} holds no run of qarat (no {Run.MANIFEST})")
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, str]])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; delete {folder} and run the command again") from None
+    data = path.read_bytes()
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(data, type=Manifest)
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        msgspec.json.decode(data, type=dict[str, dict[str, str]])
+        raise UserError(
+            f"{folder} is of qarat 0.1: its {Run.MANIFEST} does not say what it holds; move it or delete it, and run "
+            "its command again"
+        )
+    raise UserError(f"{path} is damaged; delete {folder} and run the command again")
 
 
 def read_command(folder: Path) -> str:
     """The command that last worked on a run's folder, as its log has it; empty if it has none."""
-    found = ""
+    command = ""
     path = folder / Run.LOG
     for line in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a line that a kill cut short
-            found = json.loads(line).get("command", found)
-    return found
+            command = json.loads(line).get("command", command)
+    return command

@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.bench import make_meter
+from qarat.jobs.bench import plan_meter
 from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.protect import MOST, protect_until, rank_by_damage
+from qarat.stages.choose.trials import TrialLog
 from qarat.stages.observe import observe
 from qarat.stages.quantize import check_stats
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
@@ -56,8 +57,8 @@ def profile(
         UserError: As `qarat.stages.observe.observe`.
     """
     stats = observe(model, tokens, attention=attention, prefix=0 if prefix == "auto" else prefix, progress=progress)
-    while prefix == "auto" and (found := min(spiking_front(stats), shared_front(tokens))) > len(stats.prefix):
-        stats = observe(model, tokens, attention=attention, prefix=found, progress=progress)
+    while prefix == "auto" and (front := min(spiking_front(stats), shared_front(tokens))) > len(stats.prefix):
+        stats = observe(model, tokens, attention=attention, prefix=front, progress=progress)
     return stats
 
 
@@ -79,8 +80,8 @@ def draft_plan(model: Model, request: ProtectRequest, stats: str = "", prefix: t
     prefix_of(model, plan)  # refuses what the model cannot have
     overridden = {a.site for a in plan.exceptions()}
     for pattern in request.sites:
-        found = match_sites(pattern, plan.sites)
-        if not any(s.kind == "projection" and s not in overridden for s in found):
+        matched = match_sites(pattern, plan.sites)
+        if not any(s.kind == "projection" and s not in overridden for s in matched):
             raise PlanError(f"`sites` {pattern!r} names only attention products, or sites that `rules` decides")
     if request.runtime in ENGINES_THAT_FUSE:
         plan.check_ties()
@@ -93,13 +94,13 @@ def describe_matches(request: ProtectRequest, sites: Sequence[Site]) -> tuple[st
     Raises:
         PlanError: A pattern that matches nothing.
     """
-    asked = [(f"`rules` {pattern!r}", pattern) for pattern, _ in request.overrides()]
-    asked += [(f"`sites` {pattern!r}", pattern) for pattern in request.sites]
+    patterns = [(f"`rules` {pattern!r}", pattern) for pattern, _ in request.overrides()]
+    patterns += [(f"`sites` {pattern!r}", pattern) for pattern in request.sites]
     lines: list[str] = []
-    for words, pattern in asked:
+    for spelling, pattern in patterns:
         names = [short_name(s.name) for s in match_sites(pattern, sites)]
         shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        lines.append(f"{words} matches {len(names)} site{'s' if len(names) > 1 else ''}: {shown}")
+        lines.append(f"{spelling} matches {len(names)} site{'s' if len(names) > 1 else ''}: {shown}")
     return tuple(lines)
 
 
@@ -166,10 +167,11 @@ def find_plan(
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
     ranked, order, exactly = rank_units(request, naive, stats, menu)
-    meter = make_meter(model, selection, stats, prefix=prefix_of(model, naive), calibration=calibration)
+    fixed = prefix_of(model, naive)
+    meter = plan_meter(model, selection, stats, TrialLog(None, {}), prefix=fixed, calibration=calibration)
     budget = parse_loss_budget(request.budget)
     plan, record = protect_until(
-        naive, ranked, protect, budget, meter.measure, order=order, exactly=exactly, most=most, progress=progress
+        naive, ranked, protect, budget, meter, order=order, exactly=exactly, most=most, progress=progress
     )
     check_stats(plan, stats)
     return plan, record

@@ -197,8 +197,8 @@ def options_for(fingerprint: str, folder: Path) -> str:
         return "no `transforms`"
     kept = [folder / _kept(n) for n, text in enumerate(transforms) if parse_transform(text).needs_stats]
     files = [str(file) if file.is_file() else "STATS" for file in kept]
-    words = f"`transforms` {shlex.join(transforms)}" + (f" `transform_stats` {shlex.join(files)}" if files else "")
-    return words + (", STATS being what was given when it was profiled" if "STATS" in files else "")
+    arguments = f"`transforms` {shlex.join(transforms)}" + (f" `transform_stats` {shlex.join(files)}" if files else "")
+    return arguments + (", STATS being what was given when it was profiled" if "STATS" in files else "")
 
 
 def _kept(number: int) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Estimate, Progress, Runtime
-from qarat.jobs.estimates import ROUNDING, SWEEP_FORWARDS, estimate, price_forwards, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import CHOOSING_FORWARDS, ROUNDING, estimate, price_forwards, quantized_bytes, stats_bytes
 from qarat.jobs.folder import Run, read_manifest
 from qarat.jobs.open_any import RUN_MODEL
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
+from qarat.jobs.steps import CONTINUE, DAMAGE, MENU, PLAN, PROFILE, PROTECT, PROTECTION, STATS, TEXTS, Step
 from qarat.jobs.transforming import outline, prepare_in, tokens_to_prepare
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
@@ -30,10 +31,9 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.values.plans import Plan
-from qarat.values.records.files import content_hash, decode_record, encode_record
+from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
-from qarat.values.records.scores import Continuations, Evaluation
+from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme, parse_scheme
@@ -42,12 +42,11 @@ Shower = Callable[..., None]
 """Called with records, and keywords that say how to show them."""
 
 LABELS = ("float", "naive", "plan")
-STATS, MENU, PLAN, SWEEP = "stats.safetensors", "menu.json", "plan.json", "sweep.json"
-MODEL, TEXTS = RUN_MODEL, "continuations.json"
+KIND, MODEL = "run", RUN_MODEL
 TITLES = {
     STATS: "Where the spikes are",
     MENU: "What each site would cost, predicted and measured",
-    SWEEP: "Protecting the dearest sites, measured",
+    PROTECTION: "Protecting the dearest sites, measured",
     PLAN: "The plan",
     TEXTS: "The same prompt, continued greedily",
 }
@@ -55,17 +54,14 @@ EXPORTING = Runtime(memory=1)
 """How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
 
 
-def _evaluation(label: str) -> str:
-    return f"evaluation-{label}.json"
+def _evaluation(label: str) -> Step[Evaluation]:
+    return Step(f"evaluate {label}", (f"evaluation-{label}.json",))
 
 
+QUANTIZE = Step[Any]("quantize", (MODEL,))  # a folder, which is no record
+EVALUATE = tuple(map(_evaluation, LABELS))
 STEPS: dict[str, tuple[str, ...]] = {
-    "profile": (STATS,),
-    "damage": (MENU,),
-    "plan": (PLAN, SWEEP),
-    "quantize": (MODEL,),
-    **{f"evaluate {label}": (_evaluation(label),) for label in LABELS},
-    "continue": (TEXTS,),
+    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, QUANTIZE, *EVALUATE, CONTINUE)
 }
 """What each step writes, in the order they are done."""
 
@@ -106,44 +102,72 @@ class Pipeline:
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
         self._transform(run)
+        model, request, progress = self.model, self.request, self.progress
         key = {
-            "model": self.model.fingerprint,
-            "versions": self.model.provenance("", "").versions,
-            "dtype": self.model.runtime.dtype,
+            "model": model.fingerprint,
+            "versions": model.provenance("", "").versions,
+            "dtype": model.runtime.dtype,
             "calibration": self.calibration.fingerprint,
-            "prefix": self.request.prefix,
+            "prefix": request.prefix,
         }
-        run.step("profile", key, STEPS["profile"], lambda: self._profile(run))
+        stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
         _show_stats(run.folder, self.show, self.draft.low)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
-        run.step("damage", key, STEPS["damage"], lambda: self._price(run), after=["profile"])
-        key |= {"request": msgspec.to_builtins(self.request)}
-        run.step("plan", key, STEPS["plan"], lambda: self._plan(run), after=["profile", "damage"])
+        menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
+        key |= {"request": msgspec.to_builtins(request)}
+        plan, _ = PROTECT.make(
+            run,
+            key,
+            lambda: find_plan(
+                model, self.selection, request, stats, menu, calibration=self.calibration, progress=progress
+            ),
+            [PROFILE, DAMAGE],
+        )
         _show_choices(run.folder, self.show)
 
-        before = ["profile", "plan"]
-        run.step("quantize", key, STEPS["quantize"], lambda: self._quantize(run), after=before)
+        run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats), after=["profile", "plan"])
         key |= {"report": self.report.fingerprint}
-        for label in LABELS:
-            step = f"evaluate {label}"
-            behind = [*before, "quantize"] if label == "plan" else before
-            run.step(step, key, STEPS[step], lambda label=label: self._evaluate(run, label), after=behind)
-        _show_outcome(run.folder, self.show)
-        key |= {"prompt": self.prompt}
-        run.step("continue", key, STEPS["continue"], lambda: self._continue(run), after=[*before, "quantize"])
-        _show_continuations(run.folder, self.show)
+        self._measure(run, key, plan, stats)
         for format in self.exports:
             work = functools.partial(self._export, run, format)
             run.step(f"export {format}", format, [format], work, after=["quantize"])
         run.finish()
 
+    def _measure(self, run: Run, key: dict[str, object], plan: Plan, stats: ActivationStats) -> None:
+        """What float, everything low and the plan lose on the report tokens, and how they continue a prompt."""
+        naive = naive_plan(self.model, self.request, stats)
+        hashes = {"float": "", "naive": content_hash(naive), "plan": content_hash(plan)}
+        models: dict[str, Callable[[], Model]] = {
+            "float": lambda: self.source,
+            "naive": lambda: quantize(self.model, naive, stats, self.calibration),
+            # What lies on disk, so that what is measured is what was written.
+            "plan": lambda: read_native(run.path(MODEL), self.model.runtime)[0],
+        }
+
+        def evaluate(label: str) -> Evaluation:
+            return measure_perplexity(
+                models[label](), self.report, label=label, plan=hashes[label], progress=self.progress
+            )
+
+        for label, step in zip(LABELS, EVALUATE, strict=True):
+            behind = [PROFILE, PROTECT, QUANTIZE] if label == "plan" else [PROFILE, PROTECT]
+            step.make(run, key, functools.partial(evaluate, label), behind)
+        _show_outcome(run.folder, self.show)
+        CONTINUE.make(
+            run,
+            key | {"prompt": self.prompt},
+            lambda: continue_all(self.model, self.report, models, self.prompt, self.progress),
+            [PROFILE, PROTECT, QUANTIZE],
+        )
+        _show_continuations(run.folder, self.show)
+
     def _transform(self, run: Run) -> None:
         """Take the transformed model in the place of the one asked for, if any transform is asked for."""
         if self.request.transforms:
             tokens = self.calibration, self.selection
-            self.model, words = prepare_in(run, self.source, self.request, *tokens, progress=self.progress)
-            self.note(f"transformed before planning: {', '.join(words)}")
+            self.model, applied = prepare_in(run, self.source, self.request, *tokens, progress=self.progress)
+            self.note(f"transformed before planning: {', '.join(applied)}")
 
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
@@ -153,7 +177,7 @@ class Pipeline:
             **({"transform": prepared} if prepared else {}),
             "profile": calibration,
             "damage": price_forwards(1) * selection,
-            "plan": SWEEP_FORWARDS * selection,
+            "plan": CHOOSING_FORWARDS * selection,
             "quantize": ROUNDING,
             **{f"evaluate {label}": report for label in LABELS},
             "continue": len(LABELS) * self.new_tokens,
@@ -162,41 +186,19 @@ class Pipeline:
         disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
         return estimate(self.model, work, states=states, disk=disk)
 
-    def _profile(self, run: Run) -> None:
-        stats = profile(self.model, self.calibration, self.request.prefix, progress=self.progress)
-        write_whole(run.path(STATS), encode_record(stats))
-
-    def _price(self, run: Run) -> None:
-        stats = decode_record(run.path(STATS), ActivationStats)
-        low = parse_scheme(self.request.low)
-        menu = price(
+    def _price(self, stats: ActivationStats) -> Menu:
+        return price(
             self.model,
             self.selection,
-            [low],
+            [parse_scheme(self.request.low)],
             stats,
             calibration=self.calibration,
             prefix=stats.prefix,
             seed=self.seed,
             progress=self.progress,
         )
-        write_whole(run.path(MENU), encode_record(menu))
 
-    def _plan(self, run: Run) -> None:
-        stats, menu = decode_record(run.path(STATS), ActivationStats), decode_record(run.path(MENU), Menu)
-        plan, sweep = find_plan(
-            self.model,
-            self.selection,
-            self.request,
-            stats,
-            menu,
-            calibration=self.calibration,
-            progress=self.progress,
-        )
-        write_whole(run.path(PLAN), encode_record(plan))
-        write_whole(run.path(SWEEP), encode_record(sweep))
-
-    def _quantize(self, run: Run) -> None:
-        plan, stats = decode_record(run.path(PLAN), Plan), decode_record(run.path(STATS), ActivationStats)
+    def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
         quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
         write_native(quantized, plan, run.path(MODEL), progress=self.progress)
 
@@ -229,29 +231,6 @@ class Pipeline:
         notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
         for note in notes:
             self.note(f"{format}: {note}")
-
-    def _evaluate(self, run: Run, label: str) -> None:
-        plan = "" if label == "float" else content_hash(self._plan_of(run, label))
-        model = self._model(run, label)
-        evaluation = measure_perplexity(model, self.report, label=label, plan=plan, progress=self.progress)
-        write_whole(run.path(_evaluation(label)), encode_record(evaluation))
-
-    def _continue(self, run: Run) -> None:
-        models = {label: functools.partial(self._model, run, label) for label in LABELS}
-        record = continue_all(self.model, self.report, models, self.prompt, self.progress)
-        write_whole(run.path(TEXTS), encode_record(record))
-
-    def _plan_of(self, run: Run, label: str) -> Plan:
-        stats = decode_record(run.path(STATS), ActivationStats)
-        return naive_plan(self.model, self.request, stats) if label == "naive" else decode_record(run.path(PLAN), Plan)
-
-    def _model(self, run: Run, label: str) -> Model:
-        if label == "float":
-            return self.source
-        if label == "plan":  # what lies on disk, so that what is measured is what was written
-            return read_native(run.path(MODEL), self.model.runtime)[0]
-        stats = decode_record(run.path(STATS), ActivationStats)
-        return quantize(self.model, self._plan_of(run, label), stats, self.calibration)
 
     def _prompt_ids(self, prompt: str | None) -> list[int]:
         first = self.report.windows[0].tolist()
@@ -287,14 +266,14 @@ def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
     Raises:
         UserError: If the folder holds no run.
     """
-    done = read_manifest(folder)
+    done = read_manifest(folder).steps
     missing = tuple(step for step in STEPS if step not in done)
     if "profile" in done:
-        _show_stats(folder, show, decode_record(folder / PLAN, Plan).low if "plan" in done else low)
+        _show_stats(folder, show, PROTECT.read(folder)[0].low if "plan" in done else low)
     if {"damage", "plan"} <= done.keys():
         _show_choices(folder, show)
     elif "damage" in done:
-        show(decode_record(folder / MENU, Menu), title=TITLES[MENU])
+        show(DAMAGE.read(folder), title=TITLES[MENU])
     if not any(step.startswith("evaluate") for step in missing):
         _show_outcome(folder, show)
     if "continue" in done:
@@ -305,20 +284,19 @@ def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
 def _show_stats(folder: Path, show: Shower, low: str) -> None:
     scheme = parse_scheme(low)
     low_input = scheme.input if isinstance(scheme, LinearScheme) else None
-    show(decode_record(folder / STATS, ActivationStats), title=TITLES[STATS], low=low_input)
+    show(PROFILE.read(folder), title=TITLES[STATS], low=low_input)
 
 
 def _show_choices(folder: Path, show: Shower) -> None:
-    plan, sweep = decode_record(folder / PLAN, Plan), decode_record(folder / SWEEP, Protection)
-    show(decode_record(folder / MENU, Menu), protection=sweep, plan=plan, title=TITLES[MENU])
-    show(sweep, title=TITLES[SWEEP])
-    show(plan, protection=sweep, title=TITLES[PLAN])
+    plan, protection = PROTECT.read(folder)
+    show(DAMAGE.read(folder), protection=protection, plan=plan, title=TITLES[MENU])
+    show(protection, title=TITLES[PROTECTION])
+    show(plan, protection=protection, title=TITLES[PLAN])
 
 
 def _show_outcome(folder: Path, show: Shower) -> None:
-    evaluations = [decode_record(folder / _evaluation(label), Evaluation) for label in LABELS]
-    show(*evaluations, title="What it cost, on the report tokens")
+    show(*(step.read(folder) for step in EVALUATE), title="What it cost, on the report tokens")
 
 
 def _show_continuations(folder: Path, show: Shower) -> None:
-    show(decode_record(folder / TEXTS, Continuations), title=TITLES[TEXTS])
+    show(CONTINUE.read(folder), title=TITLES[TEXTS])

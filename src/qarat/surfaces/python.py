@@ -19,7 +19,7 @@ from qarat.jobs.exporting import open_to_export
 from qarat.jobs.folder import Run
 from qarat.jobs.open_any import find_native, open_for_evaluation
 from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
-from qarat.jobs.whole_run import Pipeline
+from qarat.jobs.whole_run import KIND, Pipeline
 from qarat.model.in_memory import wrap_model
 from qarat.model.model import Model
 from qarat.model.native import read_native
@@ -96,7 +96,7 @@ def run(
         UserError: As `Pipeline`; something else is in the folder's place.
     """
     check_plan_request(request)
-    folder = Run(out, overwrite=overwrite)
+    folder = Run(out, KIND, overwrite=overwrite)
     job = Pipeline(
         model,
         tokens,

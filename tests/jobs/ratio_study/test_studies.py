@@ -101,7 +101,7 @@ def test_a_study_compares_random_with_predicted_search(
 ) -> None:
     code, out, err = qarat("study", "ratio", tiny_llama, *small, *STUDY, "-o", tmp_path / "s")
     assert code == 0, err
-    study = decode_record(tmp_path / "s" / "study.json", RatioStudy)
+    study = decode_record(tmp_path / "s" / "ratio-study.json", RatioStudy)
     assert [(arm.granularity, arm.block, arm.units) for arm in study.arms] == [("matmul", 16, 14), ("layer", 16, 2)]
     for arm in study.arms:
         for point in arm.points:
@@ -117,8 +117,8 @@ def test_a_study_compares_random_with_predicted_search(
     assert [x.found for x in study.best_of] == [pytest.approx(min(same[:n])) for n in (2, 5)]
     assert [w.windows for w in study.windows] == [4, 6]
     assert "block 16: matmul-wise reaches further than layer-wise at" in " ".join(out.split())
-    assert qarat("show", tmp_path / "s" / "study.json").out.strip() == out[: out.index("written:")].strip()
-    assert json.loads(qarat("show", tmp_path / "s" / "study.json", "--json").out)["qarat"] == "ratio-study/1"
+    assert qarat("show", tmp_path / "s" / "ratio-study.json").out.strip() == out[: out.index("written:")].strip()
+    assert json.loads(qarat("show", tmp_path / "s" / "ratio-study.json", "--json").out)["qarat"] == "ratio-study/1"
 
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(
@@ -139,7 +139,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(
     log = tmp_path / "cut.partial/searches/matmul-g16-random.partial/trials.jsonl"
     assert len(log.read_text().splitlines()) == 1 + 4
     assert [qarat(*words, "-o", tmp_path / "cut").code for _ in range(2)] == [130, 0]
-    cut, whole = (decode_record(tmp_path / out / "study.json", RatioStudy) for out in ("cut", "whole"))
+    cut, whole = (decode_record(tmp_path / out / "ratio-study.json", RatioStudy) for out in ("cut", "whole"))
     for after, before in zip(cut.arms, whole.arms, strict=True):
         assert after.random_cost.measuring >= before.random_cost.measuring  # with cold caches after a kill
     assert _without_costs(cut) == _without_costs(whole)
@@ -159,7 +159,7 @@ def test_a_study_may_leave_parts_out_and_be_tried_dry(
     assert qarat(*words, "--dry-run").code == 0
     assert not list(tmp_path.iterdir())
     assert qarat(*words, "--ratios", "--best-of").code == 0
-    study = decode_record(tmp_path / "s" / "study.json", RatioStudy)
+    study = decode_record(tmp_path / "s" / "ratio-study.json", RatioStudy)
     assert [arm.granularity for arm in study.arms] == ["layer"]
     assert (study.best_of, study.windows) == ((), ())
 
@@ -198,11 +198,11 @@ def test_a_sweep_writes_tables_that_laws_read(
 ) -> None:
     code, out, err = qarat("sweep", *family, *small, *SWEEP, "-o", tmp_path / "s")
     assert code == 0, err
-    assert qarat("show", tmp_path / "s").out == qarat("show", tmp_path / "s" / "sweep.json").out != ""
+    assert qarat("show", tmp_path / "s").out == qarat("show", tmp_path / "s" / "family-sweep.json").out != ""
     page = qarat("report", tmp_path / "s")
     assert page.code == 1
     assert "is of searching, of which there is no page" in page.err
-    sweep = decode_record(tmp_path / "s" / "sweep.json", FamilySweep)
+    sweep = decode_record(tmp_path / "s" / "family-sweep.json", FamilySweep)
     assert (sweep.family, len(sweep.points)) == ("tiny", 2 * 3)
     rows = read_table(tmp_path / "s" / "sweep.csv").rows
     assert {row.format for row in rows} == {"mxint4 weights and inputs", "int8 weights and static inputs"}
@@ -284,7 +284,7 @@ def test_one_more_ratio_takes_prices_and_measured_plans_over(
 ) -> None:
     price, add = SearchJob._price, trials.TrialLog.add
     done: list[str] = []
-    monkeypatch.setattr(SearchJob, "_price", lambda self, run: (done.append("priced"), price(self, run)))
+    monkeypatch.setattr(SearchJob, "_price", lambda self, stats: (done.append("priced"), price(self, stats))[1])
     monkeypatch.setattr(trials.TrialLog, "add", lambda self, answer: (done.append(answer.key), add(self, answer)))
     words = ["sweep", tiny_llama, *small, "--formats", "int4", "--blocks", "8", "--budgets", "ppl+20%", "--family", "x"]
 
@@ -299,7 +299,7 @@ def test_one_more_ratio_takes_prices_and_measured_plans_over(
     more = sweep("s", "--ratios", "0.4", "0.8", "--overwrite")
     assert "priced" in first
     assert "priced" not in more
-    whole, grown = (decode_record(tmp_path / out / "sweep.json", FamilySweep) for out in ("whole", "s"))
+    whole, grown = (decode_record(tmp_path / out / "family-sweep.json", FamilySweep) for out in ("whole", "s"))
     assert grown == whole
     assert len(more) < len(fresh)
     # Other tokens: nothing of what is there may be taken.

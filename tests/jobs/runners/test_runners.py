@@ -21,9 +21,10 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
-from qarat.jobs.bench import Question, make_meter, specify
+from qarat.jobs.bench import make_meter, specify
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import GROUP, Runner, WorkGroups
 from qarat.jobs.runners.cluster import Actors, connected
@@ -133,11 +134,12 @@ def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
         for s in tiny_model.sites()
         if s.kind == "projection"
     ]
-    questions = [Question(plan, str(number)) for number, plan in enumerate(plans)]
-    alone = make_meter(tiny_model, tokens, None).measure_many(*zip(*questions, strict=True))
+    labels = [str(number) for number in range(len(plans))]
+    alone = make_meter(tiny_model, tokens, None).measure_many(plans, labels)
+    named = [replace(plan, note=label) for plan, label in zip(plans, labels, strict=True)]
 
     victim = min(workers_of(runner)) if isinstance(getattr(runner, "_crew", None), Actors) else None
-    results = runner.map(specify(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), questions)
+    results = runner.map(specify(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), named)
     found = dict([next(results)])
     if victim is not None:
         os.kill(victim, signal.SIGKILL)

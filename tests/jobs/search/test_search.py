@@ -172,7 +172,7 @@ def test_a_log_of_other_tokens_is_refused(qarat: Qarat, tiny_llama: Path, small:
     out = tmp_path / "s"
     partial = tmp_path / "s.partial"
     partial.mkdir()
-    (partial / "manifest.json").write_text("{}")
+    (partial / "manifest.json").write_text('{"kind": "search"}')
     (partial / "trials.jsonl").write_text(json.dumps({"qarat": "trials/1", "provenance": {}, "base": "x"}) + "\n")
     answer = qarat("search", tiny_llama, *small, "-o", out)
     assert answer.code == 1
@@ -312,10 +312,10 @@ def test_a_changed_model_is_searched_in_this_process_alone(tiny_llama: Path, tin
 def test_while_workers_measure_their_memory_is_not_held_here(tiny_llama: Path, tiny_text: Path) -> None:
     job, tokens = make_job(tiny_llama, tiny_text, SearchRequest())
     before = [block.state_dict() for _, block in job.model.walk()]
-    job._measurer(None, tokens[1])
+    job.setting.measurer(job.member, tokens[1], None)
     assert len(job.model._kept) == job.model.blocks
     with open_runner(2) as runner:
-        SearchJob(job.member, job.request, Bench(runner))._measurer(None, tokens[1])
+        Bench(runner).measurer(job.member, tokens[1], None)
     assert not job.model._kept
     for (_, block), state in zip(job.model.walk(), before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in block.state_dict().items())
@@ -408,7 +408,7 @@ def test_a_score_and_a_loss_on_the_report_are_measured_once(
     job, _ = make_job(
         tiny_llama, tiny_text, SearchRequest(budgets=budgets), lambda stage, done, total: stages.append(stage)
     )
-    run = Run(tmp_path / "s")
+    run = Run(tmp_path / "s", "search")
     with pytest.raises(KeyboardInterrupt), run.work():
         job.execute(run)
     add, reported = trials.TrialLog.add, 0

@@ -1,17 +1,18 @@
 """A made-up model whose losses are known, so that every choice can be held against the truth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from qarat.stages.choose.driver import Failure
 from qarat.stages.choose.space import Space, make_space
+from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Menu, MenuEntry
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.schemes import LinearScheme, parse_scheme
 from qarat.values.sites import Site
 from qarat.values.units import Option
@@ -19,6 +20,7 @@ from qarat.values.units import Option
 LOW, MIDDLE = "w=int4/channel", "w=int8/channel"
 PROVENANCE = Provenance("m", "t", "windows-11-bos", {})
 PREDICTED, FLOAT_LOSS = 10, 2.0
+BLANK = Evaluation("x", PROVENANCE, "", (), (PREDICTED,) * 5, tuple("aabbc"))
 SHAPES = {"q_proj": (8, 8), "up_proj": (24, 8), "down_proj": (8, 24)}
 
 
@@ -64,14 +66,18 @@ class Fake:
         alone = [self.price(a.site.name, a.scheme) for a in plan.assignments]
         return sum(alone) + self.together * sum(x * y for x, y in pairwise(alone))
 
-    def measure(self, plans: Sequence[Plan], answer: Callable[[int, Evaluation | Failure], None]) -> None:
+    def meter(self, log: TrialLog | None = None) -> PlanMeter:
+        """Losses of plans, each measured once."""
+        return PlanMeter(self.measure, log or TrialLog(None, {}), BLANK)
+
+    def measure(self, plans: Sequence[Plan]) -> Iterator[tuple[int, Evaluation | Failure]]:
         for i, plan in enumerate(plans):
             self.measured += 1
             if self.broken and str(plan[self.broken]) == LOW:
-                answer(i, Failure("the loss of window 0 is nan"))
+                yield i, Failure("", "the loss of window 0 is nan")
                 continue
             nats = tuple(PREDICTED * (FLOAT_LOSS + w / 8 + self.loss(plan) * (1 + w / 50)) for w in range(-2, 3))
-            answer(i, Evaluation("x", PROVENANCE, "", nats, (PREDICTED,) * 5, tuple("aabbc")))
+            yield i, replace(BLANK, nats=nats)
 
 
 @pytest.fixture

@@ -5,16 +5,18 @@ import math
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.stages.choose.driver import Driver, Failure, SearchWatcher
+from qarat.stages.choose.driver import Driver, SearchWatcher
 from qarat.stages.choose.outcomes import point_of, reach
 from qarat.stages.choose.strategies import make_strategy
 from qarat.stages.choose.strategies.base import Goal
-from qarat.stages.choose.trials import TrialLog
+from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import AccuracyBudget, CostBudget, LossBudget, parse_budget
-from qarat.values.records.origin import Difference
+from qarat.values.records.origin import Difference, Provenance
+from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.search import SearchTrial, interval_words
 
 GOAL = Goal((0.5, 0.75), ())
+BLANK = Evaluation("x", Provenance("m", "t", "windows-11-bos", {}), "", (), (1,), ("a",))
 
 
 def budgeted(text) -> LossBudget | CostBudget:
@@ -30,7 +32,7 @@ def costing(text) -> CostBudget:
 
 
 def run(made, log, watcher=None):
-    driver = Driver(made.space(), made.measure, log, watcher)
+    driver = Driver(made.space(), made.meter(log), watcher)
     driver.run(make_strategy("random", trials=10, seed=0), GOAL)
     return driver
 
@@ -42,7 +44,7 @@ def test_no_plan_is_measured_twice(fake):
     assert made.measured == 1 + len({t.choice for t in first.trials})
     again = run(made, log)
     assert again.trials == first.trials
-    assert made.measured == 2 + len({t.choice for t in first.trials})  # float alone, anew
+    assert made.measured == 1 + len({t.choice for t in first.trials})
 
 
 def test_a_killed_search_goes_on_to_the_same_result(fake, tmp_path):
@@ -60,8 +62,8 @@ def test_a_killed_search_goes_on_to_the_same_result(fake, tmp_path):
     before = made.measured
     after = run(made, TrialLog(path, {"model": "m"}))
     assert after.trials == whole.trials
-    # Float again, the line that was cut short, and what had not been asked.
-    assert made.measured - before == 2 + len({t.choice for t in whole.trials}) - 12
+    # The line that was cut short, and what had not been asked.
+    assert made.measured - before == 1 + len({t.choice for t in whole.trials}) - 12
 
 
 def test_a_log_of_another_search_is_refused(fake, tmp_path):
@@ -87,12 +89,12 @@ def test_a_failed_trial_is_kept_with_its_plan_and_words(fake, tmp_path):
 def test_a_float_model_that_cannot_be_measured_ends_the_search(fake):
     made = fake()
     with pytest.raises(UserError, match="float model cannot be measured"):
-        Driver(made.space(), lambda plans, answer: answer(0, Failure("nan")), TrialLog(None, {}))
+        Driver(made.space(), PlanMeter(lambda plans: [(0, Failure("", "nan"))], TrialLog(None, {}), BLANK))
 
 
 def outcome(made, budget, name="predicted", points=(), losses=()):
     space = made.space()
-    driver = Driver(space, made.measure, TrialLog(None, {}))
+    driver = Driver(space, made.meter())
     driver.run(make_strategy(name, trials=10, seed=0), Goal(points, losses, space.predictions(made.prices())))
     return driver, reach(budgeted(budget), driver.trials, space, driver.float_loss)
 
@@ -125,7 +127,7 @@ def test_bits_and_bytes_are_the_same_limit(fake):
 def test_two_schemes_are_ordered_by_bits_where_a_budget_asks_for_them(fake):
     made = fake(seed=5)
     space = made.space(axis="bits")
-    driver = Driver(space, made.measure, TrialLog(None, {}))
+    driver = Driver(space, made.meter())
     budget = costing("bits=8")
     driver.run(
         make_strategy("predicted", trials=1, seed=0),
@@ -146,7 +148,7 @@ def ends(made, nats, *trials, axis="ratio", error=0.01):
         choice = (0,) * low + (1,) * (units - low)
         return SearchTrial("x", choice, space.ratio(choice), space.bits(choice), 0.0, Difference(loss, error, 9))
 
-    driver = Driver(space, made.measure, TrialLog(None, {}))
+    driver = Driver(space, made.meter())
     reached = reach(budgeted(nats), [trial(*t) for t in trials], space, driver.float_loss)
     return reached.low, reached.high
 
@@ -185,7 +187,7 @@ def test_what_nothing_meets_says_the_best(fake):
 def test_a_budget_within_the_noise_says_how_many_tokens_would_do(fake):
     made = fake()
     space = made.space()
-    float_loss = Driver(space, made.measure, TrialLog(None, {})).float_loss
+    float_loss = Driver(space, made.meter()).float_loss
     lowest = (0,) * len(space.units)
     trial = SearchTrial("x", lowest, 1.0, 4.0, 0.0, Difference(0.005, 0.01, 3))
     reached = reach(budgeted("nats+0.0098"), [trial], space, float_loss)

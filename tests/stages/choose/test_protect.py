@@ -1,4 +1,4 @@
-"""Search: the sweep on a made-up model whose losses are known, so that every choice can be held against the truth."""
+"""Protection on a made-up model whose losses are known, so that every choice can be held against the truth."""
 
 from collections.abc import Set
 from itertools import combinations
@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 
 from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, protect_until, rank_by_damage
+from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
@@ -55,13 +56,22 @@ class Fake:
         nats = tuple(PREDICTED * (FLOAT_LOSS + w / 8 + self.loss(low, formatted)) for w in range(-2, 3))
         return Evaluation(label, PROVENANCE, "", nats, (PREDICTED,) * 5, tuple("aabbc"))
 
+    def meter(self) -> PlanMeter:
+        """Losses of plans."""
+        blank = Evaluation("", PROVENANCE, "", (), (PREDICTED,) * 5, tuple("aabbc"))
+        return PlanMeter(
+            lambda plans: ((i, self.measure(plan, plan.note)) for i, plan in enumerate(plans)),
+            TrialLog(None, {}),
+            blank,
+        )
+
     def protect_until(
         self, budget: float, *, exactly: int | None = None, most: int = MOST, protect: str = "float", tied: bool = False
     ) -> tuple[Plan, Protection]:
         units = make_units(self.sites, tied=tied)
         allowed = LossBudget(f"nats+{budget}", budget)
         return protect_until(
-            self.naive, units, parse_scheme(protect), allowed, self.measure, order="as they come", exactly=exactly,
+            self.naive, units, parse_scheme(protect), allowed, self.meter(), order="as they come", exactly=exactly,
             most=most,
         )  # fmt: skip
 
@@ -286,7 +296,7 @@ def test_progress_ends_at_its_total() -> None:
         units,
         LinearScheme(),
         LossBudget("nats+0", 0.0),
-        fake.measure,
+        fake.meter(),
         order="",
         progress=lambda *call: calls.append(call),
     )

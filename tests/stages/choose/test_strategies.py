@@ -9,14 +9,13 @@ from qarat.ground.errors import UserError
 from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.strategies import STRATEGIES, make_strategy
 from qarat.stages.choose.strategies.base import Goal, lower_in_order
-from qarat.stages.choose.trials import TrialLog
 
 POINTS = (0.5, 0.9)
 
 
 def searched(made, name, goal_points=POINTS, losses=(), trials=12, seed=0):
     space = made.space()
-    driver = Driver(space, made.measure, TrialLog(None, {}))
+    driver = Driver(space, made.meter())
     driver.run(
         make_strategy(name, trials=trials, seed=seed), Goal(goal_points, losses, space.predictions(made.prices()))
     )
@@ -55,7 +54,7 @@ def test_among_what_errors_cannot_tell_apart_the_earlier_stays_high(fake):
     space = made.space()
     assert space.depths.tolist() == pytest.approx([unit // 3 / 3 for unit in range(12)])  # three in each block
     size = np.array([[unit.parameters, 0.0] for unit in space.units])
-    driver = Driver(space, made.measure, TrialLog(None, {}))
+    driver = Driver(space, made.meter())
     for errors, kept in ((None, None), (0.1 * size, [0] * 6 + [1] * 6)):
         driver.run(make_strategy("predicted", trials=1, seed=0), Goal((0.5,), (), size, errors))
         low = [1 - option for option in driver.trials[-1].choice]
@@ -130,7 +129,7 @@ def test_equal_units_give_just_the_ratio_however_sums_round(fake):
         below += space.ratio(choice) < 0.5
     assert below  # else nothing was rounded, and nothing shown
     for name in ("predicted", "greedy"):
-        driver = Driver(space, made.measure, TrialLog(None, {}))
+        driver = Driver(space, made.meter())
         driver.run(make_strategy(name, trials=1, seed=0), Goal((0.5,), (), space.predictions(made.prices())))
         assert max(t.choice.count(0) for t in driver.trials) == 6
 

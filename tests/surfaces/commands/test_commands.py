@@ -66,7 +66,7 @@ def test_each_verb_takes_what_the_one_before_it_wrote(qarat: Qarat, tiny_llama: 
     assert "observe" in answer.err
     well(qarat("damage", tiny_llama, *small))
     answer = well(qarat("plan", tiny_llama, *small, "--budget", "nats+9"))
-    assert "plan.json and its measurements: plan.sweep.json" in answer.out
+    assert "plan.json and its measurements: plan.protection.json" in answer.out
     well(qarat("quantize", tiny_llama))
     answer = well(qarat("evaluate", "quantized", *small, "-o", "plan-loss.json"))
     assert "qarat compare plan-loss.json" in answer.out
@@ -76,11 +76,16 @@ def test_each_verb_takes_what_the_one_before_it_wrote(qarat: Qarat, tiny_llama: 
         "menu.json",
         "plan-loss.json",
         "plan.json",
-        "plan.sweep.json",
+        "plan.protection.json",
         "quantized",
         "stats.safetensors",
     ]
-    kinds = {"stats.safetensors": ActivationStats, "menu.json": Menu, "plan.json": Plan, "plan.sweep.json": Protection}
+    kinds = {
+        "stats.safetensors": ActivationStats,
+        "menu.json": Menu,
+        "plan.json": Plan,
+        "plan.protection.json": Protection,
+    }
     for name, kind in kinds.items():
         decode_record(Path(name), kind)
         assert well(qarat("show", name)).out

@@ -493,9 +493,9 @@ def test_schemes_in_words(scheme: str, words: str) -> None:
 def test_an_unfinished_run_shows_what_is_there_and_says_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out.partial"
     shutil.copytree(tiny_run, folder)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).steps
     kept = {step: manifest[step] for step in ("profile", "damage")}
-    (folder / "manifest.json").write_text(json.dumps(kept))
+    (folder / "manifest.json").write_text(json.dumps({"kind": "run", "steps": kept}))
     half = gather([tmp_path / "out"])  # as it will be called
     assembled = assemble(half)
     keys = {part.key for _, parts in assembled for part in parts if isinstance(part, Figure)}
@@ -525,10 +525,10 @@ def test_what_does_not_belong_together_is_refused(tiny_run: Path, tmp_path: Path
     with pytest.raises(UserError, match="holds no run"):
         write_report([tmp_path], tmp_path)
     again = tmp_path / "other.json"
-    shutil.copy(tiny_run / "sweep.json", again)
+    shutil.copy(tiny_run / "protection.json", again)
     with pytest.raises(UserError, match=r"one of a kind.*sweep\.json and other\.json"):
         write_report([tiny_run, again], tmp_path)
-    sweep = decode_record(tiny_run / "sweep.json", Protection)
+    sweep = decode_record(tiny_run / "protection.json", Protection)
     stranger = msgspec.structs.replace(sweep, provenance=msgspec.structs.replace(sweep.provenance, model="f" * 64))
     again.write_bytes(encode_record(stranger))
     with pytest.raises(UserError, match=r"several models.*other\.json is of ffffffffffff"):

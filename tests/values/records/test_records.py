@@ -56,7 +56,7 @@ def make_menu() -> Menu:
     return Menu(PROVENANCE, "fisher", "s" * 64, entries)
 
 
-def make_sweep() -> Protection:
+def make_protection() -> Protection:
     trials = tuple(Trial(f"k={k}", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
     budget = math.log1p(0.01)
     return Protection(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, trials[1:2], trials[1:], "2 protected")
@@ -83,7 +83,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "stats": make_stats,
     "evaluation": make_evaluation,
     "menu": make_menu,
-    "sweep": make_sweep,
+    "protection": make_protection,
     "plan": make_plan,
     "continuations": make_continuations,
     "zero-shot": make_zero_shot,
@@ -166,7 +166,7 @@ def test_arrays_are_kept_whatever_their_strides() -> None:
 def test_one_cluster_has_no_standard_error_in_a_file_either(tmp_path: Path) -> None:
     """JSON has no NaN; a record that holds one must still be read."""
     alone = Trial("k=0", (), Difference(0.5, math.nan, 1))
-    sweep = msgspec.structs.replace(make_sweep(), trials=(alone,))
+    sweep = msgspec.structs.replace(make_protection(), trials=(alone,))
     menu = Menu(PROVENANCE, "fisher", "", (MenuEntry("a", "w=int8/channel", 0.1, math.nan),))
     for number, record in enumerate((sweep, menu)):
         folder = tmp_path / str(number)
@@ -195,7 +195,7 @@ def test_a_description_is_the_file_without_arrays() -> None:
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_wrong_kind_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     path = saved(tmp_path, MAKERS[kind]())
-    wanted = Menu if kind == "sweep" else Protection
+    wanted = Menu if kind == "protection" else Protection
     with pytest.raises(UserError, match=rf"{type(MAKERS[kind]()).__name__}.* {wanted.__name__} is needed"):
         decode_record(path, wanted)
 
@@ -223,6 +223,13 @@ def test_garbage_is_refused(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=name):
         decode_record(tmp_path / name)
+
+
+def test_a_record_of_a_former_kind_is_refused_with_a_way_to_a_new_one(tmp_path: Path) -> None:
+    path = saved(tmp_path, make_protection())
+    path.write_text(path.read_text().replace("protection/1", "sweep/1"))
+    with pytest.raises(UserError, match=r"record\.json is a sweep of qarat 0\.1, now a protection; run `qarat"):
+        decode_record(path)
 
 
 def test_another_version_is_refused_with_its_number(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.family_sweep.tables import budget_table, loss_table
-from qarat.jobs.folder import Run
+from qarat.jobs.folder import Run, result_of
 from qarat.jobs.search.job import SearchJob
 from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
 from qarat.model.reference_models import trained_tokens
@@ -31,7 +31,8 @@ from qarat.values.records.search import SearchResult
 from qarat.values.requests.family_sweep import FamilyRequest
 
 _FEWEST_TOKENS = 1e3  # a table of measurements takes no fewer
-SWEEP, LOSS_TABLE, BUDGET_TABLE = "sweep.json", "sweep.csv", "budgets.csv"
+KIND = "family-sweep"
+RESULT, LOSS_TABLE, BUDGET_TABLE = result_of(KIND), "sweep.csv", "budgets.csv"
 
 
 class FamilyJob:
@@ -88,20 +89,20 @@ class FamilyJob:
 
     def _measure(self, run: Run, name: str, before: int) -> list[FamilyPoint]:
         """The points of one model, which so many of others went before."""
-        found: list[FamilyPoint] = []
+        points: list[FamilyPoint] = []
         member: Member | None = None
         for search, point in zip(self._searches, self._points[name], strict=True):
             folder = f"{_slug(point.model)}/{_slug(search.low)}"
-            place = f"{before + len(found) + 1}/{len(self.names) * len(self._searches)} {point.model} {search.low},"
+            place = f"{before + len(points) + 1}/{len(self.names) * len(self._searches)} {point.model} {search.low},"
             try:
                 member = member or self._open(name)
                 result = search_within(run, folder, SearchJob(member, search, self.setting.within(place)))
-                found.append(self._filled(point, result))
+                points.append(self._filled(point, result))
             except Exception as error:  # whatever it is, other points may still be measured; the log has all of it
                 run.log(point=folder, error=traceback.format_exc())
-                words = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                found.append(msgspec.structs.replace(point, failure=words))
-        return found
+                failure = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                points.append(msgspec.structs.replace(point, failure=failure))
+        return points
 
     def _filled(self, point: FamilyPoint, result: SearchResult) -> FamilyPoint:
         plans = {r.budget: chosen_plan(result, r) for r in result.reached}
@@ -131,7 +132,7 @@ class FamilyJob:
         )
 
     def _write(self, run: Run, sweep: FamilySweep) -> None:
-        write_whole(run.path(SWEEP), encode_record(sweep))
+        write_whole(run.path(RESULT), encode_record(sweep))
         for name, table in ((LOSS_TABLE, loss_table(sweep)), (BUDGET_TABLE, budget_table(sweep))):
             if table.rows:
                 write_whole(run.path(name), write_table(table))

@@ -32,12 +32,12 @@ def windows_taken(plan: Evaluation, base: Evaluation) -> tuple[Windows, ...]:
     """What ever more windows of two evaluations say, evenly spread: 4, 8, 16, … and all of them."""
     total = len(base.nats)
     counts = [n for n in (FEWEST << k for k in range(total.bit_length())) if n < total]
-    found: list[Windows] = []
+    taken: list[Windows] = []
     for count in (*counts, total):
         rows = [i * total // count for i in range(count)]
         a, b = _take(plan, rows), _take(base, rows)
-        found.append(Windows(count, b.loss, paired_difference(a, b)))
-    return tuple(found)
+        taken.append(Windows(count, b.loss, paired_difference(a, b)))
+    return tuple(taken)
 
 
 def _take(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:

@@ -15,7 +15,7 @@ from itertools import product
 
 from qarat.ground.disk import write_whole
 from qarat.jobs.bench import Bench, Member
-from qarat.jobs.folder import Run
+from qarat.jobs.folder import Run, result_of
 from qarat.jobs.ratio_study.ablations import best_of, windows_taken
 from qarat.jobs.search.job import SearchJob
 from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
@@ -25,7 +25,8 @@ from qarat.values.records.scores import paired_difference
 from qarat.values.records.search import NOTHING, Reached, SearchResult
 from qarat.values.requests.ratio_study import RatioRequest
 
-STUDY = "study.json"
+KIND = "ratio-study"
+RESULT = result_of(KIND)
 DIGITS = 9  # of a ratio that is asked for, cut off so that the plan that has it is never just out of reach
 
 
@@ -67,13 +68,13 @@ class RatioJob:
             trials,
             windows,
         )
-        write_whole(run.path(STUDY), encode_record(study))
+        write_whole(run.path(RESULT), encode_record(study))
         run.finish()
         return study
 
     def _arm(self, run: Run, block: int, granularity: str, ratios: Sequence[float]) -> RatioArm:
         budgets = self.request.budgets
-        asked = [f"ratio={ratio:g}" for ratio in ratios]
+        spellings = [f"ratio={ratio:g}" for ratio in ratios]
         place = f"{granularity} g{block}"
         random = self._search(
             run,
@@ -81,11 +82,11 @@ class RatioJob:
             block,
             granularity,
             strategy="random",
-            budgets=(*dict.fromkeys(asked), *budgets),
+            budgets=(*dict.fromkeys(spellings), *budgets),
             points=tuple(ratios),  # the losses are of the plans that are drawn there, and at no other ratio
         )
         by_budget = {r.budget: r for r in random.reached}
-        best = [by_budget[a] for a in asked]
+        best = [by_budget[a] for a in spellings]
         # Predicted plans are asked for at the ratios that random came to, which may be above those asked for.
         again = [_spell_ratio(chosen_plan(random, r).ratio, r.budget) for r in best]
         predicted = self._search(
@@ -119,19 +120,19 @@ class RatioJob:
         windows = ()
         if result.reached[0].trial >= 0:
             windows = windows_taken(result.report_loss(result.reached[0]), result.float_report)
-        words = f"{granularity}-wise, block {block}, Q_r {request.ablated_ratio:g}"
-        return words, tuple(best_of(losses, n) for n in sorted(set(request.best_of)) if n <= len(losses)), windows
+        caption = f"{granularity}-wise, block {block}, Q_r {request.ablated_ratio:g}"
+        return caption, tuple(best_of(losses, n) for n in sorted(set(request.best_of)) if n <= len(losses)), windows
 
     def _search(self, run: Run, place: str, block: int, granularity: str, **more: object) -> SearchResult:
         job = SearchJob(self.member, self.request.search(block, granularity, **more), self.setting.within(place))
         return search_within(run, place.replace(" ", "-"), job)
 
 
-def _point(asked: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> RatioPoint:
+def _point(ratio: float, random: SearchResult, r: Reached, predicted: SearchResult, p: Reached) -> RatioPoint:
     more = NOTHING
     if r.report and p.report:
         more = paired_difference(predicted.report_loss(p), random.report_loss(r))
-    return RatioPoint(asked, chosen_plan(random, r), chosen_plan(predicted, p), more)
+    return RatioPoint(ratio, chosen_plan(random, r), chosen_plan(predicted, p), more)
 
 
 def _spell_ratio(ratio: float, otherwise: str) -> str:

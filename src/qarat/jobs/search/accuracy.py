@@ -27,20 +27,20 @@ def check_tasks(budgets: Sequence[Budget]) -> None:
         UserError: The harness is missing; tasks that it does not have; tasks whose questions are the report text, or
             need a folder.
     """
-    asked = [budget for budget in budgets if isinstance(budget, AccuracyBudget)]
-    if not asked:
+    wanted = [budget for budget in budgets if isinstance(budget, AccuracyBudget)]
+    if not wanted:
         return
     problems = [
         f"`budgets` {b.spelling}: {b.task} cannot choose plans, as its questions are the report text or lie in a "
         "folder; take a task of the lm-evaluation-harness"
-        for b in asked
+        for b in wanted
         if b.task in OWN_TASKS or b.task.endswith("_local")
     ]
     if not problems:
         known: list[str] = import_harness("lm_eval.tasks").TaskManager().all_tasks
         problems = [
             f"`budgets` {b.spelling}: the lm-evaluation-harness has no task {b.task!r}; {nearest_names(b.task, known)}"
-            for b in asked
+            for b in wanted
             if b.task not in known
         ]
     if problems:
@@ -88,24 +88,23 @@ def reach_accuracy(
     """
     base = _accuracy(float_score, budget.task)
     within, beyond = -1, len(curve)
-    found: dict[int, TaskScore] = {}
+    scores: dict[int, TaskScore] = {}
     while beyond - within > 1:
         middle = (within + beyond) // 2
-        found[middle] = _accuracy(score(curve[middle][1]), budget.task)
-        if base.value - found[middle].value <= budget.drop:
+        scores[middle] = _accuracy(score(curve[middle][1]), budget.task)
+        if base.value - scores[middle].value <= budget.drop:
             within = middle
         else:
             beyond = middle
     if within < 0:
-        best = max((x.value for x in found.values()), default=math.nan)
-        words = f"no plan that was tried keeps it: float {base.value:.3f}, the best of {len(found)} has {best:.3f}"
-        return Reached(budget.spelling, -1, math.nan, math.nan, words)
-    drop, error = score_difference(base, found[within])
-    words = (
-        f"{curve[within][1].label}: accuracy {found[within].value:.3f}, float {base.value:.3f}; it falls by {drop:.3f}"
-    )
-    words += "" if math.isnan(error) else f" ± {Z * error:.3f}"
-    return Reached(budget.spelling, curve[within][0], math.nan, math.nan, words)
+        best = max((x.value for x in scores.values()), default=math.nan)
+        verdict = f"no plan that was tried keeps it: float {base.value:.3f}, the best of {len(scores)} has {best:.3f}"
+        return Reached(budget.spelling, -1, math.nan, math.nan, verdict)
+    chosen, trial = scores[within], curve[within][1]
+    drop, error = score_difference(base, chosen)
+    fall = f"it falls by {drop:.3f}" + ("" if math.isnan(error) else f" ± {Z * error:.3f}")
+    verdict = f"{trial.label}: accuracy {chosen.value:.3f}, float {base.value:.3f}; {fall}"
+    return Reached(budget.spelling, curve[within][0], math.nan, math.nan, verdict)
 
 
 def _accuracy(record: ZeroShot, task: str) -> TaskScore:

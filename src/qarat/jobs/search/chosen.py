@@ -21,13 +21,13 @@ def correction_of(trials: Sequence[SearchTrial]) -> Correction:
         return NO_CORRECTION
 
 
-def choice_of(budget: Budget, found: Reached, trials: Sequence[SearchTrial], space: Space) -> Choice:
+def choice_of(budget: Budget, reached: Reached, trials: Sequence[SearchTrial], space: Space) -> Choice:
     """What is written for a budget: its plan; where nothing meets it the nearest there is, so that no file is missing.
 
     Nearest is the highest plan for a loss, and the cheapest that was tried for a cost.
     """
-    if found.trial >= 0:
-        return trials[found.trial].choice
+    if reached.trial >= 0:
+        return trials[reached.trial].choice
     tried = [t for t in trials if not t.failure]
     if isinstance(budget, CostBudget) and tried:
         return max(tried, key=lambda t: t.position(space.axis)).choice

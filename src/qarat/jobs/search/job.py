@@ -11,19 +11,19 @@ import msgspec
 from qarat.ground.disk import hash_json, write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.bench import Bench, Measurer, Member, ProgressWatcher, specify
+from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
-from qarat.jobs.folder import Run
+from qarat.jobs.folder import Run, result_of
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.runners import open_runner
-from qarat.jobs.runners.here import Here
 from qarat.jobs.search.accuracy import Scores, check_tasks, reach_accuracy
 from qarat.jobs.search.chosen import choice_of, correction_of, plan_file
+from qarat.jobs.steps import DAMAGE, PROFILE
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet, check_disjoint
-from qarat.stages.choose.driver import Driver
-from qarat.stages.choose.outcomes import point_of, reach
+from qarat.stages.choose.driver import Driver, ProgressWatcher
+from qarat.stages.choose.outcomes import points_of, reach
 from qarat.stages.choose.space import Space, make_space
 from qarat.stages.choose.strategies import make_strategy
 from qarat.stages.choose.strategies.base import Goal
@@ -33,19 +33,20 @@ from qarat.stages.observe import observe
 from qarat.stages.prices import METRICS
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import check_stats, quantize
-from qarat.values.budgets import AccuracyBudget, Budget, CostBudget, LossBudget, parse_budget
+from qarat.values.budgets import AccuracyBudget, Budget, LossBudget, parse_budget
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan, match_sites
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
-from qarat.values.records.scores import Evaluation, ZeroShot
-from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, SearchResult, SearchTrial, pareto
+from qarat.values.records.scores import Evaluation, Failure, ZeroShot
+from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, SearchResult, pareto
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE
-from qarat.values.requests.search import BITS, POINTS, SearchRequest
+from qarat.values.requests.search import SearchRequest
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
 
-STATS, MENU, TRIALS, RESULT = "stats.safetensors", "menu.json", "trials.jsonl", "search.json"
+KIND = "search"
+TRIALS, RESULT = "trials.jsonl", result_of(KIND)
 TALLY = "forwards-{}.txt"
 SCORES, REPORTED = "scores", "report-{}.jsonl"
 
@@ -67,8 +68,7 @@ class SearchJob:
                 changed by transforms, with workers.
         """
         member.model.require_float("search")
-        self._elsewhere = not isinstance(setting.runner, Here)
-        if self._elsewhere and (done := spellings_of(member.model.fingerprint)):
+        if setting.elsewhere and (done := spellings_of(member.model.fingerprint)):
             raise UserError(
                 f"the model was changed here by {', '.join(done)}, and workers would open it as it was: search in this "
                 "process alone (workers=1)"
@@ -81,7 +81,7 @@ class SearchJob:
         base = draft_plan(self.model, request.as_plan_request())
         self.schemes = request.ordered_schemes(base)
         self.space = self._space(base)
-        self.points = self._points()
+        self.points = points_of(request, self.space, draws=self.strategy.draws)
         check_tasks(request.parsed_budgets())
 
     @property
@@ -109,18 +109,17 @@ class SearchJob:
         """Do every step that is not done yet, and put the folder into place."""
         whole = self.key
         key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
-        before: list[str] = []
-        if self.static:
-            run.step("profile", key, [STATS], lambda: self._profile(run))
-            before.append("profile")
+        stats = PROFILE.make(run, key, self._profile) if self.static else None
+        before = [PROFILE] if self.static else []
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
-        if self.strategy.predicts:
-            run.step("damage", [key, priced], [MENU], lambda: self._price(run), after=before)
-            before.append("damage")
+        predicts = self.strategy.predicts
+        menu = DAMAGE.make(run, [key, priced], lambda: self._price(stats), before) if predicts else None
+        before += [DAMAGE] if predicts else []
         plans = [plan_file(budget) for budget in self.request.budgets]
-        run.step("search", whole, [RESULT, *plans], lambda: self._search(run), after=before)
+        after = [step.name for step in before]
+        run.step("search", whole, [RESULT, *plans], lambda: self._search(run, stats, menu), after)
         result = decode_record(run.path(RESULT), SearchResult)
         run.finish()
         return result
@@ -139,21 +138,14 @@ class SearchJob:
             axis=request.axis,
         )
 
-    def _profile(self, run: Run) -> None:
-        write_whole(run.path(STATS), encode_record(observe(self.model, self.calibration, progress=self.progress)))
+    def _profile(self) -> ActivationStats:
+        return observe(self.model, self.calibration, progress=self.progress)
 
-    def _price(self, run: Run) -> None:
-        schemes, stats = self.priced_schemes, self._stats(run)
-        menu = price(
-            self.model,
-            self.price_tokens,
-            schemes,
-            stats,
-            metric=self.request.metric,
-            seed=self.setting.seed,
-            progress=self.progress,
+    def _price(self, stats: ActivationStats | None) -> Menu:
+        metric, seed = self.request.metric, self.setting.seed
+        return price(
+            self.model, self.price_tokens, self.priced_schemes, stats, metric=metric, seed=seed, progress=self.progress
         )
-        write_whole(run.path(MENU), encode_record(menu))
 
     @property
     def priced_schemes(self) -> list[Scheme]:
@@ -161,28 +153,26 @@ class SearchJob:
         schemes = dict.fromkeys(scheme for option in self.space.options for scheme in option)
         return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
 
-    def _search(self, run: Run) -> None:
-        stats = self._stats(run)
+    def _search(self, run: Run, stats: ActivationStats | None, menu: Menu | None) -> None:
         space = self._space(
             draft_plan(self.model, self.request.as_plan_request(), content_hash(stats) if stats else "")
         )
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
         # Of this request: another one in the same folder takes the log over, and not what the first one spent.
-        asked = hash_json(msgspec.to_builtins(self.request))[:8]
-        measurer = self._measurer(stats, self.selection, run.path(TALLY.format(asked)))
+        digest = hash_json(msgspec.to_builtins(self.request))[:8]
+        measurer = self.setting.measurer(self.member, self.selection, stats, run.path(TALLY.format(digest)))
         log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
         watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
-        driver = Driver(space, measurer, log, watcher)
-        menu = decode_record(run.path(MENU), Menu) if self.strategy.predicts else None
+        driver = Driver(space, measurer.meter(log), watcher)
         driver.run(self.strategy, self._goal(space, menu))
         reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
-        float_report, reached = self._on_report(run, stats, space, driver.trials, reached)
+        float_report, reached = self._on_report(run, stats, space, driver, reached)
         cost = SearchCost(self._pricing_cost(), measurer.forwards)
         write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
-        for budget, found in zip(self.request.budgets, reached, strict=True):
-            plan = space.plan(choice_of(parse_budget(budget), found, driver.trials, space), budget)
-            write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=found.verdict)))
+        for budget, outcome in zip(self.request.budgets, reached, strict=True):
+            plan = space.plan(choice_of(parse_budget(budget), outcome, driver.trials, space), budget)
+            write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=outcome.verdict)))
 
     def _reach(self, budget: Budget, stats: ActivationStats | None, space: Space, driver: Driver, run: Run) -> Reached:
         if not isinstance(budget, AccuracyBudget):
@@ -201,20 +191,6 @@ class SearchJob:
             scores(budget.task, driver.float_plan, "float"),
             lambda trial: scores(budget.task, space.plan(trial.choice, budget.spelling), trial.label),
         )
-
-    def _measurer(self, stats: ActivationStats | None, tokens: TokenSet, tally: Path | None = None) -> Measurer:
-        if self._elsewhere:
-            self.model.forget_blocks()  # the memory is the workers'
-        spec = specify(
-            self.model,
-            self.member.name,
-            tokens,
-            stats,
-            revision=self.setting.revision,
-            keep_bytes=self.setting.keep_bytes,
-            share=self.setting.runner.share,
-        )
-        return Measurer(self.setting.runner, spec, tally)
 
     def _result(
         self,
@@ -250,47 +226,30 @@ class SearchJob:
             return Goal(self.points, losses)
         return Goal(self.points, losses, space.predictions(menu), space.prediction_errors(menu))
 
-    def _points(self) -> tuple[float, ...]:
-        """Places on the axis at which the best plan is wanted: those asked for, and those of budgets of cost.
-
-        Where none are asked for, the usual ones are taken if a budget needs a curve: one of accuracy to go along it,
-        to its cheapest end; one of loss where the strategy draws, to draw at.
-        """
-        request, space = self.request, self.space
-        budgets = request.parsed_budgets()
-        by_ratio = space.axis == "ratio"
-        points = [p if by_ratio else -p for p in request.points]
-        accuracy = any(isinstance(b, AccuracyBudget) for b in budgets)
-        drawn = self.strategy.draws and any(isinstance(b, LossBudget) for b in budgets)
-        if not points and (accuracy or drawn):
-            points = list(POINTS[request.granularity]) if by_ratio else [-x for x in BITS]
-            points += [space.cheapest] if accuracy else []
-        return tuple(dict.fromkeys(points + [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]))
-
     def _on_report(
-        self,
-        run: Run,
-        stats: ActivationStats | None,
-        space: Space,
-        trials: Sequence[SearchTrial],
-        reached: Sequence[Reached],
+        self, run: Run, stats: ActivationStats | None, space: Space, driver: Driver, reached: Sequence[Reached]
     ) -> tuple[Evaluation, list[Reached]]:
         """What float and the chosen plans lose on the report tokens, which no choice has seen."""
-        chosen = list(dict.fromkeys(trials[r.trial].choice for r in reached if r.trial >= 0))
         log = TrialLog(run.path(REPORTED.format(self.report.fingerprint[:8])), self._log_header(space, self.report))
-        watcher = ProgressWatcher(self.progress, (), space, "report")
-        driver = Driver(space, self._measurer(stats, self.report), log, watcher)
-        losses = dict(zip(chosen, driver.losses(chosen), strict=True))
+        meter = self.setting.measurer(self.member, self.report, stats).meter(log)
 
-        def measured(found: Reached) -> Reached:
-            report = losses[trials[found.trial].choice]
-            verdict = found.verdict if report else f"{found.verdict}; on the report tokens it cannot be measured"
-            return msgspec.structs.replace(found, report=report, verdict=verdict)
+        def tell() -> None:
+            self.progress("report", meter.done, meter.wanted)
 
-        return driver.float_loss, [measured(found) if found.trial >= 0 else found for found in reached]
+        self.progress("report", 0, 1)
+        float_loss = meter.loss(msgspec.structs.replace(driver.float_plan, note="float"), tell)
+        choices = list(dict.fromkeys(driver.trials[r.trial].choice for r in reached if r.trial >= 0))
+        outcomes = meter.losses([space.plan(choice, "chosen") for choice in choices], tell)
+        losses = dict(zip(choices, outcomes, strict=True))
 
-    def _stats(self, run: Run) -> ActivationStats | None:
-        return decode_record(run.path(STATS), ActivationStats) if self.static else None
+        def measured(budget: Reached) -> Reached:
+            outcome = losses[driver.trials[budget.trial].choice]
+            if isinstance(outcome, Failure):
+                verdict = f"{budget.verdict}; on the report tokens it cannot be measured"
+                return msgspec.structs.replace(budget, verdict=verdict)
+            return msgspec.structs.replace(budget, report=outcome.nats)
+
+        return float_loss, [measured(r) if r.trial >= 0 else r for r in reached]
 
     def _log_header(self, space: Space, tokens: TokenSet) -> dict[str, object]:
         provenance = self.model.provenance(tokens.fingerprint, tokens.convention)
@@ -334,7 +293,7 @@ def search_plans(
         UserError: What is wrong with the request, for this model or at all; ``out`` is there.
     """
     check_search_request(request)
-    run = Run(out)
+    run = Run(out, KIND)
     with open_runner(workers) as runner:
         job = SearchJob(Member(str(model.folder), model, tokens), request, Bench(runner, seed, progress))
         with run.work(TRIALS):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from qarat.ground.disk import hash_json, write_whole
-from qarat.jobs.folder import Run, read_command
-from qarat.jobs.search.job import MENU, RESULT, STATS, TRIALS, SearchJob
+from qarat.jobs.folder import Run
+from qarat.jobs.search.job import KIND, RESULT, TRIALS, SearchJob
+from qarat.jobs.steps import MENU, STATS
 from qarat.values.records.files import decode_record
 from qarat.values.records.ratios import RatioPlan, RatioReach
 from qarat.values.records.search import Reached, SearchResult
@@ -37,7 +37,7 @@ def search_within(run: Run, folder: str, job: SearchJob) -> SearchResult:
 
     def work() -> None:
         # What lies there whole is of an earlier request, or its step was not written down in time.
-        inner = Run(run.path(place), overwrite=True)
+        inner = Run(run.path(place), KIND, overwrite=True)
         basis = _basis(job)
         _take_over(inner, (inner.out, run.out / place), basis)
         with inner.work(TRIALS):
@@ -80,12 +80,6 @@ def reach_of(result: SearchResult, budget: str) -> RatioReach:
     """What a loss budget of a search reaches."""
     reached = next(r for r in result.reached if r.budget == budget)
     return RatioReach(budget, chosen_plan(result, reached), reached.low, reached.high)
-
-
-def is_searching(folder: Path) -> bool:
-    """Whether a folder is of a search, a study of ratios or a sweep, however far it has come: its log tells."""
-    words = shlex.split(read_command(folder))
-    return words[:1] == ["qarat"] and (words[1:2] in (["search"], ["sweep"]) or words[1:3] == ["study", "ratio"])
 
 
 def count_plans(folder: Path) -> int:

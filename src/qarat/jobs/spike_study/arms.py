@@ -23,7 +23,7 @@ SAME_KIND, ANY_KIND = "random of the same kind", "random sites"
 EVERY_DOWN, ENDS = "every down_proj", "first and last block"
 
 
-class Asked(NamedTuple):
+class PlannedArm(NamedTuple):
     """An arm before it is measured.
 
     Attributes:
@@ -50,7 +50,7 @@ class Asked(NamedTuple):
         return f"{self.label}, {self.setting}"
 
 
-def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[Asked]:
+def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[PlannedArm]:
     """Naive; and the sites in float, in FP8, or only their inputs freed.
 
     Args:
@@ -58,17 +58,17 @@ def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[Asked]
         sites: To be protected; without any there is only naive.
     """
     low = setting.low
-    yield Asked(MAIN, "naive", NAIVE, low, low)
+    yield PlannedArm(MAIN, "naive", NAIVE, low, low)
     if not sites:
         return
-    yield Asked(MAIN, "protection", PROTECTED, low, low, sites)
+    yield PlannedArm(MAIN, "protection", PROTECTED, low, low, sites)
     for name, label in PROTECTED_IN.items():
-        yield Asked(MAIN, "protection", label, low, low, sites, PROTECTIONS[name])
+        yield PlannedArm(MAIN, "protection", label, low, low, sites, PROTECTIONS[name])
     # QFeM's code keeps the weight low and frees the activation alone (arXiv 2405.14428).
-    yield Asked(MAIN, "protection", INPUTS, low, low, sites, low.partition(" ")[0])
+    yield PlannedArm(MAIN, "protection", INPUTS, low, low, sites, low.partition(" ")[0])
 
 
-def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site], seeds: int) -> Iterator[Asked]:
+def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site], seeds: int) -> Iterator[PlannedArm]:
     """What protects as many parameters, or many more, without having looked; no random choice comes twice.
 
     Args:
@@ -80,8 +80,8 @@ def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site]
     if not sites:
         return
 
-    def arm(label: str, chosen: Sequence[str]) -> Asked:
-        return Asked(MAIN, "control", label, setting.low, setting.low, tuple(chosen))
+    def arm(label: str, chosen: Sequence[str]) -> PlannedArm:
+        return PlannedArm(MAIN, "control", label, setting.low, setting.low, tuple(chosen))
 
     leaves = [s.leaf for name in sites for s in every if s.name == name]
     others = [s for s in every if s.name not in sites]
@@ -135,18 +135,18 @@ def _different(
     draw: Callable[[random.Random], tuple[str, ...]], seeds: int, known: Sequence[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
     """Draws with other sites than each other and than those known; an empty draw is none."""
-    seen, found = {frozenset(), *map(frozenset, known)}, list[tuple[str, ...]]()
+    seen, draws = {frozenset(), *map(frozenset, known)}, list[tuple[str, ...]]()
     for seed in range(20 * seeds):  # small models have few different choices, which are drawn again and again
         chosen = draw(random.Random(seed))
         if frozenset(chosen) not in seen:
             seen.add(frozenset(chosen))
-            found.append(chosen)
-        if len(found) == seeds:
+            draws.append(chosen)
+        if len(draws) == seeds:
             break
-    return found
+    return draws
 
 
-def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequence[int]) -> Iterator[Asked]:
+def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequence[int]) -> Iterator[PlannedArm]:
     """The first k sites of an order in float; k = 0 is naive.
 
     Args:
@@ -157,10 +157,12 @@ def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequ
     """
     for k in counts:
         if 0 < k <= len(ranked):
-            yield Asked(MAIN, "order", f"by {order}, k={k}", setting.low, setting.low, tuple(ranked[:k]))
+            yield PlannedArm(MAIN, "order", f"by {order}, k={k}", setting.low, setting.low, tuple(ranked[:k]))
 
 
-def method_arms(setting: Setting, name: str, method: Method, world: str, sites: tuple[str, ...]) -> Iterator[Asked]:
+def method_arms(
+    setting: Setting, name: str, method: Method, world: str, sites: tuple[str, ...]
+) -> Iterator[PlannedArm]:
     """A method alone, and with protection.
 
     Args:
@@ -171,12 +173,12 @@ def method_arms(setting: Setting, name: str, method: Method, world: str, sites: 
         sites: To be protected beside it.
     """
     scheme = method.scheme(setting)
-    yield Asked(world, "method", name, setting.low, scheme)
+    yield PlannedArm(world, "method", name, setting.low, scheme)
     if sites:
-        yield Asked(world, "method", f"{name} + protected", setting.low, scheme, sites)
+        yield PlannedArm(world, "method", f"{name} + protected", setting.low, scheme, sites)
 
 
-def world_arms(setting: Setting, group: str, world: str, sites: tuple[str, ...]) -> Iterator[Asked]:
+def world_arms(setting: Setting, group: str, world: str, sites: tuple[str, ...]) -> Iterator[PlannedArm]:
     """Naive and protected under other tokens, or scales from other tokens.
 
     Args:
@@ -185,9 +187,9 @@ def world_arms(setting: Setting, group: str, world: str, sites: tuple[str, ...])
         world: Where they are measured.
         sites: To be protected.
     """
-    yield Asked(world, group, f"{world}: naive", setting.low, setting.low)
+    yield PlannedArm(world, group, f"{world}: naive", setting.low, setting.low)
     if sites:
-        yield Asked(world, group, f"{world}: protected", setting.low, setting.low, sites)
+        yield PlannedArm(world, group, f"{world}: protected", setting.low, setting.low, sites)
 
 
 def rank_sites(order: str, setting: Setting, stats: ActivationStats, menu: Menu, every: Sequence[Site]) -> list[str]:

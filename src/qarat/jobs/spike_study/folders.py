@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-from qarat.jobs.folder import read_command, read_manifest
-from qarat.jobs.spike_study.job import FOUND_WITH, RESULT, SHOWN_WITH, STEPS
+from qarat.jobs.folder import read_manifest
+from qarat.jobs.spike_study.job import RESULT, SHOWN_WITH, STEPS
 from qarat.values.records.files import Record, decode_record
 from qarat.values.records.spike_study import SpikeStudy
-
-
-def is_study(folder: Path) -> bool:
-    """Whether a folder is of a spike study, however far it has come: at first only its log tells."""
-    asked = shlex.split(read_command(folder))[:3] == ["qarat", "study", "spikes"]
-    return asked or (folder / FOUND_WITH[0]).is_file()
 
 
 def read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
@@ -26,11 +19,11 @@ def read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     Raises:
         UserError: If there is none, or a file is damaged.
     """
-    done = read_manifest(folder)
-    found: dict[str, Record] = {}
+    done = read_manifest(folder).steps
+    records: dict[str, Record] = {}
     missing = (*(step for step in STEPS if step not in done), "every arm")
     if (folder / RESULT).is_file():
-        study = found[RESULT] = decode_record(folder / RESULT, SpikeStudy)
+        study = records[RESULT] = decode_record(folder / RESULT, SpikeStudy)
         missing = (study.missing_words,) if study.missing else ()
     names = [name for step in STEPS if step in done for name in done[step] if name in SHOWN_WITH]
-    return found | {name: decode_record(folder / name) for name in names}, missing
+    return records | {name: decode_record(folder / name) for name in names}, missing

@@ -136,13 +136,13 @@ def duels(study: SpikeStudy, setting: str) -> tuple[Duel, ...]:
     protected = study.find(setting, PROTECTED)
     if protected is None:
         return ()
-    found: list[Duel] = []
+    results: list[Duel] = []
     for arm in study.of_group(setting, "method"):
         if not arm.protected:
             both = study.find(setting, f"{arm.label} + protected")
             together = None if both is None else study.over_float(both)
-            found.append(Duel(arm, study.over_float(arm), study.over(arm, protected), together))
-    return tuple(sorted(found, key=lambda d: d.loss.nats))
+            results.append(Duel(arm, study.over_float(arm), study.over(arm, protected), together))
+    return tuple(sorted(results, key=lambda d: d.loss.nats))
 
 
 def steadied(study: SpikeStudy) -> tuple[Steadied, ...]:
@@ -159,8 +159,8 @@ def steadied(study: SpikeStudy) -> tuple[Steadied, ...]:
         )
     ]
     # Methods with a scheme for inputs of their own are the same arm in several settings.
-    found = {_remedy(arm): Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried}
-    return tuple(sorted(found.values(), key=lambda s: s.loss.nats))
+    results = {_remedy(arm): Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried}
+    return tuple(sorted(results.values(), key=lambda s: s.loss.nats))
 
 
 def recommend(study: SpikeStudy) -> str:
@@ -173,8 +173,8 @@ def recommend(study: SpikeStudy) -> str:
     within = [s for s in tried if inside(s.loss, study.budget_nats) == "yes"]
     if within:
         best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
-        words = f"6 bits: take {_remedy_words(study, best.arm)}; it keeps {study.budget} at {_said(best.loss)}"
-        return words + _how(study, best.arm)
+        sentence = f"6 bits: take {_remedy_words(study, best.arm)}; it keeps {study.budget} at {_said(best.loss)}"
+        return sentence + _how(study, best.arm)
     allowed = tried[0].loss.nats + _SLACK * max(0.0, study.over_float(naive).nats)
     near = [s for s in tried if s.loss.nats <= allowed]
     best = min(near, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
@@ -197,11 +197,11 @@ def _how(study: SpikeStudy, arm: SpikeArm) -> str:
 
 def command(study: SpikeStudy, arm: SpikeArm) -> str:
     """The command that makes the model of an arm whose protected sites are in float."""
-    words = ["qarat", "run", study.name, "--low", arm.scheme]
-    words += ["--sites", *map(short_name, arm.protected)] if arm.protected else []
-    words += ["--transform", *arm.transforms] if arm.transforms else []
-    words += ["--prefix", str(arm.prefix)] if arm.prefix else []
-    return shlex.join(words)
+    arguments = ["qarat", "run", study.name, "--low", arm.scheme]
+    arguments += ["--sites", *map(short_name, arm.protected)] if arm.protected else []
+    arguments += ["--transform", *arm.transforms] if arm.transforms else []
+    arguments += ["--prefix", str(arm.prefix)] if arm.prefix else []
+    return shlex.join(arguments)
 
 
 def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
@@ -212,8 +212,8 @@ def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
     elif not any(rule.flagged for rule in study.rules):
         lines += _no_spikes(study)
     for setting in (study.main, study.twin):
-        said = said_of(study, setting)
-        lines += [] if said is None else _protection(study, said)
+        says = said_of(study, setting)
+        lines += [] if says is None else _protection(study, says)
         against = duels(study, setting)
         lines += [_duel_line(against)] if against else []
     lines += [recommend(study)]
@@ -246,40 +246,40 @@ def _no_spikes(study: SpikeStudy) -> list[str]:
     return [f"There is no spike to protect: {rules}{lost}"]
 
 
-def _protection(study: SpikeStudy, said: SettingSays) -> list[str]:
+def _protection(study: SpikeStudy, says: SettingSays) -> list[str]:
     names = ", ".join(map(short_name, study.sites))
-    restored = "" if math.isnan(said.restored) else f", {100 * said.restored:.0f} % of the loss restored"
-    budget = _INSIDE[said.within].format(study.budget)
-    setting, kept = setting_words(said.setting), _said(said.protected)
-    lines = [f"{setting}: naive loses {_said(said.naive)}; {names} in float {kept}{restored}, {budget}"]
-    if said.closest is not None:
-        closest = study.over_float(said.closest)
+    restored = "" if math.isnan(says.restored) else f", {100 * says.restored:.0f} % of the loss restored"
+    budget = _INSIDE[says.within].format(study.budget)
+    setting, kept = setting_words(says.setting), _said(says.protected)
+    lines = [f"{setting}: naive loses {_said(says.naive)}; {names} in float {kept}{restored}, {budget}"]
+    if says.closest is not None:
+        closest = study.over_float(says.closest)
         worse = (
             "no error is known, as the report text is one source"
             if math.isnan(closest.standard_error)
-            else f"{said.beaten} of {said.controls} are worse beyond the 95 % interval"
+            else f"{says.beaten} of {says.controls} are worse beyond the 95 % interval"
         )
         lines.append(
-            f"  Random controls: {worse}; the closest, {said.closest.label.partition(': ')[2]}, loses {_said(closest)}"
+            f"  Random controls: {worse}; the closest, {says.closest.label.partition(': ')[2]}, loses {_said(closest)}"
         )
-    if said.fp8 is not None:
+    if says.fp8 is not None:
         lines.append(
-            f"  E4M3 instead of float: {100 * math.expm1(said.fp8.nats):+.2f} % perplexity{_error(said.fp8)}, "
-            f"{_INSIDE[said.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
+            f"  E4M3 instead of float: {100 * math.expm1(says.fp8.nats):+.2f} % perplexity{_error(says.fp8)}, "
+            f"{_INSIDE[says.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
         )
     return lines
 
 
 def _duel_line(against: tuple[Duel, ...]) -> str:
-    words = {
+    verbs = {
         "protection": "protection beats",
         "equal within error": "equal within error are",
         "method": "protection is beaten by",
         "no error known": "without a known error are",
     }
     parts = [
-        f"{said} {', '.join(d.arm.label for d in against if d.winner == winner)}"
-        for winner, said in words.items()
+        f"{verb} {', '.join(d.arm.label for d in against if d.winner == winner)}"
+        for winner, verb in verbs.items()
         if any(d.winner == winner for d in against)
     ]
     return "  Against methods alone: " + "; ".join(parts)

@@ -6,23 +6,32 @@ differ; so whatever does not need a world of its own (clipping, outlier columns,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from qarat.ground.runtime import Progress
+from qarat.jobs.folder import Run
 from qarat.jobs.protecting import profile
+from qarat.jobs.steps import PROFILE, Step
 from qarat.model.model import Model
 from qarat.model.prefixes import shared_front
 from qarat.model.tokens import TokenSet
+from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import choose, parse_transform
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
-from qarat.values.records.spike_study import Left
+from qarat.values.records.spike_study import MAIN, Left
 from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.sites import short_name
 
 PREFIX, OTHER = "prefix", "other calibration"
+COLUMNS = Step[dict[str, float]]("columns", ("columns.json",), dict[str, float])
+_COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 
 class SpikeTokens(NamedTuple):
@@ -75,6 +84,89 @@ class World(NamedTuple):
         )
 
 
+class Worlds(NamedTuple):
+    """What worlds are made from.
+
+    Attributes:
+        model: In float.
+        tokens: Of every kind.
+        main: Stats of the main world.
+        key: Everything that decides them.
+        progress: Called after every block.
+    """
+
+    model: Model
+    tokens: SpikeTokens
+    main: ActivationStats
+    key: object
+    progress: Progress
+
+    def open(self, run: Run, name: str) -> World:
+        """A world by its name, observed if it has not been.
+
+        Args:
+            run: That keeps its stats.
+            name: `MAIN`, `PREFIX`, `OTHER`, one of `bos_world`, or a transform.
+        """
+        model, tokens, transforms = self.model, self.tokens, ()
+        if name == MAIN:
+            return World(model, self.main, tokens.report, MAIN)
+        rules = {bos_world(rule): (*sets, bos_world(rule)) for rule, sets in tokens.bos.items()}
+        calibration, report, key = rules.get(name, (tokens.calibration, tokens.report, MAIN))
+        if name == OTHER and tokens.other is not None:
+            calibration = tokens.other
+        if name.partition("/")[0] in ("smooth", "hadamard"):
+            model, transforms = parse_transform(name).apply(model, self.main), (name,)
+        observe = observe_front if name == PREFIX else functools.partial(profile, attention=False)
+        step = Step[ActivationStats](f"profile {name}", (f"stats-{re.sub('[/ ]', '-', name)}.safetensors",))
+        origin = [self.key, calibration.fingerprint]
+        stats = step.make(run, origin, lambda: observe(model, calibration, progress=self.progress), [PROFILE])
+        return World(model, stats, report, key, transforms)
+
+    def columns(self, run: Run, schemes: Iterable[str]) -> dict[str, str]:
+        """Of every scheme with outlier columns, a note on how many they are.
+
+        Args:
+            run: That keeps the numbers.
+            schemes: Of all arms, each once.
+        """
+        tokens = self.tokens.selection.subset(min(_COLUMN_WINDOWS, len(self.tokens.selection)))
+        main = World(self.model, self.main, tokens, MAIN)
+        some = [scheme for scheme in schemes if _has_outliers(scheme)]
+
+        def share(scheme: str) -> float:
+            quantized = quantize(self.model, main.plan(scheme, ""))
+            shares = measure_float_columns(quantized, tokens, progress=self.progress)
+            return sum(shares.values()) / len(shares)
+
+        shares = COLUMNS.make(run, [self.key, some], lambda: {scheme: share(scheme) for scheme in some}, [PROFILE])
+        return {scheme: f"{100 * share:.1f} % of the inputs' columns in float" for scheme, share in shares.items()}
+
+
+def _has_outliers(scheme: str) -> bool:
+    """Whether some columns of the inputs stay in float."""
+    low = parse_scheme(scheme)
+    return isinstance(low, LinearScheme) and low.input is not None and low.input.outliers is not None
+
+
+def note_on(name: str, world: World, sites: Sequence[str]) -> str:
+    """What else is to be known of a world's arms.
+
+    Args:
+        name: Of the world.
+        world: It.
+        sites: That are protected.
+    """
+    if name == PREFIX:
+        text = world.model.tokenizer.convert_ids_to_tokens(list(world.stats.prefix))
+        return f"in float: the first {len(world.stats.prefix)} of every window, {' '.join(map(repr, text))}"
+    if name == MAIN or not sites or world.transforms:
+        return ""
+    streams = {s.name: s.streams[0] for s in world.model.sites()}
+    inputs = [(short_name(site), world.stats.stream(streams[site])) for site in sites]
+    return "input of " + "; ".join(f"{site}: maximum {s.maximum:.3g}, r {s.ratio:.3g}" for site, s in inputs)
+
+
 def bos_world(rule: str) -> str:
     """The name of the world in which BOS stands by another rule."""
     return f"BOS {rule}"
@@ -89,8 +181,8 @@ def observe_front(model: Model, tokens: TokenSet, progress: Progress) -> Activat
         progress: Called after every block.
     """
     assert shared_front(tokens)  # whoever asks has looked
-    found = profile(model, tokens, "auto", attention=False, progress=progress)
-    return found if found.prefix else profile(model, tokens, 1, attention=False, progress=progress)
+    stats = profile(model, tokens, "auto", attention=False, progress=progress)
+    return stats if stats.prefix else profile(model, tokens, 1, attention=False, progress=progress)
 
 
 def choose_strengths(
@@ -114,4 +206,4 @@ def choose_strengths(
         for low in lows:
             quantized = quantize(smoothed, world.plan(low, digest), seen)
             losses[low][text] = measure_perplexity(quantized, tokens.selection, label=text, progress=progress).loss
-    return {low: choose(list(found), found.__getitem__)[0] for low, found in losses.items()}
+    return {low: choose(list(by_text), by_text.__getitem__)[0] for low, by_text in losses.items()}

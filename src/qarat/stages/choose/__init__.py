@@ -1,1 +1,1 @@
-"""Search: strategies propose plans, a driver measures them; and the sweep that protects the dearest sites."""
+"""Search: strategies propose plans, a driver measures them; and which of the dearest sites are protected."""

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from qarat.ground.disk import hash_json
-from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress
 from qarat.stages.choose.space import Space
 from qarat.stages.choose.strategies.base import Goal, Proposal, Strategy
-from qarat.stages.choose.trials import Answer, TrialLog
-from qarat.values.plans import Plan
+from qarat.stages.choose.trials import PlanMeter
+from qarat.values.budgets import Budget, LossBudget
 from qarat.values.records.origin import Difference
-from qarat.values.records.scores import Evaluation, paired_difference
-from qarat.values.records.search import NOTHING, Choice, SearchTrial
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """A plan that could not be measured, and why."""
-
-    words: str
-
-
-MeasureMany = Callable[[Sequence[Plan], Callable[[int, Evaluation | Failure], None]], None]
-"""Measures plans and hands over each answer as it comes, with the plan's index."""
+from qarat.values.records.scores import Evaluation, Failure, paired_difference
+from qarat.values.records.search import NOTHING, SearchTrial
 
 
 class SearchWatcher:
@@ -37,8 +26,38 @@ class SearchWatcher:
         """So many plans were measured, of those wanted so far."""
 
 
+class ProgressWatcher(SearchWatcher):
+    """Turns trials into progress: how many, and the best so far for the first loss budget."""
+
+    def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space) -> None:
+        """Begin.
+
+        Args:
+            progress: Told.
+            budgets: Of the search.
+            space: Of its choices.
+        """
+        self._progress, self._space = progress, space
+        self._budget = next((b for b in budgets if isinstance(b, LossBudget)), None)
+        self._best: SearchTrial | None = None
+
+    def tried(self, trial: SearchTrial) -> None:
+        """Keep it if it is the cheapest within the budget."""
+        axis = self._space.axis
+        better = self._best is None or trial.position(axis) > self._best.position(axis)
+        if self._budget and not trial.failure and trial.damage.nats <= self._budget.nats and better:
+            self._best = trial
+
+    def measured(self, done: int, wanted: int) -> None:
+        """Say how far it is."""
+        if self._best is None or self._budget is None:
+            return self._progress("search", done, wanted)
+        place = f"Q_r {self._best.ratio:.3f}" if self._space.axis == "ratio" else f"{self._best.bits:.2f} bits"
+        self._progress(f"search: {place} within {self._budget.spelling}", done, wanted)
+
+
 class Driver:
-    """Measures choices, each once, and compares them with float.
+    """Measures choices, and compares them with float.
 
     Attributes:
         float_plan: Every site in float.
@@ -46,24 +65,23 @@ class Driver:
         trials: So far, in the order in which they were proposed.
     """
 
-    def __init__(self, space: Space, measure: MeasureMany, log: TrialLog, watcher: SearchWatcher | None = None) -> None:
+    def __init__(self, space: Space, meter: PlanMeter, watcher: SearchWatcher | None = None) -> None:
         """Measure the float model.
 
         Args:
             space: Of the choices.
-            measure: Losses of plans on the selection tokens.
-            log: Of answers, those of an earlier call among them.
+            meter: Losses of plans on the selection tokens.
             watcher: Told of every trial.
 
         Raises:
             UserError: If float itself cannot be measured.
         """
         self.trials: list[SearchTrial] = []
-        self._space, self._measure, self._log = space, measure, log
-        self._watcher, self._done, self._wanted = watcher or SearchWatcher(), 0, 1
+        self._space, self._meter, self._watcher = space, meter, watcher or SearchWatcher()
         everything = {a.site.name: type(a.scheme)() for a in space.base.assignments}
         self.float_plan = space.base.with_schemes(everything, "float")
-        self.float_loss = self._measure_float(self.float_plan)
+        self._watcher.measured(0, 1)
+        self.float_loss = meter.loss(msgspec.structs.replace(self.float_plan, note="float"), self._tell)
 
     def run(self, strategy: Strategy, goal: Goal) -> None:
         """Let a strategy ask until it knows enough; its trials are added to `trials`."""
@@ -75,53 +93,19 @@ class Driver:
         except StopIteration:
             return
 
-    def losses(self, choices: Sequence[Choice]) -> list[tuple[float, ...]]:
-        """Loss of each choice, nats of every window; empty where it cannot be measured. No trials come of it."""
-        plans = [self._space.plan(choice, "chosen") for choice in choices]
-        return [answer.nats for answer in self._answers(plans)]
-
     def _answer(self, batch: Sequence[Proposal]) -> list[Difference | None]:
-        done = len(self.trials)
-        answers = self._answers([self._space.plan(p.choice, p.label) for p in batch])
-        for answer, proposal in zip(answers, batch, strict=True):
-            self.trials.append(self._trial(answer, proposal))
-            self._watcher.tried(self.trials[-1])
-        return [None if trial.failure else trial.damage for trial in self.trials[done:]]
+        outcomes = self._meter.losses([self._space.plan(p.choice, p.label) for p in batch], self._tell)
+        trials = [self._trial(outcome, proposal) for outcome, proposal in zip(outcomes, batch, strict=True)]
+        for trial in trials:
+            self.trials.append(trial)
+            self._watcher.tried(trial)
+        return [None if trial.failure else trial.damage for trial in trials]
 
-    def _answers(self, plans: Sequence[Plan]) -> list[Answer]:
-        keys = [_key(plan) for plan in plans]
-        wanted = {key: plan for key, plan in zip(keys, plans, strict=True) if key not in self._log}
-        order = list(wanted)
-        self._wanted += len(order)
-        if order:
-            self._measure([wanted[key] for key in order], lambda i, found: self._keep(order[i], found))
-        return [self._log[key] for key in keys]
+    def _tell(self) -> None:
+        self._watcher.measured(self._meter.done, self._meter.wanted)
 
-    def _keep(self, key: str, found: Evaluation | Failure) -> None:
-        failed = isinstance(found, Failure)
-        self._log.add(Answer(key, failure=found.words) if failed else Answer(key, found.nats))
-        self._done += 1
-        self._watcher.measured(self._done, self._wanted)
-
-    def _trial(self, answer: Answer, proposal: Proposal) -> SearchTrial:
-        choice = proposal.choice
+    def _trial(self, outcome: Evaluation | Failure, proposal: Proposal) -> SearchTrial:
+        choice, failed = proposal.choice, isinstance(outcome, Failure)
+        damage = NOTHING if failed else paired_difference(outcome, self.float_loss)
         place = (self._space.ratio(choice), self._space.bits(choice), proposal.predicted)
-        if answer.failure:
-            return SearchTrial(proposal.label, choice, *place, NOTHING, answer.failure)
-        evaluation = msgspec.structs.replace(self.float_loss, label=proposal.label, nats=answer.nats)
-        return SearchTrial(proposal.label, choice, *place, paired_difference(evaluation, self.float_loss))
-
-    def _measure_float(self, plan: Plan) -> Evaluation:
-        found: list[Evaluation | Failure] = []
-        self._watcher.measured(0, self._wanted)
-        # Measured also where the log has it: its provenance, windows and sources are those of every answer.
-        self._measure([plan], lambda _, evaluation: found.append(evaluation))
-        if isinstance(found[0], Failure):
-            raise UserError(f"the float model cannot be measured: {found[0].words}")
-        self._done += 1
-        self._watcher.measured(self._done, self._wanted)
-        return msgspec.structs.replace(found[0], label="float", plan="")
-
-
-def _key(plan: Plan) -> str:
-    return hash_json([str(scheme) for scheme in plan.schemes.values()])
+        return SearchTrial(proposal.label, choice, *place, damage, outcome.error if failed else "")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from qarat.ground.errors import UserError
 from qarat.stages.choose.space import ROUNDING, Space
-from qarat.values.budgets import CostBudget, LossBudget
+from qarat.values.budgets import AccuracyBudget, CostBudget, LossBudget
 from qarat.values.records.origin import Z
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.search import Reached, SearchTrial
+from qarat.values.requests.search import BITS, POINTS, SearchRequest
 
 
 def point_of(budget: CostBudget, space: Space) -> float:
@@ -30,6 +31,31 @@ def point_of(budget: CostBudget, space: Space) -> float:
         return budget.amount
     weights = sum(a.site.parameters for a in space.base.assignments)
     return -budget.limit(weights) / weights
+
+
+def points_of(request: SearchRequest, space: Space, *, draws: bool) -> tuple[float, ...]:
+    """Places on the axis at which the best plan is wanted: those a request names, and those of its budgets of cost.
+
+    Where it names none, the usual ones are taken if a budget needs a curve: one of accuracy to go along it, to its
+    cheapest end; one of loss where the strategy draws, to draw at.
+
+    Args:
+        request: Checked.
+        space: Of its choices.
+        draws: Whether the strategy needs points to draw at.
+
+    Raises:
+        UserError: A budget of cost of the other axis.
+    """
+    budgets = request.parsed_budgets()
+    by_ratio = space.axis == "ratio"
+    points = [p if by_ratio else -p for p in request.points]
+    accuracy = any(isinstance(b, AccuracyBudget) for b in budgets)
+    drawn = draws and any(isinstance(b, LossBudget) for b in budgets)
+    if not points and (accuracy or drawn):
+        points = list(POINTS[request.granularity]) if by_ratio else [-x for x in BITS]
+        points += [space.cheapest] if accuracy else []
+    return tuple(dict.fromkeys(points + [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]))
 
 
 def reach(
@@ -52,8 +78,8 @@ def reach(
         best = max((space.position(t.choice) for _, t in measured), default=math.nan)
         return _nothing(budget, f"no plan that was tried meets it; the nearest has {abs(best):.3f}")
     index, trial = min(meeting, key=lambda pair: pair[1].damage.nats)
-    words = f"{trial.label}: {_loss(trial)} at Q_r {trial.ratio:.3f}, {trial.bits:.2f} bits per weight"
-    return Reached(budget.spelling, index, math.nan, math.nan, words)
+    verdict = f"{trial.label}: {_loss(trial)} at Q_r {trial.ratio:.3f}, {trial.bits:.2f} bits per weight"
+    return Reached(budget.spelling, index, math.nan, math.nan, verdict)
 
 
 def _within_loss(
@@ -64,12 +90,12 @@ def _within_loss(
         if not measured:
             return _nothing(budget, "no plan could be measured")
         _, best = min(measured, key=lambda pair: pair[1].damage.nats)
-        words = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
-        return _nothing(budget, words + _doubt(budget, best, float_loss))
+        verdict = f"no plan that was tried keeps it; the best, {best.label}, {_loss(best)}"
+        return _nothing(budget, verdict + _doubt(budget, best, float_loss))
     index, trial = max(within, key=lambda pair: (space.position(pair[1].choice), -pair[1].damage.nats))
     low, high = _interval(budget.nats, measured, space, space.position(trial.choice))
-    words = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
-    return Reached(budget.spelling, index, low, high, words)
+    verdict = f"{trial.label}: {_loss(trial)}, within {budget.nats:.4f}" + _doubt(budget, trial, float_loss)
+    return Reached(budget.spelling, index, low, high, verdict)
 
 
 def _interval(
@@ -124,8 +150,8 @@ def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> st
     )
 
 
-def _nothing(budget: LossBudget | CostBudget, words: str) -> Reached:
-    return Reached(budget.spelling, -1, math.nan, math.nan, words)
+def _nothing(budget: LossBudget | CostBudget, verdict: str) -> Reached:
+    return Reached(budget.spelling, -1, math.nan, math.nan, verdict)
 
 
 def _loss(trial: SearchTrial) -> str:

@@ -1,4 +1,4 @@
-"""The sweep: which sites to keep above the low scheme; candidates ranked by prediction, confirmed by measurement.
+"""Protection: which sites to keep above the low scheme; candidates ranked by prediction, confirmed by measurement.
 
 Spike-aware planning is a search at two schemes. The ranking (damage per parameter, or a spike rule) only says in which
 order to try; what is chosen is measured on the selection tokens: protect the first k, k = 0, 1, 2, …, stop when the
@@ -8,11 +8,12 @@ What is given up: plans outside that order are not tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from qarat.ground.runtime import Progress, no_progress
+from qarat.stages.choose.trials import PlanMeter
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan
 from qarat.values.records.protection import Protection, Trial
@@ -21,8 +22,7 @@ from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name
 from qarat.values.units import Unit
 
-Measure = Callable[[Plan, str], Evaluation]
-PATIENCE = 3  # additions in a row that change nothing before the sweep gives up
+PATIENCE = 3  # additions in a row that change nothing before the trying ends
 NOTHING = 0.02  # of the naive loss; a smaller gain counts as none
 REMAINDER = 0.1  # of what a plan still loses beyond the budget; a gain has to be below this, too, to count as none
 MOST = 24  # candidates tried at the most
@@ -45,7 +45,7 @@ def protect_until(
     ranked: Sequence[Unit],
     protect: Scheme,
     budget: LossBudget,
-    measure: Measure,
+    meter: PlanMeter,
     *,
     order: str,
     exactly: int | None = None,
@@ -59,7 +59,7 @@ def protect_until(
         ranked: Candidates, the dearest first.
         protect: What protected sites get.
         budget: The loss over float that is allowed.
-        measure: Loss of a plan on the selection tokens.
+        meter: Losses of plans on the selection tokens.
         order: What ranked them, for the record.
         exactly: Protect just so many of the first, instead of stopping at the budget.
         most: Protect no more than so many, unless ``exactly`` says how many.
@@ -68,7 +68,7 @@ def protect_until(
     Returns:
         The plan, and the measurements behind it.
     """
-    driver = _Driver(naive, protect, measure, progress, total=_guess_total(ranked, exactly))
+    driver = _Driver(naive, protect, meter, progress, total=_guess_total(ranked, exactly))
     trials = _protect_ever_more(driver, ranked, budget, exactly, most)
     chosen, verdict = _choose(trials, budget, exactly)
     if exactly is None and len(trials) - 1 == most < len(ranked) and trials[-1].damage.nats > budget.nats:
@@ -88,17 +88,8 @@ def protect_until(
     because = {site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites}
     plan = naive.with_schemes(dict.fromkeys(because, protect), because.__getitem__)
     plan = msgspec.structs.replace(plan, note=verdict)
-    record = Protection(
-        driver.float_loss.provenance,
-        order,
-        budget.spelling,
-        budget.nats,
-        tuple(trials),
-        alone,
-        tuple(recoveries),
-        verdict,
-    )
-    return plan, record
+    tried = tuple(trials), alone, tuple(recoveries)
+    return plan, Protection(meter.blank.provenance, order, budget.spelling, budget.nats, *tried, verdict)
 
 
 def _protect_ever_more(
@@ -155,20 +146,19 @@ def _choose(trials: Sequence[Trial], budget: LossBudget, exactly: int | None) ->
 
 
 def _guess_total(ranked: Sequence[Unit], exactly: int | None) -> int:
-    """Measurements to expect, for the progress bar; the sweep usually ends within a few."""
+    """Measurements to expect, for the progress bar; it usually ends within a few."""
     return 1 + ALONE + 2 * (exactly if exactly is not None else min(4, len(ranked))) + 1
 
 
 class _Driver:
-    """Measures plans, each once, and compares them."""
+    """Measures plans that protect, and compares them."""
 
-    def __init__(self, naive: Plan, protect: Scheme, measure: Measure, progress: Progress, total: int) -> None:
-        self._naive, self._protect, self._measure = naive, protect, measure
-        self._progress, self._total, self._done = progress, total, 0
-        self._known: dict[tuple[Scheme, ...], Evaluation] = {}
+    def __init__(self, naive: Plan, protect: Scheme, meter: PlanMeter, progress: Progress, total: int) -> None:
+        self._naive, self._protect, self._meter = naive, protect, meter
+        self._progress, self._total = progress, total
         all_float = {a.site.name: type(a.scheme)() for a in naive.assignments}
         self._float_plan = naive.with_schemes(all_float, "float")
-        progress("sweep", 0, total)
+        progress("protect", 0, total)
         self.float_loss = self._measured(self._float_plan, "float")
 
     def trial(self, label: str, units: Sequence[Unit]) -> Trial:
@@ -186,7 +176,7 @@ class _Driver:
 
     def finish(self) -> None:
         """Tell the progress callback that no measurement follows."""
-        self._progress("sweep", self._done, self._done)
+        self._progress("protect", self._meter.done, self._meter.done)
 
     def alone(self, site: str) -> Trial:
         """Only this site low, everything else in float; loss over float."""
@@ -198,10 +188,8 @@ class _Driver:
         return self._measured(self._naive.with_schemes(dict.fromkeys(sites, self._protect), label), label)
 
     def _measured(self, plan: Plan, label: str) -> Evaluation:
-        key = tuple(a.scheme for a in plan.assignments)
-        if key not in self._known:
-            self._known[key] = self._measure(plan, label)
-            self._done += 1
-            self._total = max(self._total, self._done + 1)
-            self._progress("sweep", self._done, self._total)
-        return self._known[key]
+        return self._meter.loss(msgspec.structs.replace(plan, note=label), self._tell)
+
+    def _tell(self) -> None:
+        self._total = max(self._total, self._meter.done + 1)
+        self._progress("protect", self._meter.done, self._total)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -26,25 +25,11 @@ from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import evaluation_of, window_nats
 from qarat.values.plans import Plan
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.schemes import Scheme
 
 Path = tuple[str, ...]
 """What is done in each block, from the first on; a beginning of one names the hidden states behind it."""
-
-
-class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A plan whose loss is no number.
-
-    Attributes:
-        label: Of the measurement.
-        plan: That was measured.
-        error: What is wrong, in words.
-    """
-
-    label: str
-    plan: Plan
-    error: str
 
 
 class Meter:
@@ -121,7 +106,7 @@ class Meter:
             for share, found in self._walk(group):
                 nats |= found
                 progress("measure", first + int(share * len(group)), len(different))
-        return [self._outcome(plan, label, nats[path]) for plan, label, path in zip(plans, labels, paths, strict=True)]
+        return [self._outcome(label, nats[path]) for label, path in zip(labels, paths, strict=True)]
 
     def _walk(self, plans: Mapping[Path, Plan]) -> Iterable[tuple[float, dict[Path, Tensor]]]:
         """Measure plans together; yields the share of the work done, and the nats found since."""
@@ -159,11 +144,11 @@ class Meter:
         pairs = zip(states, self._targets, strict=True)
         return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
 
-    def _outcome(self, plan: Plan, label: str, nats: Tensor) -> Evaluation | Failure:
+    def _outcome(self, label: str, nats: Tensor) -> Evaluation | Failure:
         try:
             return evaluation_of(self._model, self._tokens, nats, label=label)
         except UserError as error:
-            return Failure(label, plan, str(error))
+            return Failure(label, str(error))
 
 
 class _Boundaries:

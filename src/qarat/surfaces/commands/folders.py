@@ -42,7 +42,7 @@ def run(options: RunOptions, screen: Screen) -> Lines:
     request = options.planning
     check_plan_request(request)
     out = options.folder
-    folder = Run(out, overwrite=options.overwrite)
+    folder = Run(out, pipeline.KIND, overwrite=options.overwrite)
     model = open_float(options.model, options.machine, options.general)
     tokens = load_tokens(options.text, model, options.general.seed, screen)
     job = pipeline.Pipeline(

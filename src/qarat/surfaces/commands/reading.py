@@ -45,22 +45,16 @@ def _show_each(records: Sequence[object], screen: Screen, context: dict[str, Any
 def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]) -> list[Record]:
     """Show what a folder holds that a job wrote or is writing; the plan of a quantized model is left to the caller."""
     from qarat.jobs import whole_run
-    from qarat.jobs.family_sweep.job import SWEEP
-    from qarat.jobs.search.job import RESULT as SEARCH
-    from qarat.jobs.search.nested import is_searching
-    from qarat.jobs.spike_study.folders import is_study
-    from qarat.jobs.spike_study.job import RESULT as STUDY
+    from qarat.jobs.folder import kind_of, result_of
+    from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
     from qarat.model.native import is_native
 
-    searching = is_searching(folder)
-    # A run has a sweep.json as well: the measurements behind its plan.
-    names = (STUDY, SEARCH, *([SWEEP] if searching else []))
-    results = [folder / name for name in names if (folder / name).is_file()]
-    if results:
-        screen.show(*map(decode_record, results))
-    elif is_study(folder):
+    kind = kind_of(folder)
+    if kind and (folder / result_of(kind)).is_file():
+        screen.show(decode_record(folder / result_of(kind)))
+    elif kind == SPIKE_STUDY:
         _show_begun_study(folder, screen, context)
-    elif searching:
+    elif kind not in ("", whole_run.KIND):
         _note_begun_search(folder, screen)
     elif is_native(folder):
         return [decode_record(folder / whole_run.PLAN)]

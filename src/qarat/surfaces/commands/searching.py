@@ -9,15 +9,18 @@ from pathlib import Path
 from qarat.ground.errors import NotPassedError
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_family_request, check_ratio_request, check_search_request
-from qarat.jobs.estimates import SWEEP_FORWARDS, estimate, price_forwards
+from qarat.jobs.estimates import CHOOSING_FORWARDS, estimate, price_forwards
+from qarat.jobs.family_sweep import job as family_sweep
 from qarat.jobs.family_sweep.job import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import Run
-from qarat.jobs.ratio_study.job import STUDY, RatioJob
+from qarat.jobs.ratio_study import job as ratio_study
+from qarat.jobs.ratio_study.job import RatioJob
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import Runner
 from qarat.jobs.search.chosen import plan_file
-from qarat.jobs.search.job import STATS, TRIALS, SearchJob
+from qarat.jobs.search.job import KIND, TRIALS, SearchJob
 from qarat.jobs.search.nested import SEARCHES
+from qarat.jobs.steps import STATS
 from qarat.surfaces.commands.common import (
     check_weights,
     check_workers,
@@ -48,7 +51,7 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
     """Find the plans that budgets allow, in a folder that survives a kill."""
     check_search_request(options.search)
     check_workers(options.runners)
-    folder = Run(options.folder, overwrite=options.overwrite)
+    folder = Run(options.folder, KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
     with open_runner(options.runners.workers, options.runners.ray) as runner:
         job = SearchJob(member, options.search, bench_of(options, runner, screen))
@@ -64,7 +67,7 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     check_weights(job.model)
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
-    plans = {"predicted": SWEEP_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
+    plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     work = {"search": float(plans * tokens)}
     if job.strategy.predicts:
         priced = pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
@@ -95,20 +98,22 @@ def study_ratio(options: StudyRatioOptions, screen: Screen) -> Lines:
     request = options.study
     check_ratio_request(request)
     check_workers(options.runners)
-    folder = Run(options.folder, overwrite=options.overwrite)
+    folder = Run(options.folder, ratio_study.KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
     with open_runner(options.runners.workers, options.runners.ray) as runner:
         job = RatioJob(member, request, bench_of(options, runner, screen))
         if options.general.dry_run:
             windows = member.tokens[1].windows.numel()
             arms = len(request.blocks) * len(request.granularities())
-            predicted = arms * (price_forwards(1) + SWEEP_FORWARDS)
+            predicted = arms * (price_forwards(1) + CHOOSING_FORWARDS)
             work = {"random": float(request.plans() * windows), "predicted": float(predicted * windows)}
             return show_estimate(screen, member.model, work, states=windows * (member.model.blocks + 1))
         with folder.work(SEARCHES, command=screen.command):
             study = job.execute(folder)
     screen.show(study)
-    return (f"written: {quoted(options.folder)} (every search in {SEARCHES}/, what came of them in {STUDY})",)
+    return (
+        f"written: {quoted(options.folder)} (every search in {SEARCHES}/, what came of them in {ratio_study.RESULT})",
+    )
 
 
 def sweep(options: SweepOptions, screen: Screen) -> Lines:
@@ -116,7 +121,7 @@ def sweep(options: SweepOptions, screen: Screen) -> Lines:
     request = options.sweep
     check_family_request(request)
     check_workers(options.runners)
-    folder = Run(options.out, overwrite=options.overwrite)
+    folder = Run(options.out, family_sweep.KIND, overwrite=options.overwrite)
 
     def open_member(name: str) -> Member:
         return _open_member(name, options, screen)
@@ -150,6 +155,6 @@ def _estimate_sweep(
         _, model, tokens = open_member(name)
         check_weights(model)
         windows = tokens[1].windows.numel()
-        work = {f"{searches} searches": float(searches * (price_forwards(1) + SWEEP_FORWARDS) * windows)}
+        work = {f"{searches} searches": float(searches * (price_forwards(1) + CHOOSING_FORWARDS) * windows)}
         screen.show(estimate(model, work, states=windows * (model.blocks + 1), disk=0), title=name)
     return ()

@@ -6,7 +6,7 @@ import msgspec
 
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.folder import Run
-from qarat.jobs.spike_study.job import RESULT, SpikeJob
+from qarat.jobs.spike_study.job import KIND, RESULT, SpikeJob
 from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import Model
@@ -38,7 +38,7 @@ def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
         return ()
     request = _request(options)
     out = options.folder
-    folder = Run(out, overwrite=options.overwrite)
+    folder = Run(out, KIND, overwrite=options.overwrite)
     model = open_float(options.model, options.machine, options.general)
     tokens = _tokens(options, model, screen)
     job = SpikeJob(model, tokens, request, name=options.model, seed=options.general.seed, progress=screen.progress)

@@ -12,7 +12,7 @@ from qarat.ground.errors import ArgumentError
 from qarat.jobs import protecting
 from qarat.jobs.bench import make_meter
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.estimates import ROUNDING, SWEEP_FORWARDS, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import CHOOSING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
@@ -154,12 +154,14 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     note_matches(request, model, screen)
     if options.general.dry_run:
         tokens = selection.windows.numel()
-        return show_estimate(screen, model, {"plan": SWEEP_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
-    chosen, sweep = find_plan(model, selection, request, stats, menu, calibration=calibration, progress=screen.progress)
-    measured = options.out.with_suffix(".sweep.json")
-    write_whole(measured, encode_record(sweep))
+        return show_estimate(screen, model, {"plan": CHOOSING_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
+    chosen, protection = find_plan(
+        model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
+    )
+    measured = options.out.with_suffix(".protection.json")
+    write_whole(measured, encode_record(protection))
     write_whole(options.out, encode_record(chosen))
-    screen.show(chosen, protection=sweep)
+    screen.show(chosen, protection=protection)
     next_command = command_line("quantize", options, "--plan", options.out, "--stats", options.stats)
     return ending(options.out, next_command, also=f" and its measurements: {measured}")
 

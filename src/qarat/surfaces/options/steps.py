@@ -61,7 +61,7 @@ class PlanOptions(OfModel, frozen=True, kw_only=True):
     Attributes:
         stats: Stats from `qarat profile`.
         menu: Prices from `qarat damage`, the low scheme among them.
-        out: Where the plan goes; its measurements go beside it, to NAME.sweep.json.
+        out: Where the plan goes; its measurements go beside it, to NAME.protection.json.
     """
 
     METAVARS: ClassVar[dict[str, str]] = {"menu": "FILE"}

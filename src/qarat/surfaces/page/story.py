@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from qarat.ground.errors import UserError
-from qarat.jobs.folder import read_command, read_manifest
-from qarat.jobs.search.nested import is_searching
+from qarat.jobs.folder import kind_of, read_command, read_manifest
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
-from qarat.jobs.spike_study.folders import is_study, read_study
-from qarat.jobs.whole_run import LABELS, STEPS
+from qarat.jobs.spike_study.folders import read_study
+from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
+from qarat.jobs.whole_run import KIND, LABELS, STEPS
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
@@ -103,14 +103,15 @@ def _evaluations_of(study: SpikeStudy) -> tuple[Evaluation, ...]:
 
 def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     """The records of a run by file name, and the steps that are missing."""
-    if is_study(folder):
+    kind = kind_of(folder)
+    if kind == SPIKE_STUDY:
         return read_study(folder)
-    if is_searching(folder):
+    if kind not in ("", KIND):
         raise UserError(
             f"{folder} is of searching, of which there is no page: `qarat show {folder}` prints it, and a law fitted "
             "to a sweep has one (`qarat law fit`, then `qarat report law.json`)"
         )
-    done = read_manifest(folder)
+    done = read_manifest(folder).steps
     names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
     records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
     return records, tuple(step for step in STEPS if step not in done)

@@ -33,15 +33,17 @@ _CLASSES = {  # kind to module and class
     "law": "law:Law",
     "menu": "prices:Menu",
     "metric-check": "prices:MetricCheck",
+    "protection": "protection:Protection",
     "site-measurements": "prices:SiteMeasurements",
     "family-sweep": "family:FamilySweep",
     "ratio-study": "ratios:RatioStudy",
     "search": "search:SearchResult",
     "spike-study": "spike_study:SpikeStudy",
-    "sweep": "protection:Protection",
     "verification": "verification:Verification",
     "zero-shot": "scores:ZeroShot",
 }
+_FORMER = {"sweep": "a protection; run `qarat plan` or `qarat run` again for a new one"}
+"""Kinds of records of qarat 0.1, with what they are now and how to get one."""
 _KINDS = {f"{__package__}.{place}": kind for kind, place in _CLASSES.items()}
 
 
@@ -120,6 +122,8 @@ def _decode_arrays(path: Path) -> Any:
 
 def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, object]) -> Any:
     kind, _, version = _tag(header).partition("/")
+    if kind in _FORMER:
+        raise UserError(f"{path} is a {kind} of qarat 0.1, now {_FORMER[kind]}")
     if kind not in _CLASSES:
         raise UserError(f"{path} is not a record: it has no known `qarat` key")
     if version != "1":

@@ -50,6 +50,18 @@ class Evaluation(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plan whose loss is no number.
+
+    Attributes:
+        label: Of the measurement.
+        error: What is wrong, in words.
+    """
+
+    label: str
+    error: str
+
+
 def paired_difference(a: Evaluation, b: Evaluation, *, other_models: bool = False) -> Difference:
     """How much more ``a`` loses than ``b``, in nats per token, on the same windows, with `clustered_mean`'s error.
 

@@ -33,8 +33,8 @@ def setting_words(low: str) -> str:
     """A low scheme in a sentence: ``INT8 (weights per channel, inputs per tensor, static)``."""
     weight, _, inputs = low.partition(" a=")
     bits, _, rows = weight.removeprefix("w=int").partition("/")
-    _, *words = inputs.split("/")
-    return f"INT{bits} (weights per {rows}, inputs per {', '.join(words)})"
+    _, *parts = inputs.split("/")
+    return f"INT{bits} (weights per {rows}, inputs per {', '.join(parts)})"
 
 
 class SpikeArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -155,8 +155,8 @@ class SpikeStudy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def find(self, setting: str, label: str) -> SpikeArm | None:
         """An arm that was measured; None if there is none."""
-        found = (a for a in self.arms if a.setting == setting and a.label == label and not a.failure)
-        return next(found, None)
+        matches = (a for a in self.arms if a.setting == setting and a.label == label and not a.failure)
+        return next(matches, None)
 
     def of_group(self, setting: str, *groups: str) -> tuple[SpikeArm, ...]:
         """The measured arms of a setting and some groups."""

@@ -33,9 +33,9 @@ class _Predicted:
     def propose(self, space: Space, goal: Goal) -> Asking:
         plans = _frontier(space, goal)
         known: dict[int, Difference | None] = {}
-        if asked := sorted({_index_at(space, plans, point) for point in goal.points}):
-            answers = yield [plans[i] for i in asked]
-            known |= dict(zip(asked, answers, strict=True))
+        if indices := sorted({_index_at(space, plans, point) for point in goal.points}):
+            answers = yield [plans[i] for i in indices]
+            known |= dict(zip(indices, answers, strict=True))
         # The dearest plan is float, and need not be measured, unless a price that is no price moved another one there.
         free = space.loses_nothing and plans[0].choice == space.highest
         for loss in goal.losses:
@@ -57,14 +57,18 @@ def _frontier(space: Space, goal: Goal) -> list[Proposal]:
     least, most = problem.least_cost(), float(costs.max(axis=1).sum())
     # On the axis, cheaper is larger: a share kept high counts down from 1, bits from 0.
     top = 1.0 if space.axis == "ratio" else 0.0
-    asked = [top - point - fixed + ROUNDING for point in goal.points]
-    limits = {*np.linspace(most, least, STEPS, endpoint=False).tolist(), least, *(x for x in asked if least < x < most)}
-    found: dict[tuple[int, ...], Proposal] = {}
+    wanted = [top - point - fixed + ROUNDING for point in goal.points]
+    limits = {
+        *np.linspace(most, least, STEPS, endpoint=False).tolist(),
+        least,
+        *(x for x in wanted if least < x < most),
+    }
+    proposals: dict[tuple[int, ...], Proposal] = {}
     for allocation in frontier(problem, sorted(limits, reverse=True)):
         place = abs(space.position(allocation.choice))
         damage = predictions.damage(allocation.choice)
-        found[allocation.choice] = Proposal(allocation.choice, f"predicted at {place:.3f}", damage)
-    return sorted(found.values(), key=lambda proposal: (space.position(proposal.choice), -proposal.predicted))
+        proposals[allocation.choice] = Proposal(allocation.choice, f"predicted at {place:.3f}", damage)
+    return sorted(proposals.values(), key=lambda proposal: (space.position(proposal.choice), -proposal.predicted))
 
 
 def _index_at(space: Space, plans: Sequence[Proposal], point: float) -> int:

@@ -27,16 +27,16 @@ class _Tpe:
         for point in goal.points:
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self._seed))
             for trial in range(self._trials):
-                asked = study.ask()
-                ranks = [asked.suggest_float(f"rank {u.label}", 0, 1) for u in space.units]
+                drawn = study.ask()
+                ranks = [drawn.suggest_float(f"rank {u.label}", 0, 1) for u in space.units]
                 options = [
-                    asked.suggest_int(f"option {u.label}", 0, len(space.options) - 2) if len(space.options) > 2 else 0
+                    drawn.suggest_int(f"option {u.label}", 0, len(space.options) - 2) if len(space.options) > 2 else 0
                     for u in space.units
                 ]
                 choice = lower_in_order(space, point, np.argsort(ranks, kind="stable").tolist(), options)
                 (answer,) = yield [Proposal(choice, f"tpe {trial + 1} at {abs(point):g}")]
                 # A plan that could not be measured is worse than any other.
-                study.tell(asked, math.inf if answer is None else answer.nats)
+                study.tell(drawn, math.inf if answer is None else answer.nats)
 
 
 def _optuna() -> Any:
