@@ -258,7 +258,7 @@ def test_the_same_bytes_for_every_batch_size(tiny_llama: Path, attention: bool):
 def test_windows_are_seen_alike_whatever_the_pieces(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
     """A window goes through its collector in pieces: here a token, or a head's token, at a time, and all at once."""
     whole = observe(open_model(str(tiny_llama)), token_set()).streams
-    monkeypatch.setattr("qarat.stages.observe.PIECE", {"cpu": 1})
+    monkeypatch.setattr("qarat.stages.observe.collectors.PIECE", {"cpu": 1})
     for name, stream in observe(open_model(str(tiny_llama)), token_set()).streams.items():
         expected = whole[name]
         assert (stream.width, stream.tokens, stream.peaks) == (expected.width, expected.tokens, expected.peaks)
@@ -314,7 +314,7 @@ def test_nothing_stays_behind_after_an_exception(tiny_model: Model, when: str, m
     if when == "in a block":
         monkeypatch.setattr(tiny_model.block(1).get_submodule("mlp.down_proj"), "forward", broken)
     else:
-        monkeypatch.setattr("qarat.stages.observe.count_magnitudes", broken)
+        monkeypatch.setattr("qarat.stages.observe.collectors.count_magnitudes", broken)
     with pytest.raises(KeyboardInterrupt):
         observe(tiny_model, token_set(2))
     assert remains(tiny_model) == []

@@ -1,108 +1,27 @@
-"""Observing: one pass that measures every stream of a model.
-
-Everything is streaming: memory grows with channels, not with tokens. Hooks and attention watchers live inside a
-context manager, so that no block keeps one whatever happens.
-
-A stream is taken window by window, so that the batch size cannot show in a sum, and a window in pieces, so that what
-is looked at ten times over stays in the processor's cache. The attention probabilities, which the fused kernel never
-shows, are computed piece by piece beside it. `benchmarks/observing.py` measures what all this costs.
-"""
+"""Collectors: the streaming statistics of one stream, window by window and piece by piece."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Progress, no_progress
-from qarat.maths.histograms import CODES, EDGES, bin_counts, count_magnitudes, median_of
-from qarat.model.attention import WATCHER
+from qarat.maths.histograms import CODES, bin_counts, count_magnitudes, median_of
 from qarat.model.model import Model
-from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
-from qarat.values.records.streams import ActivationStats, Peak, StreamStats
+from qarat.values.records.streams import Peak, StreamStats
 from qarat.values.roles import Role
 
 PEAKS = 8
-SAMPLED_WINDOWS = 16
 # Elements of a piece. On a CPU 1 MB, which its second cache holds; on a GPU few large pieces cost less.
 PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
-def observe(
-    model: Model,
-    tokens: TokenSet,
-    *,
-    attention: bool = True,
-    prefix: int = 0,
-    sampled_windows: int = SAMPLED_WINDOWS,
-    progress: Progress = no_progress,
-) -> ActivationStats:
-    """Measure every stream of a float model in one pass.
-
-    Args:
-        model: In float.
-        tokens: The calibration set.
-        attention: Whether to observe the operands of the attention products too; the probabilities are then computed
-            once more, beside the fused kernel.
-        prefix: So many tokens in front of each window are left out of every statistic, as queries and as keys.
-        sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
-            least 1, and all windows where there are fewer.
-        progress: Called after every block.
-
-    Raises:
-        UserError: NaN or Inf met in a stream (names stream, window and position); windows that do not begin with the
-            same ``prefix`` tokens, or are not longer.
-        ValueError: No window would be sampled.
-    """
-    if sampled_windows < 1:
-        raise ValueError(f"histograms need a window to sample, not {sampled_windows}")
-    model.require_float("profile")
-    left_out = leading_tokens(tokens, prefix)
-    batches = tokens.batches(model.runtime.batch_tokens)
-    hidden = [model.embed(batch) for batch in batches]
-    sampled = min(sampled_windows, tokens.windows.shape[0])
-    streams: dict[str, StreamStats] = {}
-    progress("observe", 0, model.blocks)
-    for index, block in model.walk():
-        seen = _BlockCollectors(f"{model.family.blocks}.{index}", index, sampled, prefix)
-        with _watched(block, model, seen, attention), torch.no_grad():
-            for j, states in enumerate(hidden):
-                hidden[j] = model.run_block(index, block, states)
-                seen.see(Role.BLOCK_OUTPUT, hidden[j])
-                seen.first_window += states.shape[0]
-        for collector in seen.collectors.values():
-            streams[collector.name] = collector.finish(tokens, model)
-        progress("observe", index + 1, model.blocks)
-    windows, length = tokens.windows.shape
-    provenance = model.provenance(tokens.fingerprint, tokens.convention)
-    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams, left_out)
-
-
-class _AttentionWatcher(nn.Module):
-    """Shows the operands of the attention products (protocol `qarat.model.attention.AttentionWatcher`)."""
-
-    def __init__(self, seen: _BlockCollectors) -> None:
-        super().__init__()
-        self._seen = seen
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
-        self._seen.see(Role.QUERIES, q)
-        self._seen.see(Role.KEYS, k)
-        first = self._seen.first_token
-        windows = zip(q, k, mask, strict=True)
-        self._seen.see_pieces(Role.PROBABILITIES, (_probabilities(*operands, scaling, first) for operands in windows))
-        self._seen.see(Role.VALUES, v)
-
-
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Part of a window of a stream.
 
     Attributes:
@@ -116,15 +35,15 @@ class _Piece(NamedTuple):
     head: int
 
 
-def _pieces(x: Tensor, first: int) -> Iterator[_Piece]:
+def _pieces(x: Tensor, first: int) -> Iterator[Piece]:
     """The pieces of one window (heads, tokens, channels), from its token ``first`` on."""
     # With heads, a range of tokens is scattered over memory, which costs more than the cache saves.
     tokens = max(1, PIECE[x.device.type] // x.shape[2]) if len(x) == 1 else x.shape[1]
     for token in range(first, x.shape[1], tokens):
-        yield _Piece(x[:, token : token + tokens], token, 0)
+        yield Piece(x[:, token : token + tokens], token, 0)
 
 
-def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: int) -> Iterator[_Piece]:
+def probability_pieces(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: int) -> Iterator[Piece]:
     """Attention probabilities of one window, from ``first`` on, in pieces (some heads, some tokens, keys)."""
     rows = max(1, PIECE[q.device.type] // k.shape[1])
     heads = max(1, rows // q.shape[1])
@@ -133,35 +52,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: in
         for head in range(0, q.shape[0], heads):
             some = slice(head, head + heads)
             scores = torch.baddbmm(mask[:, tokens], q[some, tokens], k[some].transpose(-1, -2), alpha=scaling)
-            yield _Piece(scores.softmax(-1, dtype=torch.float32)[..., first:], token, head)
-
-
-@contextmanager
-def _watched(block: nn.Module, model: Model, seen: _BlockCollectors, attention: bool) -> Iterator[None]:
-    """Show every stream of a block to its collectors while the context lasts."""
-
-    def see_input(role: Role, _: nn.Module, operands: tuple[Tensor, ...]) -> None:
-        seen.see(role, operands[0])
-
-    def see_output(_: nn.Module, __: object, output: Tensor) -> None:
-        seen.see(Role.DOWN_OUTPUT, output)
-
-    handles: list[RemovableHandle] = []
-    for stream in model.family.streams:
-        first = block.get_submodule(stream.readers[0])
-        handles.append(first.register_forward_pre_hook(partial(see_input, stream.role)))
-    down = block.get_submodule(model.family.reader(Role.DOWN_INPUT))
-    handles.append(down.register_forward_hook(see_output))
-    home = block.get_submodule(model.family.attention)
-    if attention:
-        home.add_module(WATCHER, _AttentionWatcher(seen))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        if attention:
-            delattr(home, WATCHER)
+            yield Piece(scores.softmax(-1, dtype=torch.float32)[..., first:], token, head)
 
 
 class _Place(NamedTuple):
@@ -178,7 +69,7 @@ def _order(place: _Place) -> tuple[float, ...]:
     return (-abs(place.value), place.window, place.position, place.channel)
 
 
-class _BlockCollectors:
+class BlockCollectors:
     """The collectors of one block's streams, made as the streams are first seen.
 
     Attributes:
@@ -196,7 +87,7 @@ class _BlockCollectors:
         """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
         self.see_pieces(role, (_pieces(window, self.first_token) for window in (x if x.dim() == 4 else x.unsqueeze(1))))
 
-    def see_pieces(self, role: Role, windows: Iterable[Iterable[_Piece]]) -> None:
+    def see_pieces(self, role: Role, windows: Iterable[Iterable[Piece]]) -> None:
         """Take a batch of windows, each in pieces."""
         if role not in self.collectors:
             self.collectors[role] = _Collector(f"{self._home}.{role}", self._block, role, self.first_token)
@@ -226,7 +117,7 @@ class _Collector:
         self.median_energies: list[Tensor] = []
         self.peaks: list[_Place] = []
 
-    def take(self, window: int, pieces: Iterable[_Piece], *, sampled: bool) -> None:
+    def take(self, window: int, pieces: Iterable[Piece], *, sampled: bool) -> None:
         """Take one window.
 
         Args:
@@ -283,11 +174,11 @@ class _Collector:
                 "weights"
             )
 
-    def _keep_peaks(self, window: int, piece: _Piece, maxima: Tensor) -> None:
+    def _keep_peaks(self, window: int, piece: Piece, maxima: Tensor) -> None:
         if len(self.peaks) == PEAKS and bool(maxima.amax() < abs(self.peaks[-1].value)):
             return
         # Not topk: among equals (the same token in many places) it takes any, a stable sort the first.
-        values, places = (found[:PEAKS].tolist() for found in maxima.sort(descending=True, stable=True))
+        values, places = (sorted_[:PEAKS].tolist() for sorted_ in maxima.sort(descending=True, stable=True))
         last = _order(self.peaks[-1]) if len(self.peaks) == PEAKS else (math.inf,)
         new: list[_Place] = []
         for magnitude, place in zip(values, places, strict=True):
