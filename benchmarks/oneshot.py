@@ -26,7 +26,6 @@ from typing import Any
 import common
 import torch
 import yaml
-from qarat.stages.read_back.findings import Findings
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -35,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qarat.ground.runtime import Runtime
 from qarat.model.model import open_model
 from qarat.stages.export.llmcompressor import recipe
-from qarat.stages.read_back.folders import open_folder
+from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.readback import logits_of
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored

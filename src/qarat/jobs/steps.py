@@ -67,8 +67,8 @@ class Step(Generic[R]):
         """
         if self.plain is not None:
             return msgspec.json.decode((folder / self.files[0]).read_bytes(), type=self.plain)
-        records = tuple(decode_record(folder / file) for file in self.files)
-        return cast(R, records if len(records) > 1 else records[0])
+        records = [decode_record(folder / file) for file in self.files]
+        return cast(R, tuple(records) if len(records) > 1 else records[0])
 
 
 STATS, MENU, PLAN, PROTECTION = "stats.safetensors", "menu.json", "plan.json", "protection.json"

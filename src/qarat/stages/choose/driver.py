@@ -105,7 +105,10 @@ class Driver:
         self._watcher.measured(self._meter.done, self._meter.wanted)
 
     def _trial(self, outcome: Evaluation | Failure, proposal: Proposal) -> SearchTrial:
-        choice, failed = proposal.choice, isinstance(outcome, Failure)
-        damage = NOTHING if failed else paired_difference(outcome, self.float_loss)
+        if isinstance(outcome, Failure):
+            damage, failure = NOTHING, outcome.error
+        else:
+            damage, failure = paired_difference(outcome, self.float_loss), ""
+        choice = proposal.choice
         place = (self._space.ratio(choice), self._space.bits(choice), proposal.predicted)
-        return SearchTrial(proposal.label, choice, *place, damage, outcome.error if failed else "")
+        return SearchTrial(proposal.label, choice, *place, damage, failure)
