@@ -184,9 +184,9 @@ def test_a_run_killed_while_it_exports_ends_with_the_same_bytes(words: list[str]
         partial = out.with_name(f"{out.name}.partial")
         shutil.copytree(unbroken, partial)
         shutil.rmtree(partial / FORMAT)
-        steps = json.loads((partial / MANIFEST).read_text())
-        del steps[f"export {FORMAT}"]
-        (partial / MANIFEST).write_text(json.dumps(steps))
+        manifest = json.loads((partial / MANIFEST).read_text())
+        del manifest["steps"][f"export {FORMAT}"]
+        (partial / MANIFEST).write_text(json.dumps(manifest))
         process = started(words, out)
         while process.is_alive() and not (partial / f"{FORMAT}.partial").exists():
             time.sleep(0.0005)

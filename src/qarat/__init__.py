@@ -25,7 +25,7 @@ import ast
 import importlib
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _read_stub() -> dict[str, str]:

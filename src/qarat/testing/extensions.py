@@ -21,7 +21,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.metric import Metric, Pricing
 from qarat.stages.rounding import NoContext, Rounding
-from qarat.stages.transforms import Step
+from qarat.stages.transforms import ParsedTransform
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.schemes import parse_scheme, parse_tensor_scheme
 
@@ -126,7 +126,7 @@ def check_metric(metric: Metric) -> None:
         assert not hooks, "it leaves hooks behind"
 
 
-def check_transform(step: Step, tolerance: float = 1e-4) -> None:
+def check_transform(step: ParsedTransform, tolerance: float = 1e-4) -> None:
     """Check a transform on a tiny model: the outputs stay, up to rounding, and the fingerprint changes.
 
     Args:

@@ -21,7 +21,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
-Step = Literal["name", "fused", "class"]
+MatchStep = Literal["name", "fused", "class"]
 
 
 class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +61,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     versions: str
     current: bool
-    steps: tuple[Step, ...]
+    steps: tuple[MatchStep, ...]
     by_text: bool
     ignores: Literal["exact", "class", "contains"]
     fuses: bool

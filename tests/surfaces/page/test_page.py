@@ -526,7 +526,7 @@ def test_what_does_not_belong_together_is_refused(tiny_run: Path, tmp_path: Path
         write_report([tmp_path], tmp_path)
     again = tmp_path / "other.json"
     shutil.copy(tiny_run / "protection.json", again)
-    with pytest.raises(UserError, match=r"one of a kind.*sweep\.json and other\.json"):
+    with pytest.raises(UserError, match=r"one of a kind.*protection\.json and other\.json"):
         write_report([tiny_run, again], tmp_path)
     sweep = decode_record(tiny_run / "protection.json", Protection)
     stranger = msgspec.structs.replace(sweep, provenance=msgspec.structs.replace(sweep.provenance, model="f" * 64))

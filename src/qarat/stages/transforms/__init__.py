@@ -4,7 +4,7 @@ Observation, prices, plans and conversion then work on the new model as on any o
 whatever a plan can say. Its function is the old one's up to float32 rounding; its fingerprint is the old one's followed
 by what was done (`qarat.values.fingerprints`), so that nothing calibrated on one is used on the other.
 
-A file has one function, ``parse``: the words behind its name in the spelling (``smooth/0.5``) to a `Step`.
+A file has one function, ``parse``: the words behind its name in the spelling (``smooth/0.5``) to a `ParsedTransform`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qarat.ground.registry import Registry
 from qarat.model.model import Model
 from qarat.values.records.streams import ActivationStats
 
-__all__ = ["TRANSFORMS", "Step", "TransformFile", "choose", "parse_transform"]
+__all__ = ["TRANSFORMS", "ParsedTransform", "TransformFile", "choose", "parse_transform"]
 
 
-class Step(NamedTuple):
+class ParsedTransform(NamedTuple):
     """A transform as it was asked for.
 
     Attributes:
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 class TransformFile(Protocol):
     """What a file of this folder offers."""
 
-    def parse(self, words: Sequence[str]) -> Step:
+    def parse(self, words: Sequence[str]) -> ParsedTransform:
         """Read what follows the name in a spelling.
 
         Raises:
@@ -49,7 +49,7 @@ class TransformFile(Protocol):
 TRANSFORMS: Registry[TransformFile] = Registry(__name__, "transform")
 
 
-def parse_transform(text: str) -> Step:
+def parse_transform(text: str) -> ParsedTransform:
     """Read a spelling: ``hadamard``, ``smooth/0.5``.
 
     Raises:

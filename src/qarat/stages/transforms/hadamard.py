@@ -18,12 +18,12 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.maths.rotations import rotate, rotation_factors
 from qarat.model.model import ROTATION, Model, Transform
-from qarat.stages.transforms import Step
+from qarat.stages.transforms import ParsedTransform
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 
 
-def parse(words: Sequence[str]) -> Step:
+def parse(words: Sequence[str]) -> ParsedTransform:
     """``hadamard``; protocol `qarat.stages.transforms.TransformFile`."""
     if words:
         raise UserError("nothing goes with it; write hadamard")
@@ -31,7 +31,7 @@ def parse(words: Sequence[str]) -> Step:
     def step(model: Model, stats: ActivationStats | None) -> Model:
         return apply(model)
 
-    return Step(step, needs_stats=False)
+    return ParsedTransform(step, needs_stats=False)
 
 
 def apply(model: Model) -> Model:

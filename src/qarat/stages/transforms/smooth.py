@@ -29,7 +29,7 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.model.families.base import Stream
 from qarat.model.model import Model, Transform
-from qarat.stages.transforms import Step
+from qarat.stages.transforms import ParsedTransform
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 
@@ -41,7 +41,7 @@ AUTO, EVERYWHERE = "auto", "all"
 _HASH_DIGITS = 12
 
 
-def parse(words: Sequence[str]) -> Step:
+def parse(words: Sequence[str]) -> ParsedTransform:
     """``smooth/STRENGTH``, ``smooth/auto``, either with ``/all``; protocol `qarat.stages.transforms.TransformFile`."""
     spelled = "/".join(words)
     match = re.fullmatch(rf"({AUTO}|0(?:\.\d+)?|1(?:\.0+)?)(/{EVERYWHERE})?", spelled)
@@ -54,7 +54,7 @@ def parse(words: Sequence[str]) -> Step:
         return apply(model, stats, strengths[0], everywhere=bool(match[2]))
 
     choices = tuple(f"smooth/{strength:g}{match[2] or ''}" for strength in strengths)
-    return Step(step, needs_stats=True, choices=choices if match[1] == AUTO else ())
+    return ParsedTransform(step, needs_stats=True, choices=choices if match[1] == AUTO else ())
 
 
 def apply(model: Model, stats: ActivationStats, strength: float, *, everywhere: bool = False) -> Model:
