@@ -161,7 +161,7 @@ def test_ctrl_c_at_every_report_of_progress(
         assert "the same command goes on from what is done" in capsys.readouterr().err
         assert not out.exists()
     evaluations = [f"evaluate {label}" for label in pipeline.LABELS]
-    assert {stage for stage, _ in seen} == {"observe", "damage", "sweep", "write", "continue", *evaluations}
+    assert {stage for stage, _ in seen} == {"observe", "damage", "protect", "write", "continue", *evaluations}
     assert tree(out) == tree(unbroken)
 
 

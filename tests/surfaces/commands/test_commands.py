@@ -340,6 +340,20 @@ def test_the_plan_of_a_transformed_run_is_quantized_again(qarat: Qarat, tiny_lla
     assert tree(Path("quantized")) == tree(Path("run/model"))
 
 
+def test_a_plan_rounded_by_what_projections_read_is_quantized_again(
+    qarat: Qarat, tiny_llama: Path, small: list[str]
+) -> None:
+    low = "w=int4/g16/round-gptq a=int8/tensor/static"
+    well(qarat("run", tiny_llama, *small, "--low", low, "--budget", "nats+9", "--no-page", "-o", "run"))
+    words = ["quantize", tiny_llama, *small, "--plan", "run/plan.json", "--stats", "run/stats.safetensors"]
+    well(qarat(*words))
+    assert tree(Path("quantized")) == tree(Path("run/model"))
+    other = [str(Path(word).resolve()) if Path(word).exists() else word for word in words]
+    answer = qarat(*other, "--length", "16", "-o", "other")
+    assert answer.code == 1
+    assert "the stats are of other calibration tokens" in answer.err
+
+
 def test_other_transforms_than_a_record_s_are_refused(
     qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
 ) -> None:

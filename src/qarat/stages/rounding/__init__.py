@@ -24,7 +24,16 @@ from qarat.ground.registry import Registry
 from qarat.maths.tensors import QuantizedTensor
 from qarat.values.schemes import Scheme, TensorScheme
 
-__all__ = ["ROUNDINGS", "Context", "Needs", "NoContext", "Rounding", "check_roundings", "round_weight"]
+__all__ = [
+    "ROUNDINGS",
+    "Context",
+    "Needs",
+    "NoContext",
+    "Rounding",
+    "check_roundings",
+    "needs_calibration",
+    "round_weight",
+]
 
 Needs = Literal["", "moments", "inputs"]
 
@@ -84,6 +93,15 @@ def round_weight(weight: Tensor, scheme: TensorScheme, context: Context | None =
     return ROUNDINGS.load(scheme.rounding).round_weight(weight, scheme, context or NoContext())
 
 
+def needs_calibration(schemes: Iterable[Scheme]) -> bool:
+    """Whether a weight of any scheme is rounded by what its projection reads.
+
+    Raises:
+        UserError: An unknown rounding; names the nearest.
+    """
+    return any(ROUNDINGS.load(name).NEEDS for name in _names(schemes))
+
+
 def check_roundings(schemes: Iterable[Scheme], *, calibrated: bool) -> None:
     """Check that every weight can be rounded, before any long work.
 
@@ -94,7 +112,11 @@ def check_roundings(schemes: Iterable[Scheme], *, calibrated: bool) -> None:
     Raises:
         UserError: An unknown rounding (names the nearest), or one that needs calibration tokens where there are none.
     """
-    weights = [scheme.weight for scheme in schemes if scheme.weight is not None]
-    for name in dict.fromkeys(weight.rounding for weight in weights):
+    for name in _names(schemes):
         if ROUNDINGS.load(name).NEEDS and not calibrated:
             raise UserError(_MISSING.format(f"round-{name}"))
+
+
+def _names(schemes: Iterable[Scheme]) -> list[str]:
+    """The roundings that the schemes' weights name, each once."""
+    return list(dict.fromkeys(s.weight.rounding for s in schemes if s.weight is not None))

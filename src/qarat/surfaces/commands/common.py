@@ -64,7 +64,7 @@ def runtime_of(machine: Machine) -> Runtime:
     if machine.threads is not None and machine.threads < 1:
         raise ArgumentError(f"--threads {machine.threads}: give at least 1")
     memory = parse_size(machine.memory) if machine.memory else 0
-    return Runtime(machine.device, machine.dtype, machine.threads or 0, memory)
+    return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
 
 def open_float(name: str, machine: Machine, general: General) -> Model:

@@ -22,6 +22,7 @@ from qarat.stages import quantize as conversion
 from qarat.stages.prices import METRICS
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
+from qarat.stages.rounding import needs_calibration
 from qarat.surfaces.commands.common import (
     check_transforms,
     command_line,
@@ -173,7 +174,9 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
     model = open_transformed(options)
     check_transforms(options.plan, chosen.model, model)
     stats = load_stats(options.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
-    quantized = conversion.quantize(model.in_float32(), chosen, stats)
+    looks = needs_calibration(a.scheme for a in chosen.assignments)
+    calibration = load_tokens(options.text, model, options.general.seed, screen)[0] if looks else None
+    quantized = conversion.quantize(model.in_float32(), chosen, stats, calibration)
     if options.general.dry_run:
         return show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
     write_native(quantized, chosen, options.out, progress=screen.progress)

@@ -60,12 +60,15 @@ class Machine(Group, frozen=True, kw_only=True):
         threads: CPU threads. With equal threads, results are equal to the byte. (default: as torch chooses)
         memory: Bound on weights kept in memory, such as 8GB. It changes time, never results. (default: half of what is
             free)
+        kernels: What computes quantized projections: reference, as every published number, or fast where a kernel knows
+            the scheme (INT8 on a CPU).
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int | None = None
     memory: str | None = None
+    kernels: Literal["reference", "fast"] = "reference"
 
 
 class Runners(Group, frozen=True, kw_only=True):

@@ -94,5 +94,6 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
     out: Path = Path("quantized")
     overwrite: bool = False
     transforms: Transforms = Transforms()
+    text: Text = Text()
     machine: Machine = Machine()
     general: General = General()
