@@ -30,6 +30,7 @@ from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags
 from qarat.surfaces.progress import StageProgress
 from qarat.surfaces.screens import Lines, Screen
+from qarat.surfaces.tables.data import respelled
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
 FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
@@ -114,7 +115,11 @@ class _Screen:
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"qarat: {spell_flags(text, _flags_of(self._words))}", file=sys.stderr)
+            print(f"qarat: {self._spell(text)}", file=sys.stderr)
+
+    def _spell(self, text: str) -> str:
+        """A message of the library, with flags for the arguments that it names."""
+        return spell_flags(text, _flags_of(self._words))
 
 
 class _Tables(_Screen):
@@ -124,13 +129,14 @@ class _Tables(_Screen):
         super().__init__(words, bars)
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
         self._terminal = importlib.import_module("qarat.surfaces.terminal")
+        self._report_of = importlib.import_module("qarat.surfaces.tables.reports").report_of
 
     def show(self, *records: object, title: str = "", **context: Any) -> None:
         # A bar and a table would meet on one line: the bars step aside.
         with self._bars.aside():
             if title:
                 self._console.print(f"\n[bold]{title}[/bold]")
-            self._console.print(self._terminal.render_all(records, **context))
+            self._console.print(self._terminal.draw(respelled(self._report_of(*records, **context), self._spell)))
 
     def close(self, ending: Sequence[str]) -> None:
         """Say what was written, and what to do next."""

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from qarat.surfaces.tables.data import Marked, numbers, pairs, table, texts
+from qarat.surfaces.tables.data import DataTable, Line, Marked, Quoted, numbers, pairs, respelled, table, texts
 from qarat.surfaces.tables.html import part_html, record_html
 from qarat.surfaces.tables.reports import _KINDS, report_of  # pyright: ignore[reportPrivateUsage]
 from qarat.values.records.files import Record
@@ -57,3 +57,11 @@ def test_a_table_may_lose_what_nothing_stands_in() -> None:
 def test_what_has_no_report_is_named() -> None:
     with pytest.raises(TypeError, match="no report of a int"):
         report_of(3)
+
+
+def test_words_are_spelled_otherwise_but_not_what_is_quoted() -> None:
+    parts = [Line("give `gpu`"), table(texts("so"), [[Marked("`gpu`", "dim")], [Quoted("`gpu`", "dim")]])]
+    line, cells = respelled(parts, lambda text: text.replace("`gpu`", "--gpu"))
+    assert line == Line("give --gpu")
+    assert isinstance(cells, DataTable)
+    assert cells.rows == (("--gpu",), ("`gpu`",))

@@ -7,8 +7,8 @@ hover. Cells are strings, since every renderer is to show the same digits; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from qarat.surfaces.tables.wording import GAP, visible
@@ -41,6 +41,10 @@ class Marked(str):
         cell = super().__new__(cls, text)
         cell.style = style
         return cell
+
+
+class Quoted(Marked):
+    """A cell of somebody's text, which is never spelled otherwise."""
 
 
 class Passage(NamedTuple):
@@ -178,3 +182,20 @@ def bold(text: str, rest: str = "") -> Line:
 def dim(text: str) -> Line:
     """What is to be known beside the numbers."""
     return Line(text, "dim")
+
+
+def respelled(parts: Iterable[Part], spell: Callable[[str], str]) -> Iterator[Part]:
+    """The parts with their words spelled otherwise; texts, and what is quoted from them, as they are."""
+
+    def respell(text: str) -> str:
+        if isinstance(text, Quoted):
+            return text
+        return Marked(spell(text), text.style) if isinstance(text, Marked) else spell(text)
+
+    for part in parts:
+        if isinstance(part, DataTable):
+            yield replace(part, rows=tuple(tuple(map(respell, row)) for row in part.rows))
+        elif isinstance(part, Line):
+            yield part._replace(text=spell(part.text), rest=spell(part.rest))
+        else:
+            yield respell(part) if isinstance(part, str) else part

@@ -9,10 +9,10 @@ from qarat.ground.errors import UserError
 from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, UNPUBLISHED
 from qarat.surfaces.tables.data import (
     DataTable,
-    Marked,
     Parts,
     Passage,
     Passages,
+    Quoted,
     dim,
     numbers,
     table,
@@ -179,7 +179,7 @@ def _worst_token(token: DivergentToken) -> tuple[str, ...]:
     choices = ((token.float_choice, token.float_probability), (token.choice, token.probability))
     return (
         fixed(token.divergence, 2),
-        Marked(f"…{visible(_on_one_line(token.context)[-_CONTEXT:])}", "dim"),
+        Quoted(f"…{visible(_on_one_line(token.context)[-_CONTEXT:])}", "dim"),
         _on_one_line(token.token),
         *(f"{_on_one_line(choice)} ({share(probability, 1, 0)} %)" for choice, probability in choices),
     )
