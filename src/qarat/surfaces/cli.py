@@ -14,6 +14,7 @@ import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,11 @@ class _Screen:
 
     def _spell(self, text: str) -> str:
         """A message of the library, with flags for the arguments that it names."""
-        return spell_flags(text, _flags_of(self._words))
+        return spell_flags(text, self._flags)
+
+    @cached_property
+    def _flags(self) -> dict[str, str]:
+        return _flags_of(self._words)  # of every verb, so once is enough
 
 
 class _Tables(_Screen):
