@@ -9,7 +9,7 @@ SCRIPT = """
 import contextlib, io, json, sys
 from pathlib import Path
 
-HEAVY = ("torch", "transformers", "safetensors", "scipy", "pandas", "altair", "lm_eval")
+HEAVY = "torch transformers safetensors scipy pandas altair vl_convert lm_eval numpy yaml rich.progress".split()
 from qarat.surfaces.cli import main
 
 imported = {}
@@ -32,23 +32,36 @@ LIGHT = {
     "law forms": 0,
     "law data": 0,
     "law data t1": 0,
+    "law data py": 0,
+    "show plan.json": 0,
+    "show plan.json --json": 0,
+    "show none.json": 1,
+}
+ARITHMETIC = {
     "law predict undertraining --size 7B --tokens 2T --bits 4": 0,
     "show law.json": 0,
     "show law.json --json": 0,
-    "show none.json": 1,
 }
+"""With numpy, which they answer with, and nothing heavier."""
 
 
 def test_reading_listing_and_refusing_import_nothing_heavy(tmp_path: Path) -> None:
     write = """
 from pathlib import Path
 from qarat.stages.laws.prediction import published_law
+from qarat.values.plans import assign
 from qarat.values.records.files import encode_record
+from qarat.values.schemes import LOW
+from qarat.values.sites import Site
+sites = [Site("model.layers.0.mlp.down_proj", 0, "projection", ("model.layers.0.down_in",), (8, 8))]
+Path("plan.json").write_bytes(encode_record(assign("f" * 64, 16, sites, LOW)))
 Path("law.json").write_bytes(encode_record(published_law("undertraining")))
 """
     subprocess.run([sys.executable, "-c", write], check=True, cwd=tmp_path)
-    words = json.dumps([line.split() for line in LIGHT])
+    words = json.dumps([line.split() for line in (*LIGHT, *ARITHMETIC)])
     answer = subprocess.run(
         [sys.executable, "-c", SCRIPT, words], check=True, capture_output=True, text=True, cwd=tmp_path
     )
-    assert json.loads(answer.stdout.splitlines()[-1]) == {line: [code, []] for line, code in LIGHT.items()}
+    expected = {line: [code, []] for line, code in LIGHT.items()}
+    expected |= {line: [code, ["numpy"]] for line, code in ARITHMETIC.items()}
+    assert json.loads(answer.stdout.splitlines()[-1]) == expected

@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 import tyro
-import yaml
 from rich.console import Console
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
@@ -252,6 +251,8 @@ def _read_config(path: Path, verb: str) -> Any:
     Raises:
         ArgumentError: File missing or malformed, an option that the verb does not have, or a value that is none.
     """
+    import yaml
+
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

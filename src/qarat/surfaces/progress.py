@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from qarat.surfaces.tables.wording import visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task, TaskID
 
 
 def duration(seconds: float) -> str:
@@ -28,17 +30,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class _Times(ProgressColumn):
-    """Elapsed, and what is left at the pace so far."""
-
-    def render(self, task: Task) -> Text:
-        elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
-        text = duration(elapsed)
-        if task.total and 0 < task.completed < task.total:
-            text += f", {duration(elapsed / task.completed * (task.total - task.completed))} left"
-        return Text(text)
 
 
 class StageProgress:
@@ -62,27 +53,13 @@ class StageProgress:
         self._begun = self._seen = 0.0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bars = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=32),
-                MofNCompleteColumn(),
-                _Times(),
-                console=self._console,
-                transient=True,
-                redirect_stdout=False,  # it would send stdout's bytes to stderr
-            )
-            self._bars.start()
         return self
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """End the stage and take the bars off the screen, so that something else can be printed."""
         self.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            self.__enter__()
+        yield
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report ``done`` of ``total`` units of a stage; another name, or fewer units than before, begins a new one.
@@ -94,6 +71,8 @@ class StageProgress:
         if name != self._name or done < self._done:
             self._finish()
             self._name, self._begun = name, now
+            if self._bars is None and self._console.is_terminal and not self._console.is_dumb_terminal:
+                self._bars = _start_bars(self._console)
             if self._bars is not None:
                 self._task = self._bars.add_task(visible(stage), total=total)
         self._stage, self._done, self._total, self._seen = stage, done, total, now
@@ -127,3 +106,30 @@ class StageProgress:
             ]
             self._console.print(Text("  ".join(words)), soft_wrap=True)
         self._name, self._stage, self._done = "", "", 0
+
+
+def _start_bars(console: Console) -> Progress:
+    """Bars on a terminal; imported and begun with the first stage, as most verbs that only read have none."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+
+    class Times(ProgressColumn):
+        """Elapsed, and what is left at the pace so far."""
+
+        def render(self, task: Task) -> Text:
+            elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+            text = duration(elapsed)
+            if task.total and 0 < task.completed < task.total:
+                text += f", {duration(elapsed / task.completed * (task.total - task.completed))} left"
+            return Text(text)
+
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        Times(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # it would send stdout's bytes to stderr
+    )
+    bars.start()
+    return bars

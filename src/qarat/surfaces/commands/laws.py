@@ -1,4 +1,4 @@
-"""Commands of the `law` verbs: measurements to laws, laws to answers."""
+"""Commands of the `law` verbs: measurements to laws, laws to answers. What only lists or reads waits for no numpy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from pathlib import Path
 
 from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
-from qarat.stages.laws.checking import check_law
-from qarat.stages.laws.fitting import fit_law
 from qarat.stages.laws.forms import FORMS, catalog
-from qarat.stages.laws.prediction import predict, published_law, published_names, question
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
 from qarat.surfaces.options.laws import (
     LawCheckOptions,
@@ -51,6 +48,8 @@ def law_forms(options: LawFormsOptions, screen: Screen) -> Lines:
 
 def law_fit(options: LawFitOptions, screen: Screen) -> Lines:
     """Fit one form, or all that the data allow."""
+    from qarat.stages.laws.fitting import fit_law
+
     check_file(options.out)
     table = _table(options.data, options.where)
     law = fit_law(
@@ -70,6 +69,8 @@ def law_fit(options: LawFitOptions, screen: Screen) -> Lines:
 
 def law_predict(options: LawPredictOptions, screen: Screen) -> Lines:
     """Answer with what a law gives for the one variable that is left open."""
+    from qarat.stages.laws.prediction import predict
+
     law = _law(options.law)
     screen.show(predict(law, _known(options), options.form or ""))
     return ()
@@ -77,6 +78,8 @@ def law_predict(options: LawPredictOptions, screen: Screen) -> Lines:
 
 def law_check(options: LawCheckOptions, screen: Screen) -> Lines:
     """Set a law beside rows that it has not seen."""
+    from qarat.stages.laws.checking import check_law
+
     table = _table(options.data, options.where)
     screen.show(check_law(_law(options.law), table, options.form or "", options.of or ""))
     return ()
@@ -91,6 +94,8 @@ def _table(names: Sequence[str], where: Sequence[str]) -> Table:
 
 def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
+    from qarat.stages.laws.prediction import question
+
     fit = next(fit for fit in law.fits if fit.form == law.shown)
     form = FORMS.load(fit.form)
     answer = form.terms[0].variable
@@ -107,6 +112,8 @@ def _example(law: Law) -> str:
 
 def _law(name: str) -> Law:
     """A law file, or a published law."""
+    from qarat.stages.laws.prediction import published_law, published_names
+
     if Path(name).exists():
         return decode_record(Path(name), Law)
     if name not in published_names():

@@ -4,21 +4,24 @@
 
 Every law here has this shape, except that a term may shift its variable by a fitted offset before the logarithm, as the
 strong law does with Q_b + d. So one class gives values, gradients and inverses of all of them.
+
+Listing forms takes no arithmetic, so numpy is imported where there is some.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MOST_LOG = 700.0  # of a prefactor: beyond, e to it is no float
 
-Vector = NDArray[np.float64]
+Vector: TypeAlias = "NDArray[np.float64]"
 Scale = Literal["linear", "share", "log", "log-log2", "log-share"]
 _FALLING = ("share", "log-share")  # g falls where x grows
 
@@ -63,6 +66,8 @@ class Term:
 
     def of(self, x: Vector | float, shift: float = 0.0) -> Vector:
         """g(x), of any shape."""
+        import numpy as np
+
         x = self._shifted(x, shift)
         if not self.scale.startswith("log"):
             return x
@@ -81,6 +86,8 @@ class Term:
         return 1 + shift - g if self.scale in _FALLING else g - shift
 
     def _shifted(self, x: Vector | float, shift: float) -> Vector:
+        import numpy as np
+
         x = np.asarray(x, float)
         return (1 - x if self.scale in _FALLING else x) + shift
 
@@ -161,13 +168,15 @@ class Form:
     def log_response(self, theta: Vector, x: Mapping[str, Vector]) -> Vector:
         """Ln y, (n,), of θ (p,) with ln C first, and of variables (n,) each."""
         shifts = self._shifts(theta)
-        total = np.full(len(next(iter(x.values()))), theta[0])
+        total = theta[0]
         for slope, term in zip(theta[1:], self.terms, strict=False):
             total = total + term.sign * slope * term.of(x[term.variable], shifts.get(term.offset, 0.0))
         return total
 
     def gradient(self, theta: Vector, x: Mapping[str, Vector]) -> Vector:
         """Of ln y with respect to θ, (n, p)."""
+        import numpy as np
+
         shifts = self._shifts(theta)
         columns = [np.ones(len(next(iter(x.values()))))]
         columns += [t.sign * t.of(x[t.variable], shifts.get(t.offset, 0.0)) for t in self.terms]
@@ -199,11 +208,17 @@ class Form:
 
     def natural(self, theta: Vector) -> Vector:
         """θ as it is reported: C in the place of ln C."""
-        return np.array([math.exp(theta[0]) if self.logarithmic else theta[0], *theta[1:]])
+        return self._with_constant(theta, math.exp)
 
     def internal(self, values: Vector) -> Vector:
         """The reverse of `natural`."""
-        return np.array([math.log(values[0]) if self.logarithmic else values[0], *values[1:]])
+        return self._with_constant(values, math.log)
+
+    def _with_constant(self, values: Vector, convert: Callable[[float], float]) -> Vector:
+        converted = values.copy()
+        if self.logarithmic:
+            converted[0] = convert(values[0])
+        return converted
 
     def _shifts(self, theta: Vector) -> dict[str, float]:
         return dict(zip((t.offset for t in self.offsets), theta[1 + len(self.terms) :], strict=True))
