@@ -19,7 +19,8 @@ from qarat.maths.tensors import quantize_tensor
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
-from qarat.stages.prices.metric import Metric, Pricing
+from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import NoContext, Rounding
 from qarat.stages.transforms import ParsedTransform
 from qarat.testing.models import tiny_checkpoint

@@ -16,8 +16,8 @@ from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages import prices as damage
-from qarat.stages.prices import capture
-from qarat.stages.prices.capture import draw_labels
+from qarat.stages.prices import capture, passes
+from qarat.stages.prices.passes import draw_labels
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
@@ -226,13 +226,13 @@ def test_batches_and_memory_change_nothing(tiny: Path, metric: str):
 @pytest.mark.parametrize("metric", ["fisher", "gradient-error", "kl"])
 def test_windows_whose_states_do_not_fit_go_in_groups(tiny: Path, metric: str, monkeypatch: pytest.MonkeyPatch):
     held: list[int] = []
-    forward = capture.forward_states
+    forward = passes.forward_states
 
     def watched(model: Model, batches: Sequence[Tensor], *rest: Any) -> list[list[Tensor]]:
         held.append(len(batches))
         return forward(model, batches, *rest)
 
-    for module in (capture, import_module("qarat.stages.prices.kl")):
+    for module in (passes, import_module("qarat.stages.prices.kl")):
         monkeypatch.setattr(module, "forward_states", watched)
     whole = priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=1 << 30)
     one = 16 * 16 * 4  # bytes of the hidden states of one window
@@ -311,10 +311,10 @@ def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, products: b
     hidden = model.embed(windows)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for index, block in model.walk():
-            graph = capture._build_graph(model, index, block, hidden, products)
+            graph = capture.build_graph(model, index, block, hidden, products)
             hidden = graph.output.detach()
             alive.append(graph)
             for captured in (graph.captured.outputs.values(), *graph.captured.operands.values()):
                 list(map(keep, captured))
-    bound = capture._graph_bytes(model, length) * windows.numel()
+    bound = capture.graph_bytes(model, length) * windows.numel()
     assert 0.1 * bound < sum(kept.values()) <= bound

@@ -12,13 +12,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from qarat.ground.runtime import Progress
 from qarat.maths.kernels import reference
 from qarat.maths.static_scales import static_operands, static_scales_of
 from qarat.maths.tensors import fake_quantize
 from qarat.maths.tiles import Scales
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
-from qarat.stages.prices.capture import CapturedBatch
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.capture import Captured
 from qarat.stages.rounding import round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.streams import ActivationStats
@@ -29,40 +31,58 @@ Prices = Mapping[tuple[str, str], Tensor]
 """(site, scheme's spelling) to the price in each window, (windows,) float64."""
 
 
+@dataclass(frozen=True, eq=False)
+class Pricing:
+    """What is to be priced.
+
+    Attributes:
+        model: In float.
+        tokens: The selection set.
+        schemes: Projection schemes are priced at every projection, product schemes at every attention product.
+        stats: Behind static scales.
+        calibration: For roundings that look at what a projection reads; None where no scheme has one.
+        prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
+        seed: Of what is drawn.
+        progress: Called after every block.
+    """
+
+    model: Model
+    tokens: TokenSet
+    schemes: Sequence[Scheme]
+    stats: ActivationStats | None
+    calibration: Calibration | None
+    prefix: tuple[int, ...]
+    seed: int
+    progress: Progress
+
+    @property
+    def has_products(self) -> bool:
+        """Whether any scheme is one of attention products, so that a pass has to look at them."""
+        return any(scheme.fits("product") for scheme in self.schemes)
+
+
 class BlockChanges:
     """What schemes change at the sites of one block; each weight is quantized once."""
 
-    def __init__(
-        self,
-        model: Model,
-        index: int,
-        block: nn.Module,
-        schemes: Sequence[Scheme],
-        stats: ActivationStats | None,
-        calibration: Calibration | None = None,
-        first: int = 0,
-    ) -> None:
+    def __init__(self, pricing: Pricing, index: int, block: nn.Module, schemes: Sequence[Scheme] | None = None) -> None:
         """Prepare.
 
         Args:
-            model: In float.
+            pricing: Whose model, stats and calibration count; in front of its prefix nothing is changed.
             index: Of the block.
             block: With its float weights.
-            schemes: All that were asked for.
-            stats: Behind static scales.
-            calibration: For roundings that look at what a projection reads.
-            first: Position from which on schemes count; what is in front stays in float.
+            schemes: Of all that are priced, those looked at here; by default all.
         """
-        self.index, self.first = index, first
+        self.index, self.first = index, len(pricing.prefix)
         self._block = block
-        self._stats, self._calibration = stats, calibration
-        prefix = f"{model.family.blocks}.{index}."
+        self._stats, self._calibration = pricing.stats, pricing.calibration
+        family = pricing.model.family
         self.keys = {
-            site: site.leaf if site.kind == "product" else site.name.removeprefix(prefix)
-            for site in model.sites()
+            site: site.leaf if site.kind == "product" else site.name.removeprefix(f"{family.blocks}.{index}.")
+            for site in pricing.model.sites()
             if site.block == index
         }
-        self._schemes = tuple(dict.fromkeys(schemes))
+        self._schemes = tuple(dict.fromkeys(pricing.schemes if schemes is None else schemes))
         self._weights: dict[tuple[str, str], Tensor] = {}
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
@@ -115,9 +135,8 @@ class BlockChanges:
         static = dict(static_operands(site.streams, scheme))
         return [static_scales_of(self._stats, s, static[s]) if s in static else None for s in site.streams]
 
-    def of(self, batch: CapturedBatch) -> Iterator[SiteChange]:
-        """What every scheme would change in this batch."""
-        seen = batch.captured
+    def of(self, seen: Captured) -> Iterator[SiteChange]:
+        """What every scheme would change in a batch that showed this."""
         for site, scheme in self.pairs():
             key = self.keys[site]
             yield SiteChange(site, scheme, seen.operands[key], seen.outputs[key], seen.gradients.get(key), self)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qarat.stages.prices.capture import draw_labels
 from qarat.stages.prices.changes import SiteChange, per_token
-from qarat.stages.prices.metric import Metric, backward, backward_forwards
+from qarat.stages.prices.metric import Metric, by_changes
+from qarat.stages.prices.passes import backward, backward_forwards, draw_labels
 
 
 def _score(change: SiteChange) -> Tensor:
@@ -20,10 +20,5 @@ def _score(change: SiteChange) -> Tensor:
     return per_token(change, change.along_gradient().square()).mean(-1) / 2
 
 
-METRIC = Metric.of_changes(
-    "elementwise",
-    "nats per token, were channels independent",
-    capture=backward(lambda pricing: draw_labels(pricing.seed)),
-    score=_score,
-    block_forwards=backward_forwards,
-)
+_PRICES = by_changes(backward(lambda pricing: draw_labels(pricing.seed)), _score)
+METRIC = Metric("elementwise", "nats per token, were channels independent", _PRICES, backward_forwards)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qarat.stages.prices.capture import next_tokens
 from qarat.stages.prices.changes import SiteChange
-from qarat.stages.prices.metric import Metric, backward, backward_forwards
+from qarat.stages.prices.metric import Metric, by_changes
+from qarat.stages.prices.passes import backward, backward_forwards, next_tokens
 from qarat.values.schemes import LinearScheme
 
 
@@ -40,10 +40,5 @@ def _bound(gradient: Tensor, error: Tensor) -> Tensor:
     return (gradient * error).abs().flatten(1).sum(1, dtype=torch.float64)
 
 
-METRIC = Metric.of_changes(
-    "gradient-error",
-    "nats per token, a bound to first order",
-    capture=backward(lambda pricing: next_tokens(pricing.tokens)),
-    score=_score,
-    block_forwards=backward_forwards,
-)
+_PRICES = by_changes(backward(lambda pricing: next_tokens(pricing.tokens)), _score)
+METRIC = Metric("gradient-error", "nats per token, a bound to first order", _PRICES, backward_forwards)

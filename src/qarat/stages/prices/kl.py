@@ -9,20 +9,19 @@ so that weights are brought in once a block and scheme; where memory is short, o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress, no_progress
-from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import STAGE, Captured, CapturedBatch, forward_states, part_of, split_batches
-from qarat.stages.prices.changes import BlockChanges, Prices
-from qarat.stages.prices.metric import Metric, Pricing
+from qarat.stages.prices.capture import watched
+from qarat.stages.prices.changes import BlockChanges, Prices, Pricing
+from qarat.stages.prices.metric import Metric
+from qarat.stages.prices.passes import STAGE, forward_states, part_of, split_batches
 from qarat.values.records.prices import NATS
-from qarat.values.schemes import MatmulScheme, Scheme
+from qarat.values.schemes import Scheme
 from qarat.values.sites import Site
 
 
@@ -57,9 +56,9 @@ def _price_group(
     for index in range(model.blocks):
         block = model.block(index)
         for number, scheme in enumerate(schemes):
-            changes = pricing.changes(CapturedBatch(index, block, Captured()), [scheme])
+            changes = BlockChanges(pricing, index, block, [scheme])
             hidden = {
-                site.name: [_run_changed(model, block, changes, site, scheme, states) for states in entrances[index]]
+                site.name: [_run_changed(changes, model, block, site, scheme, states) for states in entrances[index]]
                 for site, _ in changes.pairs()
             }
             for later, follower in model.walk(index + 1):
@@ -73,52 +72,24 @@ def _price_group(
 
 
 def _run_changed(
-    model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme, hidden: Tensor
+    changes: BlockChanges, model: Model, block: nn.Module, site: Site, scheme: Scheme, hidden: Tensor
 ) -> Tensor:
-    """Hidden states behind a block in which one site uses the scheme."""
-    with _changed(model, block, changes, site, scheme):
+    """Hidden states behind a float block in which one site uses the scheme.
+
+    Args:
+        changes: Of the block.
+        model: For the arguments that blocks take.
+        block: With its weights.
+        site: One of the block's.
+        scheme: One that fits it; of one that changes nothing the block is left as it is.
+        hidden: (windows, length, hidden) at the block's entrance.
+    """
+
+    def change(_: str, operands: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return changes.output(site, scheme, operands).to(output.dtype)
+
+    with watched(model, block, [] if scheme.is_float else [changes.keys[site]], change):
         return model.run_block(changes.index, block, hidden)
-
-
-@contextmanager
-def _changed(model: Model, block: nn.Module, changes: BlockChanges, site: Site, scheme: Scheme) -> Iterator[None]:
-    """Let one site of a float block compute under the scheme; one that changes nothing leaves the block as it is."""
-    if scheme.is_float:
-        yield
-        return
-    if site.kind == "product":
-        home = block.get_submodule(model.family.attention)
-        home.add_module(PRODUCTS, _ChangedProducts(changes, site, scheme))
-        try:
-            yield
-        finally:
-            delattr(home, PRODUCTS)
-        return
-    handle = block.get_submodule(changes.keys[site]).register_forward_hook(
-        lambda _, operands, output: changes.output(site, scheme, operands).to(output.dtype)
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class _ChangedProducts(nn.Module):
-    """The attention products, one of them under a scheme."""
-
-    def __init__(self, changes: BlockChanges, site: Site, scheme: Scheme) -> None:
-        super().__init__()
-        self._changes, self._site, self._scheme = changes, site, scheme
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return self._multiply("qk", q, k.transpose(-1, -2))
-
-    def mix(self, p: Tensor, v: Tensor) -> Tensor:
-        return self._multiply("av", p, v)
-
-    def _multiply(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        scheme = self._scheme if name == self._site.leaf else MatmulScheme()
-        return self._changes.output(self._site, scheme, (left, right)).to(left.dtype)
 
 
 def _divergence(model: Model, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

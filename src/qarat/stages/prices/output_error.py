@@ -12,7 +12,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from qarat.stages.prices.changes import SiteChange, per_token
-from qarat.stages.prices.metric import Metric, forward
+from qarat.stages.prices.metric import Metric, by_changes
+from qarat.stages.prices.passes import forward
 
 
 def _score(change: SiteChange) -> Tensor:
@@ -20,10 +21,5 @@ def _score(change: SiteChange) -> Tensor:
     return per_token(change, change.delta().float().square()).mean(-1)
 
 
-METRIC = Metric.of_changes(
-    "output-error",
-    "squared output error per token",
-    capture=forward,
-    score=_score,
-    block_forwards=lambda model, tokens, schemes: model.blocks,  # one forward
-)
+_PRICES = by_changes(forward, _score)
+METRIC = Metric("output-error", "squared output error per token", _PRICES, lambda model, tokens, schemes: model.blocks)

@@ -13,7 +13,8 @@ from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.stages.prices.metric import Metric, Pricing
+from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import check_roundings
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.files import content_hash

@@ -7,9 +7,9 @@ weight. A scheme of inputs alone costs nothing here, and attention products, whi
 
 from __future__ import annotations
 
-from qarat.stages.prices.capture import STAGE, Captured, CapturedBatch
-from qarat.stages.prices.changes import Prices
-from qarat.stages.prices.metric import Metric, Pricing
+from qarat.stages.prices.changes import BlockChanges, Prices, Pricing
+from qarat.stages.prices.metric import Metric
+from qarat.stages.prices.passes import STAGE
 from qarat.values.schemes import LinearScheme
 
 
@@ -18,7 +18,7 @@ def _errors(pricing: Pricing) -> Prices:
     model, prices = pricing.model, {}
     pricing.progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
-        changes = pricing.changes(CapturedBatch(index, block, Captured()))
+        changes = BlockChanges(pricing, index, block)
         for site, scheme in changes.pairs():
             assert isinstance(scheme, LinearScheme)  # by `weights_only`
             error = changes.weight(site, scheme) - changes.linear(site).weight.detach()

@@ -1,0 +1,221 @@
+"""Passes through a model that show its sites to metrics, forward alone or with gradients.
+
+Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward keeps each block's
+inputs, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the same.
+Where those inputs do not fit either, windows go in groups, each through the whole model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qarat.ground.runtime import Progress
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.capture import Captured, Graph, build_graph, differentiate_block, graph_bytes, run_capturing
+from qarat.stages.prices.changes import Pricing
+from qarat.values.schemes import Scheme
+
+STAGE = "damage"  # what progress is told
+
+Objective = Callable[[Tensor, int], Tensor]
+"""What is differentiated: from a window's log-probabilities, (length, vocabulary) float32, and its index in the token
+set to a scalar."""
+
+
+class CapturedBatch(NamedTuple):
+    """What one batch showed inside one block, and that block's index and float weights."""
+
+    index: int
+    block: nn.Module
+    captured: Captured
+
+
+def forward(pricing: Pricing) -> Iterator[CapturedBatch]:
+    """The pass of a metric that needs no gradients, one forward: blocks in order, and the batches of each."""
+    model, products = pricing.model, pricing.has_products
+    hidden = [model.embed(batch) for batch in pricing.tokens.batches(model.runtime.batch_tokens)]
+    pricing.progress(STAGE, 0, model.blocks)
+    for index, block in model.walk():
+        for j, states in enumerate(hidden):
+            with torch.no_grad():
+                hidden[j], captured = run_capturing(model, index, block, states, products)
+            yield CapturedBatch(index, block, captured)
+        pricing.progress(STAGE, index + 1, model.blocks)
+
+
+def backward(objective: Callable[[Pricing], Objective]) -> Callable[[Pricing], Iterator[CapturedBatch]]:
+    """The pass of a metric that needs gradients: blocks from the last to the first, and the batches of each.
+
+    Args:
+        objective: What is differentiated.
+    """
+
+    def capture(pricing: Pricing) -> Iterator[CapturedBatch]:
+        model, tokens, wanted = pricing.model, pricing.tokens, objective(pricing)
+        groups, first = split_batches(model, tokens, model.blocks + 1), 0
+        keeps = _keeps_graphs(model, tokens)
+        for number, batches in enumerate(groups):
+            progress = part_of(pricing.progress, number, len(groups))
+            yield from _capture_group(pricing, batches, first, wanted, progress, keeps=keeps)
+            first += sum(map(len, batches))
+
+    return capture
+
+
+def backward_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
+    """What `backward` costs: a forward, a backward that counts two, and a recomputation where memory asks for it."""
+    return (3 if _keeps_graphs(model, tokens) else 4) * model.blocks
+
+
+def _capture_group(
+    pricing: Pricing, batches: Sequence[Tensor], first: int, objective: Objective, progress: Progress, *, keeps: bool
+) -> Iterator[CapturedBatch]:
+    """As `backward`, of some batches.
+
+    Args:
+        pricing: Whose model and products are looked at.
+        batches: (windows, length) token ids each.
+        first: Index in the token set of their first window.
+        objective: What is differentiated.
+        progress: Called after every block, forward and backward.
+        keeps: Whether forward keeps what backward needs.
+    """
+    model, products = pricing.model, pricing.has_products
+    kept: defaultdict[int, list[Graph]] = defaultdict(list)
+
+    def run(index: int, block: nn.Module, hidden: Tensor) -> Tensor:
+        if not keeps:  # capturing all the same, so that rounding is the same
+            return run_capturing(model, index, block, hidden, products)[0]
+        kept[index].append(build_graph(model, index, block, hidden, products))
+        return kept[index][-1].output.detach()
+
+    entrances = forward_states(model, batches, progress, run)
+    offsets = accumulate(map(len, batches[:-1]), initial=first)  # index of every batch's first window
+    gradients = [_differentiate(model, *last, objective) for last in zip(entrances.pop(), offsets, strict=True)]
+    for index in reversed(range(model.blocks)):
+        block = model.block(index)
+        inputs, graphs = entrances.pop(), kept.pop(index, [])
+        for j in range(len(batches)):
+            graph = graphs[j] if graphs else build_graph(model, index, block, inputs[j], products)
+            gradients[j] = differentiate_block(graph, gradients[j])
+            yield CapturedBatch(index, block, graph.captured)
+        progress(STAGE, 2 * model.blocks - index, 2 * model.blocks)
+
+
+def _differentiate(model: Model, hidden: Tensor, first: int, objective: Objective) -> Tensor:
+    """Gradient of the objective with respect to the hidden states behind the last block.
+
+    Args:
+        model: For norm and head.
+        hidden: (windows, length, hidden).
+        first: Index of the batch's first window.
+        objective: Of each window.
+
+    Returns:
+        (windows, length, hidden).
+    """
+    gradients: list[Tensor] = []
+    for j, states in enumerate(hidden):  # one window at a time: a batch's (length, vocabulary) logits would not fit
+        window = states.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = objective(model.logits(window).log_softmax(-1), first + j)
+        gradients += torch.autograd.grad(value, window)
+    return torch.stack(gradients)
+
+
+def _keeps_graphs(model: Model, tokens: TokenSet) -> bool:
+    """Whether what a backward pass needs of all blocks fits a quarter of the memory bound."""
+    return graph_bytes(model, tokens.windows.shape[1]) * tokens.windows.numel() <= model.memory // 4
+
+
+def split_batches(model: Model, tokens: TokenSet, copies: int) -> list[list[Tensor]]:
+    """The batches of a token set, in groups whose hidden states fit a quarter of the memory bound; one at the least.
+
+    Batches are cut as without groups, so that nothing rounds otherwise.
+
+    Args:
+        model: Whose runtime cuts batches and bounds memory.
+        tokens: The set.
+        copies: Hidden states that are held of every token at once.
+    """
+    per_token = copies * model.config.hidden_size * model.runtime.torch_dtype.itemsize
+    room = model.memory // 4 // per_token
+    groups: list[list[Tensor]] = []
+    taken = 0
+    for batch in tokens.batches(model.runtime.batch_tokens):
+        if not groups or taken + batch.numel() > room:
+            groups.append([])
+            taken = 0
+        groups[-1].append(batch)
+        taken += batch.numel()
+    return groups
+
+
+def part_of(progress: Progress, number: int, groups: int) -> Progress:
+    """Progress of one of several groups, as that of them all."""
+    return lambda stage, done, total: progress(stage, number * total + done, groups * total)
+
+
+def forward_states(
+    model: Model,
+    batches: Sequence[Tensor],
+    progress: Progress,
+    run: Callable[[int, nn.Module, Tensor], Tensor] | None = None,
+) -> list[list[Tensor]]:
+    """Hidden states at the entrance of every block, and behind the last, by block and batch.
+
+    Args:
+        model: In float or quantized.
+        batches: (windows, length) token ids each.
+        progress: Called after every block, of which a backward pass will see as many again.
+        run: Runs a block; default `Model.run_block`.
+    """
+    run = run or model.run_block
+    states = [[model.embed(batch) for batch in batches]]
+    progress(STAGE, 0, 2 * model.blocks)
+    with torch.no_grad():
+        for index, block in model.walk():
+            states.append([run(index, block, hidden) for hidden in states[-1]])
+            progress(STAGE, index + 1, 2 * model.blocks)
+    return states
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def draw_labels(seed: int) -> Objective:
+    """Log-probability of labels drawn from the model itself, summed over a window: its squared gradient is the Fisher.
+
+    Args:
+        seed: Of the draw. Each window has a generator of its own, so that the labels do not depend on how windows are
+            batched.
+    """
+
+    def objective(log_probabilities: Tensor, window: int) -> Tensor:
+        # torch's generator takes the lower 32 bits of its seed. Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) keeps the
+        # windows of one seed away from those of the next.
+        generator = torch.Generator().manual_seed((seed * 2654435769 + window) % 2**32)
+        uniform = torch.rand(log_probabilities.shape, generator=generator).to(log_probabilities.device)
+        # The Gumbel trick: the largest of log p plus Gumbel noise is a draw from p.
+        gumbel = -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
+        labels = (log_probabilities.detach() + gumbel).argmax(-1, keepdim=True)
+        return log_probabilities.gather(-1, labels).sum()
+
+    return objective
+
+
+def next_tokens(tokens: TokenSet) -> Objective:
+    """Mean log-probability of a window's own next tokens: minus the loss, in nats per predicted token."""
+
+    def objective(log_probabilities: Tensor, window: int) -> Tensor:
+        labels = tokens.windows[window, 1:, None].to(log_probabilities.device)
+        return log_probabilities[:-1].gather(-1, labels).mean()
+
+    return objective
