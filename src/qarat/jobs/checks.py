@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qarat.ground.errors import UserError
-from qarat.stages.choose.strategies import make_strategy
+from qarat.stages.choose.strategies import STRATEGIES
 from qarat.stages.prices import METRICS
 from qarat.stages.transforms import parse_transform
 from qarat.values.requests.family_sweep import FamilyRequest
@@ -31,9 +31,9 @@ def check_search_request(request: SearchRequest) -> None:
             strategy needs is not installed.
     """
     METRICS.check(request.metric)
-    strategy = make_strategy(request.strategy, trials=1, seed=0)
+    strategy = STRATEGIES.load(request.strategy)
     request.check()
-    if request.basis == "macs" and strategy.predicts and METRICS.load(request.metric).weights_only:
+    if request.basis == "macs" and strategy.PREDICTS and METRICS.load(request.metric).weights_only:
         raise UserError(f"`metric` {request.metric} has no price of attention products, which `basis` macs decides too")
 
 

@@ -7,7 +7,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
@@ -15,7 +15,7 @@ from qarat.jobs.bench import plan_meter
 from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.protect import MOST, protect_until, rank_by_damage
+from qarat.stages.choose.protect import MOST, Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import TrialLog
 from qarat.stages.observe import observe
 from qarat.stages.quantize import check_stats
@@ -166,29 +166,13 @@ def find_plan(
     naive = naive_plan(model, request, stats)
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
-    ranked, order, exactly = rank_units(request, naive, stats, menu)
+    ranking = rank_units(request, naive, stats, menu)
     fixed = prefix_of(model, naive)
     meter = plan_meter(model, selection, stats, TrialLog(None, {}), prefix=fixed, calibration=calibration)
     budget = parse_loss_budget(request.budget)
-    plan, record = protect_until(
-        naive, ranked, protect, budget, meter, order=order, exactly=exactly, most=most, progress=progress
-    )
+    plan, record = protect_until(naive, ranking, protect, budget, meter, most=most, progress=progress)
     check_stats(plan, stats)
     return plan, record
-
-
-class Ranking(NamedTuple):
-    """Candidates for protection.
-
-    Attributes:
-        units: The first to be protected first.
-        order: What ranked them, in words.
-        exactly: How many to protect; None leaves it to the budget.
-    """
-
-    units: tuple[Unit, ...]
-    order: str
-    exactly: int | None
 
 
 def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
@@ -226,7 +210,7 @@ def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, men
         named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
         return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
-        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter", None)
+        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter")
     low = parse_scheme(naive.low)
     assert isinstance(low, LinearScheme)
     verdict = find_spikes(stats, request.by, low.input)

@@ -160,6 +160,11 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         return msgspec.structs.replace(self, assignments=tuple(map(change, self.assignments)))
 
+    def in_float(self) -> Plan:
+        """The plan of the same sites that leaves everything in float, called so."""
+        everything: dict[str, Scheme] = {a.site.name: type(a.scheme)() for a in self.assignments}
+        return msgspec.structs.replace(self.with_schemes(everything, "float"), note="float")
+
     def check(self, model: str, sites: Sequence[Site]) -> None:
         """Check the whole plan against the whole model, before any long work.
 

@@ -257,7 +257,7 @@ def test_schemes_are_ordered_by_the_bits_they_take_in_the_model(tiny_llama: Path
     request = SearchRequest("mxint4", menu=("int4/g128, int8/channel, fp8, float",), budgets=("bits=6",))
     job, _ = make_job(tiny_llama, tiny_text, request)
     assert sorted(job.schemes) == sorted(request.schemes())
-    totals = job.space.bit_costs.sum(0).tolist()
+    totals = job.space.costs("bits")[0].sum(0).tolist()
     assert totals == sorted(totals)
     assert job.schemes[-1] == "float"
 
@@ -323,6 +323,7 @@ def test_while_workers_measure_their_memory_is_not_held_here(tiny_llama: Path, t
 
 def test_without_optuna_tpe_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "qarat.stages.choose.strategies.tpe", raising=False)
     with pytest.raises(UserError, match="needs Optuna"):
         check_search_request(SearchRequest(strategy="tpe"))
 

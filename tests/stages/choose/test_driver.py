@@ -5,9 +5,10 @@ import math
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.stages.choose.driver import Driver, SearchWatcher
+from qarat.ground.runtime import no_progress
+from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.outcomes import point_of, reach
-from qarat.stages.choose.strategies import make_strategy
+from qarat.stages.choose.strategies import STRATEGIES
 from qarat.stages.choose.strategies.base import Goal
 from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import AccuracyBudget, CostBudget, LossBudget, parse_budget
@@ -15,7 +16,7 @@ from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.search import SearchTrial, interval_words
 
-GOAL = Goal((0.5, 0.75), ())
+GOAL = Goal((0.5, 0.75), (), trials=10)
 BLANK = Evaluation("x", Provenance("m", "t", "windows-11-bos", {}), "", (), (1,), ("a",))
 
 
@@ -31,9 +32,9 @@ def costing(text) -> CostBudget:
     return budget
 
 
-def run(made, log, watcher=None):
-    driver = Driver(made.space(), made.meter(log), watcher)
-    driver.run(make_strategy("random", trials=10, seed=0), GOAL)
+def run(made, log, progress=no_progress):
+    driver = Driver(made.space(), made.meter(log), progress=progress)
+    driver.run(STRATEGIES.load("random"), GOAL)
     return driver
 
 
@@ -51,13 +52,12 @@ def test_a_killed_search_goes_on_to_the_same_result(fake, tmp_path):
     whole = run(fake(), TrialLog(tmp_path / "whole.jsonl", {"model": "m"}))
     made, path = fake(), tmp_path / "cut.jsonl"
 
-    class Killer(SearchWatcher):
-        def measured(self, done, wanted):
-            if done == 13:
-                raise KeyboardInterrupt
+    def kill(stage, done, wanted):
+        if done == 13:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(made, TrialLog(path, {"model": "m"}), Killer())
+        run(made, TrialLog(path, {"model": "m"}), kill)
     path.write_bytes(path.read_bytes()[:-20])  # the kill came in the middle of a line
     before = made.measured
     after = run(made, TrialLog(path, {"model": "m"}))
@@ -95,7 +95,7 @@ def test_a_float_model_that_cannot_be_measured_ends_the_search(fake):
 def outcome(made, budget, name="predicted", points=(), losses=()):
     space = made.space()
     driver = Driver(space, made.meter())
-    driver.run(make_strategy(name, trials=10, seed=0), Goal(points, losses, space.predictions(made.prices())))
+    driver.run(STRATEGIES.load(name), Goal(points, losses, space.predictions(made.prices()), trials=10))
     return driver, reach(budgeted(budget), driver.trials, space, driver.float_loss)
 
 
@@ -130,7 +130,7 @@ def test_two_schemes_are_ordered_by_bits_where_a_budget_asks_for_them(fake):
     driver = Driver(space, made.meter())
     budget = costing("bits=8")
     driver.run(
-        make_strategy("predicted", trials=1, seed=0),
+        STRATEGIES.load("predicted"),
         Goal((point_of(budget, space),), (), space.predictions(made.prices())),
     )
     chosen = driver.trials[reach(budget, driver.trials, space, driver.float_loss).trial]

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, protect_until, rank_by_damage
+from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan, assign
@@ -70,10 +70,8 @@ class Fake:
     ) -> tuple[Plan, Protection]:
         units = make_units(self.sites, tied=tied)
         allowed = LossBudget(f"nats+{budget}", budget)
-        return protect_until(
-            self.naive, units, parse_scheme(protect), allowed, self.meter(), order="as they come", exactly=exactly,
-            most=most,
-        )  # fmt: skip
+        ranking = Ranking(units, "as they come", exactly)
+        return protect_until(self.naive, ranking, parse_scheme(protect), allowed, self.meter(), most=most)
 
 
 def short(name: str) -> str:
@@ -291,14 +289,9 @@ def test_progress_ends_at_its_total() -> None:
     fake = Fake(blocks(0.5, 0.2, 0.1, 0.001, 0.002))
     calls: list[tuple[str, int, int]] = []
     units = make_units(fake.sites, tied=False)
+    budget = LossBudget("nats+0", 0.0)
     protect_until(
-        fake.naive,
-        units,
-        LinearScheme(),
-        LossBudget("nats+0", 0.0),
-        fake.meter(),
-        order="",
-        progress=lambda *call: calls.append(call),
+        fake.naive, Ranking(units, ""), LinearScheme(), budget, fake.meter(), progress=lambda *call: calls.append(call)
     )
     assert calls[0][1] == 0
     assert all(done <= total for _, done, total in calls)

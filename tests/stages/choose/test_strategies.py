@@ -7,7 +7,7 @@ import pytest
 
 from qarat.ground.errors import UserError
 from qarat.stages.choose.driver import Driver
-from qarat.stages.choose.strategies import STRATEGIES, make_strategy
+from qarat.stages.choose.strategies import STRATEGIES
 from qarat.stages.choose.strategies.base import Goal, lower_in_order
 
 POINTS = (0.5, 0.9)
@@ -17,7 +17,7 @@ def searched(made, name, goal_points=POINTS, losses=(), trials=12, seed=0):
     space = made.space()
     driver = Driver(space, made.meter())
     driver.run(
-        make_strategy(name, trials=trials, seed=seed), Goal(goal_points, losses, space.predictions(made.prices()))
+        STRATEGIES.load(name), Goal(goal_points, losses, space.predictions(made.prices()), trials=trials, seed=seed)
     )
     return space, driver
 
@@ -56,7 +56,7 @@ def test_among_what_errors_cannot_tell_apart_the_earlier_stays_high(fake):
     size = np.array([[unit.parameters, 0.0] for unit in space.units])
     driver = Driver(space, made.meter())
     for errors, kept in ((None, None), (0.1 * size, [0] * 6 + [1] * 6)):
-        driver.run(make_strategy("predicted", trials=1, seed=0), Goal((0.5,), (), size, errors))
+        driver.run(STRATEGIES.load("predicted"), Goal((0.5,), (), size, errors))
         low = [1 - option for option in driver.trials[-1].choice]
         assert driver.trials[-1].predicted == pytest.approx(float(size[:, 0] @ low))  # as priced, not as shifted
         assert kept is None or low == kept
@@ -130,7 +130,7 @@ def test_equal_units_give_just_the_ratio_however_sums_round(fake):
     assert below  # else nothing was rounded, and nothing shown
     for name in ("predicted", "greedy"):
         driver = Driver(space, made.meter())
-        driver.run(make_strategy(name, trials=1, seed=0), Goal((0.5,), (), space.predictions(made.prices())))
+        driver.run(STRATEGIES.load(name), Goal((0.5,), (), space.predictions(made.prices())))
         assert max(t.choice.count(0) for t in driver.trials) == 6
 
 
@@ -147,4 +147,4 @@ def test_a_failed_trial_stops_no_strategy(fake):
 
 def test_an_unknown_strategy_names_the_nearest():
     with pytest.raises(UserError, match="predicted"):
-        make_strategy("predict", trials=1, seed=0)
+        STRATEGIES.load("predict")

@@ -22,10 +22,10 @@ from qarat.jobs.steps import DAMAGE, PROFILE
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet, check_disjoint
-from qarat.stages.choose.driver import Driver, ProgressWatcher
+from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.outcomes import points_of, reach
 from qarat.stages.choose.space import Space, make_space
-from qarat.stages.choose.strategies import make_strategy
+from qarat.stages.choose.strategies import STRATEGIES
 from qarat.stages.choose.strategies.base import Goal
 from qarat.stages.choose.trials import TrialLog
 from qarat.stages.measure.tasks.zero_shot import measure_tasks
@@ -77,11 +77,11 @@ class SearchJob:
         self.member, self.request, self.setting = member, request, setting
         self.model, self.progress = member.model, setting.progress
         self.calibration, self.selection, self.report = member.tokens
-        self.strategy = make_strategy(request.strategy, trials=request.trials, seed=setting.seed)
+        self.strategy = STRATEGIES.load(request.strategy)
         base = draft_plan(self.model, request.as_plan_request())
         self.schemes = request.ordered_schemes(base)
         self.space = self._space(base)
-        self.points = points_of(request, self.space, draws=self.strategy.draws)
+        self.points = points_of(request, self.space, draws=self.strategy.DRAWS)
         check_tasks(request.parsed_budgets())
 
     @property
@@ -114,7 +114,7 @@ class SearchJob:
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
-        predicts = self.strategy.predicts
+        predicts = self.strategy.PREDICTS
         menu = DAMAGE.make(run, [key, priced], lambda: self._price(stats), before) if predicts else None
         before += [DAMAGE] if predicts else []
         plans = [plan_file(budget) for budget in self.request.budgets]
@@ -163,8 +163,7 @@ class SearchJob:
         digest = hash_json(msgspec.to_builtins(self.request))[:8]
         measurer = self.setting.measurer(self.member, self.selection, stats, run.path(TALLY.format(digest)))
         log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
-        watcher = ProgressWatcher(self.progress, self.request.parsed_budgets(), space)
-        driver = Driver(space, measurer.meter(log), watcher)
+        driver = Driver(space, measurer.meter(log), self.request.parsed_budgets(), self.progress)
         driver.run(self.strategy, self._goal(space, menu))
         reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
         float_report, reached = self._on_report(run, stats, space, driver, reached)
@@ -222,9 +221,8 @@ class SearchJob:
 
     def _goal(self, space: Space, menu: Menu | None) -> Goal:
         losses = tuple(b.nats for b in self.request.parsed_budgets() if isinstance(b, LossBudget))
-        if menu is None:
-            return Goal(self.points, losses)
-        return Goal(self.points, losses, space.predictions(menu), space.prediction_errors(menu))
+        predicted = (None, None) if menu is None else (space.predictions(menu), space.prediction_errors(menu))
+        return Goal(self.points, losses, *predicted, self.request.trials, self.setting.seed)
 
     def _on_report(
         self, run: Run, stats: ActivationStats | None, space: Space, driver: Driver, reached: Sequence[Reached]
@@ -237,7 +235,7 @@ class SearchJob:
             self.progress("report", meter.done, meter.wanted)
 
         self.progress("report", 0, 1)
-        float_loss = meter.loss(msgspec.structs.replace(driver.float_plan, note="float"), tell)
+        float_loss = meter.loss(driver.float_plan, tell)
         choices = list(dict.fromkeys(driver.trials[r.trial].choice for r in reached if r.trial >= 0))
         outcomes = meter.losses([space.plan(choice, "chosen") for choice in choices], tell)
         losses = dict(zip(choices, outcomes, strict=True))
@@ -256,7 +254,7 @@ class SearchJob:
         return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
 
     def _pricing_cost(self) -> int:
-        if not self.strategy.predicts:
+        if not self.strategy.PREDICTS:
             return 0
         count = METRICS.load(self.request.metric).block_forwards(self.model, self.price_tokens, self.priced_schemes)
         return count * self.price_tokens.windows.numel()

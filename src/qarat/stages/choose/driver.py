@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from qarat.ground.runtime import Progress
+from qarat.ground.runtime import Progress, no_progress
 from qarat.stages.choose.space import Space
 from qarat.stages.choose.strategies.base import Goal, Proposal, Strategy
 from qarat.stages.choose.trials import PlanMeter
@@ -15,45 +13,7 @@ from qarat.values.records.origin import Difference
 from qarat.values.records.scores import Evaluation, Failure, paired_difference
 from qarat.values.records.search import NOTHING, SearchTrial
 
-
-class SearchWatcher:
-    """Told how a search goes; this one does nothing."""
-
-    def tried(self, trial: SearchTrial) -> None:
-        """A proposal has its answer."""
-
-    def measured(self, done: int, wanted: int) -> None:
-        """So many plans were measured, of those wanted so far."""
-
-
-class ProgressWatcher(SearchWatcher):
-    """Turns trials into progress: how many, and the best so far for the first loss budget."""
-
-    def __init__(self, progress: Progress, budgets: Sequence[Budget], space: Space) -> None:
-        """Begin.
-
-        Args:
-            progress: Told.
-            budgets: Of the search.
-            space: Of its choices.
-        """
-        self._progress, self._space = progress, space
-        self._budget = next((b for b in budgets if isinstance(b, LossBudget)), None)
-        self._best: SearchTrial | None = None
-
-    def tried(self, trial: SearchTrial) -> None:
-        """Keep it if it is the cheapest within the budget."""
-        axis = self._space.axis
-        better = self._best is None or trial.position(axis) > self._best.position(axis)
-        if self._budget and not trial.failure and trial.damage.nats <= self._budget.nats and better:
-            self._best = trial
-
-    def measured(self, done: int, wanted: int) -> None:
-        """Say how far it is."""
-        if self._best is None or self._budget is None:
-            return self._progress("search", done, wanted)
-        place = f"Q_r {self._best.ratio:.3f}" if self._space.axis == "ratio" else f"{self._best.bits:.2f} bits"
-        self._progress(f"search: {place} within {self._budget.spelling}", done, wanted)
+STAGE = "search"  # what progress is told
 
 
 class Driver:
@@ -65,23 +25,26 @@ class Driver:
         trials: So far, in the order in which they were proposed.
     """
 
-    def __init__(self, space: Space, meter: PlanMeter, watcher: SearchWatcher | None = None) -> None:
+    def __init__(
+        self, space: Space, meter: PlanMeter, budgets: Sequence[Budget] = (), progress: Progress = no_progress
+    ) -> None:
         """Measure the float model.
 
         Args:
             space: Of the choices.
             meter: Losses of plans on the selection tokens.
-            watcher: Told of every trial.
+            budgets: Of the search; progress says what the first one of loss has come to.
+            progress: Told after every plan that was measured.
 
         Raises:
             UserError: If float itself cannot be measured.
         """
         self.trials: list[SearchTrial] = []
-        self._space, self._meter, self._watcher = space, meter, watcher or SearchWatcher()
-        everything = {a.site.name: type(a.scheme)() for a in space.base.assignments}
-        self.float_plan = space.base.with_schemes(everything, "float")
-        self._watcher.measured(0, 1)
-        self.float_loss = meter.loss(msgspec.structs.replace(self.float_plan, note="float"), self._tell)
+        self._space, self._meter, self._progress = space, meter, progress
+        self._budget = next((b for b in budgets if isinstance(b, LossBudget)), None)
+        self.float_plan = space.base.in_float()
+        progress(STAGE, 0, 1)
+        self.float_loss = meter.loss(self.float_plan, self._tell)
 
     def run(self, strategy: Strategy, goal: Goal) -> None:
         """Let a strategy ask until it knows enough; its trials are added to `trials`."""
@@ -96,13 +59,18 @@ class Driver:
     def _answer(self, batch: Sequence[Proposal]) -> list[Difference | None]:
         outcomes = self._meter.losses([self._space.plan(p.choice, p.label) for p in batch], self._tell)
         trials = [self._trial(outcome, proposal) for outcome, proposal in zip(outcomes, batch, strict=True)]
-        for trial in trials:
-            self.trials.append(trial)
-            self._watcher.tried(trial)
+        self.trials += trials
         return [None if trial.failure else trial.damage for trial in trials]
 
     def _tell(self) -> None:
-        self._watcher.measured(self._meter.done, self._meter.wanted)
+        """How many plans were measured, and the cheapest so far that keeps the loss budget."""
+        stage, budget, axis = STAGE, self._budget, self._space.axis
+        kept = [t for t in self.trials if budget and not t.failure and t.damage.nats <= budget.nats]
+        if budget and kept:
+            best = max(kept, key=lambda trial: trial.position(axis))
+            place = f"Q_r {best.ratio:.3f}" if axis == "ratio" else f"{best.bits:.2f} bits"
+            stage = f"{STAGE}: {place} within {budget.spelling}"
+        self._progress(stage, self._meter.done, self._meter.wanted)
 
     def _trial(self, outcome: Evaluation | Failure, proposal: Proposal) -> SearchTrial:
         if isinstance(outcome, Failure):

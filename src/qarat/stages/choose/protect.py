@@ -9,6 +9,7 @@ What is given up: plans outside that order are not tried.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,15 +41,27 @@ def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple
     return tuple(sorted(units, key=lambda u: -sum(damages[s] for s in u.sites) / u.parameters))
 
 
+class Ranking(NamedTuple):
+    """Candidates for protection.
+
+    Attributes:
+        units: The first to be protected first.
+        order: What ranked them, in words.
+        exactly: Protect just so many of the first; None stops at the budget.
+    """
+
+    units: tuple[Unit, ...]
+    order: str
+    exactly: int | None = None
+
+
 def protect_until(
     naive: Plan,
-    ranked: Sequence[Unit],
+    ranking: Ranking,
     protect: Scheme,
     budget: LossBudget,
     meter: PlanMeter,
     *,
-    order: str,
-    exactly: int | None = None,
     most: int = MOST,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
@@ -56,18 +69,17 @@ def protect_until(
 
     Args:
         naive: The plan that protects nothing.
-        ranked: Candidates, the dearest first.
+        ranking: Candidates, the dearest first.
         protect: What protected sites get.
         budget: The loss over float that is allowed.
         meter: Losses of plans on the selection tokens.
-        order: What ranked them, for the record.
-        exactly: Protect just so many of the first, instead of stopping at the budget.
-        most: Protect no more than so many, unless ``exactly`` says how many.
+        most: Protect no more than so many, unless the ranking says how many.
         progress: Called after every measurement.
 
     Returns:
         The plan, and the measurements behind it.
     """
+    ranked, order, exactly = ranking
     driver = _Driver(naive, protect, meter, progress, total=_guess_total(ranked, exactly))
     trials = _protect_ever_more(driver, ranked, budget, exactly, most)
     chosen, verdict = _choose(trials, budget, exactly)
@@ -156,8 +168,7 @@ class _Driver:
     def __init__(self, naive: Plan, protect: Scheme, meter: PlanMeter, progress: Progress, total: int) -> None:
         self._naive, self._protect, self._meter = naive, protect, meter
         self._progress, self._total = progress, total
-        all_float = {a.site.name: type(a.scheme)() for a in naive.assignments}
-        self._float_plan = naive.with_schemes(all_float, "float")
+        self._float_plan = naive.in_float()
         progress("protect", 0, total)
         self.float_loss = self._measured(self._float_plan, "float")
 

@@ -76,11 +76,11 @@ class Space:
 
     def ratio(self, choice: Choice) -> float:
         """Q_r of a choice, in the space's basis; sites of no unit count as they are in the base plan."""
-        return 1.0 - (float(self._pick(self.high_shares, choice)) + self._fixed_high)
+        return 1.0 - self._cost("ratio", choice)
 
     def bits(self, choice: Choice) -> float:
         """Bits per weight of a choice, scales included, over all sites."""
-        return float(self._pick(self.bit_costs, choice)) + self._fixed_bits
+        return self._cost("bits", choice)
 
     def position(self, choice: Choice) -> float:
         """Where a choice stands on the axis; larger is cheaper."""
@@ -94,9 +94,10 @@ class Space:
         """What every option costs at every unit, (units, options), and what the sites of no unit cost.
 
         Args:
-            kind: ``ratio`` (the share kept high) or ``bits`` (per weight).
+            kind: ``ratio`` (the share of the whole, in the basis, that is kept high) or ``bits`` (of storage, over the
+                number of all weights).
         """
-        return (self.high_shares, self._fixed_high) if kind == "ratio" else (self.bit_costs, self._fixed_bits)
+        return self._high_shares if kind == "ratio" else self._bit_costs
 
     def predictions(self, menu: Menu) -> np.ndarray:
         """Summed damage of every option at every unit, (units, options) float64, in the menu's unit.
@@ -142,50 +143,32 @@ class Space:
         return np.array(blocks) / max(1, last)
 
     @cached_property
-    def high_shares(self) -> Costs:
-        """Share of the whole, in the basis, that a unit keeps high under an option."""
-        return np.array([[self._high(unit.sites, option) for option in self.options] for unit in self.units])
-
-    @cached_property
-    def bit_costs(self) -> Costs:
-        """Bits that a unit's weights take under an option, over the number of all weights."""
-        weights = sum(a.site.parameters for a in self.base.assignments)
-        return np.array([[self._stored(u.sites, option) for option in self.options] for u in self.units]) / weights
-
-    @cached_property
-    def _fixed(self) -> tuple[str, ...]:
-        """Sites of no unit."""
-        decided = {name for unit in self.units for name in unit.sites}
-        return tuple(name for name in self._assignments if name not in decided)
-
-    @cached_property
-    def _fixed_high(self) -> float:
-        return self._high(self._fixed, None)
-
-    @cached_property
-    def _fixed_bits(self) -> float:
-        return self._stored(self._fixed, None) / sum(a.site.parameters for a in self.base.assignments)
-
-    @cached_property
-    def _sizes(self) -> Mapping[str, float]:
-        """Share of every site in the whole, in the basis."""
+    def _high_shares(self) -> tuple[Costs, float]:
         macs = self.basis == "macs"
         sizes = {n: a.site.macs(self.length) if macs else a.site.parameters for n, a in self._assignments.items()}
         total = sum(sizes.values())
-        return {name: size / total for name, size in sizes.items()}
+        return self._tabulate(lambda a: 0.0 if self.base.is_low(a) else sizes[a.site.name] / total)
 
-    def _under(self, name: str, option: Option | None) -> Assignment:
-        assignment = self._assignments[name]
-        return assignment if option is None else Assignment(assignment.site, option.at(assignment.site), "")
+    @cached_property
+    def _bit_costs(self) -> tuple[Costs, float]:
+        table, fixed = self._tabulate(self.base.site_bits)
+        weights = sum(site.parameters for site in self.base.sites)
+        return table / weights, fixed / weights
 
-    def _high(self, sites: Sequence[str], option: Option | None) -> float:
-        return sum(self._sizes[n] for n in sites if not self.base.is_low(self._under(n, option)))
+    def _tabulate(self, cost: Callable[[Assignment], float]) -> tuple[Costs, float]:
+        """`costs`, summed up site by site."""
 
-    def _stored(self, sites: Sequence[str], option: Option | None) -> int:
-        return sum(self.base.site_bits(self._under(n, option)) for n in sites)
+        def under(name: str, option: Option) -> Assignment:
+            site = self._assignments[name].site
+            return Assignment(site, option.at(site), "")
 
-    def _pick(self, table: np.ndarray, choice: Choice) -> float:
-        return float(table[np.arange(len(choice)), list(choice)].sum())
+        table = [[sum(cost(under(n, o)) for n in unit.sites) for o in self.options] for unit in self.units]
+        decided = {name for unit in self.units for name in unit.sites}
+        return np.array(table), sum(cost(a) for name, a in self._assignments.items() if name not in decided)
+
+    def _cost(self, kind: str, choice: Choice) -> float:
+        table, fixed = self.costs(kind)
+        return float(table[np.arange(len(choice)), list(choice)].sum()) + fixed
 
 
 def make_space(

@@ -41,7 +41,7 @@ def measure_sites(
         progress: Called after every measurement.
     """
     sites = [site.name for site in plan.sites if scheme.fits(site.kind)]
-    in_float = plan.with_schemes({a.site.name: type(a.scheme)() for a in plan.assignments}, "float")
+    in_float = plan.in_float()
     total = len(sites) + 2
     progress(MEASURING, 0, total)
     before = measure(in_float, "float")
@@ -78,7 +78,8 @@ def check(menu: Menu, measured: SiteMeasurements) -> MetricCheck:
         )
     if len(measured.alone) < FEWEST:
         raise UserError(f"{len(measured.alone)} measured sites say nothing of a ranking; measure {FEWEST} or more")
-    sites = tuple(_compare(entries[t.sites[0]].damage, entries[t.sites[0]].standard_error, t) for t in measured.alone)
+    pairs = [(entries[trial.sites[0]], trial.damage) for trial in measured.alone]
+    sites = tuple(ComparedSite(e.site, e.damage, e.standard_error, damage) for e, damage in pairs)
     predicted, losses = [s.predicted for s in sites], [s.measured.nats for s in sites]
     varies = len(set(predicted)) > 1 and len(set(losses)) > 1
     spearman: Any = stats.spearmanr(predicted, losses) if varies else None
@@ -88,10 +89,6 @@ def check(menu: Menu, measured: SiteMeasurements) -> MetricCheck:
     return MetricCheck(
         menu.provenance, menu.metric, menu.unit, measured.scheme, sites, measured.joint.damage, rank, slope
     )
-
-
-def _compare(predicted: float, error: float, trial: Trial) -> ComparedSite:
-    return ComparedSite(trial.sites[0], predicted, error, trial.damage)
 
 
 def fit_correction(pairs: Iterable[tuple[float, float]]) -> Correction:

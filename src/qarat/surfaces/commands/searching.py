@@ -69,7 +69,7 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     drawn = request.trials * len(job.points)
     plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     work = {"search": float(plans * tokens)}
-    if job.strategy.predicts:
+    if job.strategy.PREDICTS:
         priced = pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work = {"damage": priced, **work}
     return show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))

@@ -35,27 +35,31 @@ class Goal(NamedTuple):
         losses: Budgets in nats per token, for each of which the cheapest plan is wanted.
         predictions: Damage of every option at every unit, (units, options); None for strategies that do without.
         errors: Standard errors of the predictions, same shape; None where they are not known.
+        trials: Plans that a strategy that draws tries at each point.
+        seed: Of what it draws.
     """
 
     points: tuple[float, ...]
     losses: tuple[float, ...]
     predictions: np.ndarray | None = None
     errors: np.ndarray | None = None
+    trials: int = 1
+    seed: int = 0
 
 
 Asking = Generator[Sequence[Proposal], Sequence[Difference | None], None]
 
 
 class Strategy(Protocol):
-    """One way to search.
+    """What a file of this folder offers: one way to search.
 
     Attributes:
-        predicts: Whether it needs `Goal.predictions`.
-        draws: Whether it needs `Goal.points`, also where there are budgets of loss.
+        PREDICTS: Whether it needs `Goal.predictions`.
+        DRAWS: Whether it needs `Goal.points`, also where there are budgets of loss.
     """
 
-    predicts: bool
-    draws: bool
+    PREDICTS: bool
+    DRAWS: bool
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         """Yield batches to be measured; each is answered by what its plans lose over float, None where that failed."""

@@ -7,31 +7,31 @@ sees how units act together; what it cannot see is a pair of steps of which the 
 from __future__ import annotations
 
 from qarat.stages.choose.space import ROUNDING, Space
-from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, Strategy
+from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
 from qarat.values.records.origin import Difference
 from qarat.values.records.search import Choice
 
+PREDICTS, DRAWS = False, False
 
-class _Greedy:
-    predicts, draws = False, False
 
-    def propose(self, space: Space, goal: Goal) -> Asking:
-        choice, loss, step = space.highest, 0.0, 0
-        farthest = max(goal.points, default=-float("inf")) - ROUNDING
-        largest = max(goal.losses, default=-float("inf"))
-        while any(choice) and (space.position(choice) < farthest or loss <= largest):
-            step += 1
-            steps = [_one_lower(choice, unit) for unit, option in enumerate(choice) if option > 0]
-            answers = yield [Proposal(next_choice, f"greedy step {step}") for next_choice in steps]
-            rates = [
-                ((answer.nats - loss) / _saved(space, choice, taken), answer, taken)
-                for taken, answer in zip(steps, answers, strict=True)
-                if isinstance(answer, Difference)
-            ]
-            if not rates:
-                return
-            _, best, choice = min(rates, key=lambda rate: rate[0])
-            loss = best.nats
+def propose(space: Space, goal: Goal) -> Asking:
+    """The same steps whatever the seed."""
+    choice, loss, step = space.highest, 0.0, 0
+    farthest = max(goal.points, default=-float("inf")) - ROUNDING
+    largest = max(goal.losses, default=-float("inf"))
+    while any(choice) and (space.position(choice) < farthest or loss <= largest):
+        step += 1
+        steps = [_one_lower(choice, unit) for unit, option in enumerate(choice) if option > 0]
+        answers = yield [Proposal(next_choice, f"greedy step {step}") for next_choice in steps]
+        rates = [
+            ((answer.nats - loss) / _saved(space, choice, taken), answer, taken)
+            for taken, answer in zip(steps, answers, strict=True)
+            if isinstance(answer, Difference)
+        ]
+        if not rates:
+            return
+        _, best, choice = min(rates, key=lambda rate: rate[0])
+        loss = best.nats
 
 
 def _one_lower(choice: Choice, unit: int) -> Choice:
@@ -41,8 +41,3 @@ def _one_lower(choice: Choice, unit: int) -> Choice:
 def _saved(space: Space, before: Choice, after: Choice) -> float:
     # A step that saves nothing on the axis (an option as dear as the next) must not divide by zero.
     return max(space.position(after) - space.position(before), 1e-12)
-
-
-def make(*, trials: int, seed: int) -> Strategy:
-    """The same steps whatever the trials and the seed."""
-    return _Greedy()

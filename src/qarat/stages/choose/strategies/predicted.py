@@ -20,30 +20,30 @@ import numpy as np
 
 from qarat.maths.allocation import Problem, frontier
 from qarat.stages.choose.space import ROUNDING, Space
-from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, Strategy
+from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
 from qarat.values.records.origin import Difference
 
 STEPS = 100  # limits on the axis between dearest and cheapest, at which the frontier is computed
 GUESSES = 3  # measurements where predictions place them, before halving goes straight to the budget's edge
 
+PREDICTS, DRAWS = True, False
 
-class _Predicted:
-    predicts, draws = True, False
 
-    def propose(self, space: Space, goal: Goal) -> Asking:
-        plans = _frontier(space, goal)
-        known: dict[int, Difference | None] = {}
-        if indices := sorted({_index_at(space, plans, point) for point in goal.points}):
-            answers = yield [plans[i] for i in indices]
-            known |= dict(zip(indices, answers, strict=True))
-        # The dearest plan is float, and need not be measured, unless a price that is no price moved another one there.
-        free = space.loses_nothing and plans[0].choice == space.highest
-        for loss in goal.losses:
-            for tried in itertools.count():
-                index = _next_index(plans, known, loss, free=free, guess=tried < GUESSES)
-                if index is None:
-                    break
-                (known[index],) = yield [plans[index]]
+def propose(space: Space, goal: Goal) -> Asking:
+    """The same plans whatever the seed."""
+    plans = _frontier(space, goal)
+    known: dict[int, Difference | None] = {}
+    if indices := sorted({_index_at(space, plans, point) for point in goal.points}):
+        answers = yield [plans[i] for i in indices]
+        known |= dict(zip(indices, answers, strict=True))
+    # The dearest plan is float, and need not be measured, unless a price that is no price moved another one there.
+    free = space.loses_nothing and plans[0].choice == space.highest
+    for loss in goal.losses:
+        for tried in itertools.count():
+            index = _next_index(plans, known, loss, free=free, guess=tried < GUESSES)
+            if index is None:
+                break
+            (known[index],) = yield [plans[index]]
 
 
 def _frontier(space: Space, goal: Goal) -> list[Proposal]:
@@ -110,8 +110,3 @@ def _scale(plans: Sequence[Proposal], measured: dict[int, float]) -> float:
     """
     ratios = [n / plans[i].predicted for i, n in measured.items() if 0 < n < math.inf and plans[i].predicted > 0]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
-
-
-def make(*, trials: int, seed: int) -> Strategy:
-    """The same plans whatever the trials and the seed."""
-    return _Predicted()

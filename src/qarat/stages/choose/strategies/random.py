@@ -9,28 +9,20 @@ from __future__ import annotations
 import numpy as np
 
 from qarat.stages.choose.space import Space
-from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, Strategy, lower_in_order
+from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, lower_in_order
+
+PREDICTS, DRAWS = False, True
 
 
-class _Random:
-    predicts, draws = False, True
-
-    def __init__(self, trials: int, seed: int) -> None:
-        self._trials, self._seed = trials, seed
-
-    def propose(self, space: Space, goal: Goal) -> Asking:
-        # A generator a point: the plans at one ratio do not depend on which others are asked for.
-        for point in goal.points:
-            random = np.random.default_rng([self._seed, round(abs(point) * 1e9)])
-            batch: list[Proposal] = []
-            for trial in range(self._trials):
-                order = random.permutation(len(space.units)).tolist()
-                options = random.integers(0, len(space.options) - 1, len(space.units)).tolist()
-                choice = lower_in_order(space, point, order, options)
-                batch.append(Proposal(choice, f"random {trial + 1} at {abs(point):g}"))
-            yield batch
-
-
-def make(*, trials: int, seed: int) -> Strategy:
+def propose(space: Space, goal: Goal) -> Asking:
     """So many random plans at every point."""
-    return _Random(trials, seed)
+    # A generator a point: the plans at one ratio do not depend on which others are asked for.
+    for point in goal.points:
+        random = np.random.default_rng([goal.seed, round(abs(point) * 1e9)])
+        batch: list[Proposal] = []
+        for trial in range(goal.trials):
+            order = random.permutation(len(space.units)).tolist()
+            options = random.integers(0, len(space.options) - 1, len(space.units)).tolist()
+            choice = lower_in_order(space, point, order, options)
+            batch.append(Proposal(choice, f"random {trial + 1} at {abs(point):g}"))
+        yield batch

@@ -7,51 +7,34 @@ units are lowered in the order of their ranks until the ratio is reached, and ev
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from qarat.ground.errors import UserError
 from qarat.stages.choose.space import Space
-from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, Strategy, lower_in_order
+from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, lower_in_order
+
+try:
+    import optuna
+except ImportError:
+    raise UserError("`strategy` tpe needs Optuna: pip install 'qarat[search]'") from None
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+PREDICTS, DRAWS = False, True
 
 
-class _Tpe:
-    predicts, draws = False, True
-
-    def __init__(self, trials: int, seed: int) -> None:
-        self._trials, self._seed, self._optuna = trials, seed, _optuna()
-
-    def propose(self, space: Space, goal: Goal) -> Asking:
-        optuna = self._optuna
-        for point in goal.points:
-            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self._seed))
-            for trial in range(self._trials):
-                drawn = study.ask()
-                ranks = [drawn.suggest_float(f"rank {u.label}", 0, 1) for u in space.units]
-                options = [
-                    drawn.suggest_int(f"option {u.label}", 0, len(space.options) - 2) if len(space.options) > 2 else 0
-                    for u in space.units
-                ]
-                choice = lower_in_order(space, point, np.argsort(ranks, kind="stable").tolist(), options)
-                (answer,) = yield [Proposal(choice, f"tpe {trial + 1} at {abs(point):g}")]
-                # A plan that could not be measured is worse than any other.
-                study.tell(drawn, math.inf if answer is None else answer.nats)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("`strategy` tpe needs Optuna: pip install 'qarat[search]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def make(*, trials: int, seed: int) -> Strategy:
-    """So many plans at every point, sampled by Optuna.
-
-    Raises:
-        UserError: Optuna is not installed.
-    """
-    return _Tpe(trials, seed)
+def propose(space: Space, goal: Goal) -> Asking:
+    """So many plans at every point, sampled by Optuna."""
+    for point in goal.points:
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=goal.seed))
+        for trial in range(goal.trials):
+            drawn = study.ask()
+            ranks = [drawn.suggest_float(f"rank {u.label}", 0, 1) for u in space.units]
+            options = [
+                drawn.suggest_int(f"option {u.label}", 0, len(space.options) - 2) if len(space.options) > 2 else 0
+                for u in space.units
+            ]
+            choice = lower_in_order(space, point, np.argsort(ranks, kind="stable").tolist(), options)
+            (answer,) = yield [Proposal(choice, f"tpe {trial + 1} at {abs(point):g}")]
+            # A plan that could not be measured is worse than any other.
+            study.tell(drawn, math.inf if answer is None else answer.nats)
