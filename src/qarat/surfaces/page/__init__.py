@@ -29,7 +29,7 @@ def write_report(sources: Sequence[Path], out: Path, *, progress: Progress = no_
     Raises:
         UserError: There is no such run or record; they are of several models; the folder cannot be written.
     """
-    # Here, because altair takes a second to import, which every other verb would pay.
+    # Here, because drawing takes long to import, which every other verb would pay.
     from qarat.surfaces.page.document import assemble, document
     from qarat.surfaces.page.figures.base import figures_in
     from qarat.surfaces.page.rendering import write_figure

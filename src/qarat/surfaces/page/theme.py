@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qarat.surfaces.page.figures.base import filled
+
 FILE_FONT = "Liberation Sans, Arial, sans-serif"  # vl-convert brings the first, so files are alike everywhere
 PAGE_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
@@ -28,13 +30,4 @@ DARK: Colours = _THEME["dark"]
 
 def vega_config(colours: Colours, font: str) -> dict[str, Any]:
     """The Vega-Lite config of a theme."""
-    return {**_coloured(_THEME["config"], colours), "font": font}
-
-
-def _coloured(value: Any, colours: Colours) -> Any:
-    """The config with its colours in place of their names, which begin with ``@``."""
-    if isinstance(value, dict):
-        return {key: _coloured(inner, colours) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_coloured(inner, colours) for inner in value]
-    return colours[value[1:]] if isinstance(value, str) and value.startswith("@") else value
+    return {**filled(_THEME["config"], colours), "font": font}

@@ -1,17 +1,26 @@
-"""What a figure is: a definition, the table of its data, and the words around it."""
+"""What a figure is: a chart, the table of its data, and the words around it.
+
+A chart is a template in `charts.json`, written in Vega-Lite's own language, with rows and a few values filled in. A
+layer names the rows that it draws; one whose rows are empty is left out, so that templates need no conditions. What
+several layers share stands among the template's ``parts``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import altair as alt
 
 from qarat.surfaces.tables.data import DataTable, field_name
 
 _MOST_TICKS = 7
+_STEP = 26  # pixels from one row of cells to the next
+_CHARTS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "charts.json").read_text("utf-8"))
+
+Rows = Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -22,26 +31,20 @@ class Figure:
         key: Names its files and its place on the page.
         title: What it shows, in a few words.
         caption: What to see in it.
-        chart: As wide as what it stands in.
+        chart: As `chart` makes it; as wide as what it stands in.
         table: Its data.
     """
 
     key: str
     title: str
     caption: str
-    chart: alt.Chart | alt.LayerChart | alt.FacetChart
+    chart: Mapping[str, Any]
     table: DataTable
 
     def definition(self) -> dict[str, Any]:
-        """The Vega-Lite definition, checked against its schema, without any theme.
-
-        Raises:
-            altair.utils.schemapi.SchemaValidationError: If it is none.
-        """
-        whole = self.chart.properties(width="container").to_dict()
-        for key in ("$schema", "config"):  # an address and altair's own theme
-            whole.pop(key, None)
-        return {**whole, "description": f"{self.title}. {self.caption}", "autosize": {"type": "fit-x", "resize": True}}
+        """The Vega-Lite definition, without any theme."""
+        words = {"width": "container", "description": f"{self.title}. {self.caption}"}
+        return {**self.chart, **words, "autosize": {"type": "fit-x", "resize": True}}
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,55 @@ def figures_in(parts: Iterable[Part]) -> list[Figure]:
     return figures
 
 
-def data(rows: Sequence[Mapping[str, object]]) -> alt.InlineData:
-    """Rows as a chart's inline data.
+def chart(template: str, table: DataTable, rows: Mapping[str, Rows], **values: Any) -> dict[str, Any]:
+    """A chart from its template.
+
+    Args:
+        template: Its name in `charts.json`.
+        table: Marks show their row of it on hover.
+        rows: Of the layers, by the names that these have for them.
+        **values: Of the template.
 
     Raises:
         ValueError: A number that JSON cannot hold.
     """
-    for row in rows:
+    for row in (row for named in rows.values() for row in named):
         if bad := [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]:
             raise ValueError(f"not finite: {', '.join(bad)} of {row}")
-    return alt.InlineData(values=[dict(row) for row in rows])
+    tooltip = [{"field": field_name(name), "type": "nominal", "title": name} for name in table.names]
+    values = {**values, "tooltip": tooltip}
+    whole = dict(_CHARTS[template])
+    values |= filled(whole.pop("parts", {}), values)
+    whole["layer"] = [layer for layer in whole["layer"] if rows.get(layer["data"]["name"])]
+    return {**filled(whole, values), "datasets": {name: list(named) for name, named in rows.items() if named}}
+
+
+def cells(table: DataTable, rows: Mapping[str, Rows], order: Sequence[str], colour: object) -> dict[str, Any]:
+    """Blocks across, something of each block downwards: the layout that the spike map and the plan share.
+
+    Args:
+        table: Of the cells.
+        rows: Each with ``block`` and ``row``; all ``cells``, and of these those that are ``outlined`` or written on.
+        order: The values of ``row`` from top to bottom.
+        colour: Encoding of the cells' colour.
+    """
+    return chart("cells", table, rows, height=_STEP * len(order), order=list(order), colour=colour)
+
+
+def filled(template: Any, values: Mapping[str, Any]) -> Any:
+    """A template with values in place of their names.
+
+    Args:
+        template: Where ``"@name"`` stands for a value, and ``"@": "name"`` in an object for what a value holds, which
+            what stands beside it completes or replaces.
+        values: By name.
+    """
+    if isinstance(template, dict):
+        own = {key: filled(inner, values) for key, inner in template.items() if key != "@"}
+        return {**values[template["@"]], **own} if "@" in template else own
+    if isinstance(template, list):
+        return [filled(inner, values) for inner in template]
+    return values[template[1:]] if isinstance(template, str) and template.startswith("@") else template
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -93,8 +135,3 @@ def log_ticks(low: float, high: float) -> list[float]:
         if len(ticks) <= _MOST_TICKS:
             break
     return ticks
-
-
-def tooltips(table: DataTable) -> list[alt.Tooltip]:
-    """What a mark shows on hover: its row of the table."""
-    return [alt.Tooltip(field=field_name(name), type="nominal", title=name) for name in table.names]

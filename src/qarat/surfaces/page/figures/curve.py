@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
-
-from qarat.surfaces.page.figures.base import Figure, data, log_ticks, tooltips
+from qarat.surfaces.page.figures.base import Figure, chart, log_ticks
 from qarat.surfaces.page.figures.series import Axis, Series, drawable, series_table
 from qarat.surfaces.tables.data import DataTable
 
-_HEIGHT = 300  # pixels
 _PHONE, _SYMBOL, _CHARACTER = 330, 22, 7  # pixels: of a legend on a phone, and of what an entry is made of
 _ABOVE = 26  # pixels from the chart to its legend, with the title of the vertical axis between them
 # 7B, where SI would say 7G; a thousandth is no milli.
@@ -50,40 +47,32 @@ def curve(
     """
     table = series_table(series, x, y, noun)
     marked, lines = _marked(series, x, y, table), _lines(series, x, y)
-    colour, drawn = _colour(series, ordered), [*marked, *lines]
-    across, up = _along(alt.X, x, _extent(drawn, "x")), _along(alt.Y, y, _extent(drawn, "y"))
-
-    def layer(rows: Sequence[dict[str, Any]], **more: Any) -> alt.Chart:
-        return alt.Chart(data(rows)).encode(x=across("x"), y=up("y"), **more)
-
-    layers = _limit(*limit, up) if limit is not None else []
-    if diagonal:
-        ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at")
-        layers.append(layer([{"x": v, "y": v} for v in ends]).mark_line(style="limit"))
-    if lines:
-        layers.append(layer(lines, color=colour, detail="series:N", order="place:Q").mark_line(style="fit"))
-    if bars := [row for row in marked if "x_low" in row]:
-        layers.append(layer(bars, color=colour, x2="x_high:Q").mark_rule(style="error").encode(x=across("x_low")))
-    if bars := [row for row in marked if "y_low" in row]:
-        layers.append(layer(bars, color=colour, y2="y_high:Q").mark_rule(style="error").encode(y=up("y_low")))
-    for style in ("dot", "open"):
-        if dots := [row for row in marked if row["mark"] == style]:
-            layers.append(layer(dots, color=colour, tooltip=tooltips(table)).mark_point(style=style))
-    if labelled:
-        named = layer(marked, text="label:N")
-        layers += [named.mark_text(style=style, align="left", dx=9, dy=-9) for style in ("halo-note", "note")]
-    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_HEIGHT), table)
+    drawn = [*marked, *lines]
+    ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at") if diagonal else ()
+    rows = {
+        "limit": [] if limit is None else [{"at": limit[0], "name": limit[1]}],
+        "diagonal": [{"x": v, "y": v} for v in ends],
+        "lines": lines,
+        "x_bars": [row for row in marked if "x_low" in row],
+        "y_bars": [row for row in marked if "y_low" in row],
+        "dot": [row for row in marked if row["mark"] == "dot"],
+        "open": [row for row in marked if row["mark"] == "open"],
+        "named": marked if labelled else [],
+    }
+    along = {"x": _along(x, _extent(drawn, "x")), "y": _along(y, _extent(drawn, "y"))}
+    return Figure(key, title, caption, chart("curve", table, rows, **along, colour=_colour(series, ordered)), table)
 
 
-def _colour(series: Sequence[Series], ordered: bool) -> alt.Color:
+def _colour(series: Sequence[Series], ordered: bool) -> dict[str, Any]:
     """The colour of each group, and the legend where there are several."""
     groups = list(dict.fromkeys(s.colour for s in series))
-    return alt.Color(
-        "group:O" if ordered else "group:N",
-        sort=groups,
-        scale=alt.Scale(domain=groups, range="ramp" if ordered else "category"),
-        legend=alt.Legend(offset=_ABOVE, columns=_legend_columns(groups)) if len(groups) > 1 else None,
-    )
+    return {
+        "field": "group",
+        "type": "ordinal" if ordered else "nominal",
+        "sort": groups,
+        "scale": {"domain": groups, "range": "ramp" if ordered else "category"},
+        "legend": {"offset": _ABOVE, "columns": _legend_columns(groups)} if len(groups) > 1 else None,
+    }
 
 
 def _legend_columns(groups: Sequence[str]) -> int:
@@ -97,8 +86,8 @@ def _extent(rows: Sequence[dict[str, Any]], axis: str) -> tuple[float, float]:
     return min(values, default=1.0), max(values, default=1.0)
 
 
-def _along(channel: Any, axis: Axis, extent: tuple[float, float]) -> Callable[[str], Any]:
-    """The encoding of a position by a field."""
+def _along(axis: Axis, extent: tuple[float, float]) -> dict[str, Any]:
+    """The encoding of a position, but for its field."""
     ticks: dict[str, Any] = {"tickCount": 6}
     if axis.ticks or axis.log:
         ticks = {"values": list(axis.ticks) or log_ticks(*extent)}
@@ -106,13 +95,9 @@ def _along(channel: Any, axis: Axis, extent: tuple[float, float]) -> Callable[[s
         ticks["labelExpr"] = _DECADES
     elif axis.digits == 0:
         ticks["format"] = "d"
-    zero = alt.Undefined if axis.log else axis.zero  # a logarithm has none
-    scale = alt.Scale(type="log" if axis.log else "linear", nice=False, padding=12, zero=zero)
-
-    def encode(field: str) -> Any:
-        return channel(f"{field}:Q", title=axis.title, scale=scale, axis=alt.Axis(**ticks))
-
-    return encode
+    kind = {"type": "log"} if axis.log else {"type": "linear", "zero": axis.zero}  # a logarithm has no zero
+    scale = {**kind, "nice": False, "padding": 12}
+    return {"type": "quantitative", "title": axis.title, "scale": scale, "axis": ticks}
 
 
 def _marked(series: Sequence[Series], x: Axis, y: Axis, table: DataTable) -> list[dict[str, Any]]:
@@ -141,10 +126,3 @@ def _lines(series: Sequence[Series], x: Axis, y: Axis) -> list[dict[str, Any]]:
         for place, d in enumerate(s.dots)
         if drawable(d.x, x) and drawable(d.y, y)
     ]
-
-
-def _limit(at: float, name: str, up: Callable[[str], Any]) -> list[alt.Chart]:
-    """A broken line across, and its name at the right end."""
-    base = alt.Chart(data([{"at": at, "name": name}])).encode(y=up("at"))
-    text = base.mark_text(style="note", align="right", baseline="bottom", dy=-4)
-    return [base.mark_rule(style="limit"), text.encode(x=alt.value("width"), text="name:N")]

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import altair as alt
 from torch import Tensor
 
 from qarat.stages.spikes import snr
-from qarat.surfaces.page.figures.base import Figure, data, log_ticks
+from qarat.surfaces.page.figures.base import Figure, chart, log_ticks
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import fixed
 from qarat.values.formats import NumberFormat, format_named
@@ -85,52 +84,26 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
         edges: Of its bins.
         formats: Names, that of the low scheme first.
     """
-    laid = laid_over(stream, edges, formats)
-    bars = _bars(stream, edges)
-    left = bars[0]["from"]
-    x = alt.X(
-        "from:Q",
-        title="magnitude",
-        scale=alt.Scale(type="log", domain=[left, stream.maximum * 1.15], nice=False, clamp=True),
-        axis=alt.Axis(format="~g", values=log_ticks(left, stream.maximum)),
-    )
-    height = _BARS + _ROW * len(laid)
-    layers = [*_starved(laid[0], left, x, height), _histogram(bars, x, height)]
-    for i, grid in enumerate(laid):
-        layers += _rug(grid, i, left, x)
+    laid, bars = laid_over(stream, edges, formats), _bars(stream, edges)
+    left, height = bars[0]["from"], _BARS + _ROW * len(laid)
+    starved = {"from": left, "to": laid[0].smallest / 2}  # what the first grid rounds to zero
+    rows = {
+        "starved": [starved] if starved["to"] > left else [],
+        "bars": bars,
+        "numbers": [
+            {"from": v * grid.scale, "above": _ROW * i + 18, "below": _ROW * i + 30}
+            for i, grid in enumerate(laid)
+            for v in grid.format.values
+            if v > 0 and v * grid.scale >= left
+        ],
+        "names": [{"name": grid.name, "at": _ROW * i + 2} for i, grid in enumerate(laid)],
+    }
+    shown = _table(laid, bars)
+    extent = {"left": left, "right": stream.maximum * 1.15, "ticks": log_ticks(left, stream.maximum)}
+    top = max(bar["density"] for bar in bars) * height / _BARS  # the bars stand at the foot of the chart
     name = short_name(stream.name)
-    chart = alt.LayerChart(layer=layers, height=height)
-    title = f"{name}, under the grids"
-    return Figure(f"grids-{name.replace('.', '-')}", title, _caption(laid), chart, _table(laid, bars))
-
-
-def _starved(grid: Grid, left: float, x: alt.X, height: int) -> list[alt.Chart]:
-    """The range that a grid rounds to zero, if any of it is in sight."""
-    right = grid.smallest / 2
-    if right <= left:
-        return []
-    area = alt.Chart(data([{"from": left, "to": right}])).mark_rect(style="shade")
-    return [area.encode(x=x, x2="to:Q", y=alt.value(0), y2=alt.value(height))]
-
-
-def _histogram(bars: Sequence[dict[str, Any]], x: alt.X, height: int) -> alt.Chart:
-    """The bars, at the foot of the chart."""
-    top = max(bar["density"] for bar in bars) * height / _BARS
-    y = alt.Y("density:Q", scale=alt.Scale(domain=[0, top]), axis=None)
-    tips = [alt.Tooltip("magnitude:N"), alt.Tooltip("percent:N", title="share of values (%)")]
-    return alt.Chart(data(bars)).mark_rect(style="bars").encode(x=x, x2="to:Q", y=y, y2=alt.datum(0), tooltip=tips)
-
-
-def _rug(grid: Grid, row: int, left: float, x: alt.X) -> list[alt.Chart]:
-    """One grid's positive numbers as ticks, its name above them."""
-    at = _ROW * row
-    numbers = [v * grid.scale for v in grid.format.values if v > 0]
-    ticks = alt.Chart(data([{"from": v} for v in numbers if v >= left])).mark_rule(style="rug")
-    name = alt.Chart(data([{"name": grid.name}])).mark_text(style="name", align="left", baseline="top")
-    return [
-        ticks.encode(x=x, y=alt.value(at + 18), y2=alt.value(at + 30)),
-        name.encode(x=alt.value(4), y=alt.value(at + 2), text="name:N"),
-    ]
+    drawn = chart("grids", shown, rows, height=height, top=top, **extent)
+    return Figure(f"grids-{name.replace('.', '-')}", f"{name}, under the grids", _caption(laid), drawn, shown)
 
 
 def _bars(stream: StreamStats, edges: Tensor) -> list[dict[str, Any]]:

@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import altair as alt
-
-from qarat.surfaces.page.figures.base import Figure, data, tooltips
+from qarat.surfaces.page.figures.base import Figure, chart
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import decimals, fixed, interval
 
 _STEP = 46  # pixels from one arm to the next
-_ABOVE = -15  # where its label stands
 
 
 @dataclass(frozen=True)
@@ -69,21 +65,17 @@ def intervals(
     """
     digits = decimals([arm.value for arm in arms], least=2)
     shown = _table(arms, unit, columns, digits)
-    rows = _rows(arms, shown, digits)
-    base = alt.Chart(data(rows)).encode(y=alt.Y("row:O", axis=None))
+    drawn = _rows(arms, shown, digits)
+    rows = {
+        "arms": drawn,
+        "reference": [] if reference is None else [{"at": reference}],
+        "limit": [] if limit is None else [{"at": limit[0], "name": limit[1]}],
+    }
     order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
-    colour = alt.Color("group:N", scale=alt.Scale(domain=order, range="category"), legend=None)
-    scale, axis = alt.Scale(zero=reference == 0, nice=True), alt.Axis(grid=True, tickCount=6)
-    dots = base.encode(x=alt.X("value:Q", title=unit, scale=scale, axis=axis), color=colour, tooltip=tooltips(shown))
-    bars = base.encode(x=alt.X("low:Q", title=unit), x2="high:Q", color=colour)
-    layers = [
-        *_lines(reference, limit),
-        bars.mark_rule(style="error"),
-        dots.mark_point(style="dot"),
-        *_written(base, "arm:N", "left"),
-        *_written(base, "shown:N", "right"),
-    ]
-    return Figure(key, title, caption, alt.LayerChart(layer=layers, height=_STEP * len(rows)), shown)
+    height, zero = _STEP * len(drawn), reference == 0
+    return Figure(
+        key, title, caption, chart("intervals", shown, rows, height=height, unit=unit, groups=order, zero=zero), shown
+    )
 
 
 def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
@@ -109,21 +101,3 @@ def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, 
         for i, arm in enumerate(arms)
         if math.isfinite(arm.value)
     ]
-
-
-def _lines(reference: float | None, limit: tuple[float, str] | None) -> list[alt.Chart]:
-    """What arms are compared with, and the bound with its name above."""
-    lines: list[alt.Chart] = []
-    if reference is not None:
-        lines.append(alt.Chart(data([{"at": reference}])).mark_rule(style="zero").encode(x="at:Q"))
-    if limit is not None:
-        base = alt.Chart(data([{"at": limit[0], "name": limit[1]}])).encode(x="at:Q")
-        name = base.mark_text(style="note", align="left", dx=4, baseline="bottom")
-        lines += [base.mark_rule(style="limit"), name.encode(y=alt.value(-4), text="name:N")]
-    return lines
-
-
-def _written(base: alt.Chart, field: str, align: Literal["left", "right"]) -> list[alt.Chart]:
-    """A text above each line, at its left or right end."""
-    at = alt.value(0 if align == "left" else "width")
-    return [base.mark_text(style=style, align=align, dy=_ABOVE).encode(x=at, text=field) for style in ("halo", "label")]

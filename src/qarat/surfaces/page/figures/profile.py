@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-import altair as alt
-
-from qarat.surfaces.page.figures.base import Figure, data, log_ticks, tooltips
+from qarat.surfaces.page.figures.base import Figure, chart, log_ticks
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.formats import NumberFormat
 from qarat.values.records.streams import StreamStats
 from qarat.values.sites import short_name
 
-_HEIGHT = 220  # pixels
 _MOST = 1024  # positions drawn; in longer windows the largest of several neighbours stands for them
 
 
@@ -31,55 +28,22 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     floor = min([step, *(m for _, m in means if m > 0)]) / 2
     shown = _table(stream, means)
     line = [{"position": at, "maximum": max(m, floor), "floor": floor} for at, m in means]
-    peaks = [
+    peaks: list[dict[str, Any]] = [
         {**shown.details(i), "at": p.position, "size": abs(p.value), "name": repr(p.text)}
         for i, p in enumerate(stream.peaks)
     ]
-    y = _y(floor, stream.maximum)
-    layers = [*_means(line, y), *_peaks(peaks, shown, len(maxima), y), *_step(step, low, y)]
-    chart = alt.LayerChart(layer=layers, height=_HEIGHT)
-    name = short_name(stream.name)
+    left = peaks[0]["at"] > len(maxima) / 2  # the largest carries its token, on the side where there is room
+    rows = {
+        "means": line,
+        "peaks": peaks,
+        "largest": peaks[:1],
+        "step": [{"step": step, "name": f"one {low.name.upper()} step, {step:.2g}"}],
+    }
+    name, ticks = short_name(stream.name), log_ticks(floor, stream.maximum)
+    side, beside = ("right", -10) if left else ("left", 10)
+    drawn = chart("profile", shown, rows, ticks=ticks, side=side, beside=beside)
     caption = _caption(stream, step, low)
-    return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, chart, shown)
-
-
-def _x(field: str) -> alt.X:
-    return alt.X(
-        f"{field}:Q",
-        title="position in the window",
-        scale=alt.Scale(padding=8, nice=False, zero=False),
-        axis=alt.Axis(tickCount=8),
-    )
-
-
-def _y(low: float, high: float) -> Callable[[str], alt.Y]:
-    """The encoding of a magnitude by a field."""
-    scale = alt.Scale(type="log", nice=False, padding=8)
-    axis = alt.Axis(values=log_ticks(low, high), format="~g")
-    return lambda field: alt.Y(f"{field}:Q", title="largest magnitude of a token", scale=scale, axis=axis)
-
-
-def _means(line: list[dict[str, float]], y: Callable[[str], alt.Y]) -> list[alt.Chart]:
-    base = alt.Chart(data(line)).encode(x=_x("position"))
-    area = base.mark_area(style="profile-area").encode(y=y("maximum"), y2="floor:Q")
-    return [area, base.mark_line(style="profile").encode(y=y("maximum"))]
-
-
-def _peaks(peaks: list[dict[str, object]], shown: DataTable, length: int, y: Callable[[str], alt.Y]) -> list[alt.Chart]:
-    base = alt.Chart(data(peaks)).encode(x=_x("at"), y=y("size"))
-    # The largest carries its token, on the side where there is room.
-    left = int(str(peaks[0]["at"])) > length / 2
-    name = alt.Chart(data(peaks[:1])).encode(x=_x("at"), y=y("size"), text="name:N")
-    return [
-        base.mark_point(style=["dot", "peak"]).encode(tooltip=tooltips(shown)),
-        name.mark_text(style="label", align="right" if left else "left", dx=-10 if left else 10),
-    ]
-
-
-def _step(step: float, low: NumberFormat, y: Callable[[str], alt.Y]) -> list[alt.Chart]:
-    base = alt.Chart(data([{"step": step, "name": f"one {low.name.upper()} step, {step:.2g}"}])).encode(y=y("step"))
-    text = base.mark_text(style="note", align="right", baseline="top", dy=5)
-    return [base.mark_rule(style="limit"), text.encode(x=alt.value("width"), text="name:N")]
+    return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, drawn, shown)
 
 
 def _caption(stream: StreamStats, step: float, low: NumberFormat) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 
-import altair as alt
-
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
-from qarat.surfaces.page.figures.base import Figure, tooltips
-from qarat.surfaces.page.figures.cells import cells
+from qarat.surfaces.page.figures.base import Figure, cells
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import fixed
 from qarat.values.records.streams import ActivationStats
@@ -46,22 +43,25 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         }
         for i, d in enumerate(diagnoses)
     ]
-    base, height = cells(rows, [kind for kind in KINDS if any(d.kind == kind for d in diagnoses)])
-    colour = alt.Color(
-        "ratio:Q",
-        scale=alt.Scale(type="log", domain=[1, top], range="heatmap", interpolate="lab"),
-        legend=alt.Legend(title="r", gradientLength=180, gradientThickness=10, values=_ticks(top), format="~g"),
+    legible = rows if max(d.block for d in diagnoses) < _LEGIBLE else []
+    colour = {
+        "field": "ratio",
+        "type": "quantitative",
+        "scale": {"type": "log", "domain": [1, top], "range": "heatmap", "interpolate": "lab"},
+        "legend": {
+            "title": "r", "gradientLength": 180, "gradientThickness": 10, "values": _ticks(top), "format": "~g",
+        },
+    }  # fmt: skip
+    drawn = {
+        "cells": rows,
+        "outlined": [row for row in rows if row["flagged"]],
+        "on-strong": [row for row in legible if row["strong"]],
+        "on-weak": [row for row in legible if not row["strong"]],
+    }
+    order = [kind for kind in KINDS if any(d.kind == kind for d in diagnoses)]
+    return Figure(
+        "spike-map", "Every stream of every block", _caption(diagnoses), cells(shown, drawn, order, colour), shown
     )
-    layers = [
-        base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(shown)),
-        base.transform_filter(alt.datum.flagged).mark_rect(style="ring").encode(tooltip=tooltips(shown)),
-    ]
-    if max(d.block for d in diagnoses) < _LEGIBLE:
-        text = base.encode(text="shown:N", tooltip=tooltips(shown))
-        layers.append(text.transform_filter(alt.datum.strong).mark_text(style="on-strong"))
-        layers.append(text.transform_filter(~alt.datum.strong).mark_text(style="on-weak"))
-    chart = alt.LayerChart(layer=layers, height=height)
-    return Figure("spike-map", "Every stream of every block", _caption(diagnoses), chart, shown)
 
 
 def _caption(diagnoses: list[Diagnosis]) -> str:

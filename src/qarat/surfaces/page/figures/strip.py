@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-import altair as alt
-
-from qarat.surfaces.page.figures.base import Figure, tooltips
-from qarat.surfaces.page.figures.cells import cells
+from qarat.surfaces.page.figures.base import Figure, cells
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.plans import Assignment, Plan
@@ -35,13 +32,13 @@ def strip(plan: Plan) -> Figure:
     # The low scheme takes the colour that stands back, whether anything has it or not.
     order = [plan.low, *(s for s, _ in schemes.most_common() if s != plan.low)]
     order += sorted({str(a.scheme) for a in shown} - set(order))
-    base, height = cells(rows, list(dict.fromkeys(_leaf(a) for a in shown)))
-    colour = alt.Color(
-        "scheme:N",
-        scale=alt.Scale(domain=order, range="ordinal"),
-        legend=alt.Legend(columns=1, symbolType="square"),
-    )
-    chart = base.mark_rect(style="cell").encode(color=colour, tooltip=tooltips(sites)).properties(height=height)
+    colour = {
+        "field": "scheme",
+        "type": "nominal",
+        "scale": {"domain": order, "range": "ordinal"},
+        "legend": {"columns": 1, "symbolType": "square"},
+    }
+    chart = cells(sites, {"cells": rows}, list(dict.fromkeys(_leaf(a) for a in shown)), colour)
     parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
     caption = "; ".join(parts) + "."
     if products and idle:
