@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model.texts import Document, bundled_documents, read_documents, read_lines, read_rows, split_documents
+from qarat.model.texts import (
+    Document,
+    Language,
+    bundled_documents,
+    read_documents,
+    read_lines,
+    read_rows,
+    split_documents,
+)
 from qarat.testing import tiny_documents
 
 # ---------------------------------------------------------------- reading
@@ -172,10 +180,19 @@ def test_hub_without_the_column(monkeypatch: pytest.MonkeyPatch):
 # ---------------------------------------------------------------- splitting
 
 
-def test_bundled_text_is_disjoint_and_python():
-    texts = [{d.text for d in bundled_documents(which)} for which in ("calibration", "selection", "report")]
+@pytest.mark.parametrize("language", ["python", "english"])
+def test_bundled_text_is_disjoint(language: Language):
+    slices = [bundled_documents(which, language) for which in ("calibration", "selection", "report")]
+    texts = [{d.text for d in documents} for documents in slices]
     assert all(len(text) > 20 for text in texts)
     assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+def test_no_sentence_of_the_english_text_is_in_two_slices():
+    slices = [bundled_documents(which, "english") for which in ("calibration", "selection", "report")]
+    lines = [{line for d in documents for line in d.text.split("\n")} for documents in slices]
+    assert sum(map(len, lines)) == len(set.union(*lines))
+    assert all(line.endswith((".", ":", "!", "?")) for some in lines for line in some)
 
 
 def test_bundled_text_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

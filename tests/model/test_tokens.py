@@ -224,10 +224,12 @@ def test_one_file_is_split(tiny_model: Model, tmp_path: Path):
     assert sets == load_token_sets(tiny_model, calibration=path, length=32, bos="never", seed=3)
 
 
-def test_no_file_is_the_bundled_text(tiny_model: Model):
+def test_no_file_is_the_bundled_text_that_suits_the_model(tiny_model: Model):
     sets = load_token_sets(tiny_model, samples=4, report_samples=6)
     assert [len(tokens) for tokens in sets] == [4, 4, 6]
-    assert all(source.startswith("stdlib/") for tokens in sets for source in tokens.sources)
+    assert all(source.startswith("docs/") for tokens in sets for source in tokens.sources)
+    python = load_token_sets(open_model("py-128"), samples=4, report_samples=6)
+    assert all(source.startswith("stdlib/") for tokens in python for source in tokens.sources)
 
 
 @pytest.mark.parametrize(

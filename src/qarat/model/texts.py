@@ -19,6 +19,8 @@ from qarat.ground.errors import UserError
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "text"
 _END = "<|endoftext|>"
+Slice = Literal["calibration", "selection", "report"]
+Language = Literal["python", "english"]
 # WikiText raw: an article opens with " = Title = ", its sections with " = = Title = = " (Merity et al. 2016).
 _HEADING = re.compile(r"^ = [^=\n].* = ?$", re.MULTILINE)
 
@@ -172,26 +174,25 @@ def _load_column(name: str) -> tuple[str, list[str]]:
     return f"{dataset}/{split}", list(rows[column])
 
 
-def bundled_documents(which: Literal["calibration", "selection", "report"]) -> tuple[Document, ...]:
-    """One of the package's own text slices: Python source, in the licence of Python itself.
+def bundled_documents(which: Slice, language: Language = "python") -> tuple[Document, ...]:
+    """One of the package's own text slices.
 
     Raises:
         UserError: If this installation lacks them.
     """
-    return read_documents(str(bundled_file(which)))
+    return read_documents(str(bundled_file(which, language)))
 
 
-def bundled_file(which: Literal["calibration", "selection", "report"]) -> Path:
-    """Where one of the package's own text slices lies.
+def bundled_file(which: Slice, language: Language = "python") -> Path:
+    """Where one of the package's own text slices lies: Python source, or what Python's documentation says in English.
 
     Raises:
         UserError: If this installation lacks them.
     """
-    path = _BUNDLED / f"{which}.jsonl"
+    path = _BUNDLED / ("" if language == "python" else language) / f"{which}.jsonl"
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing; install qarat again, or in a checkout run: python reference/corpus.py slices"
-        )
+        script = "corpus.py slices" if language == "python" else f"{language}.py"
+        raise UserError(f"{path} is missing; install qarat again, or in a checkout run: python reference/{script}")
     return path
 
 

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
 from qarat.model.model import Model
-from qarat.model.texts import Document, bundled_documents, read_documents, split_documents
+from qarat.model.reference_models import reference_models
+from qarat.model.texts import Document, Language, bundled_documents, read_documents, split_documents
 
 Bos = Literal["each", "once", "never"]
 
@@ -261,6 +262,17 @@ def check_disjoint(*sets: TokenSet) -> None:
         )
 
 
+def bundled_language(model: Model) -> Language:
+    """In what language the package's own text suits a model: Python for those of this project, which share a tokenizer.
+
+    Their quantized folders have that tokenizer, too.
+    """
+    mine = model.folder / "tokenizer.json"
+    theirs = [folder / mine.name for folder in reference_models().values()]
+    alike = mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
+    return "python" if alike else "english"
+
+
 def load_token_sets(
     model: Model,
     *,
@@ -279,7 +291,8 @@ def load_token_sets(
         model: Gives the tokenizer and the longest window.
         calibration: As `read_documents` takes it. Alone, it is split into all three by documents.
         selection: As `read_documents` takes it.
-        report: As `read_documents` takes it. With none of the three given, the package's own text is used.
+        report: As `read_documents` takes it. With none of the three given, the package's own text is used, in the
+            language of `bundled_language`.
         length: Tokens of a window; default the model's own length, at most 512.
         bos: As `make_token_set`; ``auto`` does as the tokenizer does (`default_bos`).
         samples: At most so many windows for calibration, and for selection.
@@ -292,7 +305,8 @@ def load_token_sets(
     names = {"calibration": calibration, "selection": selection, "report": report}
     missing = [name for name, path in names.items() if path is None]
     if len(missing) == 3:
-        texts = [bundled_documents("calibration"), bundled_documents("selection"), bundled_documents("report")]
+        language = bundled_language(model)
+        texts = [bundled_documents(which, language) for which in ("calibration", "selection", "report")]
     elif missing == ["selection", "report"] and calibration is not None:
         texts = list(split_documents(read_documents(calibration), seed))
     elif missing:

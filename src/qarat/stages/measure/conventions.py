@@ -30,7 +30,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.model.model import Model
 from qarat.model.texts import Document, article_starts, bundled_file, read_documents, read_lines, read_rows
-from qarat.model.tokens import NOTHING, Bos, TokenSet, default_bos, hash_text, make_token_set
+from qarat.model.tokens import NOTHING, Bos, TokenSet, bundled_language, default_bos, hash_text, make_token_set
 from qarat.stages.measure.tasks.harness import import_harness
 
 CONVENTIONS = {
@@ -86,7 +86,7 @@ def load_by_convention(
     if length > model.length:
         longest = f"the model was trained for {model.length}"
         raise UserError(f"{name}: windows of {length} tokens, {longest}; give an N of {model.length} or less")
-    given = text or str(bundled_file("report"))
+    given = text or str(bundled_file("report", bundled_language(model)))
     if kind == "windows":
         documents = read_documents(given)
         bos = _BOS[rule]

@@ -18,8 +18,7 @@ from qarat.jobs.protecting import describe_matches
 from qarat.jobs.transforming import apply_again, options_for, stats_behind
 from qarat.model.model import Model, open_model
 from qarat.model.native import is_native
-from qarat.model.reference_models import reference_models
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.tokens import TokenSet, bundled_language, load_token_sets
 from qarat.stages.prices import METRICS
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
@@ -110,9 +109,10 @@ def check_transforms(path: Path, made_of: str, model: Model) -> None:
 
 def load_tokens(text: Text, model: Model, seed: int, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
-    if (text.calibration, text.selection, text.report) == (None, None, None) and not is_reference(model):
+    given = (text.calibration, text.selection, text.report) != (None, None, None)
+    if not given and bundled_language(model) == "english":
         screen.note(
-            "no text was given, so Python source is used, which suits the reference models. "
+            "no text was given, so Python's documentation is used, as technical English. "
             "For what your model is used for, give --calibration YOUR_TEXT"
         )
     return token_sets_of(text, model, seed)
@@ -121,13 +121,6 @@ def load_tokens(text: Text, model: Model, seed: int, screen: Screen) -> tuple[To
 def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets as the options of the text say."""
     return load_token_sets(model, **msgspec.structs.asdict(text), seed=seed)
-
-
-def is_reference(model: Model) -> bool:
-    """Whether a model was trained by this project: those share a tokenizer, and so do their quantized folders."""
-    mine = model.folder / "tokenizer.json"
-    theirs = [folder / mine.name for folder in reference_models().values()]
-    return mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
 
 
 def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:

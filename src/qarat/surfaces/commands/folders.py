@@ -15,11 +15,11 @@ from qarat.jobs.open_any import find_native
 from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
 from qarat.model.model import Model
 from qarat.model.native import read_native
+from qarat.model.tokens import bundled_language
 from qarat.stages.export.base import MARK, check_export, export_model
 from qarat.surfaces.commands.common import (
     check_weights,
     command_line,
-    is_reference,
     load_tokens,
     note_matches,
     open_float,
@@ -79,7 +79,7 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
         f"  qarat show {quoted(out)}",
         f"  qarat evaluate {quoted(out)}",
         f"  {command_line('run', options, '--low', harder, '-o', out.with_name(name))}",
-        *(["  qarat run YOUR_MODEL --calibration YOUR_TEXT.jsonl"] if is_reference(model) else []),
+        *(["  qarat run YOUR_MODEL --calibration YOUR_TEXT.jsonl"] if bundled_language(model) == "python" else []),
     )
 
 
