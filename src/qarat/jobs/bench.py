@@ -114,7 +114,7 @@ def specify(
 
     Args:
         model: In float.
-        name: That it was opened by; of a local folder its full path is sent.
+        name: That it was opened by; of a local folder or file its full path is sent.
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
         revision: Of the hub id.
@@ -122,8 +122,8 @@ def specify(
         share: Workers of one machine, `qarat.jobs.runners.base.Runner.share`.
     """
     model.require_float("measure plans of")
-    folder = Path(name)
-    place = str(folder.absolute()) if folder.is_dir() else name
+    path = Path(name)
+    place = str(path.absolute()) if path.exists() else name
     return MeterSpec(place, revision, model.fingerprint, model.runtime, tokens, stats, keep_bytes, share, model)
 
 

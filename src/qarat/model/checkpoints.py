@@ -1,18 +1,17 @@
-"""Checkpoints on disk: found by name, checked before use, read tensor by tensor from memory-mapped safetensors."""
+"""Checkpoints on disk: checked before use, read tensor by tensor from memory-mapped safetensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -25,71 +24,28 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
 from qarat.ground.runtime import Runtime
 from qarat.model.families import family_of
-from qarat.model.reference_models import reference_models
+from qarat.model.shards import Entry, locate_tensors
 
 _PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as transformers 5 and 4 call them
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
 
 
-class _Entry(NamedTuple):
-    """Where a tensor lies and what its file's header says of it."""
-
-    dtype: str
-    path: Path
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the tensor in the file."""
-        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
-
-
-def find_checkpoint(name: str, revision: str | None = None) -> Path:
-    """The folder of a model.
-
-    Args:
-        name: A local path, a reference model's name, or a hub id (downloaded into the hub's cache).
-        revision: Of the hub id.
-
-    Raises:
-        UserError: Nothing by that name; says what was tried.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{folder} holds no config.json, so it is no Hugging Face model folder; "
-                "give the folder that holds config.json, the tokenizer and *.safetensors"
-            )
-        return folder
-    known = reference_models()
-    if name in known:
-        return known[name]
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise UserError(
-            f"no such folder: {name}; and no reference model of that name: {nearest_names(name, list(known))}"
-        )
-    from huggingface_hub import snapshot_download  # only where the network is asked for
-
-    try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; all mean that the model could not be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"no such folder: {name}, no reference model of that name ({nearest_names(name, list(known))}), "
-            f"and the hub does not give it: {reason}; check the spelling, or fetch it elsewhere and give its folder"
-        ) from error
-
-
 class Checkpoint:
-    """A Hugging Face folder whose weights are safetensors."""
+    """A Hugging Face folder whose weights are safetensors.
+
+    Attributes:
+        path: What it is opened by, and called in messages.
+        folder: Where config and tokenizer lie; ``path`` itself, unless another format had to be translated.
+        config: Of transformers.
+        dtype: The narrowest that a float tensor is kept in.
+        source: What is to be known of where the numbers come from, in words; empty for a float checkpoint.
+    """
+
+    source = ""
 
     def __init__(self, folder: Path, *, quantized: bool = False) -> None:
         """Read config and index, and check that every shard is there and whole.
@@ -100,14 +56,24 @@ class Checkpoint:
                 what that means is the caller's to know.
 
         Raises:
-            UserError: Not a model folder, unsupported architecture, quantized already, shards missing or damaged.
+            UserError: Not a model folder, unsupported architecture, quantized already, shards missing or damaged, more
+                blocks than tensors.
         """
-        self.folder = folder
+        self.path = self.folder = folder
         self.config = _read_config(folder, quantized=quantized)
-        self._where = _locate_tensors(folder)
+        self._where = self._locate()
+        if self.config.num_hidden_layers > len(self._where):  # before so many are built
+            raise UserError(
+                f"{folder / 'config.json'} describes {self.config.num_hidden_layers} blocks, and there are but "
+                f"{len(self._where)} tensors"
+            )
         kinds = sorted({entry.dtype for entry in self._where.values()} & _FLOATS.keys())
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
         self.dtype = min((_FLOATS[k] for k in kinds), key=lambda d: torch.finfo(d).bits, default=torch.float32)
+
+    def _locate(self) -> dict[str, Entry]:
+        """Name of every tensor to where it lies; errors as of the constructor."""
+        return locate_tensors(self.folder)
 
     @property
     def headers(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -145,7 +111,7 @@ class Checkpoint:
             return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise UserError(
-                f"the tokenizer in {self.folder} cannot be read: {error}; copy tokenizer.json and "
+                f"the tokenizer in {self.path} cannot be read: {error}; copy tokenizer.json and "
                 "tokenizer_config.json from where the model comes from"
             ) from error
 
@@ -156,12 +122,9 @@ class Checkpoint:
             **options: Of transformers' ``from_config``.
 
         Raises:
-            UserError: If the config describes no model, or more blocks than the checkpoint could fill.
+            UserError: If the config describes no model.
         """
         path = self.folder / "config.json"
-        if self.config.num_hidden_layers > len(self._where):  # before so many are built
-            blocks = self.config.num_hidden_layers
-            raise UserError(f"{path} describes {blocks} blocks, and there are but {len(self._where)} tensors")
         try:
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(self.config, **options)
@@ -204,7 +167,7 @@ class Checkpoint:
                 offences.append(f"{name}: kept as {entry.dtype}, not in float")
         if offences:
             raise UserError(
-                f"{self.folder}: config and weights disagree:\n  "
+                f"{self.path}: config and weights disagree:\n  "
                 + "\n  ".join(sorted(offences))
                 + "\ntake config.json and all weight files from the same model"
             )
@@ -222,28 +185,33 @@ class Checkpoint:
         """
         missing = [f"{prefix}{name}: missing" for name in wanted if prefix + name not in self._where]
         if missing:
-            raise UserError(f"{self.folder}: config and weights disagree:\n  " + "\n  ".join(missing))
-        by_file: dict[Path, list[str]] = {}
-        for name in wanted:
-            by_file.setdefault(self._where[prefix + name][1], []).append(name)
+            raise UserError(f"{self.path}: config and weights disagree:\n  " + "\n  ".join(missing))
         found: dict[str, Tensor] = {}
         offences: list[str] = []
-        for path, names in by_file.items():
-            with safe_open(path, "pt") as file:
-                for name in names:
-                    tensor = file.get_tensor(prefix + name)
-                    if tensor.shape != wanted[name].shape:
-                        shapes = f"{tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} by the config"
-                        offences.append(f"{prefix}{name}: {shapes}")
-                    elif not _is_finite(tensor):
-                        bad = int((~tensor.isfinite()).sum())
-                        offences.append(f"{prefix}{name}: {bad} of {tensor.numel()} values are NaN or Inf")
-                    else:
-                        found[name] = tensor.to(runtime.device, runtime.torch_dtype)
+        for full, tensor in self._tensors(prefix + name for name in wanted):
+            name = full.removeprefix(prefix)
+            if tensor.shape != wanted[name].shape:
+                shapes = f"{tuple(tensor.shape)} in the file, {tuple(wanted[name].shape)} by the config"
+                offences.append(f"{full}: {shapes}")
+            elif not _is_finite(tensor):
+                bad = int((~tensor.isfinite()).sum())
+                offences.append(f"{full}: {bad} of {tensor.numel()} values are NaN or Inf")
+            else:
+                found[name] = tensor.to(runtime.device, runtime.torch_dtype)
         if offences:
             listed = "\n  ".join(sorted(offences))
-            raise UserError(f"{self.folder}: weights cannot be used:\n  {listed}\nfetch or save the checkpoint again")
+            raise UserError(f"{self.path}: weights cannot be used:\n  {listed}\nfetch or save the checkpoint again")
         return found
+
+    def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors by their full names, in the dtype they are stored in, each with its name; file by file."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._where[name].path, []).append(name)
+        for path, inside in by_file.items():
+            with safe_open(path, "pt") as file:
+                for name in inside:
+                    yield name, file.get_tensor(name)
 
     def read_raw(self, prefix: str, device: str) -> dict[str, Tensor]:
         """Every tensor whose name begins with a prefix, in the dtype it is stored in.
@@ -252,12 +220,8 @@ class Checkpoint:
             prefix: As the checkpoint spells it; the names returned are without it.
             device: Where the tensors go.
         """
-        found: dict[str, Tensor] = {}
-        for path in sorted({entry.path for name, entry in self._where.items() if name.startswith(prefix)}):
-            with safe_open(path, "pt") as file:
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
-                found |= {name.removeprefix(prefix): file.get_tensor(name).to(device) for name in names}
-        return found
+        names = [name for name in self._where if name.startswith(prefix)]
+        return {name.removeprefix(prefix): tensor.to(device) for name, tensor in self._tensors(names)}
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -294,52 +258,3 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good
         raise UserError(f"{path} cannot be read: {error!r}") from error
-
-
-def _locate_tensors(folder: Path) -> dict[str, _Entry]:
-    """Tensor name to where it lies, from every shard's header.
-
-    Raises:
-        UserError: No weights, a tensor in two files, or a file truncated or damaged; or as `_weight_files`.
-    """
-    where: dict[str, _Entry] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    piece = file.get_slice(name)
-                    if name in where:
-                        raise UserError(
-                            f"{name} is in both {where[name].path} and {path}; remove the file that is not meant"
-                        )
-                    where[name] = _Entry(piece.get_dtype(), path, tuple(piece.get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is truncated or damaged: {error}; fetch or save it again") from error
-    return where
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers would read: the index's shards, else ``model.safetensors``, else all there are.
-
-    Raises:
-        UserError: No weights; an index that is damaged, or names files outside the folder or missing ones.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise UserError(f"{folder} holds no safetensors weights; convert the checkpoint to safetensors first")
-        return paths
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        paths = [folder / name for name in names]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is damaged: {error}; fetch or save it again") from error
-    if outside := [str(n) for n, p in zip(names, paths, strict=True) if p.parent.resolve() != folder.resolve()]:
-        raise UserError(f"{index} names files outside the folder: {', '.join(outside)}; correct it, or fetch it again")
-    if missing := [p.name for p in paths if not p.is_file()]:
-        raise UserError(f"{index} names shards that are missing: {', '.join(missing)}; fetch them into {folder}")
-    if not paths:
-        raise UserError(f"{index} names no weights; fetch or save it again")
-    return paths

@@ -7,16 +7,14 @@ states; where the weights fit the memory bound, blocks are kept and not read aga
 
 A quantized model is the same `Model` with another block function, so whatever works on one works on the other.
 
-Masks and position embeddings are not rebuilt here: the skeleton's own forward is run once per shape with recorders in
-place of the blocks, and each block later gets the arguments its recorder saw. Sliding windows, rotary variants and
-whatever a family adds are therefore transformers' own. What is given up: padding (windows all have one length).
+What stands in front of the blocks, and what they are called with, is transformers' own (`qarat.model.entrance`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import msgspec
 import torch
@@ -29,9 +27,11 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.ground.summaries import Summarized
 from qarat.maths.kernels import REFERENCE
-from qarat.model.checkpoints import Checkpoint, find_checkpoint
+from qarat.model.checkpoints import Checkpoint
+from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
+from qarat.model.finding import find_checkpoint, read_checkpoint
 from qarat.model.layers import RotatedMlp, Rotation
 from qarat.model.skeleton import build_skeleton, list_sites
 from qarat.values.fingerprints import brief, join
@@ -56,18 +56,6 @@ class Transform(NamedTuple):
     fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block and keeps the arguments it is called with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
-        self.arguments = arguments
-        return hidden_states
-
-
 class Model(Summarized):
     """An opened checkpoint.
 
@@ -80,7 +68,8 @@ class Model(Summarized):
         transforms: What was done to the checkpoint's blocks, in order; most models have none.
         source_bits: Bits of an element in the checkpoint's own dtype.
         tokenizer: Of the checkpoint.
-        folder: Where the checkpoint lies.
+        path: What the model can be opened by again: the checkpoint's folder, or its file.
+        folder: Where its config and tokenizer lie.
         is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
         memory: Bound on what is held, in bytes.
         keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
@@ -99,7 +88,7 @@ class Model(Summarized):
         self.runtime = runtime
         self.config = checkpoint.config
         self.family: Family = family_of(list(self.config.architectures or []))
-        self.folder = checkpoint.folder
+        self.path, self.folder = checkpoint.path, checkpoint.folder
         self._skeleton = build_skeleton(checkpoint, self.family, runtime)
         self._load_block = load_block or self.load_float_block
         self._sites = list_sites(self._skeleton, self.family)
@@ -112,14 +101,14 @@ class Model(Summarized):
         self.memory = runtime.memory_bytes()
         self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
         self._kept: dict[int, nn.Module] = {}
-        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self._entrance = Entrance(self._skeleton, self.family.blocks, self.blocks, runtime.device)
 
     def facts(self) -> dict[str, str]:
         """What it is, where it lies, and what it computes with."""
         kind = "float" if self.is_float else "quantized"
         projections = sum(site.kind == "projection" for site in self._sites)
         return {
-            "folder": str(self.folder),
+            "folder": str(self.path),
             "architecture": ", ".join(self.config.architectures or ()),
             "weights": kind,
             "model": brief(self.fingerprint),
@@ -181,7 +170,7 @@ class Model(Summarized):
             UserError: If it is.
         """
         if not self.is_float:
-            raise UserError(f"cannot {verb} {self.folder}: it is quantized already; begin from the float model")
+            raise UserError(f"cannot {verb} {self.path}: it is quantized already; begin from the float model")
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
@@ -263,7 +252,6 @@ class Model(Summarized):
         block = self._skeleton.get_submodule(f"{self.family.blocks}.0")
         return sum(p.numel() for p in block.parameters()) * size
 
-    @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Hidden states at the entrance of block 0.
 
@@ -273,24 +261,7 @@ class Model(Summarized):
         Returns:
             (windows, length, hidden) in the runtime's dtype.
         """
-        recorders = [_Recorder() for _ in range(self.blocks)]
-        shell = self._skeleton.get_submodule(self.family.blocks.rpartition(".")[0])
-        name = self.family.blocks.rpartition(".")[2]
-        layers = getattr(shell, name)
-        entrance: list[Tensor] = []
-        handle = recorders[0].register_forward_pre_hook(lambda _, args, kw: entrance.append(args[0]), with_kwargs=True)
-        try:
-            setattr(shell, name, nn.ModuleList(recorders))
-            shell(input_ids=tokens.to(self.runtime.device), use_cache=False)
-        finally:
-            setattr(shell, name, layers)
-            handle.remove()
-        shape = (tokens.shape[0], tokens.shape[1])
-        # Two shapes are enough for a walk: full batches and a last, shorter one.
-        if shape not in self._arguments and len(self._arguments) == 2:
-            del self._arguments[next(iter(self._arguments))]
-        self._arguments[shape] = [r.arguments for r in recorders]
-        return entrance[0]
+        return self._entrance.enter(tokens)
 
     def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states behind a block.
@@ -304,10 +275,8 @@ class Model(Summarized):
         Returns:
             Shape and dtype of ``hidden``.
         """
-        shape = (hidden.shape[0], hidden.shape[1])
-        if shape not in self._arguments:
-            self.embed(torch.zeros(shape, dtype=torch.long))
-        output = block(hidden, **(self._arguments[shape][index] | {"past_key_values": cache}))
+        arguments = self._entrance.arguments(index, (hidden.shape[0], hidden.shape[1]))
+        output = block(hidden, **(arguments | {"past_key_values": cache}))
         return output[0] if isinstance(output, tuple) else output
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -337,14 +306,14 @@ def open_model(name: str, runtime: Runtime | None = None, *, revision: str | Non
     """Open a checkpoint without loading its blocks.
 
     Args:
-        name: A local Hugging Face folder, a reference model's name, or a hub id.
+        name: A local Hugging Face folder, a GGUF file, a reference model's name, or a hub id.
         runtime: Device, dtype and limits; default CPU, float32.
         revision: Of the hub id.
 
     Raises:
         UserError: No such model, unsupported architecture, damaged or contradictory files.
     """
-    return open_checkpoint(Checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
+    return open_checkpoint(read_checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
 
 
 def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:

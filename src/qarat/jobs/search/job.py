@@ -293,6 +293,6 @@ def search_plans(
     check_search_request(request)
     run = Run(out, KIND)
     with open_runner(workers) as runner:
-        job = SearchJob(Member(str(model.folder), model, tokens), request, Bench(runner, seed, progress))
+        job = SearchJob(Member(str(model.path), model, tokens), request, Bench(runner, seed, progress))
         with run.work(TRIALS):
             return job.execute(run)

@@ -28,6 +28,26 @@ class Stream(msgspec.Struct, frozen=True):
         return self.role.value
 
 
+class Gguf(msgspec.Struct, frozen=True):
+    """How GGUF files hold the models of a family.
+
+    Attributes:
+        architecture: As ``general.architecture`` names it.
+        model_type: As transformers' config does.
+        named: What the model's name holds, where families share an architecture; empty for that of all others.
+        paired_rows: Whether rows of q and k are in the order of a rotary embedding that turns neighbours, not halves.
+        shifted_norms: Whether a norm whose factor is 1 + w is stored by its factor.
+        fields: Of the config, beyond those that all have, to what stands behind the architecture's name.
+    """
+
+    architecture: str
+    model_type: str
+    named: str = ""
+    paired_rows: bool = False
+    shifted_norms: bool = False
+    fields: dict[str, str] = {}
+
+
 class Family(msgspec.Struct, frozen=True):
     """The wiring of one architecture; names are paths inside the transformers model.
 
@@ -40,6 +60,7 @@ class Family(msgspec.Struct, frozen=True):
         head: Projection onto the vocabulary.
         attention: The attention module inside a block, home of the products `qk` and `av`.
         streams: Activation tensors that projections read, in the order of the forward pass.
+        gguf: How GGUF files hold them; None where they are not read.
     """
 
     architectures: tuple[str, ...]
@@ -50,6 +71,7 @@ class Family(msgspec.Struct, frozen=True):
     head: str
     attention: str
     streams: tuple[Stream, ...]
+    gguf: Gguf | None = None
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """LLaMA: pre-norm blocks of grouped-query attention and a gated MLP."""
 
-from qarat.model.families.base import Family, Stream
+from qarat.model.families.base import Family, Gguf, Stream
 from qarat.values.roles import Role
 
 FAMILY = Family(
@@ -27,4 +27,5 @@ FAMILY = Family(
         ),
         Stream(Role.DOWN_INPUT, readers=("mlp.down_proj",), source="mlp.up_proj"),
     ),
+    gguf=Gguf("llama", "llama", paired_rows=True),
 )

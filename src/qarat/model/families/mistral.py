@@ -3,5 +3,10 @@
 from msgspec.structs import replace
 
 from qarat.model.families import llama
+from qarat.model.families.base import Gguf
 
-FAMILY = replace(llama.FAMILY, architectures=("MistralForCausalLM",))
+FAMILY = replace(
+    llama.FAMILY,
+    architectures=("MistralForCausalLM",),
+    gguf=Gguf("llama", "mistral", named="mistral", paired_rows=True),
+)

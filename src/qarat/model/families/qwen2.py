@@ -3,5 +3,6 @@
 from msgspec.structs import replace
 
 from qarat.model.families import llama
+from qarat.model.families.base import Gguf
 
-FAMILY = replace(llama.FAMILY, architectures=("Qwen2ForCausalLM",))
+FAMILY = replace(llama.FAMILY, architectures=("Qwen2ForCausalLM",), gguf=Gguf("qwen2", "qwen2"))

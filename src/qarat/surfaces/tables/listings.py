@@ -21,7 +21,7 @@ def show_models(models: Sequence[ReferenceModel]) -> Parts:
     yield table(
         (*texts("name"), *counts, *texts("folder")),
         (
-            (m.name, f"{m.parameters:,}", f"{m.tokens / 1e6:.1f} M", fixed(m.training_loss, 3), m.folder)
+            (m.name, f"{m.parameters:,}", f"{m.tokens / 1e6:,.1f} M", fixed(m.training_loss, 3), m.folder)
             for m in ordered
         ),
     )

@@ -1,0 +1,76 @@
+"""Where the tensors of a Hugging Face folder lie: its safetensors files, and what their headers say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from qarat.ground.errors import UserError
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies and what its file's header says of it."""
+
+    dtype: str
+    path: Path
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in the file."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
+
+
+def locate_tensors(folder: Path) -> dict[str, Entry]:
+    """Tensor name to where it lies, from every shard's header.
+
+    Raises:
+        UserError: No weights, a tensor in two files, or a file truncated or damaged; or as `_weight_files`.
+    """
+    where: dict[str, Entry] = {}
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    piece = file.get_slice(name)
+                    if name in where:
+                        raise UserError(
+                            f"{name} is in both {where[name].path} and {path}; remove the file that is not meant"
+                        )
+                    where[name] = Entry(piece.get_dtype(), path, tuple(piece.get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is truncated or damaged: {error}; fetch or save it again") from error
+    return where
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files transformers would read: the index's shards, else ``model.safetensors``, else all there are.
+
+    Raises:
+        UserError: No weights; an index that is damaged, or names files outside the folder or missing ones.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise UserError(f"{folder} holds no safetensors weights; convert the checkpoint to safetensors first")
+        return paths
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        paths = [folder / name for name in names]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is damaged: {error}; fetch or save it again") from error
+    if outside := [str(n) for n, p in zip(names, paths, strict=True) if p.parent.resolve() != folder.resolve()]:
+        raise UserError(f"{index} names files outside the folder: {', '.join(outside)}; correct it, or fetch it again")
+    if missing := [p.name for p in paths if not p.is_file()]:
+        raise UserError(f"{index} names shards that are missing: {', '.join(missing)}; fetch them into {folder}")
+    if not paths:
+        raise UserError(f"{index} names no weights; fetch or save it again")
+    return paths
