@@ -29,7 +29,7 @@ from qarat.jobs.runners import open_runner
 from qarat.jobs.search.job import KIND, SearchJob
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet, load_token_sets
-from qarat.stages.choose.driver import Driver, ProgressWatcher
+from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.space import Space, make_space
 from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
 from qarat.stages.choose.trials import TrialLog
@@ -91,7 +91,7 @@ class Subject:
         space = make_space(base, request.options())
         with open_runner() as runner:
             measurer = Bench(runner).measurer(Member(self.name, self.model, self.tokens), self.tokens[1], None)
-            every = Driver(space, measurer.meter(TrialLog(None, {})), ProgressWatcher(self.progress, (), space))
+            every = Driver(space, measurer.meter(TrialLog(None, {})), progress=self.progress)
             every.run(_Every(), Goal((), ()))
         # Shares of the twelve sites' parameters, as ratios of the whole model's.
         ratios = [share * space.ratio((0,) * len(space.units)) for share in RATIOS]
@@ -112,7 +112,7 @@ class Subject:
 class _Every:
     """Every choice there is."""
 
-    predicts, draws = False, False
+    PREDICTS, DRAWS = False, False
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         choices = product(range(len(space.options)), repeat=len(space.units))

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qarat
 from qarat.ground.errors import UserError
-from qarat.jobs.whole_run import MODEL, PLAN
+from qarat.jobs.folder import PLAN
+from qarat.jobs.whole_run import MODEL
 from qarat.model.model import Model
 from qarat.testing import tiny_checkpoint, tiny_documents
 

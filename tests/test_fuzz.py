@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from qarat.ground.errors import UserError
-from qarat.jobs.verify import verify_alone
+from qarat.jobs.verify import verify
 from qarat.jobs.whole_run import show_run
 from qarat.model.model import open_model
 from qarat.model.native import read_native, write_native
@@ -268,7 +268,7 @@ def test_a_run(file: str, times: int, run: Path):
     [("config.json", mutate_text, 300), ("model.safetensors", mutate_header, 150)],
 )
 def test_an_export(file: str, change: Change, times: int, exported: Path):
-    fuzz(exported, file, change, verify_alone, times)
+    fuzz(exported, file, change, verify, times)
 
 
 def test_the_plan_beside_an_export(exported: Path):

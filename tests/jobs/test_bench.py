@@ -9,7 +9,7 @@ import torch
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.jobs.bench import MeterSpec, make_meter, measure_with, specify
+from qarat.jobs.bench import MeterSpec, make_meter, measure_with
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
@@ -36,7 +36,7 @@ def elsewhere(spec: MeterSpec) -> MeterSpec:
 
 def test_a_spec_gives_what_the_open_model_gives(tiny_model: Model, tokens: TokenSet):
     stats = observe(tiny_model, tokens)
-    spec = specify(tiny_model, str(tiny_model.folder), tokens, stats)
+    spec = MeterSpec(tiny_model, str(tiny_model.folder), tokens, stats)
     meter = make_meter(tiny_model, tokens, stats)
     wanted = measure_with(meter)(plans_of(tiny_model))
     assert spec()(plans_of(tiny_model)) == wanted
@@ -45,9 +45,9 @@ def test_a_spec_gives_what_the_open_model_gives(tiny_model: Model, tokens: Token
 
 
 def test_only_the_description_travels(tiny_model: Model, tokens: TokenSet):
-    spec = specify(tiny_model, str(tiny_model.folder), tokens, None)
-    assert spec.opened is tiny_model
-    assert elsewhere(spec).opened is None
+    spec = MeterSpec(tiny_model, str(tiny_model.folder), tokens, None)
+    assert spec.model is tiny_model
+    assert elsewhere(spec).model is None
     assert len(pickle.dumps(spec)) < 5000
 
 
@@ -56,14 +56,14 @@ def test_a_relative_folder_is_found_from_anywhere(
 ):
     monkeypatch.chdir(tiny_llama.parent)
     model = open_model(tiny_llama.name)
-    spec = elsewhere(specify(model, tiny_llama.name, tokens, None))
+    spec = elsewhere(MeterSpec(model, tiny_llama.name, tokens, None))
     monkeypatch.chdir(tmp_path)
     assert len(spec()(plans_of(model)[:1])) == 1
 
 
 def test_another_model_by_the_same_name_is_refused(tiny_model: Model, tokens: TokenSet, tmp_path: Path):
     other = tiny_checkpoint(tmp_path / "other", seed=1)
-    spec = elsewhere(specify(tiny_model, str(other), tokens, None))
+    spec = elsewhere(MeterSpec(tiny_model, str(other), tokens, None))
     with pytest.raises(UserError, match=r"other on .* is another model \(.*put the same files there"):
         spec()
 
@@ -78,7 +78,7 @@ def test_workers_of_one_machine_share_its_memory_and_threads(
 
     def opened(threads: int, share: int) -> Runtime:
         model = open_model(str(tiny_llama), Runtime(memory=1 << 20, threads=threads))
-        found = elsewhere(specify(model, str(tiny_llama), tokens, None, share=share))._open().runtime
+        found = elsewhere(MeterSpec(model, str(tiny_llama), tokens, None, share=share))._open().runtime
         assert msgspec.structs.replace(found, memory=1 << 20, threads=threads) == model.runtime
         assert taken[-1] == found.threads
         return found

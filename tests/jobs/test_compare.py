@@ -116,7 +116,7 @@ def test_models_are_measured_and_compared(made: tuple[Path, Path, Path], measure
 
 
 def test_a_run_stands_for_what_it_measured(made: tuple[Path, Path, Path], measure: Measure, tmp_path: Path):
-    assert pipeline._evaluation("plan").files == (RUN_EVALUATION,)
+    assert pipeline.EVALUATE[-1].files == (RUN_EVALUATION,)
     assert pipeline.MODEL == "model"
     source, native, _ = made
     base = measure(open_for_evaluation(str(source)))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qarat.jobs.folder import Run
-from qarat.jobs.steps import Step
+from qarat.jobs.folder import Run, Step
 from qarat.values.records.origin import Provenance
 from qarat.values.records.scores import Evaluation
 

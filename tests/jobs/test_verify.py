@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qarat.jobs.verify import verify_against_float, verify_alone
+from qarat.jobs.verify import AgainstFloat, verify
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import load_token_sets
 from qarat.testing import plant_spike, tiny_checkpoint
@@ -112,14 +112,14 @@ def test_damage_is_the_paired_loss(exported: tuple[Path, Path], spiky: Path, tin
     calibration, _, report = load_token_sets(
         model, calibration=str(tiny_text), samples=4, report_samples=6, length=32, seed=0
     )
-    verification = verify_against_float(folder, model, calibration, report, ["transformers"])
+    verification = verify(folder, ["transformers"], against=AgainstFloat(model, calibration, report))
     run: Model = read_native(native)[0]
     before, after = (measure_perplexity(m, report, label="x") for m in (model, run))
     assert verification.damage == (paired_difference(after, before),)
 
 
 def test_records_come_back_equal(exported: tuple[Path, Path], tmp_path: Path) -> None:
-    verification = verify_alone(exported[1])
+    verification = verify(exported[1])
     path = tmp_path / "v.json"
     path.write_bytes(encode_record(verification))
     assert content_hash(decode_record(path, Verification)) == content_hash(verification)
@@ -187,7 +187,7 @@ def test_seeded_mutations_of_the_config_give_clean_errors(exported: tuple[Path, 
             data[draw.randrange(start, len(data))] = draw.randrange(32, 127)
         (folder / "config.json").write_bytes(data)
         try:
-            assert isinstance(verify_alone(folder), Verification)
+            assert isinstance(verify(folder), Verification)
         except UserError:
             refused += 1
     assert 0 < refused < 60
@@ -200,4 +200,4 @@ def test_nothing_of_the_folder_is_run_or_unpickled(exported: tuple[Path, Path], 
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "trap.py").write_text("raise SystemExit('run!')")
     torch.save({"trap": 1}, folder / "pytorch_model.bin")
-    assert verify_alone(folder, ["transformers"]).passed
+    assert verify(folder, ["transformers"]).passed

@@ -16,8 +16,7 @@ from qarat.surfaces.tables.wording import decimals, fixed, megabytes, visible
 from qarat.surfaces.terminal import draw, ending, render, render_all
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.prices import Menu, MenuEntry
-from qarat.values.records.protection import Protection, Trial
+from qarat.values.records.prices import Menu, MenuEntry, Protection, Trial
 from qarat.values.records.scores import Continuations, Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme, parse_tensor_scheme

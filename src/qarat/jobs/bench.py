@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ import msgspec
 
 from qarat.ground.disk import explained
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Progress, Runtime, no_progress
-from qarat.jobs.runners.base import Runner
-from qarat.jobs.runners.here import Here
+from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.runners.base import Here, Runner
 from qarat.model.model import Model, open_model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
@@ -43,34 +41,47 @@ class Measured(NamedTuple):
 Measuring = Callable[[Sequence[Plan]], list[Measured]]
 
 
-@dataclass(frozen=True, eq=False)
 class MeterSpec:
     """From what a worker makes its meter; calling it does so (a ``make`` for `qarat.jobs.runners.base.Runner.map`).
 
     Attributes:
-        model: A folder, a reference model's name or a hub id, to be found on the worker's machine.
-        revision: Of the hub id.
+        model: In float; never pickled, other processes open their own.
+        name: By which they do: of a local folder or file its full path, else a reference model's name or a hub id.
         fingerprint: What the model opened there has to have.
-        runtime: Of one machine.
         tokens: The selection set.
-        stats: Behind static scales; None where no plan has any.
-        keep_bytes: Bound on the hidden states held on one machine; None is a quarter of the runtime's memory.
-        share: Workers of one machine, each of which takes its part of the memory and of the threads.
-        opened: The model where it is open already; never pickled, other processes open their own.
     """
 
-    model: str
-    revision: str | None
-    fingerprint: str
-    runtime: Runtime
-    tokens: TokenSet
-    stats: ActivationStats | None
-    keep_bytes: int | None
-    share: int
-    opened: Model | None
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        tokens: TokenSet,
+        stats: ActivationStats | None,
+        *,
+        revision: str | None = None,
+        keep_bytes: int | None = None,
+        share: int = 1,
+    ) -> None:
+        """What workers need to measure plans of a model that is open here.
+
+        Args:
+            model: In float.
+            name: That it was opened by.
+            tokens: The selection set.
+            stats: Behind static scales; None where no plan has any.
+            revision: Of the hub id.
+            keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
+            share: Workers of one machine, each of which takes its part of the memory and of the threads.
+        """
+        model.require_float("measure plans of")
+        self.model: Model | None = model
+        self.name = str(Path(name).absolute()) if Path(name).exists() else name
+        self.fingerprint, self.tokens = model.fingerprint, tokens
+        self._runtime, self._stats, self._revision, self._share = model.runtime, stats, revision, share
+        self._keep_bytes = None if keep_bytes is None else keep_bytes // share
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"opened": None}
+        return self.__dict__ | {"model": None}
 
     def __call__(self) -> Measuring:
         """Open the model, unless it is open.
@@ -78,17 +89,17 @@ class MeterSpec:
         Raises:
             UserError: No such model here, or another one by that name.
         """
-        keep_bytes = None if self.keep_bytes is None else self.keep_bytes // self.share
-        return measure_with(make_meter(self.opened or self._open(), self.tokens, self.stats, keep_bytes=keep_bytes))
+        model = self.model or self._open()
+        return measure_with(make_meter(model, self.tokens, self._stats, keep_bytes=self._keep_bytes))
 
     def _open(self) -> Model:
-        memory = max(1, self.runtime.memory_bytes() // self.share)
-        threads = max(1, (self.runtime.threads or _threads_here()) // self.share)
-        runtime = msgspec.structs.replace(self.runtime, memory=memory, threads=threads)
-        model = open_model(self.model, runtime, revision=self.revision)
+        memory = max(1, self._runtime.memory_bytes() // self._share)
+        threads = max(1, (self._runtime.threads or _threads_here()) // self._share)
+        runtime = msgspec.structs.replace(self._runtime, memory=memory, threads=threads)
+        model = open_model(self.name, runtime, revision=self._revision)
         if model.fingerprint != self.fingerprint:
             raise UserError(
-                f"{self.model} on {platform.node()} is another model ({model.fingerprint[:12]}…) than the one searched "
+                f"{self.name} on {platform.node()} is another model ({model.fingerprint[:12]}…) than the one searched "
                 f"({self.fingerprint[:12]}…); put the same files there"
             )
         return model
@@ -98,33 +109,6 @@ def _threads_here() -> int:
     """Threads that torch would take in this process alone: as the environment says (Ray does), or one a processor."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return int(threads) if threads.isdecimal() else os.cpu_count() or 1
-
-
-def specify(
-    model: Model,
-    name: str,
-    tokens: TokenSet,
-    stats: ActivationStats | None,
-    *,
-    revision: str | None = None,
-    keep_bytes: int | None = None,
-    share: int = 1,
-) -> MeterSpec:
-    """What workers need to measure plans of a model that is open here.
-
-    Args:
-        model: In float.
-        name: That it was opened by; of a local folder or file its full path is sent.
-        tokens: The selection set.
-        stats: Behind static scales; None where no plan has any.
-        revision: Of the hub id.
-        keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
-        share: Workers of one machine, `qarat.jobs.runners.base.Runner.share`.
-    """
-    model.require_float("measure plans of")
-    path = Path(name)
-    place = str(path.absolute()) if path.exists() else name
-    return MeterSpec(place, revision, model.fingerprint, model.runtime, tokens, stats, keep_bytes, share, model)
 
 
 def measure_with(meter: Meter) -> Measuring:
@@ -222,7 +206,10 @@ class Measurer:
         """Measure plans; each outcome comes as it is ready, with the plan's index."""
         order = prefix_order(plans)
         for i, measured in self._runner.map(self._spec, [plans[i] for i in order]):
-            self._count(measured.forwards)
+            self.forwards += measured.forwards
+            if self._tally is not None:
+                with explained(self._tally), self._tally.open("a") as file:
+                    file.write(f"{measured.forwards}\n")
             yield order[i], measured.outcome
 
     def meter(self, log: TrialLog) -> PlanMeter:
@@ -231,14 +218,8 @@ class Measurer:
         Args:
             log: Of what was measured.
         """
-        assert self._spec.opened is not None  # it is only where it was sent elsewhere that it is not open
-        return PlanMeter(self, log, blank_evaluation(self._spec.opened, self._spec.tokens))
-
-    def _count(self, forwards: int) -> None:
-        self.forwards += forwards
-        if self._tally is not None:
-            with explained(self._tally), self._tally.open("a") as file:
-                file.write(f"{forwards}\n")
+        assert self._spec.model is not None  # it is only where it was sent elsewhere that it is not open
+        return PlanMeter(self, log, blank_evaluation(self._spec.model, self._spec.tokens))
 
 
 class Member(NamedTuple):
@@ -280,14 +261,11 @@ class Bench(NamedTuple):
     def measurer(
         self, member: Member, tokens: TokenSet, stats: ActivationStats | None, tally: Path | None = None
     ) -> Measurer:
-        """What measures plans of a model on one of its token sets; arguments as `specify` and `Measurer`."""
+        """What measures plans of a model on one of its token sets; arguments as `MeterSpec` and `Measurer`."""
         if self.elsewhere:
             member.model.forget_blocks()  # the memory is the workers'
-        share = self.runner.share
-        spec = specify(
-            member.model, member.name, tokens, stats, revision=self.revision, keep_bytes=self.keep_bytes, share=share
-        )
-        return Measurer(self.runner, spec, tally)
+        more: dict[str, Any] = {"revision": self.revision, "keep_bytes": self.keep_bytes, "share": self.runner.share}
+        return Measurer(self.runner, MeterSpec(member.model, member.name, tokens, stats, **more), tally)
 
     def within(self, place: str) -> Bench:
         """The same, with progress that says where in a larger run it is."""

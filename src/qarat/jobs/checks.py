@@ -6,10 +6,9 @@ from qarat.ground.errors import UserError
 from qarat.stages.choose.strategies import STRATEGIES
 from qarat.stages.prices import METRICS
 from qarat.stages.transforms import parse_transform
-from qarat.values.requests.family_sweep import FamilyRequest
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.requests.ratio_study import RatioRequest
 from qarat.values.requests.search import SearchRequest
+from qarat.values.requests.studies import FamilyRequest, RatioRequest
 
 
 def check_plan_request(request: ProtectRequest) -> None:
@@ -37,15 +36,8 @@ def check_search_request(request: SearchRequest) -> None:
         raise UserError(f"`metric` {request.metric} has no price of attention products, which `basis` macs decides too")
 
 
-def check_ratio_request(request: RatioRequest) -> None:
-    """Check what a ratio study is to find out; errors as `check_search_request`."""
-    request.check()
-    for search in request.searches():
-        check_search_request(search)
-
-
-def check_family_request(request: FamilyRequest) -> None:
-    """Check what a sweep over a family is to measure; errors as `check_search_request`."""
+def check_searches(request: RatioRequest | FamilyRequest) -> None:
+    """Check what many searches are to find out; errors as `check_search_request`."""
     request.check()
     for search in request.searches():
         check_search_request(search)

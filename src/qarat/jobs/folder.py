@@ -3,6 +3,10 @@
 A job works in ``OUT.partial``. Each step has a key, the hash of everything that decides its bytes; a step whose key and
 files are there already is not run again, so the same command after a kill goes on from the last finished step and ends
 with the same bytes. Times and machine names go to ``log.jsonl``, which no hash covers.
+
+A job is its `Step`s, one after the other. A step's work gives records; they are written, and read back for what
+follows, so that a step taken over from an earlier call and one that is done now go on alike. What all jobs call by the
+same name is here; each has others of its own.
 """
 
 from __future__ import annotations
@@ -11,22 +15,23 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
-from qarat.ground.disk import (
-    _delete,
-    _file_hash,
-    _is_ours,
-    _partial,
-    check_folder,
-    explained,
-    hash_json,
-    put_into_place,
-    write_whole,
-)
+from qarat.ground import disk
 from qarat.ground.errors import UserError
+from qarat.values.records.files import Record, decode_record, encode_record
+
+if TYPE_CHECKING:  # stats have arrays, and whoever asks what a folder is must not wait for torch
+    from qarat.values.plans import Plan
+    from qarat.values.records.prices import Menu, Protection
+    from qarat.values.records.scores import Continuations
+    from qarat.values.records.streams import ActivationStats
+
+R = TypeVar("R")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,9 +65,9 @@ class Run:
         Raises:
             UserError: If ``out`` exists already and may not be overwritten, or cannot be written.
         """
-        check_folder(out, self.MANIFEST, overwrite=overwrite)
+        disk.check_folder(out, self.MANIFEST, overwrite=overwrite)
         self.out, self.kind = out, kind
-        self.folder = _partial(out)
+        self.folder = disk._partial(out)
         self.steps: dict[str, dict[str, str]] = {}
 
     def begin(self, **facts: object) -> None:
@@ -71,7 +76,7 @@ class Run:
         Raises:
             UserError: If it cannot be written, or its manifest is damaged, or of another kind.
         """
-        with explained(self.folder):
+        with disk.explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for stray in self.folder.glob(".*.partial"):  # a file that a kill cut short
                 stray.unlink()
@@ -104,16 +109,16 @@ class Run:
         Returns:
             Whether the work was done now.
         """
-        wanted = hash_json([key, *(self.steps[step] for step in after)])
+        wanted = disk.hash_json([key, *(self.steps[step] for step in after)])
         known = self.steps.get(name, {})
-        if known.get("key") == wanted and all(_file_hash(self.path(o)) == known.get(o, "") for o in outputs):
+        if known.get("key") == wanted and all(disk._file_hash(self.path(o)) == known.get(o, "") for o in outputs):
             self.log(step=name, reused=True)
             return False
         begun = time.perf_counter()
         work()
         hashes: dict[str, str] = {}
         for output in outputs:
-            digest = _file_hash(self.path(output))
+            digest = disk._file_hash(self.path(output))
             if digest is None:
                 raise RuntimeError(f"step {name} did not write {output}")
             hashes[output] = digest
@@ -124,7 +129,7 @@ class Run:
 
     def log(self, **fields: object) -> None:
         """Append a line to the log that no hash covers."""
-        with explained(self.folder), self.path(self.LOG).open("a") as file:
+        with disk.explained(self.folder), self.path(self.LOG).open("a") as file:
             file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}) + "\n")
 
     def leave(self, *begun: str) -> None:
@@ -136,9 +141,9 @@ class Run:
         if (
             not self.steps
             and not any(self.path(name).exists() for name in begun)
-            and _is_ours(self.folder, self.MANIFEST)
+            and disk._is_ours(self.folder, self.MANIFEST)
         ):
-            _delete(self.folder, self.MANIFEST)
+            disk._delete(self.folder, self.MANIFEST)
 
     @contextmanager
     def work(self, *begun: str, **facts: object) -> Iterator[None]:
@@ -152,11 +157,64 @@ class Run:
 
     def finish(self) -> None:
         """Put the finished folder into place, replacing an older run only now."""
-        put_into_place(self.out, self.MANIFEST)
+        disk.put_into_place(self.out, self.MANIFEST)
 
     def _write_manifest(self) -> None:
         manifest = {"kind": self.kind, "steps": self.steps}
-        write_whole(self.path(self.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        disk.write_whole(self.path(self.MANIFEST), json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class Step(Generic[R]):
+    """A step that comes to one record, to several, or to a plain value.
+
+    Attributes:
+        name: Of the step.
+        files: One a record.
+        plain: Type of the value that its one file holds as plain JSON; None where there are records.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    plain: Any = None
+
+    def make(self, run: Run, key: object, work: Callable[[], R], after: Sequence[Step[Any]] = ()) -> R:
+        """What the step comes to: by its work, unless that is there from an earlier call with the same key.
+
+        Args:
+            run: Whose step it is.
+            key: Everything that decides the bytes.
+            work: Gives it.
+            after: Steps whose records the work reads; if they changed, it is done again.
+        """
+
+        def write() -> None:
+            made = work()
+            for file, value in zip(self.files, cast(Any, made) if len(self.files) > 1 else (made,), strict=True):
+                data = encode_record(cast(Record, value)) if self.plain is None else msgspec.json.encode(value) + b"\n"
+                disk.write_whole(run.path(file), data)
+
+        run.step(self.name, key, self.files, write, after=[step.name for step in after])
+        return self.read(run.folder)
+
+    def read(self, folder: Path) -> R:
+        """What lies in a folder in which the step is done.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        if self.plain is not None:
+            return msgspec.json.decode((folder / self.files[0]).read_bytes(), type=self.plain)
+        records = [decode_record(folder / file) for file in self.files]
+        return cast(R, tuple(records) if len(records) > 1 else records[0])
+
+
+STATS, MENU, PLAN, PROTECTION = "stats.safetensors", "menu.json", "plan.json", "protection.json"
+TEXTS = "continuations.json"
+PROFILE: Step[ActivationStats] = Step("profile", (STATS,))
+DAMAGE: Step[Menu] = Step("damage", (MENU,))
+PROTECT: Step[tuple[Plan, Protection]] = Step("plan", (PLAN, PROTECTION))
+CONTINUE: Step[Continuations] = Step("continue", (TEXTS,))
 
 
 def result_of(kind: str) -> str:

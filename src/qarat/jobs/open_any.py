@@ -20,9 +20,12 @@ from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.values.engines import engine_named
+from qarat.values.fingerprints import brief
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
 
+EXPORTING = Runtime(memory=1)
+"""How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
 RUN_MODEL = "model"  # where a run's folder keeps its quantized model
 _REFERENCE = "transformers"  # the engine whose reading of a config is computed
 
@@ -78,6 +81,29 @@ def find_native(given: Path) -> Path | None:
     if (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is a run that has not come to its quantized model; run its command again first")
     return None
+
+
+def open_to_export(folder: Path, source: str | None = None) -> tuple[Model, Plan]:
+    """A quantized model and its plan.
+
+    Args:
+        folder: Of a run, or of a quantized model.
+        source: The float model that it was made from, as `open_model` takes it: some formats round its weights anew.
+
+    Raises:
+        UserError: No quantized model; another source; or as `read_native` and `open_model`.
+    """
+    native = find_native(folder)
+    if native is None:
+        raise UserError(f"{folder} is no quantized model of qarat; make one with `qarat run` or `qarat quantize`")
+    quantized, plan = read_native(native, EXPORTING)
+    if source is None:
+        return quantized, plan
+    origin = open_model(source, EXPORTING)
+    if origin.fingerprint != plan.model:
+        theirs, ours = brief(plan.model), brief(origin.fingerprint)
+        raise UserError(f"{folder} was made from the model {theirs}, `source` {source} is {ours}")
+    return origin.with_blocks(quantized.block), plan
 
 
 def _is_quantized(folder: Path) -> bool:

@@ -24,11 +24,10 @@ from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import brief, transforms_of
 from qarat.values.plans import Plan, PlanError, assign, match_sites
 from qarat.values.records.files import content_hash
-from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE, ProtectRequest
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import input_scheme, parse_scheme
 from qarat.values.sites import Site, short_name
 from qarat.values.units import Unit, make_units
 
@@ -211,9 +210,7 @@ def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, men
         return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
     if request.by == "damage":
         return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter")
-    low = parse_scheme(naive.low)
-    assert isinstance(low, LinearScheme)
-    verdict = find_spikes(stats, request.by, low.input)
+    verdict = find_spikes(stats, request.by, input_scheme(naive.low))
     flagged = {s.name for s in sites_of(verdict, naive.sites)}
     order = f"the spike rule {request.by}: {verdict.statement}"
     return Ranking(_first(by_damage, flagged), order, _count(by_damage, flagged))

@@ -22,7 +22,7 @@ from qarat.model.model import Model, Transform
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
-from qarat.stages.transforms import choose, parse_transform
+from qarat.stages.transforms import parse_transform
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
@@ -232,4 +232,4 @@ def _chosen(
         low = quantize(transformed, naive_plan(transformed, request, seen), seen)
         return measure_perplexity(low, selection, label=text, progress=progress).loss
 
-    return choose(choices, measure)[0]
+    return min(choices, key=measure)

@@ -30,7 +30,7 @@ from qarat.values.plans import Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.streams import ActivationStats
-from qarat.values.records.verification import LogitsComparison, Verification, WeightComparison
+from qarat.values.records.verification import LogitsComparison, Verification
 
 LOGITS_LIMIT = 1e-5
 """Relative, in float32, between our simulation of the folder and of the run: the same sums in the same order."""
@@ -52,105 +52,99 @@ class _Resolved(NamedTuple):
         """The engine whose model is computed: transformers if asked about, else the first."""
         return _REFERENCE if _REFERENCE in self.matches else next(iter(self.matches))
 
-    def closed(self) -> Verification:
-        """The record with all findings."""
-        return msgspec.structs.replace(self.record, findings=self.findings.listed())
+
+class AgainstRun(NamedTuple):
+    """The run that a folder was exported from: its weights and logits are compared with the folder's.
+
+    Attributes:
+        model: Quantized by the plan, in float32.
+        plan: Of the run.
+        report: The report tokens; logits are compared on the first windows.
+    """
+
+    model: Model
+    plan: Plan
+    report: TokenSet
+
+    def check(self) -> None:
+        """Check that the two can be compared at all."""
+        if self.model.runtime.dtype != "float32":
+            raise UserError("verify compares in float32; leave `dtype` at float32")
+        if self.plan.prefix:
+            raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
+
+    def compare(self, resolved: _Resolved, stored: Model, progress: Progress) -> dict[str, object]:
+        """What goes into the record."""
+        weights = compare_weights(stored, self.model, self.plan, resolved.findings, progress=progress)
+        windows = self.report.windows[:LOGITS_WINDOWS]
+        mine, theirs = logits_of(stored, windows), logits_of(self.model, windows)
+        return {"weights": (weights,), "logits": _compared(resolved, mine, theirs, windows, self.model.runtime)}
 
 
-def verify_alone(folder: Path, engines: Sequence[str] = (), generation: str = "") -> Verification:
-    """Verify a folder by itself: what each engine will run, and whether the numbers in it can be meant.
+class AgainstFloat(NamedTuple):
+    """The float model that a folder was made from: what the folder lost is measured, and spikes behind static scales.
+
+    Attributes:
+        model: In float.
+        calibration: Tokens on which streams are observed.
+        report: Tokens on which losses are measured.
+    """
+
+    model: Model
+    calibration: TokenSet
+    report: TokenSet
+
+    def check(self) -> None:
+        """Check that the two can be compared at all."""
+        self.model.require_float("compare with")
+
+    def compare(self, resolved: _Resolved, stored: Model, progress: Progress) -> dict[str, object]:
+        """What goes into the record."""
+        model = self.model
+        if [s.shape for s in stored.sites()] != [s.shape for s in model.sites()]:
+            raise UserError(
+                f"{resolved.folder.path} and {model.folder} are models of different shapes; give the one it was made "
+                "from"
+            )
+        damage = _measure_damage(stored, model, self.report, progress)
+        _measure_spikes(resolved, model, observe(model, self.calibration, attention=False, progress=progress))
+        return {"damage": (damage,)}
+
+
+def verify(
+    folder: Path,
+    engines: Sequence[str] = (),
+    generation: str = "",
+    *,
+    against: AgainstRun | AgainstFloat | None = None,
+    progress: Progress = no_progress,
+) -> Verification:
+    """Verify a folder: what each engine will run, whether the numbers in it can be meant, and how it compares.
 
     Args:
         folder: In the compressed-tensors format.
         engines: Names of engines; none stands for all, of which older versions only warn.
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
-
-    Raises:
-        UserError: Not such a folder, or damaged beyond reading.
-    """
-    return _resolve(folder, engines, generation).closed()
-
-
-def verify_against_run(
-    folder: Path,
-    run: Model,
-    plan: Plan,
-    report: TokenSet,
-    engines: Sequence[str] = (),
-    generation: str = "",
-    *,
-    progress: Progress = no_progress,
-) -> Verification:
-    """Verify a folder, read it back and compare it with the run that it was exported from.
-
-    Args:
-        folder: In the compressed-tensors format.
-        run: Quantized by the plan, in float32.
-        plan: Of the run.
-        report: The report tokens; logits are compared on the first windows.
-        engines: As in `verify_alone`.
-        generation: As in `verify_alone`.
+        against: What it is compared with; None verifies it by itself.
         progress: Called as the work goes on.
 
     Raises:
-        UserError: As `verify_alone`; or the two are models of different shapes.
+        UserError: Not such a folder, or damaged beyond reading; or the two are models of different shapes, or cannot be
+            compared at all.
     """
-    if run.runtime.dtype != "float32":
-        raise UserError("verify compares in float32; leave `dtype` at float32")
-    if plan.prefix:
-        raise UserError("the run has a prefix in float, which no exported folder has; compare with a run without")
+    if against is not None:
+        against.check()
     resolved = _resolve(folder, engines, generation)
-    weights: tuple[WeightComparison, ...] = ()
-    logits: tuple[LogitsComparison, ...] = ()
-    if (stored := _simulated(resolved, run.runtime)) is not None:
-        weights = (compare_weights(stored, run, plan, resolved.findings, progress=progress),)
-        windows = report.windows[:LOGITS_WINDOWS]
-        mine, theirs = logits_of(stored, windows), logits_of(run, windows)
-        logits = _compared(resolved, mine, theirs, windows, run.runtime)
-    provenance = _provenance(resolved, report, run.runtime)
-    record = msgspec.structs.replace(
-        resolved.record, provenance=provenance, against="run", weights=weights, logits=logits
-    )
-    return resolved._replace(record=record).closed()
-
-
-def verify_against_float(
-    folder: Path,
-    model: Model,
-    calibration: TokenSet,
-    report: TokenSet,
-    engines: Sequence[str] = (),
-    generation: str = "",
-    *,
-    progress: Progress = no_progress,
-) -> Verification:
-    """Verify a folder and measure what it lost: damage on the report tokens, and spikes behind static scales.
-
-    Args:
-        folder: In the compressed-tensors format.
-        model: The float model that it was made from.
-        calibration: Tokens on which streams are observed.
-        report: Tokens on which losses are measured.
-        engines: As in `verify_alone`.
-        generation: As in `verify_alone`.
-        progress: Called as the work goes on.
-
-    Raises:
-        UserError: As `verify_alone`; or the two are models of different shapes.
-    """
-    model.require_float("compare with")
-    resolved = _resolve(folder, engines, generation)
-    damage: tuple[Difference, ...] = ()
-    if (stored := _simulated(resolved, model.runtime)) is not None:
-        if [s.shape for s in stored.sites()] != [s.shape for s in model.sites()]:
-            raise UserError(
-                f"{folder} and {model.folder} are models of different shapes; give the one it was made from"
-            )
-        damage = (_measure_damage(stored, model, report, progress),)
-        _measure_spikes(resolved, model, observe(model, calibration, attention=False, progress=progress))
-    provenance = _provenance(resolved, report, model.runtime)
-    record = msgspec.structs.replace(resolved.record, provenance=provenance, against="float", damage=damage)
-    return resolved._replace(record=record).closed()
+    fields: dict[str, object] = {}
+    if against is not None:
+        runtime, report, made = against.model.runtime, against.report, resolved.record.provenance
+        stored = _simulated(resolved, runtime)
+        fields = {} if stored is None else against.compare(resolved, stored, progress)
+        fields["against"] = "run" if isinstance(against, AgainstRun) else "float"
+        fields["provenance"] = Provenance(
+            made.model, report.fingerprint, report.convention, made.versions, 0, runtime.dtype
+        )
+    return msgspec.structs.replace(resolved.record, findings=resolved.findings.listed(), **fields)
 
 
 def _resolve(path: Path, names: Sequence[str], generation: str) -> _Resolved:
@@ -241,8 +235,3 @@ def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats) -
             )
             remedy = "keep this input in higher precision, or make it dynamic per token"
             resolved.findings.add("warning", problem, remedy, (name,))
-
-
-def _provenance(resolved: _Resolved, report: TokenSet, runtime: Runtime) -> Provenance:
-    first = resolved.record.provenance
-    return Provenance(first.model, report.fingerprint, report.convention, first.versions, 0, runtime.dtype)

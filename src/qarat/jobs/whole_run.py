@@ -14,12 +14,11 @@ from typing import Any
 import msgspec
 
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Estimate, Progress, Runtime
+from qarat.ground.runtime import Estimate, Progress
 from qarat.jobs.estimates import CHOOSING_FORWARDS, ROUNDING, estimate, price_forwards, quantized_bytes, stats_bytes
-from qarat.jobs.folder import Run, read_manifest
-from qarat.jobs.open_any import RUN_MODEL
+from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, Step, read_manifest
+from qarat.jobs.open_any import EXPORTING, RUN_MODEL
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
-from qarat.jobs.steps import CONTINUE, DAMAGE, MENU, PLAN, PROFILE, PROTECT, PROTECTION, STATS, TEXTS, Step
 from qarat.jobs.transforming import outline, prepare_in, tokens_to_prepare
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
@@ -36,7 +35,7 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, input_scheme, parse_scheme
 
 Shower = Callable[..., None]
 """Called with records, and keywords that say how to show them."""
@@ -44,22 +43,16 @@ Shower = Callable[..., None]
 LABELS = ("float", "naive", "plan")
 KIND, MODEL = "run", RUN_MODEL
 TITLES = {
-    STATS: "Where the spikes are",
-    MENU: "What each site would cost, predicted and measured",
-    PROTECTION: "Protecting the dearest sites, measured",
-    PLAN: "The plan",
-    TEXTS: "The same prompt, continued greedily",
+    "profile": "Where the spikes are",
+    "damage": "What each site would cost, predicted and measured",
+    "protection": "Protecting the dearest sites, measured",
+    "plan": "The plan",
+    "continue": "The same prompt, continued greedily",
 }
-EXPORTING = Runtime(memory=1)
-"""How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
-
-
-def _evaluation(label: str) -> Step[Evaluation]:
-    return Step(f"evaluate {label}", (f"evaluation-{label}.json",))
 
 
 QUANTIZE = Step[Any]("quantize", (MODEL,))  # a folder, which is no record
-EVALUATE = tuple(map(_evaluation, LABELS))
+EVALUATE = tuple(Step[Evaluation](f"evaluate {label}", (f"evaluation-{label}.json",)) for label in LABELS)
 STEPS: dict[str, tuple[str, ...]] = {
     step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, QUANTIZE, *EVALUATE, CONTINUE)
 }
@@ -187,16 +180,9 @@ class Pipeline:
         return estimate(self.model, work, states=states, disk=disk)
 
     def _price(self, stats: ActivationStats) -> Menu:
-        return price(
-            self.model,
-            self.selection,
-            [parse_scheme(self.request.low)],
-            stats,
-            calibration=self.calibration,
-            prefix=stats.prefix,
-            seed=self.seed,
-            progress=self.progress,
-        )
+        more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
+        low = parse_scheme(self.request.low)
+        return price(self.model, self.selection, [low], stats, progress=self.progress, **more)
 
     def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
         quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
@@ -273,7 +259,7 @@ def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
     if {"damage", "plan"} <= done.keys():
         _show_choices(folder, show)
     elif "damage" in done:
-        show(DAMAGE.read(folder), title=TITLES[MENU])
+        show(DAMAGE.read(folder), title=TITLES["damage"])
     if not any(step.startswith("evaluate") for step in missing):
         _show_outcome(folder, show)
     if "continue" in done:
@@ -282,16 +268,14 @@ def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
 
 
 def _show_stats(folder: Path, show: Shower, low: str) -> None:
-    scheme = parse_scheme(low)
-    low_input = scheme.input if isinstance(scheme, LinearScheme) else None
-    show(PROFILE.read(folder), title=TITLES[STATS], low=low_input)
+    show(PROFILE.read(folder), title=TITLES["profile"], low=input_scheme(low))
 
 
 def _show_choices(folder: Path, show: Shower) -> None:
     plan, protection = PROTECT.read(folder)
-    show(DAMAGE.read(folder), protection=protection, plan=plan, title=TITLES[MENU])
-    show(protection, title=TITLES[PROTECTION])
-    show(plan, protection=protection, title=TITLES[PLAN])
+    show(DAMAGE.read(folder), protection=protection, plan=plan, title=TITLES["damage"])
+    show(protection, title=TITLES["protection"])
+    show(plan, protection=protection, title=TITLES["plan"])
 
 
 def _show_outcome(folder: Path, show: Shower) -> None:
@@ -299,4 +283,4 @@ def _show_outcome(folder: Path, show: Shower) -> None:
 
 
 def _show_continuations(folder: Path, show: Shower) -> None:
-    show(CONTINUE.read(folder), title=TITLES[TEXTS])
+    show(CONTINUE.read(folder), title=TITLES["continue"])

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.exporting import open_to_export
 from qarat.jobs.folder import Run
-from qarat.jobs.open_any import find_native, open_for_evaluation
-from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
+from qarat.jobs.open_any import find_native, open_for_evaluation, open_to_export
+from qarat.jobs.verify import AgainstFloat, AgainstRun
+from qarat.jobs.verify import verify as verify_folder
 from qarat.jobs.whole_run import KIND, Pipeline
 from qarat.model.in_memory import wrap_model
 from qarat.model.model import Model
@@ -173,19 +173,21 @@ def verify(
         progress: Called as the work goes on.
 
     Raises:
-        UserError: As `verify_alone`, `verify_against_run` and `verify_against_float`.
+        UserError: As `qarat.jobs.verify.verify`.
     """
     path = Path(folder)
     if against is None:
-        return verify_alone(path, engines, generation)
+        return verify_folder(path, engines, generation)
     native = None if isinstance(against, Model) else find_native(Path(against))
     if native is not None:
         quantized, plan = read_native(native, runtime)
         report = (tokens or load_token_sets(quantized))[2]
-        return verify_against_run(path, quantized, plan, report, engines, generation, progress=progress)
+        run = AgainstRun(quantized, plan, report)
+        return verify_folder(path, engines, generation, against=run, progress=progress)
     model = against if isinstance(against, Model) else open_model(against, runtime)
     calibration, _, report = tokens or load_token_sets(model)
-    return verify_against_float(path, model, calibration, report, engines, generation, progress=progress)
+    source = AgainstFloat(model, calibration, report)
+    return verify_folder(path, engines, generation, against=source, progress=progress)
 
 
 def report(sources: str | Path | Sequence[str | Path], out: Path, *, progress: Progress = no_progress) -> Path:

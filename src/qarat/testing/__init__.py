@@ -4,13 +4,9 @@ No download, no GPU, a fraction of a second each. What somebody adds in one file
 law, …) is held to what the rest of qarat relies on by the check of its kind, here or in a test of one's own.
 """
 
-from qarat.testing.documents import tiny_documents
-from qarat.testing.exporters import check_exporter
 from qarat.testing.extensions import check_kernel, check_metric, check_rounding, check_transform
-from qarat.testing.families import check_family
-from qarat.testing.law_forms import check_law_form
-from qarat.testing.models import Architecture, tiny_checkpoint, tiny_tokenizer
-from qarat.testing.planted import plant_spike
+from qarat.testing.models import Architecture, plant_spike, tiny_checkpoint, tiny_documents, tiny_tokenizer
+from qarat.testing.parts import check_exporter, check_family, check_law_form
 
 __all__ = [
     "Architecture",

@@ -1,21 +1,29 @@
-"""Tiny random models and their tokenizer, written as Hugging Face folders.
+"""Tiny random models, texts that their tokenizer knows, and artificial spikes planted where none is.
 
-The weights are random, so nothing here says anything about language models. What the tiny models are good for is
-laws: that two ways of computing the same thing agree, and that what is wrong is refused.
+Models are Hugging Face folders. The weights are random, so nothing here says anything about language models. What the
+tiny models are good for is laws: that two ways of computing the same thing agree, and that what is wrong is refused.
 """
 
 from __future__ import annotations
 
+import json
+import random
 import string
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as token_models
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from qarat.ground.disk import write_whole
+from qarat.model.texts import Document
+
+State = TypeVar("State", Path, dict[str, Tensor])
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
 _BOS, _UNKNOWN = "<s>", "<unk>"
 _SPACE, _NEWLINE = "Ġ", "Ċ"  # as byte-level BPE writes them
@@ -117,3 +125,62 @@ def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
             parameter.copy_(0.2 * noise)
         else:
             parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+
+
+def tiny_documents(count: int, seed: int = 0, *, characters: int = 400) -> tuple[Document, ...]:
+    """Random words that `tiny_tokenizer` knows; no two documents are alike.
+
+    Args:
+        count: How many documents.
+        seed: For the words.
+        characters: Length of each, which is also its length in tokens.
+    """
+    generator = random.Random(seed)
+
+    def word() -> str:
+        return "".join(generator.choices(string.ascii_lowercase, k=generator.randint(1, 9)))
+
+    def text() -> str:
+        words = [word() for _ in range(characters)]
+        return " ".join(words)[:characters].strip().ljust(characters, "x")
+
+    return tuple(Document(f"tiny/{seed}/{number}", text()) for number in range(count))
+
+
+def plant_spike(target: State, block: int, channel: int, factor: float) -> State:
+    """Plant an artificial spike at the input of a ``down_proj`` that leaves the model's function as it is.
+
+    Row ``channel`` of ``up_proj`` (and its bias) is multiplied by ``factor``, column ``channel`` of ``down_proj``
+    divided by it. For unit tests of detectors only: no published figure rests on it. Real spikes are a few *tokens*
+    that tower over the rest; this one is a channel that does.
+
+    Args:
+        target: A checkpoint's folder, rewritten in place, or a state dict, which is left alone.
+        block: Index of the decoder layer.
+        channel: Index along the MLP's width.
+        factor: By how much; exact for powers of two.
+
+    Returns:
+        The folder, or a new state dict.
+    """
+    if isinstance(target, dict):
+        return _planted(target, block, channel, factor)
+    index = target / "model.safetensors.index.json"
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    for name in sorted(names):
+        planted = _planted(load_file(target / name), block, channel, factor)
+        # Not in place: an open model's weights may be maps of the old file.
+        write_whole(target / name, save(planted, metadata={"format": "pt"}))
+    return target
+
+
+def _planted(state: Mapping[str, Tensor], block: int, channel: int, factor: float) -> dict[str, Tensor]:
+    """The state dict with whatever part of the spike belongs to tensors that it holds."""
+    mlp = f"model.layers.{block}.mlp"
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    for name in (f"{mlp}.up_proj.weight", f"{mlp}.up_proj.bias"):
+        if name in changed:
+            changed[name][channel] *= factor
+    if f"{mlp}.down_proj.weight" in changed:
+        changed[f"{mlp}.down_proj.weight"][:, channel] /= factor
+    return changed

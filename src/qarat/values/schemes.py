@@ -349,3 +349,9 @@ def _spell(parts: dict[str, TensorScheme | None]) -> str:
 
 def _fail(text: str, at: int, why: str) -> NoReturn:
     raise SchemeError(f"{why}\n  {text}\n  {' ' * at}^")
+
+
+def input_scheme(spelling: str) -> TensorScheme | None:
+    """How a scheme of projections keeps their inputs; None where it leaves them in float, or is one of products."""
+    scheme = parse_scheme(spelling)
+    return scheme.input if isinstance(scheme, LinearScheme) else None

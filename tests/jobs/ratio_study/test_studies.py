@@ -12,20 +12,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from qarat.jobs.family_sweep.tables import budget_table, loss_table
-from qarat.jobs.ratio_study.ablations import best_of, windows_taken
+from qarat.jobs.family_sweep import budget_table, loss_table
+from qarat.jobs.ratio_study import best_of, windows_taken
 from qarat.jobs.search.job import SearchJob
 from qarat.stages.choose import trials
 from qarat.stages.laws.tables import read_table
 from qarat.testing import tiny_checkpoint
-from qarat.values.block_sizes import format_words, granularity_word, low_schemes, mean_block, with_block
-from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.origin import Provenance
-from qarat.values.records.ratios import RatioPlan, RatioReach, RatioStudy
+from qarat.values.records.ratios import FamilyPoint, FamilySweep, RatioPlan, RatioReach, RatioStudy
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.search import NOTHING, SearchCost, SearchResult
 from qarat.values.sites import Site
+from qarat.values.spellings import format_words, granularity_word, low_schemes, mean_block, with_block
 
 Qarat = Callable[..., Any]
 STUDY = [

@@ -24,7 +24,7 @@ import torch
 from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
-from qarat.jobs.bench import make_meter, specify
+from qarat.jobs.bench import MeterSpec, make_meter
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import GROUP, Runner, WorkGroups
 from qarat.jobs.runners.cluster import Actors, connected
@@ -139,7 +139,7 @@ def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
     named = [replace(plan, note=label) for plan, label in zip(plans, labels, strict=True)]
 
     victim = min(workers_of(runner)) if isinstance(getattr(runner, "_crew", None), Actors) else None
-    results = runner.map(specify(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), named)
+    results = runner.map(MeterSpec(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), named)
     found = dict([next(results)])
     if victim is not None:
         os.kill(victim, signal.SIGKILL)

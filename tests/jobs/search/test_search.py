@@ -18,9 +18,8 @@ from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.folder import Run
 from qarat.jobs.runners import open_runner
-from qarat.jobs.runners.here import Here
-from qarat.jobs.search.accuracy import check_tasks, reach_accuracy
-from qarat.jobs.search.chosen import plan_file
+from qarat.jobs.runners.base import Here
+from qarat.jobs.search.budgets import check_tasks, plan_file, reach_accuracy
 from qarat.jobs.search.job import SearchJob, search_plans
 from qarat.jobs.transforming import apply_again
 from qarat.model.model import Model, open_model

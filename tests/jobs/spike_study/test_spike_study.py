@@ -10,8 +10,7 @@ import pytest
 from qarat.ground.runtime import no_progress
 from qarat.jobs.folder import Run
 from qarat.jobs.spike_study.job import SpikeJob
-from qarat.jobs.spike_study.measuring import TOGETHER
-from qarat.jobs.spike_study.worlds import SpikeTokens
+from qarat.jobs.spike_study.worlds import TOGETHER, SpikeTokens
 from qarat.model.model import open_model
 from qarat.model.tokens import load_token_sets
 from qarat.stages.choose.trials import Answer, TrialLog

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from qarat.jobs.spike_study.verdicts import command, duels, inside, recommend, said_of, steadied, verdict_lines
+from qarat.jobs.spike_study.verdicts import command, duels, inside, outcome_of, recommend, steadied, verdict_lines
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, RuleSays, SpikeArm, SpikeStudy
@@ -49,17 +49,17 @@ def full() -> SpikeStudy:
 
 
 def test_protection_against_its_controls() -> None:
-    said = said_of(full(), INT8)
-    assert said is not None
-    assert said.restored == pytest.approx(0.9)
-    assert said.within == "yes"
-    assert (said.controls, said.beaten) == (2, 1)  # the second lies inside the interval
-    assert said.closest is not None
-    assert said.closest.label.startswith("random sites")
-    assert said.fp8 is not None
-    assert said.fp8.nats == pytest.approx(0.001)
-    assert said.fp8_within == "yes"
-    assert said_of(full(), INT6) is None
+    outcome = outcome_of(full(), INT8)
+    assert outcome is not None
+    assert outcome.restored == pytest.approx(0.9)
+    assert outcome.within == "yes"
+    assert (outcome.controls, outcome.beaten) == (2, 1)  # the second lies inside the interval
+    assert outcome.closest is not None
+    assert outcome.closest.label.startswith("random sites")
+    assert outcome.fp8 is not None
+    assert outcome.fp8.nats == pytest.approx(0.001)
+    assert outcome.fp8_within == "yes"
+    assert outcome_of(full(), INT6) is None
 
 
 def test_duels_know_who_wins() -> None:

@@ -10,7 +10,7 @@ from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.schemes import LinearScheme, parse_scheme
 from qarat.values.sites import Site

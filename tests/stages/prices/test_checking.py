@@ -14,8 +14,7 @@ from qarat.stages.prices.pricing import price
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.prices import NATS, Menu, MenuEntry, SiteMeasurements
-from qarat.values.records.protection import Trial
+from qarat.values.records.prices import NATS, Menu, MenuEntry, SiteMeasurements, Trial
 from qarat.values.records.scores import Evaluation
 from qarat.values.schemes import MatmulScheme, parse_scheme
 from qarat.values.sites import Site
@@ -161,12 +160,6 @@ def test_pairs_that_cannot_be_fitted_are_refused():
         fit_correction([(0.1, 0.3), (0.2, 0.2), (0.3, 0.1)])
     with pytest.raises(UserError, match="from 0 on"):
         fit_correction([(0.1, 0.1)]).apply(-1)
-
-
-def test_a_menu_that_only_ranks_is_not_taken_for_losses():
-    menu(1.0).require_nats("allocate")
-    with pytest.raises(UserError, match="cannot allocate by made-up: its prices are squared weight error"):
-        menu(1.0, unit="squared weight error").require_nats("allocate")
 
 
 def test_a_float_product_scheme_is_of_products():

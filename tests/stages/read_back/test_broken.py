@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qarat.jobs.verify import verify_against_run, verify_alone
+from qarat.jobs.verify import AgainstRun, verify
 from qarat.values.engines import ENGINES
 from qarat.values.records.verification import Finding, Verification
 
@@ -29,7 +29,7 @@ def the_one(verification: Verification, *texts: str) -> Finding:
 
 
 def test_the_good_folder_has_no_fault(made: Any) -> None:
-    verification = verify_alone(made.folder, CURRENT)
+    verification = verify(made.folder, CURRENT)
     assert grave(verification) == []
     assert verification.passed
     runs = {m.name: {run.engine: run.scheme for run in m.runs} for m in verification.modules}
@@ -61,15 +61,13 @@ def without_input_scales(state: dict[str, Tensor]) -> None:
 def test_class_target_before_fused_name(broken: Any) -> None:
     # llm-compressor #2730: up to 0.26 vLLM tried `Linear` before the parts of qkv_proj.
     folder = broken.config(default_group).tensors(without_input_scales).path
-    assert grave(verify_alone(folder, CURRENT[:2])) == []  # transformers, and vLLM since
-    found = the_one(verify_alone(folder, ["vllm-0.26"]), "though its own name says")
+    assert grave(verify(folder, CURRENT[:2])) == []  # transformers, and vLLM since
+    found = the_one(verify(folder, ["vllm-0.26"]), "though its own name says")
     assert found.severity == "error"
     assert found.modules == tuple(f"model.layers.{b}.self_attn.{p}_proj" for b in range(3) for p in "qkv")
     assert "target 'Linear' of group_2, for qkv_proj" in found.what
     # Where nobody asked for that version by name, it is only a warning.
-    said = [
-        f for f in verify_alone(folder).findings if "though its own name says" in f.what and "vllm-0.26" in f.engines
-    ]
+    said = [f for f in verify(folder).findings if "though its own name says" in f.what and "vllm-0.26" in f.engines]
     assert {f.severity for f in said} == {"warning"}
 
 
@@ -85,7 +83,7 @@ def overlapping(config: Config) -> None:
 
 
 def test_overlapping_patterns_are_decided_by_their_text_or_by_their_place(broken: Any) -> None:
-    verification = verify_alone(broken.config(overlapping).path, CURRENT)
+    verification = verify(broken.config(overlapping).path, CURRENT)
     assert the_one(verification, "overlapping targets").modules == ("model.layers.2.mlp.down_proj",)
     disagreement = the_one(verification, "engines disagree")
     assert disagreement.severity == "error"
@@ -100,7 +98,7 @@ def test_exact_name_after_a_pattern(broken: Any) -> None:
         groups = config["config_groups"]
         groups["group_0"]["targets"] = ["re:.*_proj$"]
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     # transformers prefers the exact name of group_1; vLLM takes what is listed first.
     assert the_one(verification, "engines disagree").modules == ("model.layers.2.mlp.down_proj",)
 
@@ -109,7 +107,7 @@ def test_group_that_matches_nothing(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_1"]["targets"] = ["model.layer.2.mlp.down_proj"]
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     assert the_one(verification, "group_1 matches no module: 'model.layer.2.mlp.down_proj'").severity == "error"
     lost = the_one(verification, "stored quantized (weight F8_E4M3, weight_scale F32), but no target")
     assert lost.modules == ("model.layers.2.mlp.down_proj",)
@@ -121,9 +119,7 @@ def test_target_that_matches_nothing(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_0"]["targets"].append("model.layers.9.mlp.down_proj")
 
-    found = the_one(
-        verify_alone(broken.config(change).path, CURRENT), "target 'model.layers.9.mlp.down_proj' of group_0"
-    )
+    found = the_one(verify(broken.config(change).path, CURRENT), "target 'model.layers.9.mlp.down_proj' of group_0")
     assert found.severity == "warning"
 
 
@@ -131,7 +127,7 @@ def test_target_in_two_groups(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_1"]["targets"].append(DOWN)
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     assert the_one(verification, f"target '{DOWN}' stands in several groups; engines take group_1").severity == "error"
 
 
@@ -139,7 +135,7 @@ def test_target_in_two_groups(broken: Any) -> None:
 
 
 def test_ignored_although_stored_quantized(broken: Any) -> None:
-    verification = verify_alone(broken.config(lambda c: c["ignore"].append(DOWN)).path, CURRENT)
+    verification = verify(broken.config(lambda c: c["ignore"].append(DOWN)).path, CURRENT)
     found = the_one(verification, f"but ignored by '{DOWN}': engines load the codes as if they were weights")
     assert found.modules == (DOWN,)
     assert found.engines == CURRENT
@@ -150,7 +146,7 @@ def test_ignore_with_a_wrong_prefix(broken: Any) -> None:
         config["ignore"] = ["lm_head", "layers.1.mlp.down_proj"]
         config["config_groups"]["group_0"]["targets"] = ["Linear"]
 
-    verification = verify_alone(broken.config(change).path, ["transformers"])
+    verification = verify(broken.config(change).path, ["transformers"])
     assert the_one(verification, "the entry 'layers.1.mlp.down_proj' of ignore matches no module").severity == "note"
     assert the_one(verification, "weight is F32, group_0 asks for I8").modules == ("model.layers.1.mlp.down_proj",)
 
@@ -158,13 +154,13 @@ def test_ignore_with_a_wrong_prefix(broken: Any) -> None:
 def test_ignore_by_part_of_a_name(broken: Any) -> None:
     # sglang #32736: a parent module in ignore took its children with it.
     folder = broken.config(lambda c: c["ignore"].append("model.layers.0.mlp")).path
-    assert grave(verify_alone(folder, CURRENT)) == []
-    found = the_one(verify_alone(folder, ["sglang-old"]), "ignored by 'model.layers.0.mlp'")
+    assert grave(verify(folder, CURRENT)) == []
+    found = the_one(verify(folder, ["sglang-old"]), "ignored by 'model.layers.0.mlp'")
     assert found.modules == (GATE, GATE.replace("gate", "up"), DOWN)
 
 
 def test_fused_module_ignored_in_part(broken: Any) -> None:
-    verification = verify_alone(broken.config(lambda c: c["ignore"].append(Q)).path, CURRENT)
+    verification = verify(broken.config(lambda c: c["ignore"].append(Q)).path, CURRENT)
     found = the_one(verification, "refused: qkv_proj is one module there, and ignore names some of its parts")
     assert "but not k_proj, v_proj" in found.what
     assert found.modules == (Q, K, V)
@@ -183,23 +179,23 @@ def test_fused_projections_with_other_schemes(broken: Any) -> None:
         state[f"{K}.weight"] = state[f"{K}.weight"].to(torch.float8_e4m3fn)
         del state[f"{K}.input_scale"]
 
-    verification = verify_alone(broken.config(change).tensors(to_float8).path, CURRENT)
+    verification = verify(broken.config(change).tensors(to_float8).path, CURRENT)
     found = the_one(verification, "tie broken: one module there, but its parts have other schemes")
     assert "q_proj w=int8/channel a=int8/tensor/static; k_proj w=e4m3/channel a=e4m3/token" in found.what
     assert found.modules == (Q, K, V)
     assert found.engines == ("vllm", "sglang")  # transformers fuses nothing
-    assert verify_alone(broken.path, ["transformers"]).passed
+    assert verify(broken.path, ["transformers"]).passed
 
 
 def test_fused_projections_with_other_input_scales(broken: Any) -> None:
     def change(state: dict[str, Tensor]) -> None:
         state[f"{K}.input_scale"] *= 2
 
-    verification = verify_alone(broken.tensors(change).path, CURRENT)
+    verification = verify(broken.tensors(change).path, CURRENT)
     found = the_one(verification, "tie broken: input scales of one fused module differ", "the engine takes the largest")
     assert found.modules == (Q, K, V)
     assert found.engines == ("vllm", "sglang")
-    assert verify_alone(broken.path, ["transformers"]).passed
+    assert verify(broken.path, ["transformers"]).passed
 
 
 # ---------------------------------------------------------------- formats and schemes
@@ -209,30 +205,30 @@ def test_mixed_precision_as_the_format_of_a_group(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_0"]["format"] = "mixed-precision"
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     assert the_one(verification, "group_0: format 'mixed-precision' belongs on top").severity == "error"
 
 
 def test_group_without_a_format_under_mixed_precision(broken: Any) -> None:
-    verification = verify_alone(broken.config(lambda c: c["config_groups"]["group_0"].pop("format")).path, CURRENT)
+    verification = verify(broken.config(lambda c: c["config_groups"]["group_0"].pop("format")).path, CURRENT)
     found = the_one(verification, "the format on top is 'mixed-precision', and group_0 has none of its own")
     assert found.engines == ("vllm", "sglang")  # transformers infers it
-    assert verify_alone(broken.path, ["transformers"]).passed
+    assert verify(broken.path, ["transformers"]).passed
 
 
 def test_sglang_loaded_mixed_precision_unquantized(broken: Any) -> None:
     folder = broken.path
-    found = the_one(verify_alone(folder, ["sglang-old"]), "loads unquantized, without a word")
+    found = the_one(verify(folder, ["sglang-old"]), "loads unquantized, without a word")
     assert found.severity == "error"
     assert len(found.modules) == 20
-    assert the_one(verify_alone(folder), "loads unquantized, without a word").severity == "warning"
+    assert the_one(verify(folder), "loads unquantized, without a word").severity == "warning"
 
 
 def test_static_token_strategy(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_1"]["input_activations"]["dynamic"] = False
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     assert the_one(verification, "group_1: input_activations: static token strategy").severity == "error"
 
 
@@ -240,7 +236,7 @@ def test_group_that_the_library_refuses(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_1"]["weights"]["observr"] = "minmax"
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     assert the_one(verification, "group_1: weights.observr: Extra inputs are not permitted").severity == "error"
 
 
@@ -252,18 +248,18 @@ def test_scheme_without_a_kernel(broken: Any) -> None:
         for name in [n for n in state if n.endswith("input_scale")]:
             del state[name]
 
-    verification = verify_alone(broken.config(change).tensors(strip).path, CURRENT)
+    verification = verify(broken.config(change).tensors(strip).path, CURRENT)
     text = "no kernel known for w=int8/channel a=int8/tensor/dynamic stored as int-quantized"
     found = {f.engines: f.severity for f in verification.findings if f.what == text}
     assert found == {("vllm",): "error", ("sglang",): "warning"}  # of SGLang not every kernel was read
-    assert verify_alone(broken.path, ["transformers"]).passed
+    assert verify(broken.path, ["transformers"]).passed
 
 
 def test_input_quantization_that_is_ignored(broken: Any) -> None:
     def change(config: Config) -> None:
         config["config_groups"]["group_1"]["input_activations"]["type"] = "int"
 
-    verification = verify_alone(broken.config(change).path, CURRENT)
+    verification = verify(broken.config(change).path, CURRENT)
     found = the_one(verification, "w=e4m3/channel a=int8/token: runs as fp8 weights, its input is left in float")
     assert found.engines == ("vllm", "sglang")
     assert found.severity == "warning"
@@ -271,22 +267,22 @@ def test_input_quantization_that_is_ignored(broken: Any) -> None:
 
 def test_int8_on_blackwell(made: Any) -> None:
     for name in ("turing", "ampere", "ada", "hopper"):
-        assert verify_alone(made.folder, ["vllm"], name).passed
-    found = the_one(verify_alone(made.folder, ["vllm"], "blackwell"), "int8 does not run on blackwell")
+        assert verify(made.folder, ["vllm"], name).passed
+    found = the_one(verify(made.folder, ["vllm"], "blackwell"), "int8 does not run on blackwell")
     assert found.severity == "error"
     assert len(found.modules) == 19
     assert "docs.vllm.ai" in found.remedy
 
 
 def test_fp8_on_ampere_is_weight_only(made: Any) -> None:
-    verification = verify_alone(made.folder, ["vllm"], "ampere")
+    verification = verify(made.folder, ["vllm"], "ampere")
     found = the_one(verification, "fp8 does not run on ampere, there is weights alone in low precision instead")
     assert found.severity == "warning"
-    assert the_one(verify_alone(made.folder, ["vllm"], "cpu"), "fp8 does not run on cpu").severity == "error"
+    assert the_one(verify(made.folder, ["vllm"], "cpu"), "fp8 does not run on cpu").severity == "error"
 
 
 def test_status_that_makes_transformers_take_codes_for_weights(broken: Any) -> None:
-    verification = verify_alone(broken.config(lambda c: c.update(quantization_status="frozen")).path, CURRENT)
+    verification = verify(broken.config(lambda c: c.update(quantization_status="frozen")).path, CURRENT)
     assert the_one(verification, "quantization_status is 'frozen'").engines == ("transformers",)
 
 
@@ -389,7 +385,7 @@ DAMAGED: dict[str, tuple[Change, str, str]] = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_tensors_that_are_not_as_declared(broken: Any, name: str) -> None:
     change, text, severity = DAMAGED[name]
-    found = the_one(verify_alone(broken.tensors(change).path, CURRENT), text)
+    found = the_one(verify(broken.tensors(change).path, CURRENT), text)
     assert found.severity == severity
 
 
@@ -405,8 +401,8 @@ BEYOND = {
 @pytest.mark.parametrize("key", BEYOND)
 def test_parts_of_the_config_that_are_not_followed(made: Any, broken: Any, key: str) -> None:
     folder = broken.config(lambda config: config.update({key: BEYOND[key]})).path
-    assert the_one(verify_alone(folder, CURRENT), f"{key} is set, which qarat does not follow").severity == "warning"
-    verification = verify_against_run(folder, made.run, made.plan, made.tokens, ["vllm"])
+    assert the_one(verify(folder, CURRENT), f"{key} is set, which qarat does not follow").severity == "warning"
+    verification = verify(folder, ["vllm"], against=AgainstRun(made.run, made.plan, made.tokens))
     if key == "kv_cache_scheme":
         assert verification.weights[0].equal == 21
     else:
@@ -416,7 +412,7 @@ def test_parts_of_the_config_that_are_not_followed(made: Any, broken: Any, key: 
 
 def test_parts_of_the_config_that_do_nothing(broken: Any) -> None:
     empty = {"kv_cache_scheme": None, "sparsity_config": {"format": "dense"}, "transform_config": {"config_groups": {}}}
-    assert not [f for f in verify_alone(broken.config(lambda c: c.update(empty)).path).findings if "follow" in f.what]
+    assert not [f for f in verify(broken.config(lambda c: c.update(empty)).path).findings if "follow" in f.what]
 
 
 def test_weights_alone_still_need_the_gpu(broken: Any) -> None:
@@ -424,6 +420,6 @@ def test_weights_alone_still_need_the_gpu(broken: Any) -> None:
         config["config_groups"]["group_1"]["input_activations"]["type"] = "int"
 
     folder = broken.config(change).path
-    verification = verify_alone(folder, ["vllm"], "cpu")
+    verification = verify(folder, ["vllm"], "cpu")
     assert the_one(verification, "its input is left in float").severity == "warning"
     assert the_one(verification, "fp8 weights does not run on cpu").severity == "error"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qarat.ground.errors import UserError
-from qarat.jobs.verify import LOGITS_LIMIT, verify_against_run
+from qarat.jobs.verify import LOGITS_LIMIT, AgainstRun, verify
 from qarat.model.model import open_model
 from qarat.stages.export.base import export_model
 from qarat.stages.observe import observe
@@ -25,7 +25,7 @@ STRANGER = Path(__file__).parents[2] / "data" / "llmcompressor-int8-fp8"
 
 
 def verified(made: Any, folder: Path, **more: Any) -> Verification:
-    return verify_against_run(folder, made.run, made.plan, made.tokens, ["transformers", "vllm"], **more)
+    return verify(folder, ["transformers", "vllm"], against=AgainstRun(made.run, made.plan, made.tokens), **more)
 
 
 def errors(verification: Verification) -> list[str]:
@@ -121,7 +121,7 @@ def test_a_model_of_another_shape(made: Any, tmp_path: Path) -> None:
     model = open_model(str(other))
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float")
     with pytest.raises(UserError, match="models of different shapes"):
-        verify_against_run(made.folder, quantize(model, plan), plan, made.tokens)
+        verify(made.folder, against=AgainstRun(quantize(model, plan), plan, made.tokens))
 
 
 SCHEMES = {
@@ -152,16 +152,14 @@ def test_our_own_exports_pass(made: Any, tmp_path: Path, scheme: str) -> None:
     run = quantize(model, plan, stats)
     export_model(run, plan, tmp_path / "out", "compressed-tensors")
     engines = ["transformers"] if scheme in NO_KERNEL else []
-    verification = verify_against_run(tmp_path / "out", run, plan, made.tokens, engines)
+    verification = verify(tmp_path / "out", engines, against=AgainstRun(run, plan, made.tokens))
     assert errors(verification) == []
     assert verification.weights[0].largest <= SCHEMES[scheme]
     assert verification.logits[0].relative <= LOGITS_LIMIT
 
 
 def test_a_folder_of_llm_compressor_s() -> None:
-    from qarat.jobs.verify import verify_alone
-
-    verification = verify_alone(STRANGER, ["transformers", "vllm", "sglang"])
+    verification = verify(STRANGER, ["transformers", "vllm", "sglang"])
     assert [f.what for f in verification.findings if f.severity != "note"] == []
     runs = {m.name: {run.scheme for run in m.runs} for m in verification.modules}
     assert runs[DOWN] == {"w=int8/channel a=int8/tensor/static"}
@@ -172,11 +170,9 @@ def test_a_folder_of_llm_compressor_s() -> None:
 
 def test_autoround_s_negative_scales_are_no_fault() -> None:
     """What AutoRound makes: scales of either sign, so that the lowest code is used."""
-    from qarat.jobs.verify import verify_alone
-
     folder = STRANGER.parent / "autoround-int8"
     assert (load_file(folder / "model.safetensors")[f"{DOWN}.weight_scale"] < 0).any()
-    verification = verify_alone(folder, ["transformers", "vllm", "sglang"])
+    verification = verify(folder, ["transformers", "vllm", "sglang"])
     assert [f.what for f in verification.findings if f.severity != "note"] == []
     assert any("scales are negative" in f.what for f in verification.findings)
     runs = {m.name: {run.scheme for run in m.runs} for m in verification.modules}

@@ -16,7 +16,7 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.stages.read_back.readback import logits_of
-from qarat.stages.transforms import TRANSFORMS, choose, hadamard, parse_transform, smooth
+from qarat.stages.transforms import TRANSFORMS, hadamard, parse_transform, smooth
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.testing.extensions import check_transform
 from qarat.values.fingerprints import source_of
@@ -245,11 +245,6 @@ def test_the_folder_is_the_registry():
 def test_auto_leaves_the_strength_to_be_chosen():
     assert parse_transform("smooth/0.5").choices == ()
     assert parse_transform("smooth/auto/all").choices == tuple(f"smooth/{a:g}/all" for a in smooth.STRENGTHS)
-
-
-def test_choosing_takes_the_least_and_the_first_of_equals():
-    losses = {"a": 2.0, "b": 1.0, "c": 1.0}
-    assert choose(list(losses), losses.__getitem__) == ("b", losses)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ from qarat.testing import tiny_checkpoint, tiny_documents
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
-from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Evaluation, ZeroShot
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest

@@ -46,7 +46,7 @@ from qarat.values.plans import Plan
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import parse_scheme

@@ -7,8 +7,7 @@ from rich.console import Console, RenderableType
 
 from qarat.surfaces.terminal import render, render_all
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.prices import NATS, ComparedSite, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Trial
+from qarat.values.records.prices import NATS, ComparedSite, MetricCheck, SiteMeasurements, Trial
 
 PROVENANCE = Provenance("0123456789abcdef" * 4, "t" * 64, "windows-8-bos", {})
 

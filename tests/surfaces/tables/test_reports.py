@@ -15,7 +15,7 @@ from qarat.surfaces.tables.html import part_html, record_html
 from qarat.surfaces.tables.reports import _KINDS, report_of  # pyright: ignore[reportPrivateUsage]
 from qarat.values.records.files import Record
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.protection import Protection, Trial
+from qarat.values.records.prices import Protection, Trial
 
 
 def test_every_record_has_a_report_and_every_report_a_function() -> None:

@@ -19,8 +19,7 @@ from qarat.values.plans import Plan, assign
 from qarat.values.records import files
 from qarat.values.records.files import Record, content_hash, decode_record, describe_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.prices import NATS, Menu, MenuEntry
-from qarat.values.records.protection import Protection, Trial
+from qarat.values.records.prices import NATS, Menu, MenuEntry, Protection, Trial
 from qarat.values.records.scores import Continuations, Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
 from qarat.values.sites import Site

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from qarat.ground.errors import UserError
-from qarat.jobs.runners.base import Runner
+from qarat.jobs.runners.base import Here, Runner
 from qarat.jobs.runners.cluster import Actors, connected
-from qarat.jobs.runners.here import Here
 from qarat.jobs.runners.pool import Pool
 from qarat.jobs.runners.processes import Processes
 

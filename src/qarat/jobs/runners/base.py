@@ -1,4 +1,4 @@
-"""What every runner agrees on: the `map` protocol, what a worker does, and how items are handed out."""
+"""What every runner agrees on: `map`, what a worker does, how items are handed out; and the runner of this process."""
 
 from __future__ import annotations
 
@@ -89,6 +89,34 @@ class WorkGroups:
     def give_back(self, group: WorkGroup) -> None:
         """Take back a group whose worker was lost."""
         self._lost.append(group._replace(losses=group.losses + 1))
+
+
+class Here:
+    """Works in this process; nothing is pickled.
+
+    Attributes:
+        share: 1.
+    """
+
+    def __init__(self) -> None:
+        self.share = 1
+        self._make: Callable[[], Any] | None = None
+        self._work: Work[Any, Any] | None = None
+
+    def map(
+        self, make: Callable[[], Work[T, R]], items: Sequence[T], *, progress: Progress = no_progress
+    ) -> Iterator[tuple[int, R]]:
+        """As `Runner.map`; what ``make`` or its work raises comes as it is."""
+        if make is not self._make or self._work is None:
+            self._work = None
+            self._work, self._make = make(), make
+        groups = WorkGroups(len(items), workers=1)
+        progress(STAGE, 0, len(items))
+        while groups:
+            indices = groups.take().indices
+            results = self._work([items[i] for i in indices])
+            progress(STAGE, indices.stop, len(items))
+            yield from zip(indices, results, strict=True)
 
 
 class Done(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -13,12 +14,10 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
-from qarat.jobs.folder import Run, result_of
+from qarat.jobs.folder import DAMAGE, PROFILE, Run, result_of
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.runners import open_runner
-from qarat.jobs.search.accuracy import Scores, check_tasks, reach_accuracy
-from qarat.jobs.search.chosen import choice_of, correction_of, plan_file
-from qarat.jobs.steps import DAMAGE, PROFILE
+from qarat.jobs.search.budgets import Scores, check_tasks, choice_of, correction_of, plan_file, reach_accuracy
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet, check_disjoint
@@ -87,9 +86,7 @@ class SearchJob:
     @property
     def static(self) -> bool:
         """Whether any scale comes from stats, so that the model has to be profiled."""
-        return any(is_static(scheme) for option in self.space.options for scheme in option) or any(
-            is_static(a.scheme) for a in self.space.base.assignments
-        )
+        return any(map(is_static, (*chain(*self.space.options), *self.space.base.schemes.values())))
 
     @property
     def key(self) -> dict[str, object]:
@@ -109,7 +106,9 @@ class SearchJob:
         """Do every step that is not done yet, and put the folder into place."""
         whole = self.key
         key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
-        stats = PROFILE.make(run, key, self._profile) if self.static else None
+        stats = None
+        if self.static:
+            stats = PROFILE.make(run, key, lambda: observe(self.model, self.calibration, progress=self.progress))
         before = [PROFILE] if self.static else []
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
@@ -138,9 +137,6 @@ class SearchJob:
             axis=request.axis,
         )
 
-    def _profile(self) -> ActivationStats:
-        return observe(self.model, self.calibration, progress=self.progress)
-
     def _price(self, stats: ActivationStats | None) -> Menu:
         metric, seed = self.request.metric, self.setting.seed
         return price(
@@ -150,7 +146,7 @@ class SearchJob:
     @property
     def priced_schemes(self) -> list[Scheme]:
         """Every scheme of the options, float left out, each once."""
-        schemes = dict.fromkeys(scheme for option in self.space.options for scheme in option)
+        schemes = dict.fromkeys(chain(*self.space.options))
         return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
 
     def _search(self, run: Run, stats: ActivationStats | None, menu: Menu | None) -> None:
@@ -167,8 +163,24 @@ class SearchJob:
         driver.run(self.strategy, self._goal(space, menu))
         reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
         float_report, reached = self._on_report(run, stats, space, driver, reached)
-        cost = SearchCost(self._pricing_cost(), measurer.forwards)
-        write_whole(run.path(RESULT), encode_record(self._result(space, driver, menu, float_report, reached, cost)))
+        result = SearchResult(
+            driver.float_loss.provenance,
+            self.request.strategy,
+            self.request.metric if menu is not None else "",
+            self.request.granularity,
+            self.request.basis,
+            space.axis,
+            self.schemes,
+            tuple(unit.label for unit in space.units),
+            content_hash(space.base),
+            driver.float_loss,
+            float_report,
+            tuple(driver.trials),
+            tuple(reached),
+            SearchCost(self._pricing_cost(), measurer.forwards),
+            correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
+        )
+        write_whole(run.path(RESULT), encode_record(result))
         for budget, outcome in zip(self.request.budgets, reached, strict=True):
             plan = space.plan(choice_of(parse_budget(budget), outcome, driver.trials, space), budget)
             write_whole(run.path(plan_file(budget)), encode_record(msgspec.structs.replace(plan, note=outcome.verdict)))
@@ -189,34 +201,6 @@ class SearchJob:
             curve,
             scores(budget.task, driver.float_plan, "float"),
             lambda trial: scores(budget.task, space.plan(trial.choice, budget.spelling), trial.label),
-        )
-
-    def _result(
-        self,
-        space: Space,
-        driver: Driver,
-        menu: Menu | None,
-        float_report: Evaluation,
-        reached: Sequence[Reached],
-        cost: SearchCost,
-    ) -> SearchResult:
-        request = self.request
-        return SearchResult(
-            driver.float_loss.provenance,
-            request.strategy,
-            request.metric if menu is not None else "",
-            request.granularity,
-            request.basis,
-            space.axis,
-            self.schemes,
-            tuple(u.label for u in space.units),
-            content_hash(space.base),
-            driver.float_loss,
-            float_report,
-            tuple(driver.trials),
-            tuple(reached),
-            cost,
-            correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
         )
 
     def _goal(self, space: Space, menu: Menu | None) -> Goal:

@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 
 from qarat.ground.disk import hash_json, write_whole
-from qarat.jobs.folder import Run
+from qarat.jobs.folder import MENU, STATS, Run
 from qarat.jobs.search.job import KIND, RESULT, TRIALS, SearchJob
-from qarat.jobs.steps import MENU, STATS
 from qarat.values.records.files import decode_record
 from qarat.values.records.ratios import RatioPlan, RatioReach
 from qarat.values.records.search import Reached, SearchResult
@@ -78,7 +77,7 @@ def chosen_plan(result: SearchResult, reached: Reached) -> RatioPlan:
 
 def reach_of(result: SearchResult, budget: str) -> RatioReach:
     """What a loss budget of a search reaches."""
-    reached = next(r for r in result.reached if r.budget == budget)
+    reached = result.budget(budget)
     return RatioReach(budget, chosen_plan(result, reached), reached.low, reached.high)
 
 

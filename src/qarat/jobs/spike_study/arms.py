@@ -13,7 +13,7 @@ from qarat.values.records.spike_study import MAIN
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PROTECTIONS
 from qarat.values.requests.spike_study import Method, Setting
-from qarat.values.schemes import FLOAT, LinearScheme, parse_scheme
+from qarat.values.schemes import FLOAT, input_scheme
 from qarat.values.sites import Site, short_name
 from qarat.values.units import make_units
 
@@ -59,13 +59,11 @@ def protection_arms(setting: Setting, sites: tuple[str, ...]) -> Iterator[Planne
     """
     low = setting.low
     yield PlannedArm(MAIN, "naive", NAIVE, low, low)
-    if not sites:
-        return
-    yield PlannedArm(MAIN, "protection", PROTECTED, low, low, sites)
-    for name, label in PROTECTED_IN.items():
-        yield PlannedArm(MAIN, "protection", label, low, low, sites, PROTECTIONS[name])
     # QFeM's code keeps the weight low and frees the activation alone (arXiv 2405.14428).
-    yield PlannedArm(MAIN, "protection", INPUTS, low, low, sites, low.partition(" ")[0])
+    formats = {label: PROTECTIONS[name] for name, label in PROTECTED_IN.items()}
+    kept = {PROTECTED: FLOAT, **formats, INPUTS: low.partition(" ")[0]}
+    for label, protection in kept.items() if sites else ():
+        yield PlannedArm(MAIN, "protection", label, low, low, sites, protection)
 
 
 def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site], seeds: int) -> Iterator[PlannedArm]:
@@ -79,23 +77,22 @@ def control_arms(setting: Setting, sites: tuple[str, ...], every: Sequence[Site]
     """
     if not sites:
         return
-
-    def arm(label: str, chosen: Sequence[str]) -> PlannedArm:
-        return PlannedArm(MAIN, "control", label, setting.low, setting.low, tuple(chosen))
-
     leaves = [s.leaf for name in sites for s in every if s.name == name]
     others = [s for s in every if s.name not in sites]
-    same = _draw_kinds(others, leaves, seeds)
-    for number, chosen in enumerate(same, 1):
-        yield arm(f"{SAME_KIND} {number}: {', '.join(map(short_name, chosen))}", chosen)
     least = sum(s.parameters for s in every if s.name in sites)
     # Others of a model that is mostly protected may have fewer parameters together.
     much = "at least as many" if sum(s.parameters for s in others) >= least else "fewer"
-    for number, chosen in enumerate(_draw_parameters(others, least, seeds, same), 1):
-        yield arm(f"{ANY_KIND} of {much} parameters {number}: {', '.join(map(short_name, chosen))}", chosen)
-    yield arm(EVERY_DOWN, [s.name for s in every if s.leaf == "down_proj"])
-    ends = {every[0].block, every[-1].block}
-    yield arm(ENDS, [s.name for s in every if s.block in ends])
+    same = _draw_kinds(others, leaves, seeds)
+    drawn = {SAME_KIND: same, f"{ANY_KIND} of {much} parameters": _draw_parameters(others, least, seeds, same)}
+    controls = {
+        f"{kind} {number}: {', '.join(map(short_name, chosen))}": chosen
+        for kind, draws in drawn.items()
+        for number, chosen in enumerate(draws, 1)
+    }
+    controls[EVERY_DOWN] = tuple(s.name for s in every if s.leaf == "down_proj")
+    controls[ENDS] = tuple(s.name for s in every if s.block in (every[0].block, every[-1].block))
+    for label, chosen in controls.items():
+        yield PlannedArm(MAIN, "control", label, setting.low, setting.low, chosen)
 
 
 def _draw_kinds(others: Sequence[Site], leaves: Sequence[str], seeds: int) -> list[tuple[str, ...]]:
@@ -206,9 +203,7 @@ def rank_sites(order: str, setting: Setting, stats: ActivationStats, menu: Menu,
     """
     if order == "damage":
         return [name for unit in rank_by_damage(make_units(every), menu.damages(setting.low)) for name in unit.sites]
-    low = parse_scheme(setting.low)
-    assert isinstance(low, LinearScheme)
-    scheme = low.input
+    scheme = input_scheme(setting.low)
     assert scheme is not None  # every setting has inputs
 
     def badness(site: Site) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -12,30 +13,10 @@ from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
 from qarat.jobs.estimates import CHOOSING_FORWARDS, price_forwards
-from qarat.jobs.folder import Run, result_of
+from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, read_manifest, result_of
 from qarat.jobs.protecting import draft_plan, find_plan, profile
-from qarat.jobs.spike_study.arms import (
-    PlannedArm,
-    control_arms,
-    method_arms,
-    order_arms,
-    protection_arms,
-    rank_sites,
-    world_arms,
-)
-from qarat.jobs.spike_study.measuring import WorldMeter
-from qarat.jobs.spike_study.worlds import (
-    COLUMNS,
-    OTHER,
-    PREFIX,
-    SpikeTokens,
-    World,
-    Worlds,
-    bos_world,
-    choose_strengths,
-    note_on,
-)
-from qarat.jobs.steps import CONTINUE, DAMAGE, PROFILE, PROTECT, Step
+from qarat.jobs.spike_study import arms, worlds
+from qarat.jobs.spike_study.arms import PlannedArm
 from qarat.model.model import Model
 from qarat.model.prefixes import shared_front
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
@@ -45,26 +26,23 @@ from qarat.stages.spikes import RULES, find_spikes
 from qarat.stages.transforms import parse_transform
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.plans import Plan
-from qarat.values.records.files import content_hash, encode_record
+from qarat.values.records.files import Record, content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
 from qarat.values.records.spike_study import MAIN, Left, RuleSays, SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests import spike_study as asking
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, input_scheme, parse_scheme
 
 KIND = "spike-study"
 RESULT = result_of(KIND)
 _NEW_PART = 0.7  # of an arm's blocks, what no other arm has computed; seen with eight blocks
-SMOOTH = Step[dict[str, dict[str, str]]]("smooth", ("strengths.json",), dict[str, dict[str, str]])
 STEPS: dict[str, tuple[str, ...]] = {
-    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, CONTINUE, SMOOTH, COLUMNS)
+    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, CONTINUE, worlds.SMOOTH, worlds.COLUMNS)
 }
 """What each step in front of the arms writes, in the order they are done."""
-FOUND_WITH = (*PROFILE.files, *DAMAGE.files, *PROTECT.files)
-"""What the protected sites were found with, beside the result."""
-SHOWN_WITH = (*FOUND_WITH, *CONTINUE.files)
-"""What is shown beside the result."""
+SHOWN_WITH = (*PROFILE.files, *DAMAGE.files, *PROTECT.files, *CONTINUE.files)
+"""What is shown beside the result: what the protected sites were found with, and texts."""
 _WHOLE = 4_000_000_000  # bytes of blocks up to which a study generates; arms need one block at a time
 
 
@@ -90,7 +68,7 @@ class SpikeJob:
     def __init__(
         self,
         model: Model,
-        tokens: SpikeTokens,
+        tokens: worlds.SpikeTokens,
         request: asking.SpikeRequest,
         *,
         name: str,
@@ -141,29 +119,31 @@ class SpikeJob:
         )
         extent, methods = self.extent, self.methods
         tried = sum(len(parse_transform(m.transform).choices) for m in methods.values() if m.transform)
-        worlds = 2 * len(self.tokens.bos) + len(extent.compared) * 4
+        elsewhere = 2 * len(self.tokens.bos) + len(extent.compared) * 4
         against = sum(m.fits(s) for m in methods.values() for s in extent.compared)
-        arms = len(extent.settings) * (8 + 2 * extent.few) + 2 * against
-        arms += len(extent.rich) * len(self.request.asked_orders) * (len(extent.counts) - 1)
+        tried_arms = len(extent.settings) * (8 + 2 * extent.few) + 2 * against
+        tried_arms += len(extent.rich) * len(self.request.asked_orders) * (len(extent.counts) - 1)
         return {
             "profile": calibration,
             "damage": price_forwards(len(extent.rich)) * selection,
             "plan": CHOOSING_FORWARDS * selection,
             "continue": 3 * new_tokens(self.model),
             "smooth": tried * (calibration + len(extent.compared) * selection),
-            "arms": (arms + worlds) * _NEW_PART * report + worlds * calibration,
+            "arms": (tried_arms + elsewhere) * _NEW_PART * report + elsewhere * calibration,
         }
 
     def execute(self, run: Run) -> SpikeStudy:
         """Do every step that is not done yet, and put the folder into place."""
         ground = self._find_sites(run)
         self._continue(run, ground)
-        planned, left = self._planned_arms(ground, self._strengths(run, ground.stats))
-        worlds = Worlds(self.model, self.tokens, ground.stats, self._key(), self.progress)
-        notes = worlds.columns(run, dict.fromkeys(a.scheme for a in planned))
+        every = worlds.Worlds(self.model, self.tokens, ground.stats, self._key(), self.progress)
+        autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
+        strengths = every.strengths(run, autos, [setting.low for setting in self.extent.compared])
+        planned, left = self._planned_arms(ground, strengths)
+        notes = every.columns(run, dict.fromkeys(a.scheme for a in planned))
         study = self._blank(ground, (*self.tokens.left, *left))
         for world in dict.fromkeys(a.world for a in planned):
-            study = self._measure(run, study, worlds.open(run, world), world, planned, notes)
+            study = self._measure(run, study, every.open(run, world), planned, notes)
         run.step("study", content_hash(study), [RESULT], lambda: write_whole(run.path(RESULT), encode_record(study)))
         run.finish()
         return study
@@ -198,7 +178,7 @@ class SpikeJob:
         """The same prompt under float, naive and planned."""
         report, prompt = self.tokens.report, prompt_of(self.model, self.tokens.report)
         stats, sites = ground.stats, ground.sites
-        low = World(self.model, stats, report, MAIN).plan(asking.MAIN.low, content_hash(stats))
+        low = worlds.World(MAIN, self.model, stats, report).plan(asking.MAIN.low)
         models = {"float": lambda: self.model, "naive": lambda: quantize(self.model, low, stats)}
         if sites:
             plan = low.with_schemes(dict.fromkeys(sites, LinearScheme()), "protected")
@@ -214,19 +194,6 @@ class SpikeJob:
         """Whether the model is not to be held in one piece; by its size alone, so that memory changes no result."""
         return self.model.block_bytes() * self.model.blocks > _WHOLE
 
-    def _strengths(self, run: Run, stats: ActivationStats) -> dict[str, dict[str, str]]:
-        """Smoothing as it was chosen: method to low scheme to the transform's spelling."""
-        autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
-        lows = [s.low for s in self.extent.compared]
-
-        def choose() -> dict[str, dict[str, str]]:
-            return {
-                name: choose_strengths(self.model, stats, auto, lows, self.tokens, self.progress)
-                for name, auto in autos.items()
-            }
-
-        return SMOOTH.make(run, [self._key(), autos, lows], choose, [PROFILE])
-
     def _planned_arms(
         self, ground: Groundwork, strengths: dict[str, dict[str, str]]
     ) -> tuple[list[PlannedArm], list[Left]]:
@@ -236,22 +203,22 @@ class SpikeJob:
         left = list(self.unfit)
         for setting in self.extent.settings:
             rich = setting in self.extent.rich
-            planned += protection_arms(setting, sites)
-            planned += control_arms(setting, sites, self.every, self.extent.seeds if rich else self.extent.few)
+            planned += arms.protection_arms(setting, sites)
+            planned += arms.control_arms(setting, sites, self.every, self.extent.seeds if rich else self.extent.few)
             for order in self.request.asked_orders if rich else ():
-                ranked = rank_sites(order, setting, stats, menu, self.every)
-                planned += order_arms(setting, order, ranked, self.extent.counts)
+                ranked = arms.rank_sites(order, setting, stats, menu, self.every)
+                planned += arms.order_arms(setting, order, ranked, self.extent.counts)
             for name, method in self.methods.items() if setting in self.extent.compared else ():
                 if not method.fits(setting) or (method.prefix and not shared_front(self.tokens.calibration)):
                     continue
-                world = PREFIX if method.prefix else strengths.get(name, {}).get(setting.low, method.transform)
-                planned += method_arms(setting, name, method, world or MAIN, sites)
+                world = worlds.PREFIX if method.prefix else strengths.get(name, {}).get(setting.low, method.transform)
+                planned += arms.method_arms(setting, name, method, world or MAIN, sites)
         for setting in (asking.MAIN, asking.TWIN):
             for rule in self.tokens.bos:
-                planned += world_arms(setting, "bos", bos_world(rule), sites)
+                planned += arms.world_arms(setting, "bos", worlds.bos_world(rule), sites)
             if self.tokens.other is not None:
-                planned += world_arms(setting, "calibration", OTHER, sites)
-        if not shared_front(self.tokens.calibration) and PREFIX in self.methods:
+                planned += arms.world_arms(setting, "calibration", worlds.OTHER, sites)
+        if not shared_front(self.tokens.calibration) and worlds.PREFIX in self.methods:
             left.append(Left("the prefix", "windows do not begin with the same token; give `bos` each"))
         if self._too_large():
             left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
@@ -262,9 +229,8 @@ class SpikeJob:
     def _blank(self, ground: Groundwork, left: Sequence[Left]) -> SpikeStudy:
         """The study before its first arm."""
         report, selection = self.tokens.report, self.tokens.selection
-        low = parse_scheme(asking.MAIN.low)
-        assert isinstance(low, LinearScheme)
-        verdicts = [find_spikes(ground.stats, rule, low.input) for rule in RULES]
+        low = input_scheme(asking.MAIN.low)
+        verdicts = [find_spikes(ground.stats, rule, low) for rule in RULES]
         budget = parse_loss_budget(self.request.budget)
         return SpikeStudy(
             self.model.provenance(report.fingerprint, report.convention), self.name, selection.fingerprint,
@@ -273,35 +239,43 @@ class SpikeJob:
         )  # fmt: skip
 
     def _measure(
-        self,
-        run: Run,
-        study: SpikeStudy,
-        world: World,
-        name: str,
-        planned: Sequence[PlannedArm],
-        columns: dict[str, str],
+        self, run: Run, study: SpikeStudy, world: worlds.World, planned: Sequence[PlannedArm], columns: dict[str, str]
     ) -> SpikeStudy:
         """The study with the arms of one more world; what there is lies in the folder, so that a kill loses little."""
-        meter = WorldMeter(run, world)
+        meter = worlds.WorldMeter(run, world)
         floats = dict(study.floats)
         if world.tokens not in floats:
             floats[world.tokens] = meter.float_loss()
-        here = [a for a in planned if a.world == name]
-        notes = {a.name: columns.get(a.scheme, "") or note_on(name, world, study.sites) for a in here}
-        progress = functools.partial(_of_world, self.progress, name)
+        here = [a for a in planned if a.world == world.name]
+        notes = {a.name: columns.get(a.scheme, "") or world.arm_note(study.sites) for a in here}
         names = [a.name for a in planned]
         before = study.arms
-        for measured in meter.measure(here, notes, progress):
-            arms = {arm.name: arm for arm in (*before, *measured)}
+        for measured in meter.measure(here, notes, self.progress):
+            known = {arm.name: arm for arm in (*before, *measured)}
             study = msgspec.structs.replace(
                 study,
                 floats=floats,
-                arms=tuple(arms[n] for n in names if n in arms),
-                missing=tuple(n for n in names if n not in arms),
+                arms=tuple(known[n] for n in names if n in known),
+                missing=tuple(n for n in names if n not in known),
             )
             write_whole(run.path(RESULT), encode_record(study))
         return study
 
 
-def _of_world(progress: Progress, world: str, stage: str, done: int, total: int) -> None:
-    progress(f"{stage}: {world}", done, total)
+def read_study(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
+    """The records of a study by file name, its result first, and what it has not come to.
+
+    Args:
+        folder: Of a study, finished or not.
+
+    Raises:
+        UserError: If there is none, or a file is damaged.
+    """
+    done = read_manifest(folder).steps
+    records: dict[str, Record] = {}
+    missing = (*(step for step in STEPS if step not in done), "every arm")
+    if (folder / RESULT).is_file():
+        study = records[RESULT] = decode_record(folder / RESULT, SpikeStudy)
+        missing = (study.missing_words,) if study.missing else ()
+    names = [name for step in STEPS if step in done for name in done[step] if name in SHOWN_WITH]
+    return records | {name: decode_record(folder / name) for name in names}, missing

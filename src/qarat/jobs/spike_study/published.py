@@ -21,13 +21,13 @@ class PublishedResult(NamedTuple):
 
     Attributes:
         model: Checkpoint, as models are commonly named.
-        what: PublishedResult and scheme.
+        quantity: Which figure it is, and of which scheme.
         value: As printed.
         source: Whose, and where it was read.
     """
 
     model: str
-    what: str
+    quantity: str
     value: str
     source: str
 

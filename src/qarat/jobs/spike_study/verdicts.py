@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+from itertools import chain
 from typing import Literal, NamedTuple
-
-import msgspec
 
 from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 from qarat.values.records.origin import Difference, Z
@@ -16,23 +15,28 @@ from qarat.values.sites import short_name
 FP8_MARGIN = 0.002  # of perplexity: within so much, FP8 is taken to be as good as float
 _SLACK = 0.05  # of the twin's naive loss; a gain below it is not worth a dearer remedy
 
-
 Inside = Literal["yes", "estimate only", "no"]
 _INSIDE = {"yes": "within {}", "estimate only": "not shown within {} (the estimate is)", "no": "not within {}"}
+_WINNERS = {
+    "protection": "protection beats",
+    "equal within error": "equal within error are",
+    "method": "protection is beaten by",
+    "no error known": "without a known error are",
+}
+"""Of a `Duel`, with the verb that leads to its methods."""
 
 
-class SettingSays(msgspec.Struct, frozen=True):
-    """What the arms of one setting say of protection.
+class SettingOutcome(NamedTuple):
+    """What the arms of one setting come to.
 
     Attributes:
         setting: Low scheme.
         naive: Loss over float.
         protected: Loss over float.
         restored: Share of naive's loss that protection gives back; NaN where naive loses nothing.
-        within: Whether protection keeps the budget (`inside`).
+        within: Whether protection keeps the budget.
         controls: Random controls.
-        beaten: Of those, how many protection beats: the control lies above its 95 % interval, and the interval of their
-            paired difference above 0.
+        beaten: Of those, how many lie above protection's 95 % interval, and the paired difference's above 0.
         closest: The random control that loses least; None where there is none.
         fp8: How much E4M3 loses over float protection; None where it was not measured.
         fp8_within: Whether that is within `FP8_MARGIN` of perplexity, in either direction (`inside`).
@@ -67,7 +71,7 @@ class Duel(NamedTuple):
 
     @property
     def winner(self) -> str:
-        """``protection``, ``method``, or ``equal within error``; ``no error known`` where one source gives none."""
+        """A key of `_WINNERS`; ``no error known`` where one source gives none."""
         if math.isnan(self.over.standard_error):
             return "no error known"
         low, high = self.over.interval
@@ -75,20 +79,23 @@ class Duel(NamedTuple):
 
 
 class Steadied(NamedTuple):
-    """A remedy for 6 bits.
+    """A remedy for 6 bits: the arm behind it, and its loss over float."""
 
-    Attributes:
-        remedy: Bits, what shares a weight's and an input's scale, and what is done beside.
-        arm: The arm behind it.
-        loss: Over float.
-        effort: What it costs to run, smaller is cheaper: 0 nothing, 1 weights in float or a prefix kept, 2 scales found
-            at run time, 3 a rotation or float columns at run time.
-    """
-
-    remedy: str
     arm: SpikeArm
     loss: Difference
-    effort: int
+
+    @property
+    def remedy(self) -> str:
+        """Bits, what shares a weight's and an input's scale, and what is done beside."""
+        return f"{brief_setting(self.arm.scheme)}: {self.arm.label}"
+
+    @property
+    def effort(self) -> int:
+        """Cost at run time: 0 nothing, 1 float weights or a prefix, 2 scales found, 3 a rotation or float columns."""
+        arm = self.arm
+        if "outliers" in arm.scheme or "hadamard" in arm.transforms:
+            return 3
+        return 2 if "static" not in arm.scheme else 1 if arm.protected or arm.prefix else 0
 
 
 def inside(loss: Difference, high: float, low: float = -math.inf) -> Inside:
@@ -106,8 +113,8 @@ def inside(loss: Difference, high: float, low: float = -math.inf) -> Inside:
     return "yes" if all(low <= end <= high for end in loss.interval) else "estimate only"
 
 
-def said_of(study: SpikeStudy, setting: str) -> SettingSays | None:
-    """What a setting's arms say; None where nothing was protected in it."""
+def outcome_of(study: SpikeStudy, setting: str) -> SettingOutcome | None:
+    """What a setting's arms come to; None where nothing was protected in it."""
     naive, protected = study.find(setting, NAIVE), study.find(setting, PROTECTED)
     if naive is None or protected is None:
         return None
@@ -117,7 +124,7 @@ def said_of(study: SpikeStudy, setting: str) -> SettingSays | None:
     beaten = [a for a in controls if study.over_float(a).nats > high and study.over(a, protected).interval[0] > 0]
     e4m3 = study.find(setting, PROTECTED_IN["fp8"])
     fp8 = None if e4m3 is None else study.over(e4m3, protected)
-    return SettingSays(
+    return SettingOutcome(
         setting,
         lost,
         kept,
@@ -159,7 +166,7 @@ def steadied(study: SpikeStudy) -> tuple[Steadied, ...]:
         )
     ]
     # Methods with a scheme for inputs of their own are the same arm in several settings.
-    results = {_remedy(arm): Steadied(_remedy(arm), arm, study.over_float(arm), _effort(arm)) for arm in tried}
+    results = {steady.remedy: steady for steady in (Steadied(arm, study.over_float(arm)) for arm in tried)}
     return tuple(sorted(results.values(), key=lambda s: s.loss.nats))
 
 
@@ -171,18 +178,16 @@ def recommend(study: SpikeStudy) -> str:
         return ""
     # What is chosen among so many on the tokens it is quoted on has to hold with its whole interval.
     within = [s for s in tried if inside(s.loss, study.budget_nats) == "yes"]
+    naive_loss = study.over_float(naive)
+    allowed = tried[0].loss.nats + _SLACK * max(0.0, naive_loss.nats)
+    candidates = within or [s for s in tried if s.loss.nats <= allowed]
+    best = min(candidates, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
+    remedy, loss, how = _remedy_words(study, best.arm), _loss_words(best.loss), _how(study, best.arm)
     if within:
-        best = min(within, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
-        sentence = f"6 bits: take {_remedy_words(study, best.arm)}; it keeps {study.budget} at {_said(best.loss)}"
-        return sentence + _how(study, best.arm)
-    allowed = tried[0].loss.nats + _SLACK * max(0.0, study.over_float(naive).nats)
-    near = [s for s in tried if s.loss.nats <= allowed]
-    best = min(near, key=lambda s: (s.effort, s.arm.bits, s.loss.nats))
+        return f"6 bits: take {remedy}; it keeps {study.budget} at {loss}{how}"
     return (
-        f"6 bits: nothing that was tried keeps {study.budget} with its whole interval; "
-        f"{_remedy_words(study, best.arm)} comes to "
-        f"{_said(best.loss)}, where naive loses {_said(study.over_float(naive))}{_how(study, best.arm)}. "
-        "Take 8 bits where that is too much"
+        f"6 bits: nothing that was tried keeps {study.budget} with its whole interval; {remedy} comes to {loss}, where "
+        f"naive loses {_loss_words(naive_loss)}{how}. Take 8 bits where that is too much"
     )
 
 
@@ -190,103 +195,90 @@ def _how(study: SpikeStudy, arm: SpikeArm) -> str:
     """What makes the model of a recommended arm; a run without sites to name would choose some by itself."""
     if arm.protected:
         return f": {command(study, arm)} (with the study's text options)"
-    transforms = f", --transform {' '.join(arm.transforms)}" if arm.transforms else ""
-    prefix = f", --prefix {arm.prefix}" if arm.prefix else ""
-    return f": low scheme '{arm.scheme}'{transforms}{prefix}, nothing protected"
+    beside = "".join(f", {' '.join(option)}" for option in _changes(arm))
+    return f": low scheme '{arm.scheme}'{beside}, nothing protected"
 
 
 def command(study: SpikeStudy, arm: SpikeArm) -> str:
     """The command that makes the model of an arm whose protected sites are in float."""
-    arguments = ["qarat", "run", study.name, "--low", arm.scheme]
-    arguments += ["--sites", *map(short_name, arm.protected)] if arm.protected else []
-    arguments += ["--transform", *arm.transforms] if arm.transforms else []
-    arguments += ["--prefix", str(arm.prefix)] if arm.prefix else []
-    return shlex.join(arguments)
+    sites = ["--sites", *map(short_name, arm.protected)] if arm.protected else []
+    return shlex.join(["qarat", "run", study.name, "--low", arm.scheme, *sites, *chain(*_changes(arm))])
+
+
+def _changes(arm: SpikeArm) -> list[list[str]]:
+    """Options for what is done beside the scheme, each with its values."""
+    options = {"--transform": arm.transforms, "--prefix": [str(arm.prefix)] if arm.prefix else []}
+    return [[option, *values] for option, values in options.items() if values]
 
 
 def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
     """The verdict: the main setting in a sentence, its twin, FP8, the methods, and 6 bits."""
     lines: list[str] = []
     if not study.sites:
-        lines += _nothing(study)
+        lines.append(_nothing(study))
     elif not any(rule.flagged for rule in study.rules):
-        lines += _no_spikes(study)
+        lines.append(_no_spikes(study))
     for setting in (study.main, study.twin):
-        says = said_of(study, setting)
-        lines += [] if says is None else _protection(study, says)
-        against = duels(study, setting)
-        lines += [_duel_line(against)] if against else []
-    lines += [recommend(study)]
-    return tuple(line for line in lines if line)
+        outcome = outcome_of(study, setting)
+        lines += [] if outcome is None else _protection(study, outcome)
+        lines.append(_duel_line(duels(study, setting)))
+    return tuple(filter(None, (*lines, recommend(study))))
 
 
-def _nothing(study: SpikeStudy) -> list[str]:
-    flagged = {s for rule in study.rules for s in rule.flagged}
-    spikes = (
-        f"the spike rules flag {', '.join(sorted(map(_short_stream, flagged)))}"
-        if flagged
-        else f"none of {len(study.rules)} spike rules flags a stream"
-    )
+def _nothing(study: SpikeStudy) -> str:
     naive = study.find(study.main, NAIVE)
-    lost = "" if naive is None else f", and naive loses {_said(study.over_float(naive))} on the report tokens"
-    within = naive is None or study.over_float(naive).nats <= study.budget_nats
+    lost = None if naive is None else study.over_float(naive)
+    within = lost is None or lost.nats <= study.budget_nats
     begin = "There is nothing to protect" if within else "No protection that was tried helps"
-    return [f"{begin}: {spikes}{lost}. The planner: {study.chosen}"]
+    more = "" if lost is None else f", and naive loses {_loss_words(lost)} on the report tokens"
+    return f"{begin}: {_spikes(study)}{more}. The planner: {study.chosen}"
 
 
-def _no_spikes(study: SpikeStudy) -> list[str]:
+def _no_spikes(study: SpikeStudy) -> str:
     naive, first = study.find(study.main, NAIVE), study.find(study.main, "by damage, k=1")
-    lost = "" if naive is None else f". Naive loses {_said(study.over_float(naive))}"
-    if naive is not None and first is not None:
-        naive_nats = study.over_float(naive).nats
-        if naive_nats > 0:  # of nothing lost there is no share
-            gain = naive_nats - study.over_float(first).nats
-            lost += f", spread over many sites: the dearest alone gives back {100 * gain / naive_nats:.0f} %"
-    rules = f"none of {len(study.rules)} spike rules flags a stream"
-    return [f"There is no spike to protect: {rules}{lost}"]
+    lost = None if naive is None else study.over_float(naive)
+    more = "" if lost is None else f". Naive loses {_loss_words(lost)}"
+    if lost is not None and first is not None and lost.nats > 0:  # of nothing lost there is no share
+        share = (lost.nats - study.over_float(first).nats) / lost.nats
+        more += f", spread over many sites: the dearest alone gives back {100 * share:.0f} %"
+    return f"There is no spike to protect: {_spikes(study)}{more}"
 
 
-def _protection(study: SpikeStudy, says: SettingSays) -> list[str]:
+def _spikes(study: SpikeStudy) -> str:
+    """What the spike rules flag, in words."""
+    flagged = {".".join(name.split(".")[-2:]) for rule in study.rules for name in rule.flagged}
+    if not flagged:
+        return f"none of {len(study.rules)} spike rules flags a stream"
+    return f"the spike rules flag {', '.join(sorted(flagged))}"
+
+
+def _protection(study: SpikeStudy, outcome: SettingOutcome) -> list[str]:
     names = ", ".join(map(short_name, study.sites))
-    restored = "" if math.isnan(says.restored) else f", {100 * says.restored:.0f} % of the loss restored"
-    budget = _INSIDE[says.within].format(study.budget)
-    setting, kept = setting_words(says.setting), _said(says.protected)
-    lines = [f"{setting}: naive loses {_said(says.naive)}; {names} in float {kept}{restored}, {budget}"]
-    if says.closest is not None:
-        closest = study.over_float(says.closest)
+    restored = "" if math.isnan(outcome.restored) else f", {100 * outcome.restored:.0f} % of the loss restored"
+    budget = _INSIDE[outcome.within].format(study.budget)
+    setting, kept = setting_words(outcome.setting), _loss_words(outcome.protected)
+    lines = [f"{setting}: naive loses {_loss_words(outcome.naive)}; {names} in float {kept}{restored}, {budget}"]
+    if outcome.closest is not None:
+        closest = study.over_float(outcome.closest)
         worse = (
             "no error is known, as the report text is one source"
             if math.isnan(closest.standard_error)
-            else f"{says.beaten} of {says.controls} are worse beyond the 95 % interval"
+            else f"{outcome.beaten} of {outcome.controls} are worse beyond the 95 % interval"
         )
+        name = outcome.closest.label.partition(": ")[2]
+        lines.append(f"  Random controls: {worse}; the closest, {name}, loses {_loss_words(closest)}")
+    if outcome.fp8 is not None:
         lines.append(
-            f"  Random controls: {worse}; the closest, {says.closest.label.partition(': ')[2]}, loses {_said(closest)}"
-        )
-    if says.fp8 is not None:
-        lines.append(
-            f"  E4M3 instead of float: {100 * math.expm1(says.fp8.nats):+.2f} % perplexity{_error(says.fp8)}, "
-            f"{_INSIDE[says.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
+            f"  E4M3 instead of float: {100 * math.expm1(outcome.fp8.nats):+.2f} % perplexity{_error(outcome.fp8)}, "
+            f"{_INSIDE[outcome.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
         )
     return lines
 
 
 def _duel_line(against: tuple[Duel, ...]) -> str:
-    verbs = {
-        "protection": "protection beats",
-        "equal within error": "equal within error are",
-        "method": "protection is beaten by",
-        "no error known": "without a known error are",
-    }
-    parts = [
-        f"{verb} {', '.join(d.arm.label for d in against if d.winner == winner)}"
-        for winner, verb in verbs.items()
-        if any(d.winner == winner for d in against)
-    ]
-    return "  Against methods alone: " + "; ".join(parts)
-
-
-def _remedy(arm: SpikeArm) -> str:
-    return f"{brief_setting(arm.scheme)}: {arm.label}"
+    methods = {winner: [d.arm.label for d in against if d.winner == winner] for winner in _WINNERS}
+    parts = [f"{_WINNERS[winner]} {', '.join(labels)}" for winner, labels in methods.items() if labels]
+    return f"  Against methods alone: {'; '.join(parts)}" if parts else ""
 
 
 def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
@@ -295,20 +287,7 @@ def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
     return f"{setting_words(arm.scheme)} with {beside}" if arm.label != NAIVE else setting_words(arm.scheme)
 
 
-def _effort(arm: SpikeArm) -> int:
-    if "outliers" in arm.scheme or "hadamard" in arm.transforms:
-        return 3
-    if "static" not in arm.scheme:
-        return 2
-    return 1 if arm.protected or arm.prefix else 0
-
-
-def _short_stream(name: str) -> str:
-    block = next((part for part in name.split(".") if part.isdigit()), "?")
-    return f"{block}.{name.rpartition('.')[2]}"
-
-
-def _said(difference: Difference) -> str:
+def _loss_words(difference: Difference) -> str:
     error = "" if math.isnan(difference.standard_error) else f" ± {Z * difference.standard_error:.4f}"
     return f"{difference.nats:+.4f}{error} nats ({100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity)"
 

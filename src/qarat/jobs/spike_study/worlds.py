@@ -1,36 +1,49 @@
 """Worlds: what arms are measured in. A float model, the stats behind its static scales, and the report tokens.
 
 All arms of a world share its stats, its rounded weights and the hidden states in front of the first block in which they
-differ; so whatever does not need a world of its own (clipping, outlier columns, protection) is in the main one.
+differ; so whatever does not need a world of its own (clipping, outlier columns, protection) is in the main one. Every
+answer is on disk before the next question.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
+
+from qarat.ground.disk import hash_json
 from qarat.ground.runtime import Progress
-from qarat.jobs.folder import Run
+from qarat.jobs.bench import plan_meter
+from qarat.jobs.folder import PROFILE, Run, Step
 from qarat.jobs.protecting import profile
-from qarat.jobs.steps import PROFILE, Step
+from qarat.jobs.spike_study.arms import PlannedArm
 from qarat.model.model import Model
-from qarat.model.prefixes import shared_front
+from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
+from qarat.stages.choose.trials import TrialLog, plan_key
+from qarat.stages.measure.meter import prefix_order
 from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
-from qarat.stages.transforms import choose, parse_transform
+from qarat.stages.transforms import parse_transform
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
-from qarat.values.records.spike_study import MAIN, Left
+from qarat.values.records.scores import Evaluation, Failure
+from qarat.values.records.spike_study import MAIN, Left, SpikeArm
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import FLOAT, LinearScheme, parse_scheme
 from qarat.values.sites import short_name
 
 PREFIX, OTHER = "prefix", "other calibration"
+SMOOTH = Step[dict[str, dict[str, str]]]("smooth", ("strengths.json",), dict[str, dict[str, str]])
 COLUMNS = Step[dict[str, float]]("columns", ("columns.json",), dict[str, float])
+TOGETHER = 6
+"""Plans measured in one walk: so many are lost at the most when a study is killed."""
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 
@@ -54,10 +67,12 @@ class SpikeTokens(NamedTuple):
     left: tuple[Left, ...]
 
 
-class World(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class World:
     """What arms are measured in.
 
     Attributes:
+        name: `MAIN`, `PREFIX`, `OTHER`, one of `bos_world`, or a transform.
         model: In float.
         stats: Of it, behind static scales; what they leave out is computed in float.
         report: Tokens.
@@ -65,23 +80,33 @@ class World(NamedTuple):
         transforms: Done to the model.
     """
 
+    name: str
     model: Model
     stats: ActivationStats
     report: TokenSet
-    tokens: str
+    tokens: str = MAIN
     transforms: tuple[str, ...] = ()
 
-    def plan(self, scheme: str, stats: str) -> Plan:
-        """Every projection under one scheme.
+    @cached_property
+    def digest(self) -> str:
+        """Content hash of the stats."""
+        return content_hash(self.stats)
 
-        Args:
-            scheme: Spelling.
-            stats: Content hash of the world's stats.
-        """
-        model = self.model
-        return assign(
-            model.fingerprint, model.source_bits, model.sites(), scheme, stats=stats, prefix=self.stats.prefix
-        )
+    def plan(self, scheme: str) -> Plan:
+        """Every projection under one scheme, by its spelling."""
+        model, prefix = self.model, self.stats.prefix
+        return assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=self.digest, prefix=prefix)
+
+    def arm_note(self, sites: Sequence[str]) -> str:
+        """What else is to be known of its arms, which protect these sites."""
+        if self.name == PREFIX:
+            text = self.model.tokenizer.convert_ids_to_tokens(list(self.stats.prefix))
+            return f"in float: the first {len(self.stats.prefix)} of every window, {' '.join(map(repr, text))}"
+        if self.name == MAIN or not sites or self.transforms:
+            return ""
+        streams = {s.name: s.streams[0] for s in self.model.sites()}
+        inputs = [(short_name(site), self.stats.stream(streams[site])) for site in sites]
+        return "input of " + "; ".join(f"{site}: maximum {s.maximum:.3g}, r {s.ratio:.3g}" for site, s in inputs)
 
 
 class Worlds(NamedTuple):
@@ -102,15 +127,10 @@ class Worlds(NamedTuple):
     progress: Progress
 
     def open(self, run: Run, name: str) -> World:
-        """A world by its name, observed if it has not been.
-
-        Args:
-            run: That keeps its stats.
-            name: `MAIN`, `PREFIX`, `OTHER`, one of `bos_world`, or a transform.
-        """
+        """A world by its name, observed if it has not been; the run keeps its stats."""
         model, tokens, transforms = self.model, self.tokens, ()
         if name == MAIN:
-            return World(model, self.main, tokens.report, MAIN)
+            return World(MAIN, model, self.main, tokens.report)
         rules = {bos_world(rule): (*sets, bos_world(rule)) for rule, sets in tokens.bos.items()}
         calibration, report, key = rules.get(name, (tokens.calibration, tokens.report, MAIN))
         if name == OTHER and tokens.other is not None:
@@ -121,7 +141,7 @@ class Worlds(NamedTuple):
         step = Step[ActivationStats](f"profile {name}", (f"stats-{re.sub('[/ ]', '-', name)}.safetensors",))
         origin = [self.key, calibration.fingerprint]
         stats = step.make(run, origin, lambda: observe(model, calibration, progress=self.progress), [PROFILE])
-        return World(model, stats, report, key, transforms)
+        return World(name, model, stats, report, key, transforms)
 
     def columns(self, run: Run, schemes: Iterable[str]) -> dict[str, str]:
         """Of every scheme with outlier columns, a note on how many they are.
@@ -131,40 +151,49 @@ class Worlds(NamedTuple):
             schemes: Of all arms, each once.
         """
         tokens = self.tokens.selection.subset(min(_COLUMN_WINDOWS, len(self.tokens.selection)))
-        main = World(self.model, self.main, tokens, MAIN)
+        main = World(MAIN, self.model, self.main, tokens)
         some = [scheme for scheme in schemes if _has_outliers(scheme)]
 
         def share(scheme: str) -> float:
-            quantized = quantize(self.model, main.plan(scheme, ""))
+            quantized = quantize(self.model, main.plan(scheme), self.main)
             shares = measure_float_columns(quantized, tokens, progress=self.progress)
             return sum(shares.values()) / len(shares)
 
         shares = COLUMNS.make(run, [self.key, some], lambda: {scheme: share(scheme) for scheme in some}, [PROFILE])
         return {scheme: f"{100 * share:.1f} % of the inputs' columns in float" for scheme, share in shares.items()}
 
+    def strengths(self, run: Run, autos: Mapping[str, str], lows: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Smoothing as it is chosen: method to low scheme to the transform under which everything low loses least.
+
+        Args:
+            run: That keeps the choices.
+            autos: Method to the spelling of a transform that leaves the strength open.
+            lows: Low schemes.
+        """
+
+        def choose_all() -> dict[str, dict[str, str]]:
+            return {name: self._choose_strengths(auto, lows) for name, auto in autos.items()}
+
+        return SMOOTH.make(run, [self.key, autos, lows], choose_all, [PROFILE])
+
+    def _choose_strengths(self, auto: str, lows: Sequence[str]) -> dict[str, str]:
+        """The strength under which each scheme loses least on the selection tokens."""
+        selection, progress = self.tokens.selection, self.progress
+        losses: dict[str, dict[str, float]] = {low: {} for low in lows}
+        for text in parse_transform(auto).choices:
+            smoothed = parse_transform(text).apply(self.model, self.main)
+            stats = profile(smoothed, self.tokens.calibration, attention=False, progress=progress)
+            world = World(text, smoothed, stats, selection)
+            for low in lows:
+                quantized = quantize(smoothed, world.plan(low), stats)
+                losses[low][text] = measure_perplexity(quantized, selection, label=text, progress=progress).loss
+        return {low: min(by_text, key=by_text.__getitem__) for low, by_text in losses.items()}
+
 
 def _has_outliers(scheme: str) -> bool:
     """Whether some columns of the inputs stay in float."""
     low = parse_scheme(scheme)
     return isinstance(low, LinearScheme) and low.input is not None and low.input.outliers is not None
-
-
-def note_on(name: str, world: World, sites: Sequence[str]) -> str:
-    """What else is to be known of a world's arms.
-
-    Args:
-        name: Of the world.
-        world: It.
-        sites: That are protected.
-    """
-    if name == PREFIX:
-        text = world.model.tokenizer.convert_ids_to_tokens(list(world.stats.prefix))
-        return f"in float: the first {len(world.stats.prefix)} of every window, {' '.join(map(repr, text))}"
-    if name == MAIN or not sites or world.transforms:
-        return ""
-    streams = {s.name: s.streams[0] for s in world.model.sites()}
-    inputs = [(short_name(site), world.stats.stream(streams[site])) for site in sites]
-    return "input of " + "; ".join(f"{site}: maximum {s.maximum:.3g}, r {s.ratio:.3g}" for site, s in inputs)
 
 
 def bos_world(rule: str) -> str:
@@ -185,25 +214,71 @@ def observe_front(model: Model, tokens: TokenSet, progress: Progress) -> Activat
     return stats if stats.prefix else profile(model, tokens, 1, attention=False, progress=progress)
 
 
-def choose_strengths(
-    model: Model, stats: ActivationStats, auto: str, lows: Sequence[str], tokens: SpikeTokens, progress: Progress
-) -> dict[str, str]:
-    """The strength of smoothing under which everything low loses least on the selection tokens, by low scheme.
+class WorldMeter:
+    """Measures the arms of one world, each once, with what an earlier call left in the run's folder."""
 
-    Args:
-        model: In float.
-        stats: Of it, on the calibration tokens.
-        auto: Spelling of the transform that leaves the strength open.
-        lows: Low schemes.
-        tokens: Calibration and selection count here.
-        progress: Called as the work goes on.
-    """
-    losses: dict[str, dict[str, float]] = {low: {} for low in lows}
-    for text in parse_transform(auto).choices:
-        smoothed = parse_transform(text).apply(model, stats)
-        seen = profile(smoothed, tokens.calibration, attention=False, progress=progress)
-        world, digest = World(smoothed, seen, tokens.selection, "", (text,)), content_hash(seen)
-        for low in lows:
-            quantized = quantize(smoothed, world.plan(low, digest), seen)
-            losses[low][text] = measure_perplexity(quantized, tokens.selection, label=text, progress=progress).loss
-    return {low: choose(list(by_text), by_text.__getitem__)[0] for low, by_text in losses.items()}
+    def __init__(self, run: Run, world: World) -> None:
+        """Read the log; the model is not run yet.
+
+        Args:
+            run: Whose folder holds the log.
+            world: What the arms are measured in.
+
+        Raises:
+            UserError: Report windows that do not begin with the world's prefix, or a prefix that it cannot have.
+        """
+        model, report = world.model, world.report
+        check_prefix(report, world.stats.prefix)
+        self._world = world
+        origin = model.provenance(report.fingerprint, report.convention)
+        belongs_to = {"provenance": msgspec.to_builtins(origin), "stats": world.digest}
+        # The name says to what the log belongs, so that a study asked otherwise finds what it shares with this one.
+        log = TrialLog(run.path(f"arms-{hash_json(belongs_to)[:12]}.jsonl"), belongs_to)
+        prefix = prefix_of(model, world.plan(FLOAT))
+        self._meter = plan_meter(model, report, world.stats, log, prefix=prefix)
+
+    def float_loss(self) -> Evaluation:
+        """The float model's loss.
+
+        Raises:
+            UserError: It is no number.
+        """
+        return self._meter.loss(self._world.plan(FLOAT).in_float())
+
+    def measure(
+        self, wanted: Sequence[PlannedArm], notes: Mapping[str, str], progress: Progress
+    ) -> Iterator[list[SpikeArm]]:
+        """The arms known so far: before anything is measured, and again after every group.
+
+        Args:
+            wanted: Of this world; what is known is not measured again.
+            notes: By name.
+            progress: Called with the plans done.
+        """
+        meter = self._meter
+        arms = [(arm, self._plan(arm)) for arm in wanted]
+        missing = list({plan_key(plan): plan for _, plan in arms if not meter.knows(plan)}.values())
+        missing = [missing[i] for i in prefix_order(missing)]
+        measured: dict[str, SpikeArm] = {}
+        for first in range(0, len(missing) + TOGETHER, TOGETHER):
+            new = [(arm, plan) for arm, plan in arms if arm.name not in measured and meter.knows(plan)]
+            measured |= {arm.name: self._arm(arm, plan, notes.get(arm.name, "")) for arm, plan in new}
+            yield list(measured.values())
+            progress(f"arms: {self._world.name}", min(first, len(missing)), len(missing))
+            meter.losses(missing[first : first + TOGETHER])
+
+    def _plan(self, arm: PlannedArm) -> Plan:
+        changes = dict.fromkeys(arm.protected, parse_scheme(arm.protection))
+        return self._world.plan(arm.scheme).with_schemes(changes, "protected")
+
+    def _arm(self, wanted: PlannedArm, plan: Plan, note: str) -> SpikeArm:
+        (outcome,) = self._meter.losses([plan])
+        nats, failure = ((), outcome.error) if isinstance(outcome, Failure) else (outcome.nats, "")
+        sizes = {s.name: s.parameters for s in plan.sites}
+        share = sum(sizes[name] for name in wanted.protected) / sum(sizes.values())
+        world = self._world
+        return SpikeArm(
+            wanted.group, wanted.label, wanted.setting, wanted.scheme, wanted.protected, wanted.protection,
+            world.transforms, len(world.stats.prefix), world.tokens, share, plan.bits_per_weight(),
+            nats, failure, note,
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from qarat.ground.runtime import Progress, no_progress
 from qarat.stages.choose.trials import PlanMeter
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan
-from qarat.values.records.protection import Protection, Trial
+from qarat.values.records.prices import Protection, Trial
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name

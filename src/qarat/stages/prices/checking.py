@@ -15,8 +15,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.values.plans import Plan
 from qarat.values.records.origin import same_origin
-from qarat.values.records.prices import ComparedSite, Correction, Menu, MetricCheck, SiteMeasurements
-from qarat.values.records.protection import Trial
+from qarat.values.records.prices import ComparedSite, Correction, Menu, MetricCheck, SiteMeasurements, Trial
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name

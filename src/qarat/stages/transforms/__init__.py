@@ -9,7 +9,7 @@ A file has one function, ``parse``: the words behind its name in the spelling (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from qarat.ground.errors import UserError
@@ -17,7 +17,7 @@ from qarat.ground.registry import Registry
 from qarat.model.model import Model
 from qarat.values.records.streams import ActivationStats
 
-__all__ = ["TRANSFORMS", "ParsedTransform", "TransformFile", "choose", "parse_transform"]
+__all__ = ["TRANSFORMS", "ParsedTransform", "TransformFile", "parse_transform"]
 
 
 class ParsedTransform(NamedTuple):
@@ -26,7 +26,7 @@ class ParsedTransform(NamedTuple):
     Attributes:
         apply: The model and its stats to the transformed model; the stats are None unless they are needed.
         needs_stats: Whether it is made from the stats of the model that it is applied to.
-        choices: Spellings of which `choose` is to find one first; ``apply`` then takes the first of them.
+        choices: Spellings of which one is to be chosen first, by what they lose; ``apply`` then takes the first.
     """
 
     apply: Callable[[Model, ActivationStats | None], Model]
@@ -37,7 +37,7 @@ class ParsedTransform(NamedTuple):
 class TransformFile(Protocol):
     """What a file of this folder offers."""
 
-    def parse(self, words: Sequence[str]) -> ParsedTransform:
+    def parse(self, parts: Sequence[str]) -> ParsedTransform:
         """Read what follows the name in a spelling.
 
         Raises:
@@ -55,23 +55,9 @@ def parse_transform(text: str) -> ParsedTransform:
     Raises:
         UserError: Unknown name (names the nearest), or words that the transform does not take.
     """
-    name, *words = text.split("/")
+    name, *parts = text.split("/")
     transform = TRANSFORMS.load(name)
     try:
-        return transform.parse(words)
+        return transform.parse(parts)
     except UserError as error:
         raise UserError(f"transform {text!r}: {error}") from None
-
-
-def choose(choices: Sequence[str], measure: Callable[[str], float]) -> tuple[str, Mapping[str, float]]:
-    """The spelling that loses least; of equals the first.
-
-    Args:
-        choices: Spellings.
-        measure: Spelling to the loss of the model that was transformed by it and quantized, on the selection tokens.
-
-    Returns:
-        The spelling, and the loss of each.
-    """
-    losses = {text: measure(text) for text in choices}
-    return min(losses, key=losses.__getitem__), losses

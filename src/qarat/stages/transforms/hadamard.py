@@ -23,9 +23,9 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 
 
-def parse(words: Sequence[str]) -> ParsedTransform:
+def parse(parts: Sequence[str]) -> ParsedTransform:
     """``hadamard``; protocol `qarat.stages.transforms.TransformFile`."""
-    if words:
+    if parts:
         raise UserError("nothing goes with it; write hadamard")
 
     def step(model: Model, stats: ActivationStats | None) -> Model:

@@ -41,9 +41,9 @@ AUTO, EVERYWHERE = "auto", "all"
 _HASH_DIGITS = 12
 
 
-def parse(words: Sequence[str]) -> ParsedTransform:
+def parse(parts: Sequence[str]) -> ParsedTransform:
     """``smooth/STRENGTH``, ``smooth/auto``, either with ``/all``; protocol `qarat.stages.transforms.TransformFile`."""
-    spelled = "/".join(words)
+    spelled = "/".join(parts)
     match = re.fullmatch(rf"({AUTO}|0(?:\.\d+)?|1(?:\.0+)?)(/{EVERYWHERE})?", spelled)
     if match is None:
         raise UserError("write smooth/STRENGTH, from 0 to 1, or smooth/auto; then /all if inputs of o and down too")

@@ -9,10 +9,10 @@ from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
-from qarat.jobs.exporting import open_to_export
 from qarat.jobs.folder import Run
-from qarat.jobs.open_any import find_native
-from qarat.jobs.verify import verify_against_float, verify_against_run, verify_alone
+from qarat.jobs.open_any import find_native, open_to_export
+from qarat.jobs.verify import AgainstFloat, AgainstRun
+from qarat.jobs.verify import verify as verify_folder
 from qarat.model.model import Model
 from qarat.model.native import read_native
 from qarat.model.tokens import bundled_language
@@ -117,12 +117,14 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
 def _verify(options: VerifyOptions, screen: Screen) -> Verification:
     folder, engines, gpu = Path(options.model), options.engine, options.gpu or ""
     if options.against is None:
-        return verify_alone(folder, engines, gpu)
+        return verify_folder(folder, engines, gpu)
     native = find_native(Path(options.against))
     if native is not None:
         run, chosen = read_native(native, runtime_of(options.machine))
         _, _, report = load_tokens(options.text, run, options.general.seed, screen)
-        return verify_against_run(folder, run, chosen, report, engines, gpu, progress=screen.progress)
+        against = AgainstRun(run, chosen, report)
+        return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)
     model = open_float(options.against, options.machine, options.general)
     calibration, _, report = load_tokens(options.text, model, options.general.seed, screen)
-    return verify_against_float(folder, model, calibration, report, engines, gpu, progress=screen.progress)
+    against = AgainstFloat(model, calibration, report)
+    return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)

@@ -45,7 +45,7 @@ def _show_each(records: Sequence[object], screen: Screen, context: dict[str, Any
 def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]) -> list[Record]:
     """Show what a folder holds that a job wrote or is writing; the plan of a quantized model is left to the caller."""
     from qarat.jobs import whole_run
-    from qarat.jobs.folder import kind_of, result_of
+    from qarat.jobs.folder import PLAN, kind_of, result_of
     from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
     from qarat.model.native import is_native
 
@@ -57,7 +57,7 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
     elif kind not in ("", whole_run.KIND):
         _note_begun_search(folder, screen)
     elif is_native(folder):
-        return [decode_record(folder / whole_run.PLAN)]
+        return [decode_record(folder / PLAN)]
     else:
         _show_run(folder, screen, low)
     return []
@@ -66,7 +66,7 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
 def _show_begun_study(folder: Path, screen: Screen, context: dict[str, Any]) -> None:
     """What a study has found that has not measured its first arms."""
     from qarat.jobs.folder import read_command
-    from qarat.jobs.spike_study.folders import read_study
+    from qarat.jobs.spike_study.job import read_study
 
     found, missing = read_study(folder)
     _show_each(list(found.values()), screen, context)

@@ -7,20 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qarat.ground.errors import NotPassedError
+from qarat.jobs import family_sweep, ratio_study
 from qarat.jobs.bench import Bench, Member
-from qarat.jobs.checks import check_family_request, check_ratio_request, check_search_request
+from qarat.jobs.checks import check_search_request, check_searches
 from qarat.jobs.estimates import CHOOSING_FORWARDS, estimate, price_forwards
-from qarat.jobs.family_sweep import job as family_sweep
-from qarat.jobs.family_sweep.job import BUDGET_TABLE, LOSS_TABLE, FamilyJob
-from qarat.jobs.folder import Run
-from qarat.jobs.ratio_study import job as ratio_study
-from qarat.jobs.ratio_study.job import RatioJob
+from qarat.jobs.family_sweep import BUDGET_TABLE, LOSS_TABLE, FamilyJob
+from qarat.jobs.folder import STATS, Run
+from qarat.jobs.ratio_study import RatioJob
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import Runner
-from qarat.jobs.search.chosen import plan_file
+from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.search.job import KIND, TRIALS, SearchJob
 from qarat.jobs.search.nested import SEARCHES
-from qarat.jobs.steps import STATS
 from qarat.surfaces.commands.common import (
     check_weights,
     check_workers,
@@ -96,7 +94,7 @@ def _open_member(name: str, options: SearchOptions | StudyRatioOptions | SweepOp
 def study_ratio(options: StudyRatioOptions, screen: Screen) -> Lines:
     """Do the second founding paper's experiment on a model, in a folder that survives a kill."""
     request = options.study
-    check_ratio_request(request)
+    check_searches(request)
     check_workers(options.runners)
     folder = Run(options.folder, ratio_study.KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
@@ -119,7 +117,7 @@ def study_ratio(options: StudyRatioOptions, screen: Screen) -> Lines:
 def sweep(options: SweepOptions, screen: Screen) -> Lines:
     """Search a family of models, and write the table that laws are fitted to."""
     request = options.sweep
-    check_family_request(request)
+    check_searches(request)
     check_workers(options.runners)
     folder = Run(options.out, family_sweep.KIND, overwrite=options.overwrite)
 

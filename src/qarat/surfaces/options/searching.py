@@ -8,9 +8,8 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from qarat.surfaces.options.groups import BUNDLED, General, Group, IntoFolder, Machine, Runners, Text
-from qarat.values.requests.family_sweep import FamilyRequest
-from qarat.values.requests.ratio_study import RatioRequest
 from qarat.values.requests.search import SearchRequest
+from qarat.values.requests.studies import FamilyRequest, RatioRequest
 
 
 class SearchOptions(IntoFolder, frozen=True, kw_only=True):

@@ -9,8 +9,7 @@ from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.html import definitions, element, escaped, table_html
 from qarat.values.records.law import Law
-from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats

@@ -31,8 +31,7 @@ from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.law import Law
-from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats

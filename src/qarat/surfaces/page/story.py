@@ -10,14 +10,14 @@ from typing import TypeVar
 from qarat.ground.errors import UserError
 from qarat.jobs.folder import kind_of, read_command, read_manifest
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
-from qarat.jobs.spike_study.folders import read_study
 from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
+from qarat.jobs.spike_study.job import read_study
 from qarat.jobs.whole_run import KIND, LABELS, STEPS
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
 from qarat.values.records.origin import Provenance
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qarat.jobs.spike_study.arms import PROTECTED
-from qarat.jobs.spike_study.verdicts import said_of, verdict_lines
+from qarat.jobs.spike_study.verdicts import outcome_of, verdict_lines
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.story import Story
@@ -15,7 +15,7 @@ from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
@@ -87,7 +87,7 @@ def _format_words(part: TensorScheme | None) -> str:
 
 def _study(study: SpikeStudy) -> str:
     """What protection buys at the main setting; without protected sites or spikes, that there are none."""
-    outcome = said_of(study, study.main)
+    outcome = outcome_of(study, study.main)
     if outcome is None or not study.sites or not any(rule.flagged for rule in study.rules):
         return f"{next(iter(verdict_lines(study)), 'There is nothing to judge by yet').strip()}."
     arm = study.find(study.main, PROTECTED)

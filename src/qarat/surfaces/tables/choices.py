@@ -31,8 +31,7 @@ from qarat.surfaces.tables.wording import (
 )
 from qarat.values.fingerprints import brief
 from qarat.values.plans import Assignment, Plan
-from qarat.values.records.prices import Menu, MenuEntry
-from qarat.values.records.protection import Protection, Trial
+from qarat.values.records.prices import Menu, MenuEntry, Protection, Trial
 from qarat.values.sites import Site, short_name
 from qarat.values.units import Unit
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, table, texts, title
 from qarat.surfaces.tables.wording import GAP, count, decimals, fixed, perplexity_change, with_error
-from qarat.values.records.family import FamilyPoint, FamilySweep
 from qarat.values.records.law_data import spell_value
-from qarat.values.records.ratios import RatioArm, RatioPlan, RatioReach, RatioStudy
+from qarat.values.records.ratios import FamilyPoint, FamilySweep, RatioArm, RatioPlan, RatioReach, RatioStudy
 from qarat.values.records.search import interval_words
 
 _HIGHEST = "The highest Q_r within a budget, with its 95 % interval"

@@ -1,4 +1,4 @@
-"""Prices of schemes at sites, and how well they predict what is measured."""
+"""Prices of schemes at sites, how well they predict what is measured, and what protecting the dearest bought."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.values.records.origin import Difference, Provenance
-from qarat.values.records.protection import Trial
 
 NATS = "nats per token"
 """The unit of damage, unless a menu names another."""
@@ -58,20 +57,19 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
         """Site to damage under one scheme, in the menu's unit."""
         return {e.site: e.damage for e in self.entries if e.scheme == scheme}
 
-    def require_nats(self, what: str) -> None:
-        """Refuse a menu that only ranks.
 
-        Args:
-            what: Was about to be done with it, for the message.
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measured plan on the selection tokens.
 
-        Raises:
-            UserError: If its unit is not nats per token.
-        """
-        if not self.in_nats:
-            raise UserError(
-                f"cannot {what} by {self.metric}: its prices are {self.unit}, which rank sites and are no losses; "
-                f"take one in {NATS}, such as fisher"
-            )
+    Attributes:
+        label: ``k=2``, ``only 1.down low``, ``without 1.down``, …
+        sites: The sites the label is about: protected ones, the one left low, the one given up.
+        damage: What `Protection` says it is compared with.
+    """
+
+    label: str
+    sites: tuple[str, ...]
+    damage: Difference
 
 
 class SiteMeasurements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,3 +181,36 @@ class Correction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if predicted < 0:
             raise UserError(f"predictions that sum to {predicted:g}: a correction is for sums from 0 on")
         return self.factor * predicted**self.power
+
+
+class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The measurements behind a plan: protect the first k candidates, k = 0, 1, 2 and so on.
+
+    Attributes:
+        provenance: Model and selection tokens.
+        order: What ranked the candidates.
+        budget: Spelling of the budget.
+        budget_nats: The same in nats per token.
+        trials: Trial k protects the first k candidates; loss over float.
+        alone: Only this site low, everything else in float; loss over float, to be set beside the prediction.
+        recoveries: Of each site the plan protects: the loss that leaving it low would add to the plan's.
+        verdict: What was chosen, and why there.
+    """
+
+    provenance: Provenance
+    order: str
+    budget: str
+    budget_nats: float
+    trials: tuple[Trial, ...]
+    alone: tuple[Trial, ...]
+    recoveries: tuple[Trial, ...]
+    verdict: str
+
+    @property
+    def protected(self) -> frozenset[str]:
+        """Full names of the sites that the plan protects; what a rule overrides is none of them."""
+        return frozenset(site for trial in self.recoveries for site in trial.sites)
+
+    def __post_init__(self) -> None:
+        if nameless := [t.label for t in (*self.alone, *self.recoveries) if not t.sites]:
+            raise ValueError(f"trials of single sites that name none: {', '.join(nameless)}")

@@ -120,6 +120,10 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cost: SearchCost
     correction: Correction = NO_CORRECTION
 
+    def budget(self, spelling: str) -> Reached:
+        """What a budget of the search reaches."""
+        return next(reached for reached in self.reached if reached.budget == spelling)
+
     def report_loss(self, reached: Reached) -> Evaluation:
         """The loss of a budget's plan on the report tokens; only where it was measured."""
         return msgspec.structs.replace(self.float_report, label=reached.budget, nats=reached.report)

@@ -92,14 +92,12 @@ class Method(NamedTuple):
     """A general-purpose method, or the prefix.
 
     Attributes:
-        words: What it is, for tables.
         transform: Done to the float model before; empty for none.
         clip: What is added to the spelling of a static input.
         outliers: Inputs with a scale per token, or per tensor, whose outlier columns stay in float.
         prefix: Whether the tokens in front are computed in float.
     """
 
-    words: str
     transform: str = ""
     clip: str = ""
     outliers: Inputs | None = None
@@ -117,15 +115,15 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "smooth": Method("SmoothQuant (inputs behind norms, as published)", "smooth/auto"),
-    "smooth-all": Method("SmoothQuant, inputs of o and down too", "smooth/auto/all"),
-    "llm-int8": Method("LLM.int8(): per token, outlier columns in float", outliers="token"),
-    "llm-int8-tensor": Method("outlier columns in float, per tensor, dynamic", outliers="tensor/dynamic"),
-    "hadamard": Method("Hadamard rotation in front of down", "hadamard"),
-    "clip-p99.9": Method("inputs clipped at 99.9 %", clip="/p99.9"),
-    "clip-p99.99": Method("inputs clipped at 99.99 %", clip="/p99.99"),
-    "clip-mse": Method("inputs clipped by mean squared error", clip="/mse"),
-    "prefix": Method("first tokens in float as a prefix", prefix=True),
+    "smooth": Method("smooth/auto"),  # SmoothQuant: inputs behind norms, as published
+    "smooth-all": Method("smooth/auto/all"),  # inputs of o and down too
+    "llm-int8": Method(outliers="token"),  # LLM.int8(): per token, outlier columns in float
+    "llm-int8-tensor": Method(outliers="tensor/dynamic"),
+    "hadamard": Method("hadamard"),  # a rotation in front of down
+    "clip-p99.9": Method(clip="/p99.9"),  # inputs clipped at 99.9 %
+    "clip-p99.99": Method(clip="/p99.99"),
+    "clip-mse": Method(clip="/mse"),  # by mean squared error
+    "prefix": Method(prefix=True),  # first tokens in float
 }
 ORDERS = ("damage", "snr", "ratio", "maximum")
 """What sites are protected in the order of: Fisher damage per parameter, or a statistic of the stream they read."""

@@ -7,8 +7,7 @@ from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.wording import count, decimals
 from qarat.values.records.origin import Difference
-from qarat.values.records.prices import Menu
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Menu, Protection
 from qarat.values.sites import short_name
 
 

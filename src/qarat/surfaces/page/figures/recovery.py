@@ -9,7 +9,7 @@ from qarat.surfaces.page.figures.curve import curve
 from qarat.surfaces.page.figures.series import Axis, Dot, Series
 from qarat.surfaces.tables.choices import added
 from qarat.surfaces.tables.wording import fixed
-from qarat.values.records.protection import Protection
+from qarat.values.records.prices import Protection
 
 
 def recovery(sweep: Protection, controls: Sequence[Series] = ()) -> Figure:

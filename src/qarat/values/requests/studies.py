@@ -1,16 +1,16 @@
-"""What a ratio study is asked to find out."""
+"""What many searches are asked to find out: a ratio study of one model, and a sweep over a family of models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import msgspec
 
 from qarat.ground.errors import UserError
-from qarat.values.block_sizes import with_block
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.requests.search import SearchRequest
-from qarat.values.spellings import full_spelling
+from qarat.values.spellings import full_spelling, low_schemes, with_block
 
 
 class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,9 +56,7 @@ class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for values, option in ((self.blocks, "`blocks`"), (self.best_of, "`best_of`")):
             if any(value < 1 for value in values):
                 raise UserError(f"{option}: give numbers of at least 1")
-        ratios = (*self.ratios, *self.layer_ratios, self.ablated_ratio)
-        if wrong := [r for r in ratios if not 0 < r <= 1]:
-            raise UserError(f"{', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")
+        _check_ratios((*self.ratios, *self.layer_ratios, self.ablated_ratio))
 
     def granularities(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
         """Granularities and their ratios."""
@@ -87,3 +85,62 @@ class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many random plans are drawn in all."""
         arms = len(self.blocks) * self.trials * sum(len(ratios) for _, ratios in self.granularities())
         return arms + max(self.best_of, default=0)
+
+
+class FamilyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be measured of every model.
+
+    Attributes:
+        formats: Low formats: mxint4, mxfp4 (weights and inputs), int4 (weights), int8-static, or schemes 'w=... a=...'.
+        blocks: Values that share a scale, a row (channel or token), or the tensor; formats with static scales keep
+            theirs.
+        ratios: Ratios at which the best predicted plan is measured.
+        budgets: Losses within which the highest ratio is looked for.
+        granularity: Decide each projection, or whole blocks.
+        basis: What Q_r counts; by macs, the attention products are decided too.
+        metric: What predictions come from; see `qarat damage --help`.
+        price_windows: Selection windows that prices come from.
+        family: What the table calls models that share recipe and data. (default: what the names begin with)
+    """
+
+    formats: tuple[str, ...] = ("mxint4",)
+    blocks: tuple[str, ...] = ("32",)
+    ratios: tuple[float, ...] = (0.5, 0.75, 0.9, 1.0)
+    budgets: tuple[str, ...] = ("ppl+5%", "ppl+10%", "ppl+20%")
+    granularity: str = "matmul"
+    basis: str = "parameters"
+    metric: str = "fisher"
+    price_windows: int = 16
+    family: str = ""
+
+    def check(self) -> None:
+        """Check everything that can be checked without a model.
+
+        Raises:
+            UserError: Malformed or unknown words, numbers out of range, nothing to do.
+        """
+        for budget in self.budgets:
+            parse_loss_budget(budget)
+        if not self.formats or not self.blocks or not self.ratios:
+            raise UserError("a sweep needs a format (`formats`), a block size (`blocks`) and a ratio (`ratios`)")
+        _check_ratios(self.ratios, "`ratios` ")
+
+    def searches(self) -> tuple[SearchRequest, ...]:
+        """The searches of one model."""
+        budgets = (*dict.fromkeys(f"ratio={ratio:g}" for ratio in self.ratios), *self.budgets)
+        return tuple(
+            SearchRequest(
+                low,
+                granularity=self.granularity,
+                basis=self.basis,
+                budgets=budgets,
+                metric=self.metric,
+                price_windows=self.price_windows,
+            )
+            for low in low_schemes(self.formats, self.blocks)
+        )
+
+
+def _check_ratios(ratios: Sequence[float], field: str = "") -> None:
+    if wrong := [ratio for ratio in ratios if not 0 < ratio <= 1]:
+        raise UserError(f"{field}{', '.join(map(str, wrong))}: a ratio is above 0 and at most 1")

@@ -13,20 +13,22 @@ import math
 from collections.abc import Sequence
 from itertools import product
 
+import msgspec
+
 from qarat.ground.disk import write_whole
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.folder import Run, result_of
-from qarat.jobs.ratio_study.ablations import best_of, windows_taken
 from qarat.jobs.search.job import SearchJob
 from qarat.jobs.search.nested import chosen_plan, reach_of, search_within
 from qarat.values.records.files import encode_record
 from qarat.values.records.ratios import BestOf, RatioArm, RatioPoint, RatioStudy, Windows
-from qarat.values.records.scores import paired_difference
+from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.search import NOTHING, Reached, SearchResult
-from qarat.values.requests.ratio_study import RatioRequest
+from qarat.values.requests.studies import RatioRequest
 
 KIND = "ratio-study"
 RESULT = result_of(KIND)
+FEWEST = 4  # windows from which on the second ablation goes, by doubling
 DIGITS = 9  # of a ratio that is asked for, cut off so that the plan that has it is never just out of reach
 
 
@@ -85,21 +87,19 @@ class RatioJob:
             budgets=(*dict.fromkeys(spellings), *budgets),
             points=tuple(ratios),  # the losses are of the plans that are drawn there, and at no other ratio
         )
-        by_budget = {r.budget: r for r in random.reached}
-        best = [by_budget[a] for a in spellings]
+        best = [random.budget(spelling) for spelling in spellings]
         # Predicted plans are asked for at the ratios that random came to, which may be above those asked for.
         again = [_spell_ratio(chosen_plan(random, r).ratio, r.budget) for r in best]
         predicted = self._search(
             run, f"{place} predicted", block, granularity, budgets=(*dict.fromkeys(again), *budgets)
         )
-        by_budget = {r.budget: r for r in predicted.reached}
         return RatioArm(
             granularity,
             block,
             random.menu[0],
             len(random.units),
             tuple(
-                _point(ratio, random, r, predicted, by_budget[a])
+                _point(ratio, random, r, predicted, predicted.budget(a))
                 for ratio, r, a in zip(ratios, best, again, strict=True)
             ),
             tuple(reach_of(random, budget) for budget in budgets),
@@ -141,3 +141,42 @@ def _spell_ratio(ratio: float, otherwise: str) -> str:
         return otherwise
     digits = f"{math.floor(ratio * 10**DIGITS) / 10**DIGITS:.{DIGITS}f}".rstrip("0").rstrip(".")
     return f"ratio={digits}"
+
+
+# ---------------------------------------------------------------- ablations
+
+
+def best_of(losses: Sequence[float], trials: int) -> BestOf:
+    """The best of so many random plans: of the first ones, and over every choice of so many among all.
+
+    Args:
+        losses: Of all plans, in the order in which they were drawn.
+        trials: At most as many.
+    """
+    ordered, total = sorted(losses), math.comb(len(losses), trials)
+    # The i-th best is the best of a choice if it is in it and the others are among those behind it.
+    chances = [math.comb(len(losses) - 1 - i, trials - 1) / total for i in range(len(losses))]
+    mean = math.fsum(p * loss for p, loss in zip(chances, ordered, strict=True))
+    variance = math.fsum(p * (loss - mean) ** 2 for p, loss in zip(chances, ordered, strict=True))
+    return BestOf(trials, min(losses[:trials]), mean, math.sqrt(variance))
+
+
+def windows_taken(plan: Evaluation, base: Evaluation) -> tuple[Windows, ...]:
+    """What ever more windows of two evaluations say, evenly spread: 4, 8, 16, … and all of them."""
+    total = len(base.nats)
+    counts = [n for n in (FEWEST << k for k in range(total.bit_length())) if n < total]
+    taken: list[Windows] = []
+    for count in (*counts, total):
+        rows = [i * total // count for i in range(count)]
+        a, b = _take(plan, rows), _take(base, rows)
+        taken.append(Windows(count, b.loss, paired_difference(a, b)))
+    return tuple(taken)
+
+
+def _take(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:
+    return msgspec.structs.replace(
+        evaluation,
+        nats=tuple(evaluation.nats[i] for i in rows),
+        predicted=tuple(evaluation.predicted[i] for i in rows),
+        sources=tuple(evaluation.sources[i] for i in rows),
+    )

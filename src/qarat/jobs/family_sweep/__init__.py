@@ -1,1 +1,0 @@
-"""The sweep over a family of models: the table that laws are fitted to."""

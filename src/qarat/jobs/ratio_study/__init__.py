@@ -1,1 +1,0 @@
-"""The ratio study: predicted search beside the best of many random plans."""
