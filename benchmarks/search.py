@@ -112,7 +112,8 @@ class Subject:
 class _Every:
     """Every choice there is."""
 
-    PREDICTS, DRAWS = False, False
+    PREDICTS: bool = False
+    DRAWS: bool = False
 
     def propose(self, space: Space, goal: Goal) -> Asking:
         choices = product(range(len(space.options)), repeat=len(space.units))

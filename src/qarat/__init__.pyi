@@ -41,7 +41,7 @@ from qarat.values.records.law import Law as Law
 from qarat.values.records.law import Prediction as Prediction
 from qarat.values.records.origin import Difference as Difference
 from qarat.values.records.prices import Menu as Menu
-from qarat.values.records.protection import Protection as Protection
+from qarat.values.records.prices import Protection as Protection
 from qarat.values.records.scores import Evaluation as Evaluation
 from qarat.values.records.scores import paired_difference as paired_difference
 from qarat.values.records.search import SearchResult as SearchResult
