@@ -112,11 +112,14 @@ class BlockChanges:
             scheme: One that fits it.
             operands: Of a projection its input (windows, length, in); of a product left and right.
         """
+        # Tokens in front of `first` stay in float, so only the rows behind are computed: (windows, rows, in) of an
+        # input, (windows, heads, rows, …) of a product's left operand, whose rows are queries.
         scales, rows = self._scales(site, scheme), operands[0][..., self.first :, :]
         if isinstance(scheme, MatmulScheme):
             names = [stream.rpartition(".")[2] for stream in site.streams]
             known = {name: s for name, s in zip(names, scales, strict=True) if s is not None}
             products = QuantProducts(scheme, scheme, known, self.first)
+            # Kᵀ comes transposed, (windows, heads, channels, keys), as it is multiplied; the layer takes K.
             if site.leaf == "qk":
                 return products.scores(rows, operands[1].transpose(-1, -2))
             return products.mix(rows, operands[1])

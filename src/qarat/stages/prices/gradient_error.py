@@ -27,10 +27,12 @@ def _score(change: SiteChange) -> Tensor:
     if isinstance(change.scheme, LinearScheme):
         weight = change.block.linear(change.site).weight.detach()
         error = change.block.weight(change.site, change.scheme) - weight
+        # y = x·Wᵀ, so ∂L/∂x = g·W, (windows, length, in), and ∂L/∂W = gᵀ·x, (out, in) a window.
         bound = _bound(gradient @ weight, after[0] - before[0])
         for j in range(len(gradient)):  # one window at a time: its gradient has the weight's size
             bound[j] += (gradient[j].T @ before[0][j] * error).abs().sum()
         return bound
+    # y = A·B, so ∂L/∂A = g·Bᵀ and ∂L/∂B = Aᵀ·g, each of its operand's shape.
     left = _bound(gradient @ before[1].transpose(-1, -2), after[0] - before[0])
     return left + _bound(before[0].transpose(-1, -2) @ gradient, after[1] - before[1])
 

@@ -57,6 +57,8 @@ def _price_group(
         block = model.block(index)
         for number, scheme in enumerate(schemes):
             changes = BlockChanges(pricing, index, block, [scheme])
+            # Site to its batches, (windows, length, hidden) each: all sites of a block go on together, so that each of
+            # the blocks behind is brought in once for all of them.
             hidden = {
                 site.name: [_run_changed(changes, model, block, site, scheme, states) for states in entrances[index]]
                 for site, _ in changes.pairs()
@@ -108,6 +110,7 @@ def _divergence(model: Model, before: Sequence[Tensor], after: Sequence[Tensor])
     for p_states, q_states in zip(torch.cat(list(before)), torch.cat(list(after)), strict=True):
         log_p = model.logits(p_states).double().log_softmax(-1)
         log_q = model.logits(q_states).double().log_softmax(-1)
+        # Σ p (log p − log q) over the vocabulary, mean over tokens; float64, as equal models leave differences of 1e-7.
         windows.append((log_p.exp() * (log_p - log_q)).sum(-1).mean().cpu())
     return torch.stack(windows)
 
