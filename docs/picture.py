@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from qarat.jobs.whole_run import show_run
-from qarat.surfaces.terminal import render_all
+from qarat.surfaces.terminal import render
 from qarat.values.schemes import LOW
 
 WIDTH = 100
@@ -21,7 +21,7 @@ def draw(folder: Path, out: Path) -> None:
     def show(*records: object, title: str = "", **context: object) -> None:
         if title:
             console.print(f"\n[bold]{title}[/bold]")
-        console.print(render_all(records, **context))
+        console.print(render(*records, **context))
 
     show_run(folder, show, LOW)
     svg = console.export_svg(title=f"qarat run -o {folder.name}", theme=MONOKAI)

@@ -20,11 +20,9 @@ import vl_convert
 
 from qarat.ground.disk import write_whole
 from qarat.model.reference_models import reference_models
-from qarat.surfaces.page.figures.base import data, log_ticks
-from qarat.surfaces.page.figures.curve import curve
-from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.page.rendering import to_svg
-from qarat.surfaces.page.theme import FILE_FONT, LIGHT, vega_config
+from qarat.surfaces.page.figures.base import log_ticks
+from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
+from qarat.surfaces.page.rendering import FILE_FONT, LIGHT, to_svg, vega_config
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)  # of training, at which the second table looks
@@ -181,7 +179,7 @@ def draw_growth(growths: Sequence[Growth]) -> str:
         .encode(color=colour, detail="block:N")
         for what, width in ((OTHERS, 1), (LARGEST, 2))
     ]
-    panels = alt.layer(*lines, data=data(rows)).properties(width=PANEL[0], height=PANEL[1])
+    panels = alt.layer(*lines, data=alt.InlineData(values=rows)).properties(width=PANEL[0], height=PANEL[1])
     header = alt.Header(labelAnchor="start", labelFontSize=13)
     facet = alt.Facet("site:N", title=None, sort=[growth.site for growth in growths], header=header)
     chart = panels.facet(facet, columns=COLUMNS).properties(title="Largest input of each block's down_proj")

@@ -26,7 +26,7 @@ from qarat.model.native import read_native, write_native
 from qarat.stages.export.base import MARK, export_model
 from qarat.stages.quantize import quantize
 from qarat.surfaces.cli import main
-from qarat.surfaces.terminal import render_all
+from qarat.surfaces.terminal import render
 from qarat.testing import tiny_checkpoint
 from qarat.values.plan_files import decode_plan
 from qarat.values.plans import assign
@@ -191,7 +191,7 @@ def open_and_run(folder: Path) -> None:
 
 
 def rendered(*records: Any, title: str = "", **context: Any) -> None:
-    Console(file=io.StringIO(), width=100).print(render_all(records, **context))
+    Console(file=io.StringIO(), width=100).print(render(*records, **context))
 
 
 def show(folder: Path) -> None:

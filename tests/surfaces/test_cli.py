@@ -14,11 +14,10 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.surfaces import cli, options
 from qarat.surfaces.cli import main
-from qarat.surfaces.commands import common, reading, steps
+from qarat.surfaces.commands import Screen, common, reading, steps
 from qarat.surfaces.options.arguments import describe_fields, leaves
 from qarat.surfaces.options.folders import RunOptions
 from qarat.surfaces.options.groups import Machine
-from qarat.surfaces.screens import Screen
 from qarat.values.requests import protect as planning
 from qarat.values.schemes import LOW
 

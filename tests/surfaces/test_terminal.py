@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from qarat.ground.errors import UserError
 from qarat.surfaces.tables import scores
 from qarat.surfaces.tables.wording import decimals, fixed, megabytes, visible
-from qarat.surfaces.terminal import draw, ending, render, render_all
+from qarat.surfaces.terminal import draw, ending, render
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import Menu, MenuEntry, Protection, Trial
@@ -375,14 +375,14 @@ def test_questions_are_counted_also_where_none_has_a_score_of_its_own():
 
 def test_scores_are_compared_question_by_question():
     first, plan = make_zero_shot("float", 1, 0, 1, 1), make_zero_shot("plan", 1, 0, 0, 0)
-    row = line_with(show(render_all([first, plan])), "plan")
+    row = line_with(show(render(first, plan)), "plan")
     assert "-0.5000" in row
     assert f"{math.sqrt(1 / 3) / 2:.4f}" in row  # of the differences 0, 0, -1, -1
 
 
 def test_scores_of_other_questions_are_not_compared():
     with pytest.raises(UserError, match="do not belong together"):
-        render_all([make_zero_shot("float", 1, 0), make_zero_shot("plan", 1, 0, tokens="other")])
+        render(make_zero_shot("float", 1, 0), make_zero_shot("plan", 1, 0, tokens="other"))
 
 
 # ---------------------------------------------------------------- continuations

@@ -26,10 +26,10 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 from qarat import __version__
 from qarat.ground.errors import ArgumentError, NotPassedError, UserError
 from qarat.ground.registry import nearest_names
+from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags
 from qarat.surfaces.progress import StageProgress
-from qarat.surfaces.screens import Lines, Screen
 from qarat.surfaces.tables.data import respelled
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
@@ -46,26 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    with _plain_errors(words) as outcome:
-        if words[:1] == ["help"]:
-            words = [*words[1:3], "--help"]
-        if not words or words[0] in ("-h", "--help"):
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    with _plain_errors(typed) as outcome:
+        if typed[:1] == ["help"]:
+            typed = [*typed[1:3], "--help"]
+        if not typed or typed[0] in ("-h", "--help"):
             print(_overview(VERBS))
-        elif words[0] in _families() and words[1:] in ([], ["-h"], ["--help"]):
-            print(_overview(verb for verb in VERBS if verb.startswith(f"{words[0]} ")))
-        elif words[0] in ("-V", "--version"):
+        elif typed[0] in _families() and typed[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(verb for verb in VERBS if verb.startswith(f"{typed[0]} ")))
+        elif typed[0] in ("-V", "--version"):
             print(f"qarat {__version__}")
         else:
-            _run(words)
+            _run(typed)
     return outcome.code
 
 
-def _run(words: list[str]) -> None:
-    options = _parse(words)
-    command = load_command(_split_verb(words)[0])
+def _run(typed: list[str]) -> None:
+    options = _parse(typed)
+    command = load_command(_split_verb(typed)[0])
     with StageProgress() as bars:
-        screen = _Json(words, bars) if options.general.json else _Tables(words, bars)
+        screen = _Json(typed, bars) if options.general.json else _Tables(typed, bars)
         try:
             ending = command(options, screen)
         except NotPassedError:
@@ -80,10 +80,10 @@ def load_command(verb: str) -> Callable[[Any, Screen], Lines]:
     return getattr(importlib.import_module(f"qarat.surfaces.commands.{module}"), verb.replace(" ", "_"))
 
 
-def _split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+def _split_verb(typed: Sequence[str]) -> tuple[str, list[str]]:
     """The verb, which may be two words as `law fit` is, and the words behind it."""
-    length = 2 if words[0] in _families() else 1
-    return " ".join(words[:length]), list(words[length:])
+    length = 2 if typed[0] in _families() else 1
+    return " ".join(typed[:length]), list(typed[length:])
 
 
 def _families() -> set[str]:
@@ -91,9 +91,9 @@ def _families() -> set[str]:
     return {verb.split()[0] for verb in VERBS if " " in verb}
 
 
-def _flags_of(words: Sequence[str]) -> dict[str, str]:
+def _flags_of(typed: Sequence[str]) -> dict[str, str]:
     """How the arguments that messages name are spelled, for the verb of a command line."""
-    return flags_of(VERBS.get(_split_verb(words)[0]) if words else None, VERBS)
+    return flags_of(VERBS.get(_split_verb(typed)[0]) if typed else None, VERBS)
 
 
 def _overview(verbs: Iterable[str]) -> str:
@@ -107,11 +107,11 @@ def _overview(verbs: Iterable[str]) -> str:
 class _Screen:
     """What both kinds of screen share: progress and notes, on stderr."""
 
-    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
-        self.command = shlex.join(["qarat", *words])
+    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
+        self.command = shlex.join(["qarat", *typed])
         self.progress = bars
         self._bars = bars
-        self._words = words
+        self._words = typed
 
     def note(self, text: str) -> None:
         with self._bars.aside():
@@ -129,8 +129,8 @@ class _Screen:
 class _Tables(_Screen):
     """Shows records as tables on stdout, as they come."""
 
-    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
-        super().__init__(words, bars)
+    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
+        super().__init__(typed, bars)
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
         self._terminal = importlib.import_module("qarat.surfaces.terminal")
         self._report_of = importlib.import_module("qarat.surfaces.tables.reports").report_of
@@ -152,10 +152,10 @@ class _Tables(_Screen):
 class _Json(_Screen):
     """Keeps what is shown, and prints one JSON document at the end: a record, or the list of several."""
 
-    def __init__(self, words: Sequence[str], bars: StageProgress) -> None:
-        super().__init__(words, bars)
+    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
+        super().__init__(typed, bars)
         self._shown: list[object] = []
-        self._several = words[0] == "models"  # a list also where there is but one
+        self._several = typed[0] == "models"  # a list also where there is but one
         self._describe = importlib.import_module("qarat.values.records.files").describe_record
 
     def show(self, *records: object, **_: Any) -> None:
@@ -171,12 +171,12 @@ class _Outcome:
 
 
 @contextlib.contextmanager
-def _plain_errors(words: Sequence[str]) -> Iterator[_Outcome]:
+def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
     """Turn errors that a user can mend into words on stderr, with their arguments as flags, and an exit code."""
     outcome = _Outcome()
 
     def fail(code: int, text: str) -> None:
-        print(f"qarat: {spell_flags(text, _flags_of(words))}", file=sys.stderr)
+        print(f"qarat: {spell_flags(text, _flags_of(typed))}", file=sys.stderr)
         outcome.code = code
 
     try:
@@ -199,14 +199,14 @@ def _plain_errors(words: Sequence[str]) -> Iterator[_Outcome]:
         fail(FAILED, f"{where}{error.strerror or error}{full}")
 
 
-def _parse(words: Sequence[str]) -> Any:
+def _parse(typed: Sequence[str]) -> Any:
     """The options of a verb, from a config file and the words behind the verb, which win.
 
     Raises:
         ArgumentError: No such verb; or as `_read_config`.
         SystemExit: After tyro has printed help, or what is wrong with an option.
     """
-    verb, rest = _split_verb(words)
+    verb, rest = _split_verb(typed)
     if verb not in VERBS:
         if verb.startswith("-"):
             raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")
@@ -227,22 +227,22 @@ def _first_line(options: type) -> str:
     return (options.__doc__ or "").partition("\n")[0]
 
 
-def _take_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+def _take_config(typed: Sequence[str]) -> tuple[list[str], Path | None]:
     """The words without ``--config FILE``, and the file."""
     rest: list[str] = []
-    found: list[str] = []
-    left = iter(words)
+    files: list[str] = []
+    left = iter(typed)
     for word in left:
         name, equals, value = word.partition("=")
         if name != "--config":
             rest.append(word)
         elif value := value if equals else next(left, ""):
-            found.append(value)
+            files.append(value)
         else:
             raise ArgumentError("--config needs a file")
-    if len(found) > 1:
-        raise ArgumentError(f"--config is given {len(found)} times; give one file")
-    return rest, Path(found[0]) if found else None
+    if len(files) > 1:
+        raise ArgumentError(f"--config is given {len(files)} times; give one file")
+    return rest, Path(files[0]) if files else None
 
 
 def _read_config(path: Path, verb: str) -> Any:

@@ -98,13 +98,8 @@ class StageProgress:
         if self._stage:
             cut = how if self._done < self._total else ""
             seconds = (self._clock() if cut else self._seen) - self._begun
-            words = [
-                f"{visible(self._stage):<20}",
-                f"{self._done}/{self._total}",
-                duration(seconds),
-                *([cut] if cut else []),
-            ]
-            self._console.print(Text("  ".join(words)), soft_wrap=True)
+            parts = [f"{visible(self._stage):<20}", f"{self._done}/{self._total}", duration(seconds), cut]
+            self._console.print(Text("  ".join(filter(None, parts))), soft_wrap=True)
         self._name, self._stage, self._done = "", "", 0
 
 

@@ -1,19 +1,21 @@
 """Reports on the terminal, drawn with rich, up to 100 columns wide; they also read well without colour.
 
-`render` takes any record; keyword arguments give it other records to set beside it. What a record says is decided in
-`qarat.surfaces.tables`; here is how it looks: a rule under the headers and no frame, so that it reads well piped into a
-file.
+What a record says is decided in `qarat.surfaces.tables`; here is how it looks: a rule under the headers and no frame,
+so that it reads well piped into a file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -25,22 +27,17 @@ DEPARTED = "bold underline"
 MARK = "≠"  # in the margin, because bold and underlined do not survive a pipe
 
 
-def render(record: object, **context: Any) -> RenderableType:
-    """A record as something rich can print.
+def render(*records: object, **context: Any) -> RenderableType:
+    """Records as something rich can print: those of a kind side by side where they can be compared.
 
     Args:
-        record: Of any kind that `qarat.surfaces.tables.reports` knows.
-        **context: As `qarat.surfaces.tables.reports.report_of` takes it.
+        *records: As `qarat.surfaces.tables.reports.report_of` takes them.
+        **context: The same.
 
     Raises:
-        TypeError: If there is no report of such a thing.
-        UserError: If the context belongs to another model.
+        TypeError: There is no report of such a thing.
+        UserError: The context belongs to another model.
     """
-    return render_all([record], **context)
-
-
-def render_all(records: Sequence[object], **context: Any) -> RenderableType:
-    """Several records: those of a kind side by side where they can be compared, others one after the other."""
     return draw(report_of(*records, **context))
 
 
@@ -73,19 +70,51 @@ def _literal(text: str) -> Text:
     return Text(visible(text), getattr(text, "style", ""))
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """A cell with the blanks beside it.
+
+    rich measures, wraps and pads whatever stands in a table, which takes most of the time that a long one needs. Most
+    texts fit on one line: those are written as they are, and only the others are left to rich.
+    """
+
+    text: Text
+    left: int
+    right: int
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        least, most = self.text.__rich_measure__(console, options)
+        return Measurement(least + self.left + self.right, most + self.left + self.right)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        blanks = options.max_width - self.left - self.right - self.text.cell_len
+        if blanks < 0 or "\n" in self.text.plain:
+            yield Padding(self.text, (0, self.right, 0, self.left))
+            return
+        before = " " * blanks if options.justify == "right" else ""
+        yield Segment(" " * self.left)
+        yield Segment(before + self.text.plain, console.get_style(self.text.style))
+
+
 def _table(data: DataTable) -> Table:
+    left, right = (1, 1) if data.headed else (0, 2)  # blanks beside a cell, but at the table's edges
+    last = len(data.columns) - 1
+
+    def cells(texts: Sequence[str]) -> list[_Cell]:
+        return [_Cell(_literal(text), left * (i > 0), right * (i < last)) for i, text in enumerate(texts)]
+
     columns = [
-        Column(_literal(c.header), justify="right", no_wrap=True)
+        Column(header, justify="right", no_wrap=True)
         if c.number
-        else Column(_literal(c.header), no_wrap=not c.wrap, overflow="fold", vertical="top", style=c.style)
-        for c in data.columns
+        else Column(header, no_wrap=not c.wrap, overflow="fold", vertical="top", style=c.style)
+        for c, header in zip(data.columns, cells([c.header for c in data.columns]), strict=True)
     ]
-    if data.headed:
-        out = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    else:
-        out = Table(*columns, box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    look = box.SIMPLE_HEAD if data.headed else None
+    out = Table(
+        *columns, box=look, padding=0, show_edge=False, show_header=data.headed, header_style="bold" if look else ""
+    )
     for place, row in enumerate(data.rows, 1):
-        out.add_row(*map(_literal, row), end_section=data.total and place == len(data.rows) - 1)
+        out.add_row(*cells(row), end_section=data.total and place == len(data.rows) - 1)
     return out
 
 

@@ -24,20 +24,15 @@ from qarat.stages.laws.tables import Table, load_table, narrow
 from qarat.surfaces.page import write_report
 from qarat.surfaces.page.document import assemble, document
 from qarat.surfaces.page.figures.base import Figure, log_ticks
-from qarat.surfaces.page.figures.curve import curve
-from qarat.surfaces.page.figures.grids import laid_over
+from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
-from qarat.surfaces.page.figures.law_fit import law_fit, law_residuals
 from qarat.surfaces.page.figures.law_reach import law_reach
-from qarat.surfaces.page.figures.law_sections import law_along
-from qarat.surfaces.page.figures.profile import profile
-from qarat.surfaces.page.figures.recovery import recovery
-from qarat.surfaces.page.figures.series import Axis, Dot, Series
-from qarat.surfaces.page.law import law_parts
-from qarat.surfaces.page.provenance import portable_command
-from qarat.surfaces.page.rendering import to_svg
+from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
+from qarat.surfaces.page.figures.losses import recovery
+from qarat.surfaces.page.figures.streams import laid_over, profile
+from qarat.surfaces.page.rendering import DARK, LIGHT, to_svg, vega_config
+from qarat.surfaces.page.sections import PARTS, portable_command
 from qarat.surfaces.page.story import Story, gather
-from qarat.surfaces.page.theme import DARK, LIGHT, vega_config
 from qarat.surfaces.page.verdict import scheme_words, verdict
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.html import record_html
@@ -148,13 +143,11 @@ def test_grids_count_what_becomes_zero(story: Story) -> None:
     assert e4m3.snr_db > int8.snr_db
 
 
-def test_the_recovery_curve_takes_controls_beside_it(story: Story) -> None:
+def test_the_recovery_curve_has_every_trial_and_the_budget(story: Story) -> None:
     sweep = story.one(Protection)
     assert sweep is not None
-    control = Series("random sites", (Dot(0, 0.5), Dot(1, 0.45, y_range=(0.4, 0.5))))
-    figure = recovery(sweep, [control])
-    assert {row[0] for row in figure.table.rows} == {"this plan's order", "random sites"}
-    assert len(figure.table.rows) == len(sweep.trials) + 2
+    figure = recovery(sweep)
+    assert len(figure.table.rows) == len(sweep.trials)
     assert {"at": sweep.budget_nats, "name": f"budget {sweep.budget}"} in rows_of(figure)
 
 
@@ -308,7 +301,7 @@ def test_residuals_have_the_sign_that_the_terminal_s_have() -> None:
 def test_a_law_s_page_has_its_coefficients_forms_and_notes() -> None:
     law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=100)
     law = msgspec.structs.replace(law, refused={"strong": "strong needs block"})
-    said = html.unescape("".join(part for part in law_parts(law) if isinstance(part, str)))
+    said = html.unescape("".join(part for part in PARTS["law"](Story((law,))) if isinstance(part, str)))
     for fit in law.fits:
         for p in fit.parameters:
             interval = " to ".join(f"{end:.4g}" for end in p.interval)

@@ -14,13 +14,13 @@ from qarat.stages.laws.forms import FORMS, Catalog
 from qarat.stages.laws.prediction import predict, published_law
 from qarat.stages.laws.tables import load_table, narrow
 from qarat.surfaces.tables.law_shares import shares
-from qarat.surfaces.terminal import render, render_all
+from qarat.surfaces.terminal import render
 from qarat.values.records.law import Law
 
 
 def show(*records: object) -> str:
     console = Console(file=StringIO(), width=100, no_color=True)
-    console.print(render_all(records))
+    console.print(render(*records))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= 100 for line in text.splitlines()), text
     return text

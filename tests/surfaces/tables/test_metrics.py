@@ -5,7 +5,7 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-from qarat.surfaces.terminal import render, render_all
+from qarat.surfaces.terminal import render
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import NATS, ComparedSite, MetricCheck, SiteMeasurements, Trial
 
@@ -28,7 +28,7 @@ def text(renderable: RenderableType) -> str:
 
 def test_metrics_stand_side_by_side_the_best_ranking_first():
     weak, best = make_check("weight-error", 0.3, "squared weight error"), make_check("fisher", 0.9)
-    shown = text(render_all([weak, make_check("dull", math.nan), best]))
+    shown = text(render(weak, make_check("dull", math.nan), best))
     assert shown.index("fisher") < shown.index("weight-error") < shown.index("dull")
     (row,) = [line for line in shown.splitlines() if "fisher" in line]
     assert row.split()[:5] == ["fisher", "0.90", "2", "0.50", "0.39"]
@@ -40,7 +40,7 @@ def test_metrics_stand_side_by_side_the_best_ranking_first():
 
 
 def test_every_scheme_has_its_own_table():
-    shown = text(render_all([make_check("fisher", 0.9), make_check("fisher", 0.8, scheme="w=int8/channel")]))
+    shown = text(render(make_check("fisher", 0.9), make_check("fisher", 0.8, scheme="w=int8/channel")))
     assert shown.index("w=int4/channel") < shown.index("0.90") < shown.index("w=int8/channel") < shown.index("0.80")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.estimates import estimate
@@ -20,13 +21,13 @@ from qarat.model.model import Model, open_model
 from qarat.model.native import is_native
 from qarat.model.tokens import TokenSet, bundled_language, load_token_sets
 from qarat.stages.prices import METRICS
+from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
-from qarat.surfaces.options.groups import General, Machine, Runners, Text
-from qarat.surfaces.screens import Lines, Screen
+from qarat.surfaces.options.groups import Machine, OnText, Runners, Text
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
-from qarat.values.records.files import decode_record
+from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import Scheme, SchemeError, parse_scheme
@@ -66,7 +67,7 @@ def runtime_of(machine: Machine) -> Runtime:
     return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
 
-def open_float(name: str, machine: Machine, general: General) -> Model:
+def open_float(name: str, options: OnText) -> Model:
     """Open a float model.
 
     Raises:
@@ -75,7 +76,7 @@ def open_float(name: str, machine: Machine, general: General) -> Model:
     given = Path(name)
     if is_native(given) or (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
-    return open_model(name, runtime_of(machine), revision=general.revision)
+    return open_model(name, runtime_of(options.machine), revision=options.general.revision)
 
 
 def open_transformed(options: Any) -> Model:
@@ -86,7 +87,7 @@ def open_transformed(options: Any) -> Model:
     """
     transforms = options.transforms.transforms
     files = stats_behind(transforms, options.transforms.transform_stats)
-    model = open_float(options.model, options.machine, options.general)
+    model = open_float(options.model, options)
     stats = [None if file is None else decode_record(file, ActivationStats) for file in files]
     return apply_again(model, transforms, stats)
 
@@ -107,15 +108,16 @@ def check_transforms(path: Path, made_of: str, model: Model) -> None:
         raise UserError(f"{path} is of the model {theirs}, this is {ours}; give {options_for(made_of, path.parent)}")
 
 
-def load_tokens(text: Text, model: Model, seed: int, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
+def load_tokens(options: OnText, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
+    text = options.text
     given = (text.calibration, text.selection, text.report) != (None, None, None)
     if not given and bundled_language(model) == "english":
         screen.note(
             "no text was given, so Python's documentation is used, as technical English. "
             "For what your model is used for, give --calibration YOUR_TEXT"
         )
-    return token_sets_of(text, model, seed)
+    return token_sets_of(text, model, options.general.seed)
 
 
 def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
@@ -170,6 +172,24 @@ def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[
 def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
     """The last lines: what was written, and what to try next."""
     return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Raises:
+        UserError: As `qarat.ground.disk.check_file`.
+    """
+    if out is not None:
+        check_file(out)
+
+
+def save(record: Record, out: Path | None) -> Lines:
+    """Write a record where it is wanted, and say so."""
+    if out is None:
+        return ()
+    write_whole(out, encode_record(record))
+    return (f"written: {quoted(out)}",)
 
 
 def command_line(verb: str, options: Any, *given: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qarat.ground.disk import check_file, check_folder, write_whole
+from qarat.ground.disk import check_folder
 from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.checks import check_plan_request
@@ -17,20 +17,10 @@ from qarat.model.model import Model
 from qarat.model.native import read_native
 from qarat.model.tokens import bundled_language
 from qarat.stages.export.base import MARK, check_export, export_model
-from qarat.surfaces.commands.common import (
-    check_weights,
-    command_line,
-    load_tokens,
-    note_matches,
-    open_float,
-    quoted,
-    runtime_of,
-    show_estimate,
-)
+from qarat.surfaces.commands import Lines, Screen, common
+from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.folders import ExportOptions, RunOptions, VerifyOptions
 from qarat.surfaces.page import write_report
-from qarat.surfaces.screens import Lines, Screen
-from qarat.values.records.files import encode_record
 from qarat.values.records.verification import Verification
 from qarat.values.schemes import LOW
 
@@ -43,8 +33,8 @@ def run(options: RunOptions, screen: Screen) -> Lines:
     check_plan_request(request)
     out = options.folder
     folder = Run(out, pipeline.KIND, overwrite=options.overwrite)
-    model = open_float(options.model, options.machine, options.general)
-    tokens = load_tokens(options.text, model, options.general.seed, screen)
+    model = common.open_float(options.model, options)
+    tokens = common.load_tokens(options, model, screen)
     job = pipeline.Pipeline(
         model,
         tokens,
@@ -56,9 +46,9 @@ def run(options: RunOptions, screen: Screen) -> Lines:
         show=screen.show,
         note=screen.note,
     )
-    note_matches(request, model, screen)
+    common.note_matches(request, model, screen)
     if options.general.dry_run:
-        check_weights(model)
+        common.check_weights(model)
         screen.show(job.estimate())
         return ()
     with folder.work(command=screen.command):
@@ -78,7 +68,7 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
         "try next:",
         f"  qarat show {quoted(out)}",
         f"  qarat evaluate {quoted(out)}",
-        f"  {command_line('run', options, '--low', harder, '-o', out.with_name(name))}",
+        f"  {common.command_line('run', options, '--low', harder, '-o', out.with_name(name))}",
         *(["  qarat run YOUR_MODEL --calibration YOUR_TEXT.jsonl"] if bundled_language(model) == "python" else []),
     )
 
@@ -89,7 +79,7 @@ def export(options: ExportOptions, screen: Screen) -> Lines:
     model, chosen = open_to_export(options.run, options.source)
     check_export(model, chosen, options.format)
     if options.dry_run:
-        return show_estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))
+        return common.show_estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))
     notes = export_model(
         model, chosen, options.out, options.format, overwrite=options.overwrite, progress=screen.progress
     )
@@ -103,15 +93,13 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
     """Check a quantized folder, alone or against its run or float model; fails where it has errors."""
     if options.general.dry_run:
         raise ArgumentError("`dry_run`: verify writes nothing but -o; without --against it does little but read")
-    if options.out is not None:
-        check_file(options.out)
+    common.check_out(options.out)
     verification = _verify(options, screen)
     screen.show(verification)
-    if options.out is not None:
-        write_whole(options.out, encode_record(verification))
+    written = common.save(verification, options.out)
     if not verification.passed:
         raise NotPassedError(f"{options.model} does not pass; its errors are listed first among the findings")
-    return () if options.out is None else (f"written: {quoted(options.out)}",)
+    return written
 
 
 def _verify(options: VerifyOptions, screen: Screen) -> Verification:
@@ -120,11 +108,11 @@ def _verify(options: VerifyOptions, screen: Screen) -> Verification:
         return verify_folder(folder, engines, gpu)
     native = find_native(Path(options.against))
     if native is not None:
-        run, chosen = read_native(native, runtime_of(options.machine))
-        _, _, report = load_tokens(options.text, run, options.general.seed, screen)
+        run, chosen = read_native(native, common.runtime_of(options.machine))
+        _, _, report = common.load_tokens(options, run, screen)
         against = AgainstRun(run, chosen, report)
         return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)
-    model = open_float(options.against, options.machine, options.general)
-    calibration, _, report = load_tokens(options.text, model, options.general.seed, screen)
+    model = common.open_float(options.against, options)
+    calibration, _, report = common.load_tokens(options, model, screen)
     against = AgainstFloat(model, calibration, report)
     return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)

@@ -11,6 +11,7 @@ from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.stages.laws.forms import FORMS, catalog
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
+from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options.laws import (
     LawCheckOptions,
     LawDataOptions,
@@ -18,7 +19,6 @@ from qarat.surfaces.options.laws import (
     LawFormsOptions,
     LawPredictOptions,
 )
-from qarat.surfaces.screens import Lines, Screen
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.law import Law
@@ -100,14 +100,14 @@ def _example(law: Law) -> str:
     form = FORMS.load(fit.form)
     answer = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group
-    words = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]
+    flags = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]
     for variable in question(form):
         if variable == "loss":
             increase = 100 * math.expm1(fit.group.get("loss", math.log1p(0.05)))
-            words += ["--budget", f"ppl+{increase:.4g}%"]
+            flags += ["--budget", f"ppl+{increase:.4g}%"]
         elif variable != answer:
-            words += [f"--{variable}", spell_value(variable, known[variable])]
-    return shlex.join(words)
+            flags += [f"--{variable}", spell_value(variable, known[variable])]
+    return shlex.join(flags)
 
 
 def _law(name: str) -> Law:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.compare import compare_named
 from qarat.jobs.open_any import Opened, open_for_evaluation
@@ -12,38 +11,34 @@ from qarat.stages.measure.conventions import load_by_convention
 from qarat.stages.measure.divergence import measure_divergence
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.measure.tasks.zero_shot import measure_tasks
-from qarat.surfaces.commands.common import ending, load_tokens, open_float, quoted, runtime_of, show_estimate
+from qarat.surfaces.commands import Lines, Screen, common
+from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import Text
 from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions, Measure
-from qarat.surfaces.screens import Lines, Screen
 from qarat.values.records.comparison import Comparable
-from qarat.values.records.files import encode_record
 
 
 def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
     """Measure perplexity, divergence from float, or zero-shot accuracy."""
-    if options.out is not None:
-        check_file(options.out)
+    common.check_out(options.out)
     _check(options.measure, options.text)
-    opened = open_for_evaluation(options.model, runtime_of(options.machine), revision=options.general.revision)
+    opened = open_for_evaluation(options.model, common.runtime_of(options.machine), revision=options.general.revision)
     if options.general.dry_run:
         return _estimate(options, screen, opened)
     record = _measure(options, screen, opened)
     screen.show(record)
     if options.out is None:
         return ()
-    write_whole(options.out, encode_record(record))
-    return ending(
-        options.out, f"qarat compare {quoted(options.out)} ANOTHER", why="another record, run, export or model"
-    )
+    common.save(record, options.out)
+    next_command = f"qarat compare {quoted(options.out)} ANOTHER"
+    return common.ending(options.out, next_command, why="another record, run, export or model")
 
 
 def compare(options: CompareOptions, screen: Screen) -> Lines:
     """Compare models, runs, exports and records with the first."""
     if len(options.names) < 2:
         raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
-    if options.out is not None:
-        check_file(options.out)
+    common.check_out(options.out)
     _check(options.measure, options.text)
     if options.general.dry_run:
         raise ArgumentError("--dry-run: what has to be measured is known once everything is opened; try `evaluate`")
@@ -52,15 +47,12 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
     comparison = compare_named(
         options.names,
         lambda opened: _measure(options, screen, opened),
-        runtime_of(options.machine),
+        common.runtime_of(options.machine),
         revision=options.general.revision,
         recorded=not measured_anew,
     )
     screen.show(comparison)
-    if options.out is None:
-        return ()
-    write_whole(options.out, encode_record(comparison))
-    return (f"written: {quoted(options.out)}",)
+    return common.save(comparison, options.out)
 
 
 def _check(options: Measure, text: Text) -> None:
@@ -85,7 +77,7 @@ def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: 
         )
     tokens = _report(options, screen, model)
     if how.against is not None:
-        base = open_float(how.against, options.machine, options.general)
+        base = common.open_float(how.against, options)
         return measure_divergence(model, base, tokens, label=label, plan=plan, progress=screen.progress)
     return measure_perplexity(model, tokens, label=label, plan=plan, progress=screen.progress)
 
@@ -93,7 +85,7 @@ def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: 
 def _report(options: EvaluateOptions | CompareOptions, screen: Screen, model: Model) -> TokenSet:
     text = options.text
     if options.measure.convention is None:
-        return load_tokens(options.text, model, options.general.seed, screen)[2]
+        return common.load_tokens(options, model, screen)[2]
     if text.report is None:
         screen.note("no --report-text was given, so the convention is put to the Python source that ships with qarat")
     limit, seed = options.measure.limit, options.general.seed
@@ -103,6 +95,6 @@ def _report(options: EvaluateOptions | CompareOptions, screen: Screen, model: Mo
 def _estimate(options: EvaluateOptions, screen: Screen, opened: Opened) -> Lines:
     if options.measure.tasks:
         raise ArgumentError("--dry-run cannot say what --tasks would take: that depends on the tasks; try --limit 10")
-    states = _report(options, screen, opened.model).windows.numel()
     passes = 2 if options.measure.against else 1
-    return show_estimate(screen, opened.model, {f"evaluate {opened.label}": passes * states}, states=passes * states)
+    tokens = passes * _report(options, screen, opened.model).windows.numel()
+    return common.show_estimate(screen, opened.model, {f"evaluate {opened.label}": tokens}, states=tokens)

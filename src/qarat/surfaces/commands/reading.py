@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qarat.ground.errors import ArgumentError
+from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
-from qarat.surfaces.screens import Lines, Screen
 from qarat.values.records.files import Record, decode_record
 from qarat.values.records.scores import Evaluation, ZeroShot
 from qarat.values.schemes import LinearScheme, SchemeError, parse_scheme
@@ -68,8 +68,8 @@ def _show_begun_study(folder: Path, screen: Screen, context: dict[str, Any]) -> 
     from qarat.jobs.folder import read_command
     from qarat.jobs.spike_study.job import read_study
 
-    found, missing = read_study(folder)
-    _show_each(list(found.values()), screen, context)
+    records, missing = read_study(folder)
+    _show_each(list(records.values()), screen, context)
     screen.note(f"{folder} is a study that is not finished; missing: {', '.join(missing)}")
     screen.note(f"it continues with the same command: {read_command(folder) or 'qarat study spikes'}")
 

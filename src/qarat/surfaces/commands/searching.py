@@ -1,12 +1,15 @@
-"""Verbs that search, once or many times: search, study ratio, sweep."""
+"""Verbs that search or study, once or many times: search, study ratio, sweep, study spikes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from qarat.ground.errors import NotPassedError
+import msgspec
+
+from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import family_sweep, ratio_study
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request, check_searches
@@ -15,44 +18,47 @@ from qarat.jobs.family_sweep import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import STATS, Run
 from qarat.jobs.ratio_study import RatioJob
 from qarat.jobs.runners import open_runner
-from qarat.jobs.runners.base import Runner
 from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.search.job import KIND, TRIALS, SearchJob
 from qarat.jobs.search.nested import SEARCHES
-from qarat.surfaces.commands.common import (
-    check_weights,
-    check_workers,
-    command_line,
-    load_tokens,
-    open_float,
-    pricing_work,
-    quoted,
-    show_estimate,
-)
-from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, SweepOptions
-from qarat.surfaces.screens import Lines, Screen
+from qarat.jobs.spike_study import job as spike_study
+from qarat.jobs.spike_study.job import SpikeJob
+from qarat.jobs.spike_study.published import PUBLISHED
+from qarat.jobs.spike_study.worlds import SpikeTokens
+from qarat.model.model import Model
+from qarat.model.texts import read_documents
+from qarat.model.tokens import Bos, TokenSet, check_disjoint, make_token_set
+from qarat.surfaces.commands import Lines, Screen, common
+from qarat.surfaces.commands.common import quoted
+from qarat.surfaces.options.groups import OnText, Searching
+from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
+from qarat.surfaces.page import write_report
 from qarat.values.budgets import parse_size
 from qarat.values.records.search import SearchResult
+from qarat.values.records.spike_study import Left
+from qarat.values.requests.spike_study import SpikeRequest
 
 
-def bench_of(options: SearchOptions | StudyRatioOptions | SweepOptions, runner: Runner, screen: Screen) -> Bench:
-    """How plans of a search, a study or a sweep are measured.
+@contextmanager
+def _bench(options: Searching | SweepOptions, screen: Screen) -> Iterator[Bench]:
+    """Where plans of a search, a study or a sweep are measured, and how.
 
     Raises:
-        UserError: A malformed size.
+        UserError: A malformed size; or as `open_runner`.
     """
-    keep = None if options.keep is None else parse_size(options.keep)
-    return Bench(runner, options.general.seed, screen.progress, options.general.revision, keep)
+    with open_runner(options.runners.workers, options.runners.ray) as runner:
+        keep = None if options.keep is None else parse_size(options.keep)
+        yield Bench(runner, options.general.seed, screen.progress, options.general.revision, keep)
 
 
 def search(options: SearchOptions, screen: Screen) -> Lines:
     """Find the plans that budgets allow, in a folder that survives a kill."""
     check_search_request(options.search)
-    check_workers(options.runners)
+    common.check_workers(options.runners)
     folder = Run(options.folder, KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
-    with open_runner(options.runners.workers, options.runners.ray) as runner:
-        job = SearchJob(member, options.search, bench_of(options, runner, screen))
+    with _bench(options, screen) as bench:
+        job = SearchJob(member, options.search, bench)
         if options.general.dry_run:
             return _estimate(screen, job, member.tokens[1].windows.numel())
         with folder.work(TRIALS, command=screen.command):
@@ -62,21 +68,20 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
 
 
 def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
-    check_weights(job.model)
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
     plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     work = {"search": float(plans * tokens)}
     if job.strategy.PREDICTS:
-        priced = pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
+        priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work = {"damage": priced, **work}
-    return show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
+    return common.show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
 
 
 def _ending(options: SearchOptions, out: Path, result: SearchResult, static: bool) -> Lines:
     stats = ["--stats", out / STATS] if static else []
-    plans = [out / plan_file(found.budget) for found in result.reached if found.trial >= 0]
-    quantizing = [f"  {command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
+    plans = [out / plan_file(reached.budget) for reached in result.reached if reached.trial >= 0]
+    quantizing = [f"  {common.command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (
         f"written: {quoted(out)} (every trial in search.json, a plan for each budget)",
         "try next:",
@@ -85,27 +90,27 @@ def _ending(options: SearchOptions, out: Path, result: SearchResult, static: boo
     )
 
 
-def _open_member(name: str, options: SearchOptions | StudyRatioOptions | SweepOptions, screen: Screen) -> Member:
+def _open_member(name: str, options: OnText, screen: Screen) -> Member:
     """A model and its token sets."""
-    model = open_float(name, options.machine, options.general)
-    return Member(name, model, load_tokens(options.text, model, options.general.seed, screen))
+    model = common.open_float(name, options)
+    return Member(name, model, common.load_tokens(options, model, screen))
 
 
 def study_ratio(options: StudyRatioOptions, screen: Screen) -> Lines:
     """Do the second founding paper's experiment on a model, in a folder that survives a kill."""
     request = options.study
     check_searches(request)
-    check_workers(options.runners)
+    common.check_workers(options.runners)
     folder = Run(options.folder, ratio_study.KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
-    with open_runner(options.runners.workers, options.runners.ray) as runner:
-        job = RatioJob(member, request, bench_of(options, runner, screen))
+    with _bench(options, screen) as bench:
+        job = RatioJob(member, request, bench)
         if options.general.dry_run:
             windows = member.tokens[1].windows.numel()
             arms = len(request.blocks) * len(request.granularities())
             predicted = arms * (price_forwards(1) + CHOOSING_FORWARDS)
             work = {"random": float(request.plans() * windows), "predicted": float(predicted * windows)}
-            return show_estimate(screen, member.model, work, states=windows * (member.model.blocks + 1))
+            return common.show_estimate(screen, member.model, work, states=windows * (member.model.blocks + 1))
         with folder.work(SEARCHES, command=screen.command):
             study = job.execute(folder)
     screen.show(study)
@@ -118,26 +123,26 @@ def sweep(options: SweepOptions, screen: Screen) -> Lines:
     """Search a family of models, and write the table that laws are fitted to."""
     request = options.sweep
     check_searches(request)
-    check_workers(options.runners)
+    common.check_workers(options.runners)
     folder = Run(options.out, family_sweep.KIND, overwrite=options.overwrite)
 
     def open_member(name: str) -> Member:
         return _open_member(name, options, screen)
 
-    with open_runner(options.runners.workers, options.runners.ray) as runner:
-        job = FamilyJob(options.models, open_member, request, bench_of(options, runner, screen))
+    with _bench(options, screen) as bench:
+        job = FamilyJob(options.models, open_member, request, bench)
         if options.general.dry_run:
             return _estimate_sweep(screen, options.models, open_member, len(request.searches()))
         with folder.work(SEARCHES, command=screen.command):
-            found = job.execute(folder)
-    screen.show(found)
-    failed = [f"{p.model}, {p.low}: {p.failure}" for p in found.points if p.failure]
+            swept = job.execute(folder)
+    screen.show(swept)
+    failed = [f"{p.model}, {p.low}: {p.failure}" for p in swept.points if p.failure]
     if failed:
         raise NotPassedError(
-            f"{len(failed)} of {len(found.points)} points failed; what was measured is in {quoted(folder.folder)}, and "
+            f"{len(failed)} of {len(swept.points)} points failed; what was measured is in {quoted(folder.folder)}, and "
             "the same command tries these again:\n  " + "\n  ".join(failed)
         )
-    formats = list(dict.fromkeys(point.format for point in found.points))
+    formats = list(dict.fromkeys(point.format for point in swept.points))
     one = ["--where", f"format={formats[0]}"] if len(formats) > 1 else []  # a law is about one format
     reached = f", what budgets reach in {BUDGET_TABLE}" if (options.out / BUDGET_TABLE).exists() else ""
     return (
@@ -151,8 +156,91 @@ def _estimate_sweep(
 ) -> Lines:
     for name in models:
         _, model, tokens = open_member(name)
-        check_weights(model)
+        common.check_weights(model)
         windows = tokens[1].windows.numel()
         work = {f"{searches} searches": float(searches * (price_forwards(1) + CHOOSING_FORWARDS) * windows)}
         screen.show(estimate(model, work, states=windows * (model.blocks + 1), disk=0), title=name)
     return ()
+
+
+RULES: dict[str, Bos] = {"bos": "each", "once": "once", "nobos": "never"}
+"""How the end of a convention spells its BOS rule."""
+
+
+def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
+    """Measure every arm, in a folder that survives a kill."""
+    if options.published:
+        screen.show(PUBLISHED)
+        return ()
+    request = _request(options)
+    out = options.folder
+    folder = Run(out, spike_study.KIND, overwrite=options.overwrite)
+    model = common.open_float(options.model, options)
+    tokens = _tokens(options, model, screen)
+    job = SpikeJob(model, tokens, request, name=options.model, seed=options.general.seed, progress=screen.progress)
+    if options.general.dry_run:
+        return common.show_estimate(screen, model, job.work(), states=tokens.report.windows.numel() * model.blocks)
+    with folder.work(command=screen.command):
+        study = job.execute(folder)
+    screen.show(study)
+    page = write_report([out], out, progress=screen.progress)
+    return (
+        f"written: {quoted(out)} (every arm with the loss of every window in {spike_study.RESULT})",
+        f"the page to look at: {quoted(page)}",
+        "try next:",
+        f"  qarat show {quoted(out / spike_study.RESULT)}",
+        f"  {common.command_line('run', options)}",
+    )
+
+
+def _request(options: StudySpikesOptions) -> SpikeRequest:
+    if options.quick and options.full:
+        raise ArgumentError("`quick` and `full`: give one of them")
+    extent = "quick" if options.quick else "full" if options.full else "usual"
+    request = msgspec.structs.replace(options.study, extent=extent)
+    request.check()
+    return request
+
+
+def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeTokens:
+    """The three sets, the same under the other BOS rules, and another calibration set, as far as they can be had."""
+    calibration, selection, report = common.load_tokens(options, model, screen)
+    left: list[Left] = []
+    bos: dict[str, tuple[TokenSet, TokenSet]] = {}
+    mine = RULES[report.convention.rpartition("-")[2]]
+    if model.tokenizer.bos_token_id is None:
+        left.append(Left("windows with BOS", "the tokenizer has none"))
+    else:
+        for rule in RULES.values():
+            if rule != mine:
+                sets = common.token_sets_of(
+                    msgspec.structs.replace(options.text, bos=rule), model, options.general.seed
+                )
+                bos[rule] = sets[0], sets[2]
+    elsewhere = _other_calibration(options, model, mine, calibration, report)
+    if elsewhere is None:
+        left.append(
+            Left(
+                "calibration on another kind of text", "none was given; prose for a model of code: `other_calibration`"
+            )
+        )
+    return SpikeTokens(calibration, selection, report, bos, elsewhere, tuple(left))
+
+
+def _other_calibration(
+    options: StudySpikesOptions, model: Model, bos: Bos, calibration: TokenSet, report: TokenSet
+) -> TokenSet | None:
+    if options.other_calibration is None:
+        return None
+    other = make_token_set(
+        "other calibration",
+        read_documents(options.other_calibration),
+        model.tokenizer,
+        length=calibration.length,
+        bos=bos,
+        limit=options.text.samples,
+        seed=options.general.seed,
+        model_length=model.length,
+    )
+    check_disjoint(other, report)
+    return other

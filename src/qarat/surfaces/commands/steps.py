@@ -23,21 +23,9 @@ from qarat.stages.prices import METRICS
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
 from qarat.stages.rounding import needs_calibration
-from qarat.surfaces.commands.common import (
-    check_transforms,
-    command_line,
-    ending,
-    load_stats,
-    load_tokens,
-    note_matches,
-    open_transformed,
-    pricing_work,
-    quoted,
-    scheme_of,
-    show_estimate,
-)
+from qarat.surfaces.commands import Lines, Screen, common
+from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
-from qarat.surfaces.screens import Lines, Screen
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
@@ -47,31 +35,31 @@ from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme
 
 def profile(options: ProfileOptions, screen: Screen) -> Lines:
     """Measure every stream of a model in one pass."""
-    low = scheme_of("low", options.low)
+    low = common.scheme_of("low", options.low)
     check_file(options.out)
-    model = open_transformed(options)
-    calibration, _, _ = load_tokens(options.text, model, options.general.seed, screen)
+    model = common.open_transformed(options)
+    calibration, _, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
-        return show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
+        return common.show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
     stats = protecting.profile(
         model, calibration, options.prefix, attention=options.attention, progress=screen.progress
     )
     write_whole(options.out, encode_record(stats))
     screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
-    return ending(options.out, command_line("damage", options, "--stats", options.out))
+    return common.ending(options.out, common.command_line("damage", options, "--stats", options.out))
 
 
 def damage(options: DamageOptions, screen: Screen) -> Lines:
     """Price every scheme at every site, and say how well the prices predict what is measured."""
-    schemes = [scheme_of("schemes", text) for text in options.schemes]
+    schemes = [common.scheme_of("schemes", text) for text in options.schemes]
     wanted = _metrics_of(options, schemes, screen)
     check_file(options.out)
-    model = open_transformed(options)
-    stats = load_stats(options.stats, model, any(is_static(s) for s in schemes))
-    calibration, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
+    model = common.open_transformed(options)
+    stats = common.load_stats(options.stats, model, any(is_static(s) for s in schemes))
+    calibration, selection, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
-        work = {f"damage {name}": pricing_work(name, model, selection, schemes) for name in wanted}
-        return show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
+        work = {f"damage {name}": common.pricing_work(name, model, selection, schemes) for name in wanted}
+        return common.show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
     prefix = stats.prefix if stats is not None else ()
     if prefix and (wanted != ["fisher"] or options.check):
         raise ArgumentError("with a prefix in float, fisher alone prices, and `check` measures without one")
@@ -96,7 +84,9 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
     # A plan's low scheme is one of projections.
     priced = [text for text, scheme in zip(options.schemes, schemes, strict=True) if isinstance(scheme, LinearScheme)]
     low = ["--low", priced[0]] if priced and LOW not in options.schemes else []
-    return ending(options.out, command_line("plan", options, "--stats", options.stats, "--menu", options.out, *low))
+    return common.ending(
+        options.out, common.command_line("plan", options, "--stats", options.stats, "--menu", options.out, *low)
+    )
 
 
 def _metrics_of(options: DamageOptions, schemes: Sequence[Scheme], screen: Screen) -> list[str]:
@@ -136,7 +126,9 @@ def _check_metrics(
     stats_hash = content_hash(stats) if stats else ""
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
     meter = make_meter(model, selection, stats)
-    measured = measure_sites(plan, scheme_of("schemes", options.schemes[0]), meter.measure, progress=screen.progress)
+    measured = measure_sites(
+        plan, common.scheme_of("schemes", options.schemes[0]), meter.measure, progress=screen.progress
+    )
     write_whole(options.out.with_suffix(".measured.json"), encode_record(measured))
     screen.show(*(check(menu, measured) for menu in menus))
 
@@ -146,16 +138,18 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     request = msgspec.structs.replace(options.planning, transforms=options.transforms.transforms)
     check_plan_request(request)
     check_file(options.out)
-    model = open_transformed(options)
+    model = common.open_transformed(options)
     stats, menu = decode_record(options.stats, ActivationStats), decode_record(options.menu, Menu)
-    check_transforms(options.stats, stats.provenance.model, model)
-    check_transforms(options.menu, menu.provenance.model, model)
+    common.check_transforms(options.stats, stats.provenance.model, model)
+    common.check_transforms(options.menu, menu.provenance.model, model)
     rank_units(request, naive_plan(model, request, stats), stats, menu)
-    calibration, selection, _ = load_tokens(options.text, model, options.general.seed, screen)
-    note_matches(request, model, screen)
+    calibration, selection, _ = common.load_tokens(options, model, screen)
+    common.note_matches(request, model, screen)
     if options.general.dry_run:
         tokens = selection.windows.numel()
-        return show_estimate(screen, model, {"plan": CHOOSING_FORWARDS * tokens}, states=tokens * (model.blocks + 1))
+        return common.show_estimate(
+            screen, model, {"plan": CHOOSING_FORWARDS * tokens}, states=tokens * (model.blocks + 1)
+        )
     chosen, protection = find_plan(
         model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
     )
@@ -163,22 +157,22 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     write_whole(measured, encode_record(protection))
     write_whole(options.out, encode_record(chosen))
     screen.show(chosen, protection=protection)
-    next_command = command_line("quantize", options, "--plan", options.out, "--stats", options.stats)
-    return ending(options.out, next_command, also=f" and its measurements: {measured}")
+    next_command = common.command_line("quantize", options, "--plan", options.out, "--stats", options.stats)
+    return common.ending(options.out, next_command, also=f" and its measurements: {measured}")
 
 
 def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
     """Quantize a model by a plan and write it as a native folder."""
     check_place(options.out, overwrite=options.overwrite)
     chosen = decode_record(options.plan, Plan)
-    model = open_transformed(options)
-    check_transforms(options.plan, chosen.model, model)
-    stats = load_stats(options.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
+    model = common.open_transformed(options)
+    common.check_transforms(options.plan, chosen.model, model)
+    stats = common.load_stats(options.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
     looks = needs_calibration(a.scheme for a in chosen.assignments)
-    calibration = load_tokens(options.text, model, options.general.seed, screen)[0] if looks else None
+    calibration = common.load_tokens(options, model, screen)[0] if looks else None
     quantized = conversion.quantize(model.in_float32(), chosen, stats, calibration)
     if options.general.dry_run:
-        return show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
+        return common.show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
     write_native(quantized, chosen, options.out, progress=screen.progress)
     screen.show(chosen)
-    return ending(options.out, f"qarat evaluate {quoted(options.out)}")
+    return common.ending(options.out, f"qarat evaluate {quoted(options.out)}")

@@ -18,8 +18,7 @@ from qarat.surfaces.options.laws import (
 )
 from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions
 from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
-from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, SweepOptions
-from qarat.surfaces.options.spike_study import StudySpikesOptions
+from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
 
 __all__ = ["VERBS"]

@@ -2,16 +2,18 @@
 
 What an option is called, takes, defaults to and means is said once, by the field and by its entry under ``Attributes:``
 in the docstring. Requests live below and know no command line, so what only it needs is here: how fields are spelled as
-flags, and what stands for their values in help. tyro asks `rules` for the rest.
+flags, and what stands for their values in help (`spelling.json`). tyro asks `rules` for the rest.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
 import msgspec
@@ -19,62 +21,16 @@ import tyro
 from tyro.conf import UseAppendAction, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-FLAGS = {
-    "rules": "set",
-    "orders": "rules",
-    "transforms": "transform",
-    "report": "report-text",
-    "task_folder": "task-data",
-    "ablated_ratio": "best-of-ratio",
-    "SearchRequest.budgets": "budget",
-}
-"""Flags that are not their field's name; a group in front where a field of that name has another flag elsewhere."""
-ALSO = {"data": "--task-data", "budget": "--budget", "budgets": "--budget"}
-"""Flags of arguments that messages name and no field of the verb is."""
+from qarat.surfaces.options.groups import OnText
 
-_METAVARS = {
-    "low high protect menu schemes": "SCHEME",
-    "budget": "LOSS",
-    "budgets": "LOSS",
-    "SearchRequest.budgets": "BUDGET",
-    "by orders": "RULE",
-    "sites": "PATTERN",
-    "rules": "'PATTERN: SCHEME'",
-    "runtime engine": "ENGINE",
-    "prefix": "N|auto",
-    "granularity": "{matmul,layer}",
-    "basis": "{parameters,macs}",
-    "strategy metric metrics convention family revision transforms": "NAME",
-    "blocks": "N",
-    "FamilyRequest.blocks": "N|row|tensor",
-    "formats format export": "FORMAT",
-    "methods": "METHOD",
-    "calibration selection report other_calibration": "TEXT",
-    "memory keep": "SIZE",
-    "ray": "ADDRESS|local",
-    "config": "FILE",
-    "where": "CONDITION",
-    "form": "FORM",
-    "tasks": "TASK",
-    "against source": "MODEL",
-    "VerifyOptions.against": "RUN|MODEL",
-    "gpu": "GENERATION",
-    "prompt": "WORDS",
-    "size tokens": "N",
-    "standard_error": "NATS",
-    "LawPredictOptions.ratio": "SHARE",
-    "task_folder": "DIR",
-    "model": "MODEL",
-    "models": "MODELS",
-    "names": "A B",
-    "paths": "PATH",
-    "data": "DATA",
-    "table": "TABLE",
-    "law": "LAW",
-    "run": "RUN",
-    "VerifyOptions.model": "FOLDER",
-}
-METAVARS = {name: shown for names, shown in _METAVARS.items() for name in names.split()}
+_SHARED = {name: place for place, name in enumerate(("runners", *OnText.__struct_fields__), 1)}
+"""Groups that many verbs share; they come last, behind a verb's own options."""
+_SPELLING = json.loads((Path(__file__).parent / "spelling.json").read_text("utf-8"))
+FLAGS: dict[str, str] = _SPELLING["flags"]
+"""Flags that are not their field's name; a group in front where a field of that name has another flag elsewhere."""
+ALSO: dict[str, str] = _SPELLING["also"]
+"""Flags of arguments that messages name and no field of the verb is."""
+METAVARS: dict[str, str] = {name: shown for names, shown in _SPELLING["metavars"].items() for name in names.split()}
 """What stands for a value in help, by field; numbers are N and paths FILE where nothing else is said."""
 
 
@@ -175,7 +131,7 @@ def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
 def _fields(group: type[msgspec.Struct], defaults: Any) -> Iterator[tuple[str, Any, Any]]:
     """Name, annotation and default of every field; the defaults of an instance where there is one."""
     kinds = typing.get_type_hints(group, include_extras=True)
-    for field in msgspec.structs.fields(group):
+    for field in sorted(msgspec.structs.fields(group), key=lambda field: _SHARED.get(field.name, 0)):
         given = getattr(defaults, field.name) if isinstance(defaults, msgspec.Struct) else field.default
         if given is msgspec.NODEFAULT:
             factory = field.default_factory

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from tyro.conf import Positional
 
 from qarat.stages.export import EXPORTERS
-from qarat.surfaces.options.groups import General, Group, IntoFolder, Machine, Printing, Text
+from qarat.surfaces.options.groups import IntoFolder, OnText, Reading
 from qarat.values.requests.protect import ProtectRequest
 
 
-class ExportOptions(Group, frozen=True, kw_only=True):
+class ExportOptions(Reading, frozen=True, kw_only=True):
     """Write a quantized model, or its plan, in the format of another program.
 
     Attributes:
@@ -34,10 +34,9 @@ class ExportOptions(Group, frozen=True, kw_only=True):
     source: str | None = None
     overwrite: bool = False
     dry_run: bool = False
-    general: Printing = Printing()
 
 
-class VerifyOptions(Group, frozen=True, kw_only=True):
+class VerifyOptions(OnText, frozen=True, kw_only=True):
     """Check what each engine will run of a quantized folder, and compare it with its run or float model.
 
     Attributes:
@@ -54,9 +53,6 @@ class VerifyOptions(Group, frozen=True, kw_only=True):
     engine: tuple[str, ...] = ()
     gpu: str | None = None
     out: Path | None = None
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
 class RunOptions(IntoFolder, frozen=True, kw_only=True):
@@ -76,6 +72,3 @@ class RunOptions(IntoFolder, frozen=True, kw_only=True):
     page: bool = True
     export: tuple[str, ...] = ()
     planning: ProtectRequest = ProtectRequest()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()

@@ -110,7 +110,21 @@ class General(Printing, frozen=True, kw_only=True):
     revision: str | None = None
 
 
-class OfModel(Group, frozen=True, kw_only=True):
+class Reading(Group, frozen=True, kw_only=True):
+    """A verb that lists, reads or rewrites."""
+
+    general: Printing = Printing()
+
+
+class OnText(Group, frozen=True, kw_only=True):
+    """A verb that computes on text."""
+
+    text: Text = Text()
+    machine: Machine = Machine()
+    general: General = General()
+
+
+class OfModel(OnText, frozen=True, kw_only=True):
     """A verb about one float model.
 
     Attributes:
@@ -138,3 +152,15 @@ class IntoFolder(OfModel, frozen=True, kw_only=True):
     def folder(self) -> Path:
         """The folder to write: the model's name and what is done with it, where none was given."""
         return self.out or Path(f"{Path(self.model).resolve().name}-{self.SUFFIX}")
+
+
+class Searching(IntoFolder, frozen=True, kw_only=True):
+    """A verb that measures many plans of a model.
+
+    Attributes:
+        keep: Bound on hidden states kept between measurements, such as 2GB. It changes time, never results.
+            (default: a quarter of --memory)
+    """
+
+    keep: str | None = None
+    runners: Runners = Runners()

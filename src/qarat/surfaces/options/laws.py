@@ -7,10 +7,10 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import Group, Printing
+from qarat.surfaces.options.groups import Reading
 
 
-class LawDataOptions(Group, frozen=True, kw_only=True):
+class LawDataOptions(Reading, frozen=True, kw_only=True):
     """List the measurements that ship with qarat, with source and known defects, or show one table.
 
     Attributes:
@@ -22,16 +22,13 @@ class LawDataOptions(Group, frozen=True, kw_only=True):
     table: Positional[str] = ""
     where: tuple[str, ...] = ()
     out: Path | None = None
-    general: Printing = Printing()
 
 
-class LawFormsOptions(Group, frozen=True, kw_only=True):
+class LawFormsOptions(Reading, frozen=True, kw_only=True):
     """List the forms of laws: equation, source, what each needs, and printed coefficients."""
 
-    general: Printing = Printing()
 
-
-class LawFitOptions(Group, frozen=True, kw_only=True):
+class LawFitOptions(Reading, frozen=True, kw_only=True):
     """Fit a law, or every form side by side, to measurements.
 
     Attributes:
@@ -53,10 +50,9 @@ class LawFitOptions(Group, frozen=True, kw_only=True):
     draws: int = 500
     seed: int = 0
     out: Path = Path("law.json")
-    general: Printing = Printing()
 
 
-class LawPredictOptions(Group, frozen=True, kw_only=True):
+class LawPredictOptions(Reading, frozen=True, kw_only=True):
     """Ask a law: give every variable of its form but one, and it answers with that one.
 
     Attributes:
@@ -79,10 +75,9 @@ class LawPredictOptions(Group, frozen=True, kw_only=True):
     ratio: float | None = None
     block: float | None = None
     bits: float | None = None
-    general: Printing = Printing()
 
 
-class LawCheckOptions(Group, frozen=True, kw_only=True):
+class LawCheckOptions(Reading, frozen=True, kw_only=True):
     """Check a law by measurements that it has not seen: predicted, measured, and how far off.
 
     Attributes:
@@ -99,4 +94,3 @@ class LawCheckOptions(Group, frozen=True, kw_only=True):
     form: str | None = None
     of: Literal["loss", "ratio"] | None = None
     where: tuple[str, ...] = ()
-    general: Printing = Printing()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import General, Group, Machine, OfModel, Text
+from qarat.surfaces.options.groups import Group, OfModel, OnText
 
 
 class Measure(Group, frozen=True, kw_only=True):
@@ -41,12 +41,9 @@ class EvaluateOptions(OfModel, frozen=True, kw_only=True):
 
     out: Path | None = None
     measure: Measure = Measure()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
-class CompareOptions(Group, frozen=True, kw_only=True):
+class CompareOptions(OnText, frozen=True, kw_only=True):
     """Compare models, runs, exports or records with the first, pair by pair, with intervals.
 
     Attributes:
@@ -58,6 +55,3 @@ class CompareOptions(Group, frozen=True, kw_only=True):
     names: Positional[tuple[str, ...]]
     out: Path | None = None
     measure: Measure = Measure()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import Group, Printing
+from qarat.surfaces.options.groups import Reading
 from qarat.values.schemes import LOW
 
 
-class ShowOptions(Group, frozen=True, kw_only=True):
+class ShowOptions(Reading, frozen=True, kw_only=True):
     """Print what a file or a run's folder holds, or compare evaluations with the first.
 
     Attributes:
@@ -21,10 +21,9 @@ class ShowOptions(Group, frozen=True, kw_only=True):
 
     paths: Positional[tuple[Path, ...]]
     low: str = LOW
-    general: Printing = Printing()
 
 
-class ReportOptions(Group, frozen=True, kw_only=True):
+class ReportOptions(Reading, frozen=True, kw_only=True):
     """Write one HTML page about a run, finished or not, or about records, and every figure as SVG and PNG.
 
     Attributes:
@@ -36,10 +35,7 @@ class ReportOptions(Group, frozen=True, kw_only=True):
 
     paths: Positional[tuple[Path, ...]]
     out: Path | None = None
-    general: Printing = Printing()
 
 
-class ModelsOptions(Group, frozen=True, kw_only=True):
+class ModelsOptions(Reading, frozen=True, kw_only=True):
     """List the reference models; their names are accepted wherever a MODEL is."""
-
-    general: Printing = Printing()

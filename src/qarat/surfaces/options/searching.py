@@ -1,4 +1,4 @@
-"""Options of the verbs that search, once or many times: `search`, `study ratio` and `sweep`."""
+"""Options of the verbs that search or study, once or many times."""
 
 from __future__ import annotations
 
@@ -7,52 +7,39 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import BUNDLED, General, Group, IntoFolder, Machine, Runners, Text
+from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text
 from qarat.values.requests.search import SearchRequest
+from qarat.values.requests.spike_study import SpikeRequest
 from qarat.values.requests.studies import FamilyRequest, RatioRequest
 
 
-class SearchOptions(IntoFolder, frozen=True, kw_only=True):
+class SearchOptions(Searching, frozen=True, kw_only=True):
     """Find how much of a model can go low within a budget, measured, and write the plans.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it.
             (default: MODEL-search)
-        keep: Bound on hidden states kept between measurements, such as 2GB. It changes time, never results.
-            (default: a quarter of --memory)
     """
 
     SUFFIX = "search"
 
-    keep: str | None = None
     search: SearchRequest = SearchRequest()
-    runners: Runners = Runners()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
-class StudyRatioOptions(IntoFolder, frozen=True, kw_only=True):
+class StudyRatioOptions(Searching, frozen=True, kw_only=True):
     """Compare predicted search with the best of 50 random plans, ratio by ratio, and what loss budgets reach.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it.
             (default: MODEL-ratio)
-        keep: Bound on hidden states kept between measurements, such as 2GB. It changes time, never results.
-            (default: a quarter of --memory)
     """
 
     SUFFIX = "ratio"
 
-    keep: str | None = None
     study: RatioRequest = RatioRequest()
-    runners: Runners = Runners()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
-class SweepOptions(Group, frozen=True, kw_only=True):
+class SweepOptions(OnText, frozen=True, kw_only=True):
     """Search a family of models over ratios, formats and block sizes: the table that laws are fitted to.
 
     Attributes:
@@ -71,6 +58,30 @@ class SweepOptions(Group, frozen=True, kw_only=True):
     keep: str | None = None
     sweep: FamilyRequest = FamilyRequest()
     runners: Runners = Runners()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
+
+
+REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
+
+
+class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
+    """Measure what protecting a few sites buys, beside controls and general-purpose methods, in INT8 and INT6.
+
+    Attributes:
+        out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it, arm by arm.
+            (default: MODEL-spikes)
+        quick: INT8 and INT6 per channel with static inputs alone, fewer controls, orders of at most two sites.
+        full: Orders and methods at every static setting, five random controls everywhere.
+        other_calibration: Text of another kind than the report, .txt or .jsonl, to calibrate on for comparison.
+            (default: not compared)
+        published: List the figures that others published, with source and scheme, and measure nothing.
+    """
+
+    SUFFIX = "spikes"
+    HIDDEN: ClassVar[tuple[str, ...]] = ("SpikeRequest.extent",)  # quick and full say it
+
+    quick: bool = False
+    full: bool = False
+    other_calibration: str | None = None
+    published: bool = False
+    study: SpikeRequest = SpikeRequest()
+    text: Text = Text(report_samples=REPORT_WINDOWS)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.surfaces.options.groups import General, Machine, OfModel, Text, Transforms
+from qarat.surfaces.options.groups import OfModel, Transforms
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LOW
 
@@ -26,9 +26,6 @@ class ProfileOptions(OfModel, frozen=True, kw_only=True):
     attention: bool = True
     prefix: int | Literal["auto"] = 0
     transforms: Transforms = Transforms()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
 class DamageOptions(OfModel, frozen=True, kw_only=True):
@@ -50,9 +47,6 @@ class DamageOptions(OfModel, frozen=True, kw_only=True):
     metrics: tuple[str, ...] = (DEFAULT,)
     check: bool = False
     transforms: Transforms = Transforms()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
 class PlanOptions(OfModel, frozen=True, kw_only=True):
@@ -72,9 +66,6 @@ class PlanOptions(OfModel, frozen=True, kw_only=True):
     out: Path = Path("plan.json")
     planning: ProtectRequest = ProtectRequest(prefix="auto")  # as the stats have it
     transforms: Transforms = Transforms()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()
 
 
 class QuantizeOptions(OfModel, frozen=True, kw_only=True):
@@ -94,6 +85,3 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
     out: Path = Path("quantized")
     overwrite: bool = False
     transforms: Transforms = Transforms()
-    text: Text = Text()
-    machine: Machine = Machine()
-    general: General = General()

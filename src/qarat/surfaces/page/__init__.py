@@ -1,7 +1,7 @@
 """The page: a run, or any records, as one HTML file that people want to look at.
 
 `story` gathers the records, `figures` draws, `sections` says what comes in which order, `document` puts it together,
-`rendering` makes files of the same figures. Colours live in `theme` alone.
+`rendering` says how figures look and makes files of the same. Colours live in `theme.json` alone.
 """
 
 from __future__ import annotations

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qarat.surfaces.page.figures.base import Figure, Folded, Part, figures_in
-from qarat.surfaces.page.provenance import portable_command
-from qarat.surfaces.page.rendering import script
-from qarat.surfaces.page.sections import PARTS, SECTIONS
+from qarat.surfaces.page.rendering import DARK, LIGHT, PAGE_FONT, Colours, script, vega_config
+from qarat.surfaces.page.sections import PARTS, SECTIONS, portable_command
 from qarat.surfaces.page.story import Story, origin
-from qarat.surfaces.page.theme import DARK, LIGHT, PAGE_FONT, Colours, vega_config
 from qarat.surfaces.page.verdict import facts, verdict
 from qarat.surfaces.tables.html import definitions, element, escaped, prose, script_data, scrolled
 from qarat.values.plans import Plan
@@ -24,7 +22,7 @@ Assembled = tuple[tuple[str, tuple[Part, ...]], ...]
 
 def assemble(story: Story) -> Assembled:
     """Every section with its parts; sections that have nothing to say and miss nothing are left out."""
-    built = ((key, PARTS[key](story)) for key in SECTIONS)
+    built = ((key, tuple(PARTS[key](story))) for key in SECTIONS)
     return tuple((key, parts) for key, parts in built if parts or _awaited(key, story))
 
 

@@ -1,38 +1,40 @@
 """The sections of a page: each a function from the story to its parts.
 
-What another kind of record has to show is one more function in `PARTS`, and its title and lead in `sections.json`.
+What another kind of record has to show is one more function in `PARTS`, and its title and lead in `sections.json`. The
+last section says where the numbers come from: model, tokens, versions, command and the records' hashes, and no places
+on a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
 
 import msgspec
 
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.figures.base import Part
-from qarat.surfaces.page.figures.damage import damage
-from qarat.surfaces.page.figures.grids import grids
-from qarat.surfaces.page.figures.outcome import outcome
-from qarat.surfaces.page.figures.profile import profile
-from qarat.surfaces.page.figures.recovery import recovery
-from qarat.surfaces.page.figures.spike_map import spike_map
-from qarat.surfaces.page.figures.strip import strip
-from qarat.surfaces.page.law import law_parts
-from qarat.surfaces.page.provenance import provenance
-from qarat.surfaces.page.story import Story
+from qarat.surfaces.page.figures.law_reach import law_reach
+from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
+from qarat.surfaces.page.figures.losses import damage, outcome, recovery
+from qarat.surfaces.page.figures.maps import spike_map, strip
+from qarat.surfaces.page.figures.streams import grids, profile
+from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts
 from qarat.surfaces.page.verdict import low_input
 from qarat.surfaces.tables.choices import not_low
-from qarat.surfaces.tables.html import element, paragraph, part_html, table_html
+from qarat.surfaces.tables.data import DataTable, table, texts
+from qarat.surfaces.tables.html import definitions, element, escaped, paragraph, part_html, scrolled, table_html
+from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
 from qarat.surfaces.tables.scores import show_continuations
 from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
-from qarat.values.records.scores import Continuations
+from qarat.values.records.scores import Continuations, Evaluation
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats
 from qarat.values.requests.protect import PLANNING_RULES
@@ -55,43 +57,40 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: tuple[str, ...] = ()
 
 
-def _cost(story: Story) -> tuple[Part, ...]:
-    parts: list[Part] = []
+def _cost(story: Story) -> Iterator[Part]:
     sweep, continuations = story.one(Protection), story.one(Continuations)
     if len(story.evaluations) > 1:
-        budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
-        parts.append(outcome(story.evaluations, budget))
+        yield outcome(story.evaluations, (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None)
     if continuations and continuations.texts:
         passages = next(show_continuations(continuations))
-        parts.append(part_html(passages._replace(title="The same prompt, continued greedily")))
-    return tuple(parts)
+        yield part_html(passages._replace(title="The same prompt, continued greedily"))
 
 
-def _study(story: Story) -> tuple[Part, ...]:
-    study = story.one(SpikeStudy)
-    return study_parts(study, story.one(ActivationStats)) if study else ()
+def _study(story: Story) -> Iterator[Part]:
+    if study := story.one(SpikeStudy):
+        yield from study_parts(study, story.one(ActivationStats))
 
 
-def _spikes(story: Story) -> tuple[Part, ...]:
+def _spikes(story: Story) -> Iterator[Part]:
     stats = story.one(ActivationStats)
     if stats is None:
-        return ()
+        return
     low = low_input(story)
-    parts: list[Part] = [spike_map(stats, low)]
+    yield spike_map(stats, low)
     streams, left = _notable(stats, low, story.protected)
     if not streams:
-        streams = [max(_read(stats), key=lambda s: s.ratio)]
-        parts.append(paragraph("No stream is flagged and none is protected. The next figures show the nearest to one."))
+        read = [s for s in stats.streams.values() if s.kind.endswith("_in")]
+        streams = [max(read, key=lambda s: s.ratio)]
+        yield paragraph("No stream is flagged and none is protected. The next figures show the nearest to one.")
     formats = list(dict.fromkeys([low.format if low and low.format in FORMATS else "int8", "int8", "e4m3"]))
     for stream in streams:
         if "position_maxima" in stream.arrays:
-            parts.append(profile(stream, FORMATS[formats[0]]))
-        parts.append(grids(stream, stats.edges, formats))
+            yield profile(stream, FORMATS[formats[0]])
+        yield grids(stream, stats.edges, formats)
     if any("position_maxima" not in s.arrays for s in streams):
-        parts.append(paragraph("These stats hold no profile by position; profile the model again to see it."))
+        yield paragraph("These stats hold no profile by position; profile the model again to see it.")
     if left:
-        parts.append(paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all."))
-    return tuple(parts)
+        yield paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all.")
 
 
 def _notable(
@@ -104,41 +103,100 @@ def _notable(
     return [stats.streams[name] for name in names[:_SPIKES]], len(names[_SPIKES:])
 
 
-def _read(stats: ActivationStats) -> list[StreamStats]:
-    """The streams that projections read."""
-    return [s for s in stats.streams.values() if s.kind.endswith("_in")]
+def _recovery(story: Story) -> Iterator[Part]:
+    if sweep := story.one(Protection):
+        yield from (recovery(sweep), paragraph(f"{sweep.verdict}."))
 
 
-def _recovery(story: Story) -> tuple[Part, ...]:
-    sweep = story.one(Protection)
-    return (recovery(sweep), paragraph(f"{sweep.verdict}.")) if sweep else ()
+def _plan(story: Story) -> Iterator[Part]:
+    if plan := story.one(Plan):
+        yield strip(plan)
+        if plan.exceptions():
+            kept = table_html(not_low(plan, story.one(Protection)))
+            yield element("div", kept, class_="scroll", tabindex="0")
 
 
-def _plan(story: Story) -> tuple[Part, ...]:
-    plan, sweep = story.one(Plan), story.one(Protection)
-    if plan is None:
-        return ()
-    kept = element("div", table_html(not_low(plan, sweep)), class_="scroll", tabindex="0")
-    return (strip(plan), kept) if plan.exceptions() else (strip(plan),)
-
-
-def _damage(story: Story) -> tuple[Part, ...]:
+def _damage(story: Story) -> Iterator[Part]:
     menu, sweep, plan = story.one(Menu), story.one(Protection), story.one(Plan)
-    return (damage(menu, sweep, plan.low),) if menu and sweep and plan and sweep.alone else ()
+    if menu and sweep and plan and sweep.alone:
+        yield damage(menu, sweep, plan.low)
 
 
-def _law(story: Story) -> tuple[Part, ...]:
+def _law(story: Story) -> Iterator[Part]:
+    """Everything that the page says of a law; a published one comes without points and so without figures."""
     law = story.one(Law)
-    return tuple(law_parts(law)) if law else ()
+    if law is None:
+        return
+    form = FORMS.load(law.shown)
+    yield paragraph(f"{form.title}: {form.equation}")
+    if any(fit.quality for fit in law.fits):
+        yield from _titled("Forms compared", compared_forms(law))
+    if any(fit.points for fit in law.fits):
+        figures = (law_along(law, "ratio"), law_reach(law), law_along(law, "block"), law_fit(law), law_residuals(law))
+        yield from (figure for figure in figures if figure is not None)
+    else:
+        yield paragraph("This law comes without the points it was fitted to, so there is nothing to draw.")
+    # The form that is shown first, those that are fitted in groups, which may be many, last.
+    fits = sorted(law.fits, key=lambda fit: (fit.form != law.shown, bool(fit.group)))
+    yield from _titled("Coefficients", coefficients(fits))
+    yield from _titled("What must be known of the fits", notes_table(law, fits))
 
 
-def _provenance(story: Story) -> tuple[Part, ...]:
-    return (provenance(story),) if story.records else ()
+def _titled(title: str, data: DataTable) -> tuple[str, ...]:
+    return element("h3", escaped(title)), element("div", scrolled(data, title), class_="tabled")
+
+
+_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Protection), "report": (Evaluation, SpikeStudy)}
+
+
+def _provenance(story: Story) -> Iterator[Part]:
+    """The facts that decide every number above, and the hash of every record."""
+    if not story.records:
+        return
+    if story.command:
+        yield element("pre", escaped(portable_command(story.command)), tabindex="0", aria_label="command")
+    yield definitions(_facts(story), "provenance")
+    records = table_html(table(texts("record", "SHA-256 of its content"), story.hashes.items()))
+    yield element("div", records, class_="scroll", tabindex="0")
+
+
+def portable_command(command: str) -> str:
+    """A command without the places of one machine: of an absolute path, its last part."""
+    return shlex.join(_portable(word) for word in shlex.split(command))
+
+
+def _portable(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = PurePath(value)
+    away = path.is_absolute() or value.startswith("~") or ".." in path.parts
+    return option + equals + (path.name if away else value)
+
+
+def _facts(story: Story) -> list[tuple[str, ...]]:
+    """Terms and what is said of them; what all records share stands once."""
+    origins = [where for record in story.records if (where := origin(record))]
+    facts: list[tuple[str, ...]] = []
+    if origins:
+        facts.append(("model", *dict.fromkeys(p.model for p in origins)))
+    for name, kinds in _SETS.items():
+        tokens = [r.provenance for kind in kinds for r in story.all(kind)]
+        if tokens:
+            facts.append((f"{name} tokens", *dict.fromkeys(f"{p.tokens} ({p.convention})" for p in tokens)))
+    if origins:
+        facts.append(("versions", *dict.fromkeys(_versions(p.versions) for p in origins)))
+        facts.append(("arithmetic, seed", *dict.fromkeys(f"{p.dtype}, seed {p.seed}" for p in origins)))
+    if law := story.one(Law):
+        facts.append(("measurements", f"{law.data}: {law.data_hash}", _versions(law.versions), f"seed {law.seed}"))
+    return facts
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 SECTIONS = msgspec.json.decode((Path(__file__).parent / "sections.json").read_bytes(), type=dict[str, Section])
 """By their places on the page, in its order."""
-PARTS: dict[str, Callable[[Story], tuple[Part, ...]]] = {
+PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "cost": _cost,
     "study": _study,
     "spikes": _spikes,

@@ -68,7 +68,7 @@ def scheme_words(scheme: Scheme) -> str:
     weight, inputs = (_format_words(part) for part in (scheme.weight, scheme.input))
     if weight == inputs:
         return weight
-    return " and ".join(f"{of} {what}" for of, what in ((weight, "weights"), (inputs, "inputs")) if of)
+    return " and ".join(f"{of} {kept}" for of, kept in ((weight, "weights"), (inputs, "inputs")) if of)
 
 
 def low_input(story: Story) -> TensorScheme | None:

@@ -7,18 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from qarat.ground.errors import UserError
-from qarat.surfaces.tables.data import (
-    DataTable,
-    Parts,
-    bold,
-    dim,
-    marked,
-    numbers,
-    pairs,
-    table,
-    texts,
-    title,
-)
+from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, marked, numbers, pairs, table, texts, title
 from qarat.surfaces.tables.wording import (
     GAP,
     count,

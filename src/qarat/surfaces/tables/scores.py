@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from qarat.ground.errors import UserError
 from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, UNPUBLISHED
-from qarat.surfaces.tables.data import (
-    DataTable,
-    Parts,
-    Passage,
-    Passages,
-    Quoted,
-    dim,
-    numbers,
-    table,
-    texts,
-    title,
-)
+from qarat.surfaces.tables.data import DataTable, Parts, Passage, Passages, Quoted, dim, numbers, table, texts, title
 from qarat.surfaces.tables.wording import (
     count,
     decimals,
@@ -31,7 +21,7 @@ from qarat.surfaces.tables.wording import (
     visible,
 )
 from qarat.values.fingerprints import spellings_of
-from qarat.values.records.comparison import score_difference
+from qarat.values.records.comparison import Comparison, Contrast, score_difference
 from qarat.values.records.origin import same_origin
 from qarat.values.records.scores import (
     Continuations,
@@ -222,3 +212,43 @@ def _departure(first: str, reference: str, text: str) -> str:
 def _shared_length(a: str, b: str) -> int:
     """Characters up to the first difference."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def show_comparison(record: Comparison) -> Parts:
+    """Every model against the first, measure by measure."""
+    measures = list(dict.fromkeys(c.measure for c in record.contrasts))
+    values = numbers("value", f"Δ to\n{record.compared[0].label}", "95 % interval", "Δ perplexity\n(%)")
+    rows: list[tuple[str, ...]] = []
+    for measure in measures:
+        contrasts = [c for c in record.contrasts if c.measure == measure]
+        name = measure if len(measures) > 1 else ""
+        rows.append((name, contrasts[0].base, fixed(contrasts[0].base_value, 4), "", "", "", ""))
+        rows += [(name, *_contrast(record, c)) for c in contrasts]
+    shown = table((*texts("measure", ""), *values, *texts("verdict")), rows)
+    yield shown.used()
+    yield ""
+    yield from map(dim, _lines(record))
+
+
+def _contrast(record: Comparison, c: Contrast) -> tuple[str, ...]:
+    """One model against the first: what stands in its row behind the measure."""
+    digits = decimals([bound for other in record.contrasts for bound in (other.difference, *other.interval)])
+    in_nats = record.kind == "loss" and record.unit == "token"
+    change = perplexity_change(c.difference) if in_nats else ""
+    difference = fixed(c.difference, digits, sign=True)
+    return c.label, fixed(c.value, 4), difference, interval(c.interval, digits), change, c.verdict
+
+
+def _lines(record: Comparison) -> list[str]:
+    """What was compared, on what, and what the words mean."""
+    noun = "question" if record.kind == "accuracy" else "window"
+    pairs = max((c.pairs for c in record.contrasts), default=0)
+    unit = {"loss": f"nats per {record.unit}", "divergence": "nats per token, and shares"}.get(record.kind, "shares")
+    lines = [
+        record.what,
+        f"{unit}, paired by {noun}, {count(pairs, noun)} at most, {record.convention}, {record.dtype}",
+        "equal within error: the 95 % interval covers 0",
+    ]
+    if any(math.isnan(c.standard_error) for c in record.contrasts):
+        lines.append("n/a: one source alone, or a score without one for each question, gives no error")
+    return lines + local_note(c.measure.split(" ")[0] for c in record.contrasts)

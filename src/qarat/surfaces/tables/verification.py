@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qarat.surfaces.tables.data import (
-    DataTable,
-    Marked,
-    Parts,
-    bold,
-    dim,
-    marked,
-    numbers,
-    pairs,
-    table,
-    texts,
-    title,
-)
+from qarat.surfaces.tables.data import DataTable, Marked, Parts, bold, dim, marked, numbers, pairs, table, texts, title
 from qarat.surfaces.tables.wording import GAP, count, decimals, loss_and_error
 from qarat.values.records.verification import Finding, ModuleReport, Verification
 from qarat.values.sites import short_name

@@ -43,8 +43,8 @@ class Figure:
 
     def definition(self) -> dict[str, Any]:
         """The Vega-Lite definition, without any theme."""
-        words = {"width": "container", "description": f"{self.title}. {self.caption}"}
-        return {**self.chart, **words, "autosize": {"type": "fit-x", "resize": True}}
+        beside = {"width": "container", "description": f"{self.title}. {self.caption}"}
+        return {**self.chart, **beside, "autosize": {"type": "fit-x", "resize": True}}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.forms.base import Form
 from qarat.surfaces.page.figures.base import Figure
-from qarat.surfaces.page.figures.curve import curve
-from qarat.surfaces.page.figures.series import Axis, Dot, Series
+from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.tables.law_shares import Shares, fits_about, shares, spell_budget
 from qarat.values.records.law import Fit, FittedPoint, Law
 

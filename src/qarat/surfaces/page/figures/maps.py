@@ -1,13 +1,15 @@
-"""The spike map: every stream of every block, coloured by how far its largest token towers over the ordinary one."""
+"""Blocks across, what a block has of something downwards: every stream by its spike, every site by its scheme."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
 from qarat.surfaces.page.figures.base import Figure, cells
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
-from qarat.surfaces.tables.wording import fixed
+from qarat.surfaces.tables.wording import count, fixed
+from qarat.values.plans import Assignment, Plan
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 from qarat.values.schemes import TensorScheme
@@ -28,7 +30,7 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         low: The low scheme's input, for the rules that ask for it.
     """
     diagnoses = sorted(diagnose(stats, low), key=lambda d: (d.block, KINDS.index(d.kind)))
-    shown = _table(diagnoses)
+    shown = _stream_table(diagnoses)
     # At least up to the limit of a rule, so that a model without spikes looks like one.
     top = max(RATIO_LIMIT, *(d.ratio for d in diagnoses))
     rows = [
@@ -74,7 +76,7 @@ def _caption(diagnoses: list[Diagnosis]) -> str:
     )
 
 
-def _table(diagnoses: list[Diagnosis]) -> DataTable:
+def _stream_table(diagnoses: list[Diagnosis]) -> DataTable:
     sizes, places = numbers("r", "maximum", "SNR (dB)", "value"), numbers("position", "channel")
     rows = [
         (
@@ -95,3 +97,56 @@ def _table(diagnoses: list[Diagnosis]) -> DataTable:
 
 def _ticks(top: float) -> list[float]:
     return [v for v in (1, 4, 16, 64, 256, 1024, 4096, 16384) if v <= top]
+
+
+def strip(plan: Plan) -> Figure:
+    """Blocks across, sites down, coloured by scheme; the low scheme stands back.
+
+    Attention products are left out where all of them stay in float, which the caption says then.
+
+    Args:
+        plan: Of a whole model.
+    """
+    projections = [a for a in plan.assignments if a.site.kind == "projection"]
+    products = [a for a in plan.assignments if a.site.kind == "product"]
+    idle = all(a.is_float for a in products)
+    shown = projections if idle else [*projections, *products]
+    sites = _site_table(plan, shown)
+    rows = [
+        {**sites.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
+        for i, a in enumerate(shown)
+    ]
+    schemes = Counter(str(a.scheme) for a in projections)
+    # The low scheme takes the colour that stands back, whether anything has it or not.
+    order = [plan.low, *(s for s, _ in schemes.most_common() if s != plan.low)]
+    order += sorted({str(a.scheme) for a in shown} - set(order))
+    colour = {
+        "field": "scheme",
+        "type": "nominal",
+        "scale": {"domain": order, "range": "ordinal"},
+        "legend": {"columns": 1, "symbolType": "square"},
+    }
+    chart = cells(sites, {"cells": rows}, list(dict.fromkeys(_leaf(a) for a in shown)), colour)
+    parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
+    caption = "; ".join(parts) + "."
+    if products and idle:
+        caption += " The attention products stay in float."
+    return Figure("plan", "Every site by its scheme", caption, chart, sites)
+
+
+def _leaf(a: Assignment) -> str:
+    return a.site.leaf.removesuffix("_proj")
+
+
+def _site_table(plan: Plan, shown: list[Assignment]) -> DataTable:
+    rows = [
+        (
+            short_name(a.site.name),
+            str(a.scheme),
+            f"{a.site.parameters:,}" if a.site.parameters else "",
+            fixed(plan.site_bits(a) / a.site.parameters, 3) if a.site.parameters else "",
+            a.reason,
+        )
+        for a in shown
+    ]
+    return table((*texts("site", "scheme"), *numbers("parameters", "bits per weight"), *texts("reason")), rows)

@@ -1,8 +1,9 @@
-"""What a grid leaves of a stream's ordinary values when the largest value has stretched it.
+"""A stream token by token, and what a grid leaves of its ordinary values when the largest has stretched it.
 
-Magnitudes lie along a logarithmic axis, where the steps of an integer crowd at the top and a float's are spread
-evenly. So one sees why the one starves the ordinary values and the other does not: what lies left of an integer's
-first step becomes zero.
+The profile shows which positions tower over the rest, and how few steps are left to the others. Under the grids,
+magnitudes lie along a logarithmic axis, where the steps of an integer crowd at the top and a float's are spread evenly.
+So one sees why the one starves the ordinary values and the other does not: what lies left of an integer's first step
+becomes zero.
 """
 
 from __future__ import annotations
@@ -17,11 +18,68 @@ from torch import Tensor
 from qarat.stages.spikes import snr
 from qarat.surfaces.page.figures.base import Figure, chart, log_ticks
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
-from qarat.surfaces.tables.wording import fixed
+from qarat.surfaces.tables.wording import count, fixed
 from qarat.values.formats import NumberFormat, format_named
 from qarat.values.records.streams import StreamStats
 from qarat.values.schemes import Granularity, TensorScheme
 from qarat.values.sites import short_name
+
+_MOST = 1024  # positions drawn; in longer windows the largest of several neighbours stands for them
+
+
+def profile(stream: StreamStats, low: NumberFormat) -> Figure:
+    """The mean token-wise maximum at each position, the largest single tokens, and one step of the low format.
+
+    Args:
+        stream: With ``position_maxima`` in its arrays.
+        low: The format whose step, under one scale for the whole tensor, is drawn.
+    """
+    maxima: list[float] = stream.arrays["position_maxima"].tolist()
+    wide = -(-len(maxima) // _MOST)
+    means = [(start, max(maxima[start : start + wide])) for start in range(0, len(maxima), wide)]
+    step = stream.maximum / low.largest
+    floor = min([step, *(m for _, m in means if m > 0)]) / 2
+    shown = _profile_table(stream, means)
+    line = [{"position": at, "maximum": max(m, floor), "floor": floor} for at, m in means]
+    peaks: list[dict[str, Any]] = [
+        {**shown.details(i), "at": p.position, "size": abs(p.value), "name": repr(p.text)}
+        for i, p in enumerate(stream.peaks)
+    ]
+    left = peaks[0]["at"] > len(maxima) / 2  # the largest carries its token, on the side where there is room
+    rows = {
+        "means": line,
+        "peaks": peaks,
+        "largest": peaks[:1],
+        "step": [{"step": step, "name": f"one {low.name.upper()} step, {step:.2g}"}],
+    }
+    name, ticks = short_name(stream.name), log_ticks(floor, stream.maximum)
+    side, beside = ("right", -10) if left else ("left", 10)
+    drawn = chart("profile", shown, rows, ticks=ticks, side=side, beside=beside)
+    caption = _profile_caption(stream, step, low)
+    return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, drawn, shown)
+
+
+def _profile_caption(stream: StreamStats, step: float, low: NumberFormat) -> str:
+    peak = stream.peaks[0]
+    steps = stream.typical_maximum / step
+    left = fixed(steps, 0 if steps > 10 else 1)
+    return (
+        f"Line: each position's largest magnitude, averaged over windows. Dots: the {count(len(stream.peaks), 'token')}"
+        f" that reach furthest, up to {fixed(stream.maximum, 1)} at {peak.text!r}. Where that sets the scale of all, "
+        f"{low.name.upper()} has {low.largest:.0f} steps up to there, and {left} of them for the median token, which "
+        f"reaches {fixed(stream.typical_maximum, 1)}."
+    )
+
+
+def _profile_table(stream: StreamStats, means: list[tuple[int, float]]) -> DataTable:
+    columns = (*texts("what"), *numbers("position", "magnitude"), *texts("token"), *numbers("channel", "window"))
+    rows = [
+        ("largest", str(p.position), fixed(abs(p.value), 2), repr(p.text), str(p.channel), str(p.window))
+        for p in stream.peaks
+    ]
+    rows += [("mean", str(at), fixed(m, 2), "", "", "") for at, m in means]
+    return table(columns, rows)
+
 
 _BARS, _ROW = 150, 40  # pixels: of the histogram, and of each grid above it
 _COARSE = 4  # bins of the record in one bar: four bars an octave
@@ -98,12 +156,12 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
         ],
         "names": [{"name": grid.name, "at": _ROW * i + 2} for i, grid in enumerate(laid)],
     }
-    shown = _table(laid, bars)
+    shown = _grids_table(laid, bars)
     extent = {"left": left, "right": stream.maximum * 1.15, "ticks": log_ticks(left, stream.maximum)}
     top = max(bar["density"] for bar in bars) * height / _BARS  # the bars stand at the foot of the chart
     name = short_name(stream.name)
     drawn = chart("grids", shown, rows, height=height, top=top, **extent)
-    return Figure(f"grids-{name.replace('.', '-')}", f"{name}, under the grids", _caption(laid), drawn, shown)
+    return Figure(f"grids-{name.replace('.', '-')}", f"{name}, under the grids", _grids_caption(laid), drawn, shown)
 
 
 def _bars(stream: StreamStats, edges: Tensor) -> list[dict[str, Any]]:
@@ -130,7 +188,7 @@ def _share_below(stream: StreamStats, edges: Tensor, bound: float) -> float:
     return float((counts * inside).sum() / counts.sum())
 
 
-def _caption(laid: Sequence[Grid]) -> str:
+def _grids_caption(laid: Sequence[Grid]) -> str:
     low, *others = laid
     eight = next((g for g in others if g.format.name == "e4m3"), None)
     caption = (
@@ -144,7 +202,7 @@ def _caption(laid: Sequence[Grid]) -> str:
     return f"{caption}; E4M3's steps shrink with the values, so it keeps {kept} dB with the same maximum."
 
 
-def _table(laid: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
+def _grids_table(laid: Sequence[Grid], bars: Sequence[dict[str, Any]]) -> DataTable:
     columns = numbers("from", "become zero (%)", "median token keeps (dB)", "share of values (%)")
     rows = [
         (
