@@ -30,10 +30,10 @@ from qarat.model.tokens import load_token_sets
 from qarat.stages import prices as damage
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
 from qarat.stages.prices.pricing import price
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.prices import NATS, MetricCheck
 from qarat.values.records.scores import paired_difference
-from qarat.values.schemes import parse_scheme
 
 SHARES = (0.25, 0.25, 0.5, 0.5, 0.75, 0.75)  # of the sites that a random set puts in the low scheme
 

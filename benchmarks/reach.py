@@ -19,8 +19,9 @@ from search import Subject
 from qarat.stages.observe import observe
 from qarat.stages.spikes import diagnose
 from qarat.surfaces.progress import StageProgress
+from qarat.values.parsing import parse_scheme
 from qarat.values.records.search import Reached, SearchResult
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 from qarat.values.sites import short_name
 
 FORMATS = {

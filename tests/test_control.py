@@ -13,11 +13,12 @@ from qarat.model.tokens import TokenSet, load_token_sets
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
 from qarat.stages.spikes import RULES, diagnose, find_spikes
+from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LOW, LinearScheme, TensorScheme, parse_scheme
+from qarat.values.schemes import LOW, LinearScheme, TensorScheme
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from qarat.model.folders import MARK
 from qarat.model.model import open_model
-from qarat.model.native import MARK, write_native
+from qarat.model.native import write_native
 from qarat.stages.quantize import quantize
 from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint

@@ -30,6 +30,7 @@ from qarat.surfaces.python import report as report
 from qarat.surfaces.python import run as run
 from qarat.surfaces.python import verify as verify
 from qarat.values.formats import NumberFormat as NumberFormat
+from qarat.values.parsing import parse_scheme as parse_scheme
 from qarat.values.plans import Plan as Plan
 from qarat.values.plans import PlanError as PlanError
 from qarat.values.plans import assign as assign
@@ -52,6 +53,5 @@ from qarat.values.requests.protect import ProtectRequest as ProtectRequest
 from qarat.values.requests.search import SearchRequest as SearchRequest
 from qarat.values.schemes import LinearScheme as LinearScheme
 from qarat.values.schemes import Scheme as Scheme
-from qarat.values.schemes import parse_scheme as parse_scheme
 
 __version__: str

@@ -17,8 +17,9 @@ from qarat.stages.export.base import export_model
 from qarat.stages.export.gguf.types import tensor_name
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: make test-engines")
 

@@ -16,12 +16,13 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
 from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, PlanError
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PROTECTIONS, ProtectRequest
-from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, parse_scheme
+from qarat.values.schemes import LOW, LinearScheme, MatmulScheme
 from qarat.values.sites import short_name
 
 SPIKE = "model.layers.1.mlp.down_proj"

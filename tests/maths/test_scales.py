@@ -17,7 +17,8 @@ from qarat.maths.histograms import EDGES, bin_counts, count_magnitudes
 from qarat.maths.scales import SCALE_DTYPES, choose_scale, static_scales
 from qarat.maths.tensors import fake_quantize
 from qarat.maths.tiles import Scales
-from qarat.values.schemes import SCALE_BITS, TensorScheme, parse_tensor_scheme
+from qarat.values.parsing import parse_tensor_scheme
+from qarat.values.schemes import SCALE_BITS, TensorScheme
 
 GRANULARITIES = ["tensor", "channel", "g16", "g32", "8x16", "40x1000"]
 

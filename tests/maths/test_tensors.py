@@ -13,7 +13,8 @@ from qarat.maths.scales import SCALE_DTYPES, choose_scale
 from qarat.maths.tensors import QuantizedTensor, fake_quantize, quantize_tensor
 from qarat.maths.tiles import Scales
 from qarat.values.formats import FORMATS
-from qarat.values.schemes import SCALE_BITS, Granularity, TensorScheme, parse_tensor_scheme
+from qarat.values.parsing import parse_tensor_scheme
+from qarat.values.schemes import SCALE_BITS, Granularity, TensorScheme
 
 GRANULARITIES = ["tensor", "channel", "g16", "g32", "8x16"]
 WORDS = ["absmax", "asymmetric", "mse", "p95", "scale-float16", "scale-e8m0/mx-floor", "scale-e4m3"]

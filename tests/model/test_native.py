@@ -20,16 +20,18 @@ from transformers import AutoTokenizer, GenerationConfig
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.model import Model, open_model
-from qarat.model.native import is_native, read_native, site_bytes, write_native
+from qarat.model.native import is_native, read_native, write_native
+from qarat.model.native_tensors import site_bytes
 from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 
 NAIVE = "w=int8/channel a=int8/tensor/static"
 STATIC_PRODUCTS = {f"*.{p}": "l=int8/tensor/static r=int8/tensor/static" for p in ("qk", "av")}

@@ -24,12 +24,13 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.quantize import build_block, quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import MatmulScheme, parse_scheme, parse_tensor_scheme
+from qarat.values.schemes import MatmulScheme
 
 NAIVE = "w=int6/channel a=int6/tensor/static"
 LENGTH, SHARED = 20, 3

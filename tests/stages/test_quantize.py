@@ -21,10 +21,11 @@ from qarat.stages.observe import observe
 from qarat.stages.quantize import WeightCache, build_block, check_stats, quantize
 from qarat.stages.rounding import round_weight
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, PlanError, assign
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme
 
 NAIVE = "w=int8/channel a=int8/tensor/static"
 LENGTH = 24

@@ -23,9 +23,10 @@ from qarat.stages.spikes import (
     snr,
     spiking_front,
 )
+from qarat.values.parsing import parse_tensor_scheme
 from qarat.values.records.origin import Provenance
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
-from qarat.values.schemes import TensorScheme, parse_tensor_scheme
+from qarat.values.schemes import TensorScheme
 from qarat.values.sites import Site
 
 INT8 = parse_tensor_scheme("int8/tensor/static", "a")

@@ -14,12 +14,13 @@ from qarat.ground.errors import UserError
 from qarat.surfaces.tables import scores
 from qarat.surfaces.tables.wording import decimals, fixed, megabytes, visible
 from qarat.surfaces.terminal import draw, ending, render
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import Menu, MenuEntry, Protection, Trial
 from qarat.values.records.scores import Continuations, Evaluation, TaskScore, ZeroShot, paired_difference
 from qarat.values.records.streams import ActivationStats, Peak, StreamStats
-from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme, parse_tensor_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme
 from qarat.values.sites import Site
 
 MODEL = "0123456789abcdef" * 4

@@ -20,7 +20,8 @@ from qarat.values.engines import (
     kernel_for,
     kernel_kind,
 )
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.parsing import parse_scheme
+from qarat.values.schemes import LinearScheme
 
 KINDS = {
     ("w=int8/channel a=int8/tensor/static", "int-quantized"): "int8",

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from qarat.maths.scales import SCALE_DTYPES
 from qarat.maths.tensors import quantize_tensor
+from qarat.values.parsing import parse_scheme
 from qarat.values.plan_files import decode_plan, encode_plan
 from qarat.values.plans import Plan, PlanError, assign, match_sites
-from qarat.values.schemes import LinearScheme, MatmulScheme, SchemeError, parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme, SchemeError
 from qarat.values.sites import Site, short_name
 
 LOW = "w=int8/channel a=int8/tensor/static"

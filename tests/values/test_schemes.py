@@ -7,17 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qarat.values.formats import FORMATS
-from qarat.values.schemes import (
-    PRESETS,
-    SCALE_BITS,
-    Granularity,
-    LinearScheme,
-    MatmulScheme,
-    SchemeError,
-    TensorScheme,
-    parse_scheme,
-    parse_tensor_scheme,
-)
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
+from qarat.values.schemes import PRESETS, SCALE_BITS, Granularity, LinearScheme, MatmulScheme, SchemeError, TensorScheme
 
 SIZES = st.integers(1, 4096)
 GROUPS = SIZES.map(lambda n: Granularity(1, n))

@@ -14,8 +14,9 @@ from typing import NamedTuple
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.folder import Run
+from qarat.model.folders import MARK
 from qarat.model.model import Model, open_model
-from qarat.model.native import MARK, is_native, read_native
+from qarat.model.native import is_native, read_native
 from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored

@@ -22,12 +22,12 @@ from qarat.stages.quantize import check_stats
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import brief, transforms_of
+from qarat.values.parsing import input_scheme, parse_scheme
 from qarat.values.plans import Plan, PlanError, assign, match_sites
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE, ProtectRequest
-from qarat.values.schemes import input_scheme, parse_scheme
 from qarat.values.sites import Site, short_name
 from qarat.values.units import Unit, make_units
 

@@ -29,13 +29,14 @@ from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
+from qarat.values.parsing import input_scheme, parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, input_scheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 
 Shower = Callable[..., None]
 """Called with records, and keywords that say how to show them."""

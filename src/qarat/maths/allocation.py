@@ -9,8 +9,7 @@ unit's least, λ the price of cost at the relaxation's optimum) is what it adds 
 adds more than the gap is out. The units left open are gone through one by one, keeping the partial choices that no
 other beats in both cost and damage (Nemhauser & Ullmann 1969; the core of a few units is Pisinger's, 1995).
 
-Why not an integer-programming solver: HiGHS stops at an absolute gap of 1e-6, takes a limit overshot by 1e-6 as kept,
-writes to the standard output from C (scipy 1.17), and was some ten times slower; the tests ask it as a second opinion.
+Why not an integer-programming solver: see docs/design.md; the tests ask one as a second opinion.
 Given up: problems made to be hard (damages equal to costs up to a constant) hold more partial choices than `STATES`;
 then the best of those kept is returned, with a bound that says how far from the optimum it may be.
 """
@@ -103,10 +102,6 @@ class Allocation:
 def allocate(problem: Problem, limit: float) -> Allocation:
     """The choice of least damage within a limit.
 
-    Args:
-        problem: Damages and costs.
-        limit: Most that the choice may cost.
-
     Returns:
         Optimal, with a gap of 0; with an honest gap above 0 where more than `STATES` partial choices would be needed.
         Of equally good choices always the same one.
@@ -142,20 +137,19 @@ def frontier(problem: Problem, limits: Sequence[float]) -> tuple[Allocation, ...
         UserError: If no choice is within one of the limits; names all those, and says what the least costs.
     """
     _check_limits(problem, limits)
-    found: dict[float, Allocation] = {}
+    best: dict[float, Allocation] = {}
     before: Allocation | None = None
     for limit in sorted(limits):
         here = allocate(problem, limit)
         if before is not None and before.damage <= here.damage:
             here = replace(before, bound=min(before.damage, here.bound))
-        found[limit] = before = here
-    return tuple(found[limit] for limit in limits)
+        best[limit] = before = here
+    return tuple(best[limit] for limit in limits)
 
 
-def _refuse(wrong: NDArray[np.bool_], values: NDArray[np.float64], what: str, remedy: str) -> None:
-    places = [f"{i}, option {j} ({values[i, j]:g})" for i, j in np.argwhere(wrong).tolist()]
-    if places:
-        raise UserError(f"impossible {what} of unit {_listed(places, '; unit ')}: {remedy}")
+def _refuse(wrong: NDArray[np.bool_], values: NDArray[np.float64], noun: str, remedy: str) -> None:
+    if places := [f"{i}, option {j} ({values[i, j]:g})" for i, j in np.argwhere(wrong).tolist()]:
+        raise UserError(f"impossible {noun} of unit {_listed(places, '; unit ')}: {remedy}")
 
 
 def _listed(places: Sequence[object], separator: str = ", ") -> str:
@@ -244,11 +238,11 @@ _Layer = tuple[int, NDArray[np.int32], NDArray[np.int32]]
 
 def _search(problem: Problem, limit: float, start: Allocation, price: float) -> Allocation:
     """The optimum, between a choice and the bound of the relaxation."""
-    reduced = problem.damages + price * problem.costs
-    least = reduced.min(axis=1)
+    reduced = problem.damages + price * problem.costs  # (units, options): the Lagrangian of each option
+    least = reduced.min(axis=1)  # summed, less price · limit, the bound
     slack = ROUNDING * (math.fsum(abs(least)) + price * limit)
     room = start.gap + slack
-    is_open = reduced - least[:, None] <= room
+    is_open = reduced - least[:, None] <= room  # an option that adds more to the bound alone is beyond any optimum
     cheapest = np.where(is_open, problem.costs, np.inf).min(axis=1)
     # Units that are all but decided first: they add few partial choices.
     second = np.partition(reduced - least[:, None], 1, axis=1)[:, 1] if reduced.shape[1] > 1 else least
@@ -262,15 +256,15 @@ def _search(problem: Problem, limit: float, start: Allocation, price: float) -> 
         costs = costs[parents] + (problem.costs[unit, taken] - cheapest[unit])
         damages = damages[parents] + problem.damages[unit, taken]
         added = added[parents] + (reduced[unit, taken] - least[unit])
-        kept, lost = _undominated(costs, damages, added, room, limit * (1 + ROUNDING))
+        useful, lost = _undominated(costs, damages, added, room, limit * (1 + ROUNDING))
         dropped = min(dropped, lost)
-        costs, damages, added = costs[kept], damages[kept], added[kept]
-        layers.append((unit, parents[kept].astype(np.int32), taken[kept].astype(np.int32)))
+        costs, damages, added = costs[useful], damages[useful], added[useful]
+        layers.append((unit, parents[useful].astype(np.int32), taken[useful].astype(np.int32)))
     ranked = (_trace(layers, state) for state in np.argsort(damages, kind="stable").tolist())
     # Summed anew: sums on the way here were rounded.
     first = np.array(start.choice)
-    found = next((choice for choice in ranked if problem.cost(choice) <= limit), first)
-    best = min(found, first, key=problem.damage)
+    kept = next((choice for choice in ranked if problem.cost(choice) <= limit), first)
+    best = min(kept, first, key=problem.damage)
     return _allocation(problem, best, start.bound + dropped)
 
 
@@ -287,6 +281,7 @@ def _undominated(
         limit: On the cost.
     """
     possible = np.flatnonzero((added <= room) & (costs <= limit))
+    # By cost; of those, only what has less damage than everything cheaper can be part of the best choice.
     order = possible[np.lexsort((damages[possible], costs[possible]))]
     lowest = np.minimum.accumulate(damages[order])
     kept = order[np.append(True, damages[order][1:] < lowest[:-1])] if len(order) else order

@@ -36,6 +36,12 @@ class QuantizedTensor:
     scales: Scales
     scheme: TensorScheme
 
+    @classmethod
+    def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> QuantizedTensor:
+        """A (rows, cols) matrix that holds no numbers, on the meta device: what it will consist of."""
+        codes = torch.empty(rows, cols, dtype=torch.uint8, device="meta")
+        return cls(codes, Scales.empty(scheme, rows, cols), scheme)
+
     @property
     def nbytes(self) -> int:
         """Memory of codes and scales."""

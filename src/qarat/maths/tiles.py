@@ -36,6 +36,13 @@ class Scales:
     zero_point: Tensor | None = None
     tensor_scale: Tensor | None = None
 
+    @classmethod
+    def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> Scales:
+        """Scales of a (rows, cols) matrix that hold no numbers, on the meta device: what they will consist of."""
+        scale = torch.empty(scheme.granularity.scale_shape(rows, cols), device="meta")
+        above = torch.empty(1, 1, device="meta") if scheme.scale == "e4m3" else None
+        return cls(scale, None if scheme.symmetric else scale, above)
+
     @property
     def effective(self) -> Tensor:
         """The factor of each tile, shape of ``scale``, float32."""

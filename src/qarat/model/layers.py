@@ -173,3 +173,18 @@ class RotatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same."""
         return self.down_proj(self.rotation(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+def fill_block(block: nn.Module, layers: Mapping[str, nn.Module], floats: Mapping[str, Tensor]) -> nn.Module:
+    """An empty block made whole: quantized layers in their places, and the tensors that stay in float.
+
+    Args:
+        block: On the meta device, as `qarat.model.model.Model.empty_block` makes it.
+        layers: By their names in the block; one takes the place of what had its name, if anything had.
+        floats: Tensors by their names in the block; those of replaced modules are left aside.
+    """
+    for inner, layer in layers.items():
+        home, _, leaf = inner.rpartition(".")
+        setattr(block.get_submodule(home), leaf, layer)
+    block.load_state_dict(floats, assign=True, strict=False)
+    return block.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ hands on whatever a block returns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from qarat.maths.static_scales import check_static, static_operands, static_scal
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
 from qarat.model.attention import PRODUCTS
-from qarat.model.layers import QuantLinear, QuantProducts
+from qarat.model.layers import QuantLinear, QuantProducts, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.model.tokens import TokenSet
@@ -26,8 +27,7 @@ from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, TensorScheme
-from qarat.values.sites import Site
+from qarat.values.schemes import MatmulScheme, Scheme, TensorScheme
 
 
 class WeightCache:
@@ -136,33 +136,33 @@ def build_block(
         prefix: Computed in float in front of every sequence; None for none.
         calibration: For roundings that look at what a projection reads.
     """
-    source = model.block(index)
-    block = model.empty_block(index)
-    inside = f"{model.family.blocks}.{index}."
-    block.load_state_dict(_as_stored(model, inside, source.state_dict()), assign=True)
-    sites = {s.name: s for s in model.sites() if s.block == index}
+    source, inside = model.block(index), f"{model.family.blocks}.{index}."
+    floats = _as_stored(model, inside, source.state_dict())
+    layers: dict[str, nn.Module] = {}
     products: dict[str, MatmulScheme] = {}
-    scales: dict[str, Scales] = {}
-    for name, scheme in schemes.items():
+    operands: dict[str, Scales] = {}
+    for site in (s for s in model.sites() if s.block == index):
+        scheme = schemes[site.name]
+        static = {s: static_scales_of(stats, s, by) for s, by in static_operands(site.streams, scheme)}
         if isinstance(scheme, MatmulScheme):
-            products[name.rpartition(".")[2]] = scheme
-            for stream, tensor_scheme in static_operands(sites[name].streams, scheme):
-                scales[stream.rpartition(".")[2]] = static_scales_of(stats, stream, tensor_scheme)
+            products[site.leaf] = scheme
+            operands |= {stream.rpartition(".")[2]: scales for stream, scales in static.items()}
         elif not scheme.is_float:
-            inner = name.removeprefix(inside)
-            kept = cast(nn.Linear, block.get_submodule(inner))
-            if scheme.weight is not None:  # rounded once, by its scheme alone
-                kept.weight = cast(nn.Linear, source.get_submodule(inner)).weight
-            parent, _, leaf = inner.rpartition(".")
-            context = calibration and calibration.of(sites[name])
-            weight = _round(kept.weight.detach(), name, scheme, context, cache)
-            replacement = _quant_linear(weight, kept.bias, sites[name], scheme, stats, model.runtime.kernels)
-            setattr(block.get_submodule(parent), leaf, replacement)
+            inner = site.name.removeprefix(inside)
+            weight: QuantizedTensor | Tensor = floats[f"{inner}.weight"]
+            if scheme.weight is not None:
+                whole = cast(
+                    nn.Linear, source.get_submodule(inner)
+                ).weight.detach()  # rounded once, by its scheme alone
+                context = calibration and calibration.of(site)
+                rounded = round_weight if cache is None else partial(cache.quantized, site.name)
+                weight = rounded(whole, scheme.weight, context)
+            scales = static.get(site.streams[0])
+            layers[inner] = QuantLinear(weight, floats.get(f"{inner}.bias"), scheme, scales, model.runtime.kernels)
     if not all(scheme.is_float for scheme in products.values()):
-        home = block.get_submodule(model.family.attention)
         length = 0 if prefix is None else len(prefix.tokens)
-        home.add_module(PRODUCTS, QuantProducts(products["qk"], products["av"], scales, length))
-    block = block.eval().requires_grad_(False)
+        layers[f"{model.family.attention}.{PRODUCTS}"] = QuantProducts(products["qk"], products["av"], operands, length)
+    block = fill_block(model.empty_block(index), layers, floats)
     return block if prefix is None else PrefixedBlock(block, index, prefix[index])
 
 
@@ -173,29 +173,3 @@ def _as_stored(model: Model, prefix: str, state: dict[str, Tensor]) -> dict[str,
     return {
         name: value.to(model.checkpoint.dtype_of(f"{prefix}{name}")).to(value.dtype) for name, value in state.items()
     }
-
-
-def _round(
-    weight: Tensor, name: str, scheme: LinearScheme, context: Context | None, cache: WeightCache | None
-) -> QuantizedTensor | Tensor:
-    """A site's weight as its scheme leaves it, which may be in float."""
-    if scheme.weight is None:
-        return weight
-    if cache is None:
-        return round_weight(weight, scheme.weight, context)
-    return cache.quantized(name, weight, scheme.weight, context)
-
-
-def _quant_linear(
-    weight: QuantizedTensor | Tensor,
-    bias: Tensor | None,
-    site: Site,
-    scheme: LinearScheme,
-    stats: ActivationStats | None,
-    kernels: str,
-) -> QuantLinear:
-    """What stands in a block in place of a projection; ``weight`` is rounded already."""
-    scales = None
-    for stream, tensor_scheme in static_operands(site.streams, scheme):
-        scales = static_scales_of(stats, stream, tensor_scheme)
-    return QuantLinear(weight, None if bias is None else bias.detach(), scheme, scales, kernels)

@@ -24,7 +24,7 @@ from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import NoContext, Rounding
 from qarat.stages.transforms import ParsedTransform
 from qarat.testing.models import tiny_checkpoint
-from qarat.values.schemes import parse_scheme, parse_tensor_scheme
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 
 WEIGHTS = ("int4/g8", "int3/channel/asymmetric", "int8/tensor", "mxfp4/g8", "e4m3/4x8", "int4/channel/mse")
 INPUTS = ("int8/token", "int8/tensor/dynamic", "int8/tensor/static", "int4/g8", "e4m3/token")

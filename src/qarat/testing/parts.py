@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.model.families import Family
+from qarat.model.folders import MARK
 from qarat.model.model import Model
-from qarat.model.native import MARK
 from qarat.stages.export.base import Exporter
-from qarat.stages.laws.forms import Form
-from qarat.stages.laws.forms.base import VARIABLES, Vector
+from qarat.stages.laws.equations import Vector, gradient, log_response, solve
+from qarat.stages.laws.forms import VARIABLES, Form
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
 from qarat.values.roles import INPUTS
@@ -105,22 +105,22 @@ def check_law_form(form: Form) -> None:
 
 
 def _check_gradient(form: Form, theta: Vector, step: float = 1e-6) -> None:
-    gradient = form.gradient(theta, POINTS)
+    columns = gradient(form, theta, POINTS)
     for i, name in enumerate(form.names):
         up, down = theta.copy(), theta.copy()
         up[i] += step
         down[i] -= step
-        numeric = (form.log_response(up, POINTS) - form.log_response(down, POINTS)) / (2 * step)
-        np.testing.assert_allclose(gradient[:, i], numeric, rtol=1e-6, atol=1e-8, err_msg=f"gradient by {name}")
+        numeric = (log_response(form, up, POINTS) - log_response(form, down, POINTS)) / (2 * step)
+        np.testing.assert_allclose(columns[:, i], numeric, rtol=1e-6, atol=1e-8, err_msg=f"gradient by {name}")
 
 
 def _check_inverse(form: Form, theta: Vector) -> None:
     for row in range(3):
         point = {variable: float(values[row]) for variable, values in POINTS.items()}
-        log = float(form.log_response(theta, {v: values[[row]] for v, values in POINTS.items()})[0])
+        log = float(log_response(form, theta, {v: values[[row]] for v, values in POINTS.items()})[0])
         for variable in form.variables:
             others = {name: value for name, value in point.items() if name != variable}
-            solved = form.solve(theta, variable, others, log)
+            solved = solve(form, theta, variable, others, log)
             np.testing.assert_allclose(solved, point[variable], rtol=1e-9, err_msg=f"solved for {variable}")
 
 

@@ -12,6 +12,7 @@ up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
+from qarat.values.schemes import LinearScheme
 
 MatchStep = Literal["name", "fused", "class"]
 
@@ -134,8 +135,13 @@ class FileEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file of rows, whole."""
+    """The file of rows, whole.
 
+    Attributes:
+        kinds: Kind of kernel to what it computes, as a regular expression; the first that matches counts.
+    """
+
+    kinds: dict[str, str]
     fusions: tuple[Fusion, ...]
     engines: tuple[Engine, ...]
     kernels: tuple[EngineKernel, ...]
@@ -207,58 +213,14 @@ def kernel_for(engine: Engine, kind: str) -> EngineKernel | None:
 
 
 def kernel_kind(scheme: LinearScheme, format: str) -> str:
-    """The kind of kernel that vLLM and SGLang look for, from scheme and format on disk; empty if they know none.
-
-    Read from vLLM's `CompressedTensorsConfig._get_scheme_from_parts` at e9476487.
-    """
+    """The kind of kernel that vLLM and SGLang look for, from scheme and format on disk; empty if they know none."""
     weight, input = scheme.weight, scheme.input
     if weight is None:
         return ""
-    if weight.format == "e2m1":
-        return _fp4_kind(weight, input)
-    if weight.scale == "e8m0":
-        return "mxfp8" if weight.format == "e4m3" and weight.granularity == Granularity(1, 32) else ""
-    if weight.format == "e4m3":
-        return _fp8_kind(weight, input) if format in ("float-quantized", "naive-quantized") else ""
-    if weight.format in ("int4", "int8") and not _is_tiled(weight) and input is None:
-        return "packed int" if format == "pack-quantized" and weight.granularity.rows == 1 else ""
-    if not weight.symmetric or input is None:
-        return ""
-    if weight.format == "int8" and input.format == "int8" and _by_rows(weight):
-        known = format in ("int-quantized", "naive-quantized") and (_is_token(input) or _is_static_tensor(input))
-        return "int8" if known else ""
-    if weight.format == "int4" and weight.granularity.rows == 1 and _is_token(input):
-        return {"int8": "int4 weights, int8 inputs", "e4m3": "int4 weights, fp8 inputs"}.get(input.format, "")
-    return ""
-
-
-def _fp4_kind(weight: TensorScheme, input: TensorScheme | None) -> str:
-    name = {("e4m3", 16): "nvfp4", ("e8m0", 32): "mxfp4"}.get((weight.scale, weight.granularity.cols or 0), "")
-    if not name or input is None:
-        return f"{name} weights" if name else ""
-    return name if name == "mxfp4" or input.format == "e2m1" else ""
-
-
-def _fp8_kind(weight: TensorScheme, input: TensorScheme | None) -> str:
-    if not (_by_rows(weight) or _is_tiled(weight)):
-        return ""
-    if input is None:
-        return "fp8 weights"
-    fits = input.format == "e4m3" and (not input.static or _is_static_tensor(input))
-    return "fp8" if fits and not (input.static and _is_tiled(weight)) else "fp8 weights"
-
-
-def _by_rows(weight: TensorScheme) -> bool:
-    return weight.granularity in (Granularity(), Granularity(1, None))
-
-
-def _is_tiled(weight: TensorScheme) -> bool:
-    return weight.granularity.rows not in (None, 1)
-
-
-def _is_token(input: TensorScheme) -> bool:
-    return not input.static and input.granularity == Granularity(1, None)
-
-
-def _is_static_tensor(input: TensorScheme) -> bool:
-    return input.static and input.granularity == Granularity()
+    timing = "" if input is None else "static" if input.static else "dynamic"
+    ours = f"{weight.format}/{weight.granularity.spell('channel')}/{weight.scale}" + "/asymmetric" * (
+        not weight.symmetric
+    )
+    theirs = "float" if input is None else f"{input.format}/{input.granularity.spell('token')}/{timing}"
+    stored = f"{format}: {ours}, {theirs}"
+    return next((kind for kind, pattern in _ROWS.kinds.items() if re.fullmatch(pattern, stored)), "")

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Assignment, Plan, PlanError
-from qarat.values.schemes import SchemeError, parse_scheme
+from qarat.values.schemes import SchemeError
 from qarat.values.sites import Site
 
 

@@ -18,7 +18,8 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.ground.summaries import Summarized
 from qarat.values.fingerprints import brief
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, parse_scheme
+from qarat.values.parsing import parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.values.sites import Site, short_name
 
 
@@ -80,6 +81,11 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def sites(self) -> tuple[Site, ...]:
         """Every site, in model order."""
         return tuple(a.site for a in self.assignments)
+
+    @property
+    def projections(self) -> dict[str, LinearScheme]:
+        """Projection to scheme, by full name, in model order; those in float are among them."""
+        return {a.site.name: a.scheme for a in self.assignments if isinstance(a.scheme, LinearScheme)}
 
     def block(self, index: int) -> dict[str, Scheme]:
         """The schemes of one block's sites, by full name; two plans equal here give the same block."""

@@ -4,20 +4,18 @@ One type describes every tensor (format, granularity, scale kind, scale choice, 
 (weight and input), an attention product two (left and right operand). Mixed precision is then just different values at
 different sites, and no name has to be invented for a combination.
 
-The spelling is a row of words between slashes, e.g. ``w=int8/channel a=int8/tensor/static``; `parse_scheme` reads it,
-`str` prints it, and both are inverse to each other.
+The spelling is a row of words between slashes, e.g. ``w=int8/channel a=int8/tensor/static``; `str` prints it,
+`qarat.values.parsing.parse_scheme` reads it, and both are inverse to each other.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
 import msgspec
 
 from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
-from qarat.values.formats import FORMATS, NumberFormat, format_named
+from qarat.values.formats import NumberFormat, format_named
 
 ScaleKind = Literal["float32", "float16", "e8m0", "e4m3"]
 ScaleChoice = Literal["absmax", "mse", "percentile", "mx-floor", "mx-even"]
@@ -95,22 +93,24 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def contradictions(self) -> tuple[str, ...]:
         """What in the scheme cannot go together, in words; empty if nothing is."""
-        fmt, found = self.number_format, list[str]()
+        fmt, reasons = self.number_format, list[str]()
         if not self.symmetric and not fmt.is_integer:
-            found.append(f"asymmetric needs an integer format: {fmt.name} has no uniform step to count a zero point in")
+            reasons.append(
+                f"asymmetric needs an integer format: {fmt.name} has no uniform step to count a zero point in"
+            )
         if self.choice.startswith("mx-") and not self.symmetric:
-            found.append(f"{self.choice} knows no zero point")
+            reasons.append(f"{self.choice} knows no zero point")
         if self.choice.startswith("mx-") and self.scale == "e4m3":
-            found.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
+            reasons.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
         if self.static and self.granularity.cols is not None and self.choice in ("mse", "percentile"):
-            found.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
+            reasons.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
         if self.static and self.choice == "mse" and not self.symmetric:
-            found.append("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
+            reasons.append("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
         if self.outliers is not None and self.static:
-            found.append("outlier columns are found in the values at hand, which static scales do not wait for")
+            reasons.append("outlier columns are found in the values at hand, which static scales do not wait for")
         if self.outliers is not None and self.choice in ("mse", "percentile"):
-            found.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
-        return tuple(found)
+            reasons.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
+        return tuple(reasons)
 
     def bits(self, rows: int, cols: int) -> int:
         """Storage of a (rows, cols) matrix in bits: elements, scales and zero points."""
@@ -133,20 +133,20 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             other_block = self.granularity.rows == 1 and self.granularity.cols is not None
             if other_block and msgspec.structs.replace(self, granularity=preset.granularity) == preset:
                 return f"{name}/g{self.granularity.cols}"
-        words = [self.format, self.granularity.spell("channel" if role == "w" else "token")]
+        parts = [self.format, self.granularity.spell("channel" if role == "w" else "token")]
         if role != "w" and (self.static or self.granularity == Granularity()):
-            words.append("static" if self.static else "dynamic")
+            parts.append("static" if self.static else "dynamic")
         if self.scale != "float32":
-            words.append(f"scale-{self.scale}")
+            parts.append(f"scale-{self.scale}")
         if self.choice == "percentile":
-            words.append("p" + repr(self.percentile).removesuffix(".0"))  # every digit, so that it reads back equal
+            parts.append("p" + repr(self.percentile).removesuffix(".0"))  # every digit, so that it reads back equal
         elif self.choice != "absmax":
-            words.append(self.choice)
+            parts.append(self.choice)
         if not self.symmetric:
-            words.append("asymmetric")
+            parts.append("asymmetric")
         if self.outliers is not None:
-            words.append("outliers-" + repr(self.outliers).removesuffix(".0"))
-        return "/".join(words)
+            parts.append("outliers-" + repr(self.outliers).removesuffix(".0"))
+        return "/".join(parts)
 
 
 PRESETS: dict[str, TensorScheme] = {
@@ -219,139 +219,8 @@ Scheme = LinearScheme | MatmulScheme
 FLOAT = "float"
 LOW = "w=int8/channel a=int8/tensor/static"
 """The low scheme where none is named: what every int8 engine computes fastest, and what spikes hurt most."""
-_KEYS = {"w": "weight of a projection", "a": "input of a projection", "l": "left operand", "r": "right operand"}
-_ROW_WORDS = {"channel": "w", "token": "alr"}
-
-
-def parse_scheme(text: str, *, matmul: bool = False) -> Scheme:
-    """Read a short spelling.
-
-    Args:
-        text: ``float``, or ``w=… a=…`` for a projection, ``l=… r=…`` for an attention product; a missing key is float.
-        matmul: What ``float`` stands for: an attention product's scheme instead of a projection's.
-
-    Raises:
-        SchemeError: With the text, a mark under the character, what is wrong and what is known.
-    """
-    if text.strip() == FLOAT:
-        return MatmulScheme() if matmul else LinearScheme()
-    parts: dict[str, TensorScheme | None] = {}
-    for word in re.finditer(r"\S+", text):
-        key, equals, body = word.group().partition("=")
-        if not equals or key not in _KEYS:
-            _fail(text, word.start(), "expected `float`, `w=…`, `a=…` (projections), `l=…`, `r=…` (attention products)")
-        if key in parts:
-            _fail(text, word.start(), f"{key}= is given twice")
-        start = word.start() + len(key) + 1
-        parts[key] = None if body == FLOAT else _parse_tensor(text, body, start, key)
-    if not parts:
-        _fail(text, 0, "empty scheme")
-    if set(parts) <= {"w", "a"}:
-        return LinearScheme(parts.get("w"), parts.get("a"))
-    if set(parts) <= {"l", "r"}:
-        return MatmulScheme(parts.get("l"), parts.get("r"))
-    _fail(text, 0, "w= and a= belong to projections, l= and r= to attention products; give one kind")
-
-
-def parse_tensor_scheme(text: str, role: str) -> TensorScheme:
-    """Read the spelling of one tensor, e.g. ``int8/tensor/static``; ``role`` is ``w``, ``a``, ``l`` or ``r``.
-
-    Raises:
-        SchemeError: As `parse_scheme`.
-    """
-    return _parse_tensor(text, text, 0, role)
-
-
-def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
-    words = [(m.group(), start + m.start()) for m in re.finditer(r"[^/]+", body)]
-    if not words or "//" in body or body.startswith("/") or body.endswith("/"):
-        _fail(text, start, "expected FORMAT/GRANULARITY[/…], for example int8/channel")
-    (name, at), *rest = words
-    if name.startswith("{"):
-        try:
-            name = format_named(name).name
-        except UserError as error:
-            _fail(text, at, str(error))
-    elif name not in FORMATS and name not in PRESETS:
-        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *PRESETS])}")
-    fields: dict[str, Any] = msgspec.structs.asdict(PRESETS[name]) if name in PRESETS else {"format": name}
-    given: dict[str, int] = {}
-    for word, at in rest:
-        for field, value in _read_word(text, word, at, role).items():
-            if field in given:
-                _fail(text, at, f"{word!r} sets the {field} a second time")
-            given[field] = at
-            fields[field] = value
-    timing = fields.pop("timing", None)
-    scheme = TensorScheme(**fields)
-    if name not in PRESETS and "granularity" not in given:
-        _fail(text, start + len(body), "the granularity is missing: tensor, channel, token, gN or RxC")
-    scheme = _apply_timing(text, start, scheme, timing, role)
-    if offences := scheme.contradictions():
-        _fail(text, start, "; ".join(offences))
-    return scheme
-
-
-def _apply_timing(text: str, start: int, scheme: TensorScheme, timing: str | None, role: str) -> TensorScheme:
-    """Check `static`/`dynamic` against the granularity, and widen static groups over all tokens."""
-    if role == "w":
-        if timing:
-            _fail(text, start, "a weight's scales are always fixed; static and dynamic belong to inputs")
-        return scheme
-    if scheme.granularity == Granularity() and timing is None:
-        _fail(text, start, "say static or dynamic for an input with one scale per tensor")
-    if timing == "static":
-        if scheme.granularity == Granularity(1, None):
-            _fail(text, start, "a scale per token cannot be static: tokens are not known beforehand")
-        return msgspec.structs.replace(scheme, static=True, granularity=Granularity(None, scheme.granularity.cols))
-    return scheme
-
-
-def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
-    """The fields that one word of a spelling sets."""
-    if word == "tensor":
-        return {"granularity": Granularity()}
-    if word in _ROW_WORDS:
-        if role not in _ROW_WORDS[word]:
-            _fail(text, at, f"{word!r} does not fit the {_KEYS[role]}; use {'channel' if role == 'w' else 'token'}")
-        return {"granularity": Granularity(1, None)}
-    if match := re.fullmatch(r"g([1-9]\d*)", word):
-        return {"granularity": Granularity(1, int(match[1]))}
-    if match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word):
-        return {"granularity": Granularity(int(match[1]), int(match[2]))}
-    if word in ("static", "dynamic"):
-        return {"timing": word}
-    if word.startswith("scale-") and word[6:] in SCALE_BITS:
-        return {"scale": word[6:]}
-    if word in ("absmax", "mse", "mx-floor", "mx-even"):
-        return {"choice": word}
-    if (match := re.fullmatch(r"p(\d+(?:\.\d+)?)", word)) and 50 <= float(match[1]) <= 100:
-        return {"choice": "percentile", "percentile": float(match[1])}
-    if word == "asymmetric":
-        return {"symmetric": False}
-    if match := re.fullmatch(r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", word):
-        if role != "a":
-            _fail(text, at, f"{word!r} belongs to the input of a projection (a=…), whose columns stay in float")
-        return {"outliers": float(match[1])}
-    if match := re.fullmatch(r"round-([a-z][a-z0-9-]*)", word):
-        if role != "w":
-            _fail(text, at, f"{word!r} belongs to a weight (w=…); inputs are rounded while the model runs")
-        return {"rounding": match[1]}
-    known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
-    known += ["mx-even", "asymmetric", "outliers-6", "round-gptq", *(f"scale-{kind}" for kind in SCALE_BITS)]
-    _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 
 def _spell(parts: dict[str, TensorScheme | None]) -> str:
-    words = [f"{key}={scheme.spell(key)}" for key, scheme in parts.items() if scheme is not None]
-    return " ".join(words) or FLOAT
-
-
-def _fail(text: str, at: int, why: str) -> NoReturn:
-    raise SchemeError(f"{why}\n  {text}\n  {' ' * at}^")
-
-
-def input_scheme(spelling: str) -> TensorScheme | None:
-    """How a scheme of projections keeps their inputs; None where it leaves them in float, or is one of products."""
-    scheme = parse_scheme(spelling)
-    return scheme.input if isinstance(scheme, LinearScheme) else None
+    spelled = [f"{key}={scheme.spell(key)}" for key, scheme in parts.items() if scheme is not None]
+    return " ".join(spelled) or FLOAT

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from qarat.ground.errors import UserError
+from qarat.values.parsing import parse_scheme
 from qarat.values.requests.protect import PROTECTIONS
-from qarat.values.schemes import FLOAT, Granularity, LinearScheme, TensorScheme, parse_scheme
+from qarat.values.schemes import FLOAT, Granularity, LinearScheme, TensorScheme
 from qarat.values.sites import Site
 
 ROW, TENSOR = "row", "tensor"

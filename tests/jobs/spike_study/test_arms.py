@@ -16,8 +16,8 @@ from qarat.jobs.spike_study.arms import (
 from qarat.jobs.spike_study.published import PUBLISHED, published_of
 from qarat.model.model import Model, open_model
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.requests.spike_study import EXTENTS, MAIN, METHODS, TWIN, Setting, SpikeRequest
-from qarat.values.schemes import parse_scheme
 from qarat.values.sites import Site, short_name
 
 DOWN = "model.layers.1.mlp.down_proj"

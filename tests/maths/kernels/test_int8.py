@@ -8,7 +8,7 @@ from qarat.maths.kernels import int8, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import QuantizedTensor, quantize_tensor
 from qarat.maths.tiles import Scales
-from qarat.values.schemes import parse_tensor_scheme
+from qarat.values.parsing import parse_tensor_scheme
 
 TOLERANCE = 1e-5  # of the maximum: the reference sums in float32, the kernel exactly
 WEIGHTS = ["int8/channel", "int8/tensor", "int8/channel/scale-e8m0", "int8/channel/scale-e4m3"]

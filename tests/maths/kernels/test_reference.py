@@ -9,7 +9,8 @@ from qarat.maths import kernels
 from qarat.maths.kernels import reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import fake_quantize, quantize_tensor
-from qarat.values.schemes import MatmulScheme, parse_scheme, parse_tensor_scheme
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
+from qarat.values.schemes import MatmulScheme
 
 CPU = torch.device("cpu")
 

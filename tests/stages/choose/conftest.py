@@ -9,11 +9,12 @@ from msgspec.structs import replace
 
 from qarat.stages.choose.space import Space, make_space
 from qarat.stages.choose.trials import PlanMeter, TrialLog
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Menu, MenuEntry
 from qarat.values.records.scores import Evaluation, Failure
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 from qarat.values.sites import Site
 from qarat.values.units import Option
 

@@ -8,11 +8,12 @@ import pytest
 from qarat.stages.choose.protect import MOST, NOTHING, PATIENCE, Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.values.budgets import LossBudget
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 from qarat.values.sites import Site
 from qarat.values.units import Unit, make_units
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.values.schemes import parse_scheme
+from qarat.values.parsing import parse_scheme
 from qarat.values.units import make_units
 
 

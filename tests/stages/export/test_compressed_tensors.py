@@ -31,13 +31,15 @@ from qarat.stages.export import compressed_tensors as exporter
 from qarat.stages.export.base import MARK, check_export, export_model
 from qarat.stages.export.compressed_tensors.schemes import group_of
 from qarat.stages.export.compressed_tensors.shards import ShardWriter
+from qarat.stages.export.compressed_tensors.tensors import WHOLE_BYTES
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.testing import check_exporter, tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plan_files import decode_plan
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
-from qarat.values.schemes import LinearScheme, TensorScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, TensorScheme
 
 NAIVE = "w=int8/channel a=int8/tensor/static"
 FP8 = "w=e4m3/channel a=e4m3/token"
@@ -221,7 +223,7 @@ def test_codes_and_scales_are_ours_to_the_last_bit(name: str, made: Callable[[st
     assert decode_plan((folder / MARK).read_bytes()) == plan
 
 
-@pytest.mark.parametrize("name", [c.low for c in CASES.values() if c.format in exporter.WHOLE_BYTES])
+@pytest.mark.parametrize("name", [c.low for c in CASES.values() if c.format in WHOLE_BYTES])
 def test_whole_bytes_are_what_the_library_makes(name: str, made: Callable[[str], Exported]):
     model, _, folder, _ = made(name)
     stored = tensors(folder)

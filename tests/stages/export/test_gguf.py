@@ -18,8 +18,8 @@ from qarat.stages.export.base import check_export, export_model
 from qarat.stages.export.gguf.types import tensor_name
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_tensor_scheme
 from qarat.values.plans import Plan, assign
-from qarat.values.schemes import parse_tensor_scheme
 
 gguf = pytest.importorskip("gguf", reason="needs gguf: pip install qarat[gguf]")
 

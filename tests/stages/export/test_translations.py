@@ -23,8 +23,9 @@ from qarat.stages.export.gguf.types import nearest_type, tensor_name
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_tensor_scheme
 from qarat.values.plans import Plan, assign
-from qarat.values.schemes import LinearScheme, parse_tensor_scheme
+from qarat.values.schemes import LinearScheme
 
 RULES = (
     ("1.down", "float"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qarat.stages.laws.equations import internal, log_response
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.tables import Table
 from qarat.values.records.law_data import Measurement
@@ -36,13 +37,13 @@ def make_table() -> MakeTable:
         **grid: tuple[float, ...],
     ) -> Table:
         shape = FORMS.load(form)
-        theta = shape.internal(np.array([values[name] for name in shape.names]))
+        theta = internal(shape, np.array([values[name] for name in shape.names]))
         generator = np.random.default_rng(seed)
         axes = GRID | grid
         rows: list[Measurement] = []
         for point in itertools.product(*axes.values()):
             at = dict(zip(axes, point, strict=True))
-            log = shape.log_response(theta, {v: np.array([x]) for v, x in at.items()})[0]
+            log = log_response(shape, theta, {v: np.array([x]) for v, x in at.items()})[0]
             value = math.exp(log + noise * generator.normal()) + error * generator.normal()
             rows.append(make_row(at, value, error))
         return Table("made", "a made table", "", "", (), tuple(rows))

@@ -41,7 +41,7 @@ def test_a_table_of_budgets_is_checked_by_its_ratios(make_table: MakeTable) -> N
     law = fit_law(make_table("weak", WEAK), "weak", draws=0)
     larger = make_table("weak", WEAK, **LARGER)
     less = [msgspec.structs.replace(r, ratio=(r.ratio or 0) - 0.05) for r in larger.rows]
-    check = check_law(law, msgspec.structs.replace(larger, rows=tuple(less)), asked="ratio")
+    check = check_law(law, msgspec.structs.replace(larger, rows=tuple(less)), variable="ratio")
     assert [row.off("ratio") for row in check.rows] == pytest.approx([0.05] * 4, abs=1e-4)
     assert check.error == pytest.approx(0.05, abs=1e-4)
 
@@ -92,9 +92,9 @@ def test_rows_that_were_fitted_count_in_no_mean(form: str, asked: str, make_tabl
     law = fit_law(msgspec.structs.replace(table, rows=table.rows[2:]), form, draws=0)
     doubled = tuple(msgspec.structs.replace(r, value=r.value * (1 + (form == "weak"))) for r in unseen)
     part = msgspec.structs.replace(table, rows=(*table.rows[2:7], *doubled))
-    check = check_law(law, part, asked=asked)
+    check = check_law(law, part, variable=asked)
     assert check.notes[0] == f"5 of {len(check.rows)} rows are among those the law was fitted to: left out of the mean"
-    alone = check_law(law, msgspec.structs.replace(table, rows=doubled), asked=asked)
+    alone = check_law(law, msgspec.structs.replace(table, rows=doubled), variable=asked)
     assert check.error == alone.error
     assert not any(row.fitted for row in alone.rows)
 

@@ -11,12 +11,13 @@ from qarat.model.model import open_model
 from qarat.model.tokens import load_token_sets
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
 from qarat.stages.prices.pricing import price
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import NATS, Menu, MenuEntry, SiteMeasurements, Trial
 from qarat.values.records.scores import Evaluation
-from qarat.values.schemes import MatmulScheme, parse_scheme
+from qarat.values.schemes import MatmulScheme
 from qarat.values.sites import Site
 
 LOW = "w=int4/channel"

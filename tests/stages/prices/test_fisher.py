@@ -24,10 +24,11 @@ from qarat.stages.prices.fisher import METRIC
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
 
 INT8 = "w=int8/channel a=int8/token"
 STATIC = "w=int8/channel a=int8/tensor/static"

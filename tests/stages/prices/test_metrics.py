@@ -22,9 +22,10 @@ from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import check_metric
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.records.prices import NATS, Menu
-from qarat.values.schemes import LinearScheme, MatmulScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme
 
 INT8 = "w=int8/channel a=int8/token"
 PRODUCT = "l=int8/token r=int8/token"

@@ -14,7 +14,7 @@ from qarat.stages.read_back.folders import StoredModule
 from qarat.stages.read_back.layout import expected_tensors, layout_offences
 from qarat.stages.read_back.simulation import weight_of
 from qarat.stages.read_back.stored import Args, ConfigGroup, StoredConfig
-from qarat.values.schemes import parse_scheme
+from qarat.values.parsing import parse_scheme
 
 ROWS, COLS = 48, 64
 

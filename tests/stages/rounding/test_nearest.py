@@ -5,7 +5,8 @@ import torch
 
 from qarat.maths.tensors import quantize_tensor
 from qarat.stages.rounding import nearest, round_weight
-from qarat.values.schemes import LinearScheme, parse_scheme
+from qarat.values.parsing import parse_scheme
+from qarat.values.schemes import LinearScheme
 
 SCHEMES = (
     "int8/channel",

@@ -18,8 +18,8 @@ from qarat.stages.rounding import ROUNDINGS, gptq, round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.plans import Plan, assign
-from qarat.values.schemes import parse_scheme, parse_tensor_scheme
 
 GPTQ = "w=int3/g8/round-gptq"
 

@@ -37,6 +37,7 @@ from qarat.surfaces.page.verdict import scheme_words, verdict
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.html import record_html
 from qarat.values.formats import FORMATS
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.law import Law
@@ -44,7 +45,6 @@ from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import parse_scheme
 
 SECTIONS = ["cost", "spikes", "recovery", "plan", "damage", "law", "provenance"]
 FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan", "damage"}

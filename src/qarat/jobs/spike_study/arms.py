@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from qarat.stages.choose.protect import rank_by_damage
 from qarat.stages.spikes import snr
+from qarat.values.parsing import input_scheme
 from qarat.values.records.prices import Menu
 from qarat.values.records.spike_study import MAIN
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PROTECTIONS
 from qarat.values.requests.spike_study import Method, Setting
-from qarat.values.schemes import FLOAT, input_scheme
+from qarat.values.schemes import FLOAT
 from qarat.values.sites import Site, short_name
 from qarat.values.units import make_units
 

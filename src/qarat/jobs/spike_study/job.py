@@ -25,6 +25,7 @@ from qarat.stages.quantize import quantize
 from qarat.stages.spikes import RULES, find_spikes
 from qarat.stages.transforms import parse_transform
 from qarat.values.budgets import parse_loss_budget
+from qarat.values.parsing import input_scheme, parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import Record, content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
@@ -32,7 +33,7 @@ from qarat.values.records.spike_study import MAIN, Left, RuleSays, SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests import spike_study as asking
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, input_scheme, parse_scheme
+from qarat.values.schemes import LinearScheme
 
 KIND = "spike-study"
 RESULT = result_of(KIND)

@@ -31,12 +31,13 @@ from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import parse_transform
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
 from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.spike_study import MAIN, Left, SpikeArm
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import FLOAT, LinearScheme, parse_scheme
+from qarat.values.schemes import FLOAT, LinearScheme
 from qarat.values.sites import short_name
 
 PREFIX, OTHER = "prefix", "other calibration"

@@ -8,13 +8,9 @@ itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from qarat.ground.runtime import Progress
-from qarat.model.model import Model
-from qarat.stages.export.recipes import UnsayableError, refuse_transforms, translate
+from qarat.stages.export.recipes import Recipe, UnsayableError, translate
 from qarat.values.plans import Assignment, Plan
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
@@ -42,21 +38,6 @@ _MICROSCALED = {  # (format, scale kind): data_type
     ("sint4", "e8m0"): "mx_int",
     ("e2m1", "e4m3"): "nv_fp",
 }
-
-
-def check(model: Model, plan: Plan) -> None:
-    """Refuse what AutoRound cannot say (protocol `qarat.stages.export.base.Exporter`)."""
-    refuse_transforms(plan, "AutoRound")
-    layer_config(plan)
-
-
-def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
-    """Write the config (protocol `qarat.stages.export.base.Exporter`)."""
-    (folder / CONFIG).write_text(json.dumps(layer_config(plan), indent=1) + "\n", encoding="utf-8")
-    return (
-        f'use it with AutoRound(model, tokenizer, scheme="INT8", layer_config=json.load(open({CONFIG!r})))',
-        "AutoRound tunes rounding and scales itself; which mixes can be saved depends on the format it saves in",
-    )
 
 
 def layer_config(plan: Plan) -> dict[str, dict[str, Any]]:
@@ -113,3 +94,15 @@ def _tensor(scheme: TensorScheme, *, is_weight: bool) -> dict[str, Any]:
     if grain not in sizes:
         raise UnsayableError(f"{spelled}: no such granularity")
     return fields | {"group_size": sizes[grain], "sym": scheme.symmetric}
+
+
+_RECIPE = Recipe(
+    "AutoRound",
+    CONFIG,
+    lambda plan, head: json.dumps(layer_config(plan), indent=1) + "\n",
+    (
+        f'use it with AutoRound(model, tokenizer, scheme="INT8", layer_config=json.load(open({CONFIG!r})))',
+        "AutoRound tunes rounding and scales itself; which mixes can be saved depends on the format it saves in",
+    ),
+)
+check, write = _RECIPE.check, _RECIPE.write

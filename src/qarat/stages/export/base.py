@@ -14,12 +14,11 @@ from typing import Protocol
 from qarat.ground.disk import check_folder, new_folder
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.model.folders import MARK, require_exact
 from qarat.model.model import ROTATION, Model
-from qarat.model.native import MARK, require_exact
 from qarat.stages.export import EXPORTERS
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
-from qarat.values.schemes import LinearScheme
 
 
 class Exporter(Protocol):
@@ -97,7 +96,7 @@ def _check_standard(model: Model, plan: Plan, format: str) -> None:
             f"`format` {format} cannot hold this model: it rotates the input of every down_proj while it runs "
             f"(transform {ROTATION}); qarat's own folder holds it, or plan again without the transform"
         )
-    inputs = {a.site.name: a.scheme.input for a in plan.assignments if isinstance(a.scheme, LinearScheme)}
+    inputs = {name: scheme.input for name, scheme in plan.projections.items()}
     if split := [f"{name}: a={i.spell('a')}" for name, i in inputs.items() if i and i.outliers is not None]:
         raise UserError(
             f"`format` {format} cannot hold this plan: outlier columns of an input are no part of it:\n  "

@@ -26,12 +26,12 @@ TYPES, COMMAND = "tensor-types.txt", "command.txt"
 def check(model: Model, plan: Plan) -> None:
     """Refuse what llama.cpp cannot hold (protocol `qarat.stages.export.base.Exporter`)."""
     refuse_transforms(plan, "llama.cpp")
-    _types(model, plan)
+    type_of_sites(model, plan, "llama.cpp", superblocks=True)
 
 
 def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
     """Write arguments and command line (protocol `qarat.stages.export.base.Exporter`)."""
-    types = _types(model, plan)
+    types = type_of_sites(model, plan, "llama.cpp", superblocks=True)
     (folder / TYPES).write_text("\n".join(tensor_types(types)) + "\n", encoding="utf-8")
     plain = float_type(model).lower()
     command = (
@@ -49,7 +49,3 @@ def tensor_types(types: Mapping[str, str]) -> list[str]:
         types: Full site name to GGUF type.
     """
     return [f"^{re.escape(tensor_name(f'{name}.weight'))}$={kind.lower()}" for name, kind in types.items()]
-
-
-def _types(model: Model, plan: Plan) -> dict[str, str]:
-    return type_of_sites(model, plan, "llama.cpp", superblocks=True)

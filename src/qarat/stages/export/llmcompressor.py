@@ -8,16 +8,12 @@ by 127), static ones from the calibration tokens it is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qarat.ground.runtime import Progress
-from qarat.model.model import Model
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
-from qarat.stages.export.recipes import UnsayableError, by_entry, float_sites, refuse_transforms, translate
+from qarat.stages.export.recipes import Recipe, UnsayableError, by_entry, float_sites, translate
 from qarat.values.plans import Assignment, Plan
 from qarat.values.schemes import LinearScheme, TensorScheme
 
@@ -37,22 +33,6 @@ _ALTERNATIVES = (
     "w=mxfp8/mx-even, with inputs tensor/static, tensor/dynamic or token; change these sites in the plan (`rules`), "
     "leave them in float, or export the weights themselves (`format` compressed-tensors)"
 )
-
-
-def check(model: Model, plan: Plan) -> None:
-    """Refuse what llm-compressor cannot say (protocol `qarat.stages.export.base.Exporter`)."""
-    refuse_transforms(plan, "llm-compressor")
-    recipe(plan, model.family.head)
-
-
-def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
-    """Write the recipe (protocol `qarat.stages.export.base.Exporter`)."""
-    text = yaml.safe_dump(recipe(plan, model.family.head), sort_keys=False, width=120)
-    (folder / RECIPE).write_text(text, encoding="utf-8")
-    return (
-        f"run it with llmcompressor.oneshot(model=…, dataset=…, recipe={RECIPE!r})",
-        "llm-compressor chooses scales itself: weights by its own rule, static inputs from the tokens it is given",
-    )
 
 
 def recipe(plan: Plan, head: str = "lm_head") -> dict[str, Any]:
@@ -114,3 +94,15 @@ def _own_offences(scheme: LinearScheme) -> list[str]:
     if weight is not None and weight.scale == "e8m0" and weight.format.startswith("int"):
         reasons.append("w=…/scale-e8m0: powers of two are for MX formats there; drop scale-e8m0")
     return reasons
+
+
+_RECIPE = Recipe(
+    "llm-compressor",
+    RECIPE,
+    lambda plan, head: yaml.safe_dump(recipe(plan, head), sort_keys=False, width=120),
+    (
+        f"run it with llmcompressor.oneshot(model=…, dataset=…, recipe={RECIPE!r})",
+        "llm-compressor chooses scales itself: weights by its own rule, static inputs from the tokens it is given",
+    ),
+)
+check, write = _RECIPE.check, _RECIPE.write

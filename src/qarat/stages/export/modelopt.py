@@ -8,15 +8,11 @@ integer, which JSON does not have. ModelOpt rounds the weights anew and chooses 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qarat.ground.runtime import Progress
-from qarat.model.model import Model
-from qarat.stages.export.recipes import UnsayableError, refuse_transforms, translate
+from qarat.stages.export.recipes import Recipe, UnsayableError, translate
 from qarat.values.plans import Assignment, Plan
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
@@ -31,24 +27,6 @@ _ALTERNATIVES = (
     "plan (`rules`), leave them in float, or use another `format`"
 )
 _MX_FORMATS = ("e2m1", "e2m3", "e3m2", "e4m3")
-
-
-def check(model: Model, plan: Plan) -> None:
-    """Refuse what ModelOpt cannot say (protocol `qarat.stages.export.base.Exporter`)."""
-    refuse_transforms(plan, "ModelOpt")
-    quant_cfg(plan)
-
-
-def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
-    """Write the config (protocol `qarat.stages.export.base.Exporter`)."""
-    config = {"algorithm": "max", "quant_cfg": quant_cfg(plan)}
-    text = _SCHEMA + yaml.safe_dump(config, sort_keys=False, width=120)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    return (
-        f"use it with mtq.quantize(model, load_config({CONFIG!r}), forward_loop); load_config is of "
-        "modelopt.torch.opt.config_loader",
-        "ModelOpt chooses scales itself: weights by its own rule, static inputs from the tokens it is given",
-    )
 
 
 def quant_cfg(plan: Plan) -> list[dict[str, Any]]:
@@ -89,7 +67,7 @@ def _attributes(scheme: TensorScheme, cols: int, *, is_weight: bool) -> dict[str
     if scheme.format not in ("e4m3", *(f"int{bits}" for bits in range(2, 9))):
         raise UnsayableError(f"{spelled}: no such numbers with float32 scales")
     fields: dict[str, Any] = {"num_bits": "e4m3" if scheme.format == "e4m3" else scheme.number_format.bits}
-    timing = "dynamic" if not (is_weight or scheme.static) else "static"
+    timing = "static" if is_weight or scheme.static else "dynamic"
     match grain:
         case Granularity(None, None):
             return fields | {"axis": None} | ({"type": "dynamic"} if timing == "dynamic" else {})
@@ -109,3 +87,18 @@ def _microscaled(scheme: TensorScheme, spelled: str, *, is_weight: bool) -> dict
         raise UnsayableError(f"{spelled}: microscaled formats are mxfp4, mxfp6, mxfp8 (groups of 32) and nvfp4 (of 16)")
     sizes = {-1: grain.cols, "type": "dynamic", "scale_bits": scheme.scale}
     return {"num_bits": scheme.format, "block_sizes": sizes}
+
+
+_RECIPE = Recipe(
+    "ModelOpt",
+    CONFIG,
+    lambda plan, head: (
+        _SCHEMA + yaml.safe_dump({"algorithm": "max", "quant_cfg": quant_cfg(plan)}, sort_keys=False, width=120)
+    ),
+    (
+        f"use it with mtq.quantize(model, load_config({CONFIG!r}), forward_loop); load_config is of "
+        "modelopt.torch.opt.config_loader",
+        "ModelOpt chooses scales itself: weights by its own rule, static inputs from the tokens it is given",
+    ),
+)
+check, write = _RECIPE.check, _RECIPE.write

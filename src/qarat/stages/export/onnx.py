@@ -26,9 +26,9 @@ from qarat.ground.runtime import Progress
 from qarat.maths.rounding import decode
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
+from qarat.model.folders import copy_beside
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
-from qarat.model.native import copy_beside
 from qarat.stages.export.recipes import UnsayableError, translate
 from qarat.values.engines import FILE_ENGINES
 from qarat.values.plans import Assignment, Plan

@@ -6,15 +6,46 @@ once: a translation that left a site out, or wrote the nearest thing in silence,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress
+from qarat.model.model import Model
 from qarat.values.fingerprints import transforms_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme
 
 Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An exporter whose result is one file of text, which the other tool carries out by itself.
+
+    Attributes:
+        tool: Its name, for messages.
+        file: Name of the file.
+        text: What goes into it, from a plan and the name of the projection onto the vocabulary.
+        notes: What a person should know of it, a line each.
+    """
+
+    tool: str
+    file: str
+    text: Callable[[Plan, str], str]
+    notes: tuple[str, ...]
+
+    def check(self, model: Model, plan: Plan) -> None:
+        """Refuse what the tool cannot say (protocol `qarat.stages.export.base.Exporter`)."""
+        refuse_transforms(plan, self.tool)
+        self.text(plan, model.family.head)
+
+    def write(self, model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
+        """Write the file (protocol `qarat.stages.export.base.Exporter`)."""
+        (folder / self.file).write_text(self.text(plan, model.family.head), encoding="utf-8")
+        return self.notes
 
 
 class UnsayableError(Exception):

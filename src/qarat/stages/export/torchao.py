@@ -9,7 +9,8 @@ prototypes. torchao rounds the weights anew, with scales of its own (range ÷ 12
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,16 @@ _ALTERNATIVES = (
     "a=int8/token/asymmetric, w=e4m3/(tensor|channel|gN) alone and w=e4m3/channel with a=e4m3/token; change these "
     "sites in the plan (`rules`), leave them in float, or use another `format`"
 )
-_TOKEN, _TENSOR, _CHANNEL = Granularity(1, None), Granularity(), Granularity(1, None)
 
 Config = dict[str, Any]
 """A config as torchao's JSON spells it: ``_type``, ``_version``, ``_data``."""
+
+
+def _made(kind: str, version: int, **fields: Any) -> Config:
+    return {"_type": kind, "_version": version, "_data": fields}
+
+
+_ROW = _made("PerRow", 1, dim=-1)
 
 
 def check(model: Model, plan: Plan) -> None:
@@ -45,7 +52,7 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequ
     """Write the config (protocol `qarat.stages.export.base.Exporter`)."""
     by_site = configs(plan)
     notes = ("torchao rounds the weights anew, with scales of its own",)
-    if not _is_static(plan):
+    if not any(scheme.input and scheme.input.static for scheme in plan.projections.values()):
         text = json.dumps(_made("FqnToConfig", 1, fqn_to_config=by_site), indent=1)
         (folder / JSON).write_text(text + "\n", encoding="utf-8")
         return (f"use it with quantize_(model, config_from_dict(json.load(open({JSON!r}))), filter_fn=None)", *notes)
@@ -72,6 +79,37 @@ def configs(plan: Plan) -> dict[str, Config | None]:
     return whole
 
 
+def _integers(weight: TensorScheme, given: TensorScheme | None) -> Config:
+    """Integers of any width, whose inputs, if they are quantized, have zero points (torchao 0.18 asserts them)."""
+    part = "" if given is None else "weight_"
+    fields: Config = {
+        "weight_dtype": {"_type": "torch.dtype", "_data": weight.format},
+        f"{part}granularity": _made("PerAxis", 1, axis=0) if weight.granularity.cols is None else _grain(weight),
+        f"{part}mapping_type": _mapping(weight),
+    }
+    if given is None:
+        return _made("IntxWeightOnlyConfig", 2, **fields)
+    return _made("Int8DynamicActivationIntxWeightConfig", 2, **fields, act_mapping_type=_mapping(given))
+
+
+_ANY_INTEGERS = r"w=(int8/channel/asymmetric|int[2-7]/channel(/asymmetric)?|int[2-8]/g\d+(/asymmetric)?)"
+_RULES: dict[str, Callable[[TensorScheme, TensorScheme | None], Config]] = {
+    # Spelling of a scheme, as a regular expression, to the config for its weight and input.
+    r"w=int8/(tensor|channel)": lambda w, a: _made("Int8WeightOnlyConfig", 2, granularity=_grain(w)),
+    r"w=int8/(tensor|channel) a=int8/tensor/static": lambda w, a: _made(
+        "Int8StaticActivationInt8WeightConfig", 1, granularity=[_made("PerTensor", 1), _grain(w)]
+    ),
+    r"w=int8/(tensor|channel) a=int8/token": lambda w, a: _made(
+        "Int8DynamicActivationInt8WeightConfig", 2, granularity=[_ROW, _grain(w)]
+    ),
+    f"{_ANY_INTEGERS}( a=int8/token/asymmetric)?": _integers,
+    r"w=e4m3/(tensor|channel|g\d+)": lambda w, a: _made("Float8WeightOnlyConfig", 2, granularity=_grain(w)),
+    r"w=e4m3/channel a=e4m3/token": lambda w, a: _made(
+        "Float8DynamicActivationFloat8WeightConfig", 2, granularity=[_ROW, _ROW]
+    ),
+}
+
+
 def _config(assignment: Assignment, scheme: LinearScheme) -> Config:
     weight, given = scheme.weight, scheme.input
     if weight is None:
@@ -79,85 +117,30 @@ def _config(assignment: Assignment, scheme: LinearScheme) -> Config:
     for part in (weight, given):
         if part is not None and (part.scale != "float32" or part.choice != "absmax"):
             raise UnsayableError("scales are the largest magnitude's, in float32, in its stable configs")
-    cols = assignment.site.shape[1]
+    cols, spelled = assignment.site.shape[1], str(scheme)
     if weight.granularity.cols is not None and cols % weight.granularity.cols:
         raise UnsayableError(f"{cols} channels are no whole number of groups of {weight.granularity.cols}")
-    config = _integer(weight, given) if weight.number_format.is_integer else _float8(weight, given)
-    if config is None:
+    if weight.granularity.rows not in (None, 1):
+        raise UnsayableError("no tiles of several channels in its stable configs")
+    rule = next((rule for pattern, rule in _RULES.items() if re.fullmatch(pattern, spelled)), None)
+    if rule is None:
         raise UnsayableError("no stable config for it")
-    return config
-
-
-def _integer(weight: TensorScheme, given: TensorScheme | None) -> Config | None:
-    if not weight.format.startswith("int") or (given is not None and given.format != "int8"):
-        return None
-    whole_rows = weight.granularity in (_TENSOR, _CHANNEL)
-    if weight.format == "int8" and whole_rows and weight.symmetric:
-        if given is None:
-            return _made("Int8WeightOnlyConfig", 2, granularity=_grain(weight))
-        if given.symmetric and given.static and given.granularity == _TENSOR:
-            granularity = [_made("PerTensor", 1), _grain(weight)]
-            return _made("Int8StaticActivationInt8WeightConfig", 1, granularity=granularity)
-        if given.symmetric and given.granularity == _TOKEN:
-            granularity = [_made("PerRow", 1, dim=-1), _grain(weight)]
-            return _made("Int8DynamicActivationInt8WeightConfig", 2, granularity=granularity)
-        return None
-    if weight.granularity.rows != 1:
-        return None
-    cols = weight.granularity.cols
-    fields: Config = {
-        "weight_dtype": {"_type": "torch.dtype", "_data": weight.format},
-        "granularity": _made("PerAxis", 1, axis=0) if cols is None else _made("PerGroup", 1, group_size=cols),
-        "mapping_type": _mapping(weight),
-    }
-    if given is None:
-        return _made("IntxWeightOnlyConfig", 2, **fields)
-    if given.granularity != _TOKEN or given.symmetric:
-        return None  # torchao 0.18 asserts zero points for inputs of such weights
-    fields = {name if name.startswith("weight") else f"weight_{name}": value for name, value in fields.items()}
-    return _made("Int8DynamicActivationIntxWeightConfig", 2, **fields, act_mapping_type=_mapping(given))
-
-
-def _float8(weight: TensorScheme, given: TensorScheme | None) -> Config | None:
-    if weight.format != "e4m3":
-        return None
-    if given is None:
-        return _made("Float8WeightOnlyConfig", 2, granularity=_grain(weight))
-    if given.format != "e4m3" or given.granularity != _TOKEN or weight.granularity != _CHANNEL:
-        return None
-    row = _made("PerRow", 1, dim=-1)
-    return _made("Float8DynamicActivationFloat8WeightConfig", 2, granularity=[row, row])
+    return rule(weight, given)
 
 
 def _grain(weight: TensorScheme) -> Config:
-    """A weight's granularity.
-
-    Raises:
-        UnsayableError: For tiles.
-    """
+    """A weight's granularity: whole, a row, or a group of a row."""
     match weight.granularity:
         case Granularity(None, None):
             return _made("PerTensor", 1)
-        case Granularity(1, None):
-            return _made("PerRow", 1, dim=-1)
         case Granularity(1, int(cols)):
             return _made("PerGroup", 1, group_size=cols)
         case _:
-            raise UnsayableError("no tiles of several channels in its stable configs")
+            return _ROW
 
 
 def _mapping(scheme: TensorScheme) -> Config:
     return {"_type": "MappingType", "_data": "SYMMETRIC" if scheme.symmetric else "ASYMMETRIC"}
-
-
-def _made(kind: str, version: int, **fields: Any) -> Config:
-    return {"_type": kind, "_version": version, "_data": fields}
-
-
-def _is_static(plan: Plan) -> bool:
-    return any(
-        isinstance(a.scheme, LinearScheme) and a.scheme.input and a.scheme.input.static for a in plan.assignments
-    )
 
 
 def _input_scales(model: Model, progress: Progress) -> dict[str, float]:

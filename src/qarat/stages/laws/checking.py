@@ -11,11 +11,9 @@ import math
 from collections.abc import Sequence
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import Form
-from qarat.stages.laws.grouping import nearest_group
-from qarat.stages.laws.points import NEAR_ZERO, check_rows, response_of, shared_words
-from qarat.stages.laws.prediction import choose_fit, choose_form, outside_domain, predict, question
+from qarat.stages.laws.forms import FORMS, Form
+from qarat.stages.laws.points import NEAR_ZERO, check_rows, nearest_group, response_of, shared_values
+from qarat.stages.laws.prediction import choose_fit, choose_form, outside_domain, predict
 from qarat.stages.laws.tables import Table
 from qarat.values.records.law import CheckedRow, Fit, Law, LawCheck
 from qarat.values.records.law_data import Measurement, loss_increase
@@ -24,23 +22,23 @@ ASKED = ("loss", "ratio")
 _ROUNDING = 1e-9  # relative: of one number, computed twice
 
 
-def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawCheck:
+def check_law(law: Law, table: Table, form: str = "", variable: str = "") -> LawCheck:
     """Predict every row of a table, and say how far off that is.
 
     Args:
         law: Fitted or published.
         table: Rows at Q_r = 0 are the unquantized model and are left out.
         form: Which of the law's forms; empty takes the only or the best one.
-        asked: Of `ASKED`; empty takes the loss, and of Law 1 the ratio.
+        variable: Of `ASKED`; empty takes the loss, and of Law 1 the ratio.
 
     Raises:
         UserError: The law has no such form; the form does not model these rows, or answers to none of them.
     """
     name = form or choose_form(law)
     shape = FORMS.load(name)
-    asked = asked or ("ratio" if shape.response == "billions" else "loss")
-    if asked not in ASKED or asked not in question(shape) or asked in shape.by:
-        raise UserError(f"{name} does not answer with {asked!r}; it is about {', '.join(question(shape))}")
+    variable = variable or ("ratio" if shape.response == "billions" else "loss")
+    if variable not in ASKED or variable not in shape.question or variable in shape.by:
+        raise UserError(f"{name} does not answer with {variable!r}; it is about {', '.join(shape.question)}")
     rows = [row for row in table.rows if row.ratio is None or row.ratio > 0]
     if not rows:
         raise UserError(f"{table.title}: no row has a ratio above 0, so there is nothing to check")
@@ -49,7 +47,7 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
     refused: dict[str, list[str]] = {}
     for row in rows:
         try:
-            checked.append(_check_row(law, shape, row, name, asked))
+            checked.append(_check_row(law, shape, row, name, variable))
         except UserError as error:
             refused.setdefault(str(error), []).append(row.model)
     if not checked:
@@ -60,18 +58,18 @@ def check_law(law: Law, table: Table, form: str = "", asked: str = "") -> LawChe
         data=table.title,
         data_hash=table.hash,
         form=name,
-        asked=asked,
+        asked=variable,
         rows=tuple(checked),
-        error=_error(checked, asked),
+        error=_error(checked, variable),
         notes=(*_seen_words(checked), *_differences(law, table), *notes),
     )
 
 
-def _check_row(law: Law, form: Form, row: Measurement, name: str, asked: str) -> CheckedRow:
+def _check_row(law: Law, form: Form, row: Measurement, name: str, variable: str) -> CheckedRow:
     loss, error = loss_increase(row)
-    values = {v: loss if v == "loss" else getattr(row, v) for v in question(form)}
-    measured, error = (loss, error) if asked == "loss" else (values[asked], 0.0)
-    known = {v: x for v, x in values.items() if v != asked}
+    values = {v: loss if v == "loss" else getattr(row, v) for v in form.question}
+    measured, error = (loss, error) if variable == "loss" else (values[variable], 0.0)
+    known = {v: x for v, x in values.items() if v != variable}
     if "ratio" in form.by:  # as fitted: in groups of ratios that nearly agree
         known["ratio"] = nearest_group(known["ratio"], [f.group["ratio"] for f in law.fits if "ratio" in f.group])
     answer, (fit, _) = predict(law, known, name), choose_fit(law, known, name)
@@ -83,7 +81,7 @@ def _check_row(law: Law, form: Form, row: Measurement, name: str, asked: str) ->
         predicted=answer.value,
         interval=answer.measured_interval,
         outside=tuple(outside_domain(fit, known)),
-        near_zero=asked == "loss" and (measured <= 0 or measured < NEAR_ZERO * error),
+        near_zero=variable == "loss" and (measured <= 0 or measured < NEAR_ZERO * error),
         fitted=_was_fitted(law, form, fit, row),
     )
 
@@ -105,9 +103,9 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=_ROUNDING)
 
 
-def _error(rows: Sequence[CheckedRow], asked: str) -> float:
+def _error(rows: Sequence[CheckedRow], variable: str) -> float:
     """The mean of what predictions are off by, without sign; NaN where no row counts."""
-    off = [abs(row.off(asked)) for row in rows if row.counts]
+    off = [abs(row.off(variable)) for row in rows if row.counts]
     return sum(off) / len(off) if off else math.nan
 
 
@@ -123,7 +121,7 @@ def _seen_words(rows: Sequence[CheckedRow]) -> list[str]:
 
 def _differences(law: Law, table: Table) -> list[str]:
     """What a reader must know of a law beside these rows."""
-    theirs = {**shared_words(table), "how": table.how}
+    theirs = {**shared_values(table), "how": table.how}
     ours = {**law.shared, "how": law.how}
     notes = [
         f"{key.replace('_', ' ')} differs: the law has {value!r}, these rows {theirs[key]!r}"

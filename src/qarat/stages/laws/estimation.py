@@ -22,7 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from qarat.stages.laws.forms.base import Form, Vector
+from qarat.stages.laws.equations import Vector, gradient, log_response
+from qarat.stages.laws.forms import Form
 from qarat.stages.laws.points import Points
 
 _CORNER = 1.345
@@ -84,7 +85,7 @@ def estimate(form: Form, points: Points, method: str, seed: int = 0, start: Solu
 def log_residuals(form: Form, theta: Vector, points: Points) -> Vector:
     """Ln y − ln f of the points that count by ratio, (m,)."""
     counted = points.take(~points.by_difference)
-    return np.log(counted.y) - form.log_response(theta, counted.x)
+    return np.log(counted.y) - log_response(form, theta, counted.x)
 
 
 def _least_squares(form: Form, points: Points, offsets: Sequence[float]) -> Vector:
@@ -93,7 +94,7 @@ def _least_squares(form: Form, points: Points, offsets: Sequence[float]) -> Vect
     linear = 1 + len(form.terms)
     theta = np.ones(len(form.names))
     theta[linear:] = offsets
-    columns = form.gradient(theta, counted.x)[:, :linear]
+    columns = gradient(form, theta, counted.x)[:, :linear]
     theta[:linear] = np.linalg.lstsq(columns, np.log(counted.y), rcond=None)[0]
     return theta
 
@@ -116,7 +117,7 @@ def _starts(
             low, high = np.min(points.x[term.variable]) / 10, np.max(points.x[term.variable])
             theta[linear + i] = np.exp(generator.uniform(np.log(low), np.log(high)))
         middle = points.take(~points.by_difference)
-        theta[0] += np.mean(np.log(middle.y) - form.log_response(theta, middle.x))
+        theta[0] += np.mean(np.log(middle.y) - log_response(form, theta, middle.x))
         starts.append(theta)
     return [*starts, _least_squares(form, points, farthest)] if form.offsets else starts
 
@@ -132,12 +133,12 @@ def _minimize(
     weight = np.where(near_zero, np.hypot(points.error, scatter * np.maximum(y, 0)), by_ratio)
 
     def residuals(theta: Vector) -> Vector:
-        f = form.log_response(theta, x)
+        f = log_response(form, theta, x)
         return np.where(near_zero, y - np.exp(np.minimum(f, 700)), np.log(safe) - f) / weight
 
     def jacobian(theta: Vector) -> Vector:
-        steep = np.where(near_zero, np.exp(np.minimum(form.log_response(theta, x), 700)), 1.0)
-        return -form.gradient(theta, x) * (steep / weight)[:, None]
+        steep = np.where(near_zero, np.exp(np.minimum(log_response(form, theta, x), 700)), 1.0)
+        return -gradient(form, theta, x) * (steep / weight)[:, None]
 
     count = len(start) - len(farthest)
     from scipy.optimize import least_squares  # here: its import takes long, and every verb would wait for it

@@ -10,16 +10,16 @@ import numpy as np
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.stages.laws.comparison import compare_forms, with_left_out
+from qarat.stages.laws.equations import Vector, gradient, has_numbers, log_response, natural
 from qarat.stages.laws.estimation import Solution, estimate, log_residuals
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import Form, Vector
+from qarat.stages.laws.forms import FORMS, Form
 from qarat.stages.laws.points import (
     Points,
     check_points,
     in_group,
-    is_identified,
     make_points,
-    shared_words,
+    open_parameters,
+    shared_values,
     unmodelled,
 )
 from qarat.stages.laws.resampling import Resample, fewest_draws, interval, resample
@@ -78,7 +78,7 @@ def fit_law(
     return Law(
         data=table.title,
         data_hash=table.hash,
-        shared=shared_words(table),
+        shared=shared_values(table),
         versions=versions,
         seed=seed,
         fits=tuple(fits),
@@ -121,7 +121,7 @@ def _fit_form(
 
 def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, seed: int, notes: Sequence[str]) -> Fit:
     fitted = estimate(form, points, method, seed)
-    if not form.has_numbers(fitted.theta):
+    if not has_numbers(form, fitted.theta):
         open_ones = " and ".join(term.offset for term in form.offsets) or "its coefficients"
         raise UserError(
             f"{name}{in_group(points.group)} comes out with ln {form.prefactor} = {fitted.theta[0]:.0f}, of which "
@@ -146,10 +146,10 @@ def _fit_group(form: Form, name: str, points: Points, method: str, draws: int, s
 
 
 def _parameters(form: Form, fitted: Solution, drawn: Resample | None) -> tuple[Parameter, ...]:
-    values = form.natural(fitted.theta)
+    values = natural(form, fitted.theta)
     if drawn is None:
         return tuple(Parameter(n, float(v)) for n, v in zip(form.names, values, strict=True))
-    draws = np.array([form.natural(theta) for theta in drawn.draws])
+    draws = np.array([natural(form, theta) for theta in drawn.draws])
     return tuple(
         Parameter(n, float(v), interval(column, drawn.units), tuple(float(f"{d:.{_DIGITS}g}") for d in column))
         for n, v, column in zip(form.names, values, draws.T, strict=True)
@@ -170,7 +170,7 @@ def _leave_sizes_out(form: Form, points: Points, method: str, seed: int) -> dict
     for size in sorted(set(points.sizes)):
         rest = points.take(points.sizes != size)
         counted = rest.take(~rest.by_difference)
-        if len(counted) > len(form.names) and is_identified(form, counted):
+        if len(counted) > len(form.names) and not open_parameters(form, counted):
             thetas[float(size)] = estimate(form, rest, method, seed).theta
     return thetas
 
@@ -178,17 +178,21 @@ def _leave_sizes_out(form: Form, points: Points, method: str, seed: int) -> dict
 def _fitted_points(
     form: Form, points: Points, fitted: Solution, left_out: dict[float, Vector]
 ) -> tuple[FittedPoint, ...]:
-    predicted = np.exp(form.log_response(fitted.theta, points.x))
-    fitted_points: list[FittedPoint] = []
-    for i, size in enumerate(points.sizes):
-        one = points.take(np.array([i]))
-        unseen = left_out.get(float(size))
-        outside = () if unseen is None else (float(np.exp(form.log_response(unseen, one.x)[0])),)
-        variables = {v: float(x[0]) for v, x in one.x.items()} | ({"size": float(size)} if size else {})
-        measured, error, value = (float(column[i]) for column in (points.y, points.error, predicted))
-        near_zero = bool(points.by_difference[i])
-        fitted_points.append(FittedPoint(points.models[i], variables, measured, error, value, outside, near_zero))
-    return tuple(fitted_points)
+    predicted = np.exp(log_response(form, fitted.theta, points.x))
+    unseen = {size: np.exp(log_response(form, theta, points.x)) for size, theta in left_out.items()}
+    columns = zip(points.models, points.y, points.error, predicted, points.by_difference, points.sizes, strict=True)
+    return tuple(
+        FittedPoint(
+            model=model,
+            variables={v: float(x[i]) for v, x in points.x.items()} | ({"size": float(size)} if size else {}),
+            measured=float(measured),
+            standard_error=float(error),
+            predicted=float(value),
+            left_out=(float(unseen[size][i]),) if size in unseen else (),
+            by_difference=bool(near_zero),
+        )
+        for i, (model, measured, error, value, near_zero, size) in enumerate(columns)
+    )
 
 
 def _quality(form: Form, points: Points, fitted: Solution) -> Quality:
@@ -216,7 +220,7 @@ def _covariance(form: Form, points: Points, fitted: Solution) -> Vector:
     """Of the parameters, (p, p), each in a unit of its own, by the gradient at the points that count by ratio."""
     counted = points.take(~points.by_difference)
     spread = np.hypot(fitted.scatter, counted.error / counted.y)
-    jacobian = form.gradient(fitted.theta, counted.x) / spread[:, None]
+    jacobian = gradient(form, fitted.theta, counted.x) / spread[:, None]
     inverse = np.linalg.pinv(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))
     return inverse @ inverse.T
 

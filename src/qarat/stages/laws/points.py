@@ -2,18 +2,21 @@
 
 What a form does not model is refused here, in words: metrics that are no loss, variables that the data lack, mixtures
 of formats or evaluations, too few points or sizes, and parameters that these points cannot tell apart.
+
+A search comes close to the ratio that it was asked for, with each block size and model to another one: 0.7554 here,
+0.75 there. Where points of one ratio are wanted, those are one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms.base import VARIABLES, Form, Vector
-from qarat.stages.laws.grouping import join_ratios
+from qarat.stages.laws.equations import Vector, g_of, gradient
+from qarat.stages.laws.forms import VARIABLES, Form
 from qarat.stages.laws.tables import Table
 from qarat.values.records.law_data import LOSS_METRICS, Measurement, loss_increase, spell_value, spell_values
 
@@ -23,6 +26,8 @@ _SHARED = ("family", "format", "planning", "ratio_basis", "evaluation")
 NEAR_ZERO = 3.0
 _SINGULAR = 1e-9  # least over largest singular value of a gradient with columns scaled to length one
 _SHARE_OF_NULL = 0.05  # a parameter is part of a direction the data do not fix if it has this share of it
+_APART = 0.02  # from the least of a group on, the ratio is another: nobody asks for ratios less than 0.05 apart
+_SAME_RATIO = 1e-9  # ratios are summed up site by site
 
 
 @dataclass(frozen=True)
@@ -138,11 +143,30 @@ def check_points(form: Form, name: str, points: Points) -> None:
     """
     if problems := list(_shortages(form, name, points)):
         raise UserError("\n".join(problems))
-    _check_identified(form, name, points.take(~points.by_difference))
+    counted = points.take(~points.by_difference)
+    if tied := open_parameters(form, counted):
+        constant = {v: values[0] for v, values in counted.x.items() if np.ptp(values) == 0}
+        same = [f"{v} is {spell_value(v, value)} in every row" for v, value in constant.items()]
+        because = "; ".join(same) or "their variables move together in every row"
+        listed = tied[0] if len(tied) == 1 else f"{', '.join(tied[:-1])} and {tied[-1]}"
+        raise UserError(f"these data{in_group(points.group)} cannot tell {listed} of {name} apart: {because}")
 
 
-def shared_words(table: Table) -> dict[str, str]:
-    """What all rows have in common, in words."""
+def open_parameters(form: Form, points: Points) -> list[str]:
+    """The parameters that points leave open, each alone or along with others; none where they fix all."""
+    theta = np.ones(len(form.names))  # any values will do: with d = 1, the offset's column is its own
+    columns = gradient(form, theta, points.x)
+    columns = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+    # θ along a right singular vector whose singular value is zero changes no prediction at these points.
+    _, singular, directions = np.linalg.svd(columns, full_matrices=True)
+    singular = np.pad(singular, (0, len(theta) - len(singular)))
+    open_ones = np.abs(directions[singular < _SINGULAR * singular[0]])
+    involved = open_ones.max(axis=0, initial=0.0) > _SHARE_OF_NULL
+    return [name for name, tied in zip(form.names, involved, strict=True) if tied]
+
+
+def shared_values(table: Table) -> dict[str, str]:
+    """What all rows have in common, by column."""
     values = {column: {getattr(row, column) for row in table.rows} for column in _SHARED}
     return {column: next(iter(distinct)) for column, distinct in values.items() if len(distinct) == 1 and all(distinct)}
 
@@ -166,38 +190,15 @@ def unmodelled(form: Form, table: Table) -> list[str]:
     return notes
 
 
-def is_identified(form: Form, points: Points) -> bool:
-    """Whether the points fix every parameter."""
-    return not _tied(form, points)
-
-
-def _check_identified(form: Form, name: str, points: Points) -> None:
-    """Refuse points that leave some direction of the parameters open."""
-    tied = _tied(form, points)
-    if tied:
-        constant = {v: values[0] for v, values in points.x.items() if np.ptp(values) == 0}
-        same = [f"{v} is {spell_value(v, value)} in every row" for v, value in constant.items()]
-        where = in_group(points.group)
-        because = f": {'; '.join(same)}" if same else ": their variables move together in every row"
-        raise UserError(f"these data{where} cannot tell {_and(tied)} of {name} apart{because}")
-
-
-def _tied(form: Form, points: Points) -> list[str]:
-    theta = np.ones(len(form.names))  # any values will do: with d = 1, the offset's column is its own
-    gradient = form.gradient(theta, points.x)
-    gradient = gradient / np.maximum(np.linalg.norm(gradient, axis=0), 1e-300)
-    _, singular, directions = np.linalg.svd(gradient, full_matrices=True)
-    singular = np.pad(singular, (0, len(theta) - len(singular)))
-    open_ones = np.abs(directions[singular < _SINGULAR * singular[0]])
-    involved = open_ones.max(axis=0, initial=0.0) > _SHARE_OF_NULL
-    return [name for name, tied in zip(form.names, involved, strict=True) if tied]
-
-
 def _points(form: Form, group: Mapping[str, float], rows: Sequence[Measurement], standard_error: float) -> Points:
     y, error = _responses(form, rows, standard_error)
     x = {v: np.array([_variable(row, v) for row in rows]) for v in form.variables}
     sizes = np.array([row.size or 0.0 for row in rows])
-    return Points(group, tuple(row.model for row in rows), sizes, x, y, error, _joined_words(group, rows))
+    note, name = "", group.get("ratio")
+    least, most = (end(_variable(row, "ratio") for row in rows) for end in (min, max))
+    if name is not None and not f"{least:.4f}" == f"{most:.4f}" == f"{name:.4f}":
+        note = f"ratio is {least:.4f} to {most:.4f} in these points, counted as {spell_value('ratio', name)}"
+    return Points(group, tuple(row.model for row in rows), sizes, x, y, error, note)
 
 
 def _responses(form: Form, rows: Sequence[Measurement], standard_error: float) -> tuple[Vector, Vector]:
@@ -213,15 +214,6 @@ def _responses(form: Form, rows: Sequence[Measurement], standard_error: float) -
     return delta, error
 
 
-def _joined_words(group: Mapping[str, float], rows: Sequence[Measurement]) -> str:
-    """That ratios are only nearly those of their group; empty where they agree."""
-    name = group.get("ratio")
-    least, most = (end(_variable(row, "ratio") for row in rows) for end in (min, max))
-    if name is None or f"{least:.4f}" == f"{most:.4f}" == f"{name:.4f}":
-        return ""
-    return f"ratio is {least:.4f} to {most:.4f} in these points, counted as {spell_value('ratio', name)}"
-
-
 def _variable(row: Measurement, name: str) -> float:
     return round(loss_increase(row)[0], 12) if name == "loss" else getattr(row, name) or 0.0
 
@@ -235,12 +227,14 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         values = points.x.get(variable, points.sizes)
         if (there := len(np.unique(values))) < needed:
             yield f"{name} needs at least {needed} values of {variable}; there are {there}{where}"
-        elif variable == "block" and (most := _most_of_one_size(values, points.sizes)) < needed:
+        # One block to a row is another number at each size.
+        at_one_size = (len(np.unique(values[points.sizes == size])) for size in np.unique(points.sizes))
+        if there >= needed and variable == "block" and (most := max(at_one_size)) < needed:
             why = ": block differs only with size" if most == 1 else ""
             yield f"{name} needs at least {needed} values of block at some one size; none has over {most}{where}{why}"
     for term in form.terms:
         with np.errstate(divide="ignore", invalid="ignore"):
-            impossible = ~np.isfinite(term.of(points.x[term.variable], float(bool(term.offset))))
+            impossible = ~np.isfinite(g_of(term, points.x[term.variable], float(bool(term.offset))))
         if impossible.any():
             value = points.x[term.variable][impossible][0]
             yield f"{name} has no value at {term.variable} {value:g}{where}: {form.equation}"
@@ -256,15 +250,24 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
         )
 
 
-def _most_of_one_size(values: Vector, sizes: Vector) -> int:
-    """How many different values one size has at the most: one block to a row is another number at each size."""
-    return max(len(np.unique(values[sizes == size])) for size in np.unique(sizes))
-
-
 def in_group(group: Mapping[str, float]) -> str:
     """A group in the words of a message; empty where there is one alone."""
     return f" where {', '.join(f'{k} is {spell_value(k, v)}' for k, v in group.items())}" if group else ""
 
 
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def join_ratios(ratios: Iterable[float]) -> dict[float, float]:
+    """Each ratio to the name of its group: the ratio itself where all agree, else their mean to 0.01."""
+    groups: list[list[float]] = []
+    for ratio in sorted(set(ratios)):
+        if groups and ratio - groups[-1][0] < _APART:
+            groups[-1].append(ratio)
+        else:
+            groups.append([ratio])
+    names = [g[0] if g[-1] - g[0] < _SAME_RATIO else round(sum(g) / len(g), 2) for g in groups]
+    return {ratio: name for group, name in zip(groups, names, strict=True) for ratio in group}
+
+
+def nearest_group(ratio: float, names: Collection[float]) -> float:
+    """The group that a ratio is one of, by name; the ratio itself where none is near."""
+    nearest = min(names, key=lambda name: abs(name - ratio), default=ratio)
+    return nearest if abs(nearest - ratio) < _APART else ratio

@@ -8,13 +8,13 @@ law, from its bootstrap estimates, and that of a measurement, which scatters abo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import VARIABLES, Form, Published, Vector
+from qarat.stages.laws.equations import Vector, direction, internal, log_response, solve
+from qarat.stages.laws.forms import FORMS, VARIABLES, Form
 from qarat.stages.laws.resampling import interval
 from qarat.values.records.law import Fit, Law, Parameter, Prediction
 from qarat.values.records.law_data import spell_value, spell_values
@@ -38,32 +38,32 @@ def predict(law: Law, known: Mapping[str, float], form: str = "", *, measured: b
         UserError: The law has no such form or group; a value is impossible; variables the form does not model, or more
             or fewer than one left open.
     """
-    fit, asked = choose_fit(law, known, form)
+    fit, variable = choose_fit(law, known, form)
     shape = FORMS.load(fit.form)
-    values = {v: known[v] for v in question(shape) if v in known} | fit.group
-    theta = _theta(shape, [p.value for p in fit.parameters])
-    raw = float(_answer(shape, theta, asked, values, 0.0))
+    values = {v: known[v] for v in shape.question if v in known} | fit.group
+    theta = internal(shape, np.array([p.value for p in fit.parameters]))
+    raw = float(_answer(shape, theta, variable, values, 0.0))
     if math.isnan(raw):
-        raise UserError(f"the fitted coefficient of {asked} is zero, so no {asked} answers this")
-    low, high = _POSSIBLE.get(asked, (0.0, math.inf))
+        raise UserError(f"the fitted coefficient of {variable} is zero, so no {variable} answers this")
+    low, high = _POSSIBLE.get(variable, (0.0, math.inf))
     value = min(max(raw, low), high)
-    turned, undecided, notes = _direction(shape, fit, asked)
+    turned, undecided, notes = _direction(shape, fit, variable)
     notes += [*fit.notes, *([f"the law's data: {law.how}"] if law.how else [])]
     if not fit.parameters[0].draws:
         notes.append("no intervals: the coefficients come without draws to take them from")
-    none = _no_answer(asked, raw, turned)
-    intervals = ((), ()) if undecided or none else _intervals(shape, fit, asked, values, measured=measured)
+    none = _no_answer(variable, raw, turned)
+    intervals = ((), ()) if undecided or none else _intervals(shape, fit, variable, values, measured=measured)
     law_interval, measured_interval = (tuple(min(max(v, low), high) for v in ends) for ends in intervals)
     if not low <= raw <= high:
         notes.insert(0, f"the formula gives {raw:.4g}, which cannot be; {value:g} is the nearest that can")
     return Prediction(
         form=fit.form,
-        asked=asked,
+        asked=variable,
         known=dict(values),
         value=value,
         interval=law_interval,
         measured_interval=measured_interval,
-        outside=tuple(outside_domain(fit, {**values, asked: value})),
+        outside=tuple(outside_domain(fit, {**values, variable: value})),
         notes=tuple(notes),
         turned=turned,
         none=none,
@@ -99,7 +99,7 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
     if strange := [fit for fit in fits if tuple(p.name for p in fit.parameters) != shape.names]:
         theirs = ", ".join(p.name for p in strange[0].parameters)
         raise UserError(f"this law's {name} has the parameters {theirs}, not {', '.join(shape.names)}; fit it again")
-    asked = _asked(shape, name, known)
+    variable = _open_variable(shape, name, known)
     matching = [fit for fit in fits if all(_same(known.get(k), v) for k, v in fit.group.items())]
     if not matching:  # a size of 3145728 is listed as 3.15M, and may be given so
         matching = [fit for fit in fits if all(_spelt_same(k, known.get(k), v) for k, v in fit.group.items())]
@@ -107,16 +107,13 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
         groups = "; ".join(spell_values(fit.group) for fit in fits)
         others = f"; not for others, since {law.refused[name]}" if name in law.refused else ""
         raise UserError(f"{name} was fitted for these values alone: {groups}; give one of them{others}")
-    return matching[0], asked
+    return matching[0], variable
 
 
 def published_names() -> list[str]:
-    """Laws whose authors print coefficients: ``FORM`` or ``FORM:VARIANT``."""
-    return [
-        f"{name}:{published.name}" if published.name else name
-        for name in FORMS.names()
-        for published in _first_of_groups(FORMS.load(name))
-    ]
+    """Laws whose authors print coefficients: ``FORM`` or ``FORM:VARIANT``; groups of one variant are one law."""
+    variants = ((name, p.name) for name in FORMS.names() for p in FORMS.load(name).published)
+    return list(dict.fromkeys(f"{name}:{variant}" if variant else name for name, variant in variants))
 
 
 def published_law(name: str) -> Law:
@@ -144,20 +141,9 @@ def published_law(name: str) -> Law:
     return Law(form.source, "", {}, {}, 0, fits)
 
 
-def _first_of_groups(form: Form) -> list[Published]:
-    """One for each variant: groups of one variant are one law."""
-    return list({p.name: p for p in form.published}.values())
-
-
-def question(form: Form) -> tuple[str, ...]:
-    """The variables of a question to a form, of which one is left open; the response is among them."""
-    response = "size" if form.response == "billions" else "loss"
-    return tuple(dict.fromkeys((*form.variables, *form.by, response)))
-
-
-def _asked(form: Form, name: str, known: Mapping[str, float]) -> str:
+def _open_variable(form: Form, name: str, known: Mapping[str, float]) -> str:
     """The one variable left open."""
-    variables = question(form)
+    variables = form.question
     if strange := sorted(set(known) - set(variables)):
         listed = ", ".join(f"{v} ({VARIABLES[v]})" for v in strange)
         raise UserError(f"{name} does not model {listed}; it is about {', '.join(variables)}")
@@ -180,17 +166,13 @@ def _check_values(known: Mapping[str, float]) -> None:
             raise UserError(f"{variable} {value:g} cannot be: {VARIABLES[variable]}")
 
 
-def _theta(form: Form, values: Sequence[float]) -> Vector:
-    return form.internal(np.array(values))
-
-
-def _answer(form: Form, theta: Vector, asked: str, known: Mapping[str, float], noise: float) -> float:
+def _answer(form: Form, theta: Vector, variable: str, known: Mapping[str, float], noise: float) -> float:
     """The open variable, of a point that lies ``noise`` above the law in the logarithm."""
     response = "size" if form.response == "billions" else "loss"
-    if asked == response:
+    if variable == response:
         x = {v: np.array([known[v]]) for v in form.variables}
-        return _from_log_response(form, float(form.log_response(theta, x)[0]) + noise)
-    return form.solve(theta, asked, known, _to_log_response(form, known[response]) - noise)
+        return _from_log_response(form, float(log_response(form, theta, x)[0]) + noise)
+    return solve(form, theta, variable, known, _to_log_response(form, known[response]) - noise)
 
 
 def _to_log_response(form: Form, value: float) -> float:
@@ -206,62 +188,62 @@ def _from_log_response(form: Form, log_response: float) -> float:
     return math.log1p(response / 100) if form.response == "perplexity-increase" else response
 
 
-def _no_answer(asked: str, raw: float, turned: bool) -> str:
+def _no_answer(variable: str, raw: float, turned: bool) -> str:
     """That no value keeps a budget, or every one, where the formula's is beyond what can be; empty for an answer."""
-    low, high = _POSSIBLE.get(asked, (0.0, math.inf))
+    low, high = _POSSIBLE.get(variable, (0.0, math.inf))
     if low <= raw <= high or (raw > high and not turned):  # a largest ratio above 1 is an answer: everything low
         return ""
-    noun = {"ratio": "share", "block": "block size", "bits": "number of bits"}.get(asked, asked)
-    cheap_is_low = (_DEARER[asked] > 0) != turned
+    noun = {"ratio": "share", "block": "block size", "bits": "number of bits"}.get(variable, variable)
+    cheap_is_low = (_DEARER[variable] > 0) != turned
     return f"no {noun} keeps this budget" if (raw < low) == cheap_is_low else f"every {noun} keeps this budget"
 
 
-def _direction(form: Form, fit: Fit, asked: str) -> tuple[bool, bool, list[str]]:
+def _direction(form: Form, fit: Fit, variable: str) -> tuple[bool, bool, list[str]]:
     """Whether the answer is the other end of what is expected, whether the law's sign is open, and both in words.
 
     A budget is solved for a variable through one over its coefficient. As that passes through zero the answer leaps
     from one end of everything to the other, so that an interval of answers would mean nothing.
     """
-    if asked == "loss":
+    if variable == "loss":
         return False, False, []
     # Law 1 has one coefficient, which decides whichever variable is asked for: N grows with the ratio it is to reach.
-    variable, expected = ("ratio", 1) if form.response == "billions" else (asked, _DEARER[asked])
+    decisive, expected = ("ratio", 1) if form.response == "billions" else (variable, _DEARER[variable])
     response = "N" if form.response == "billions" else "the loss increase"
     usual, other = ("grows", "falls") if expected > 0 else ("falls", "grows")
-    parameter = fit.parameters[1 + form.variables.index(variable)]
-    theta = _theta(form, [p.value for p in fit.parameters])
-    against = expected * form.direction(theta, variable) < 0
+    parameter = fit.parameters[1 + form.variables.index(decisive)]
+    theta = internal(form, np.array([p.value for p in fit.parameters]))
+    against = expected * direction(form, theta, decisive) < 0
     notes: list[str] = []
     if against:
         notes.append(
-            f"in this fit {response} {other} with {variable} ({parameter.name} = {parameter.value:.4g}), not {usual}"
+            f"in this fit {response} {other} with {decisive} ({parameter.name} = {parameter.value:.4g}), not {usual}"
         )
     undecided = bool(parameter.interval) and parameter.interval[0] <= 0 <= parameter.interval[1]
     if undecided:
         low, high = (f"{bound:.4g}" for bound in parameter.interval)
         notes.append(
-            f"no intervals: these data do not fix whether {response} {usual} or {other} with {variable}; "
+            f"no intervals: these data do not fix whether {response} {usual} or {other} with {decisive}; "
             f"{parameter.name} is {low} to {high}"
         )
     # A budget's largest ratio stays one where larger models reach less; everything else is its other end.
-    return against and not (form.response == "billions" and asked == "ratio"), undecided, notes
+    return against and not (form.response == "billions" and variable == "ratio"), undecided, notes
 
 
 def _intervals(
-    form: Form, fit: Fit, asked: str, known: Mapping[str, float], *, measured: bool
+    form: Form, fit: Fit, variable: str, known: Mapping[str, float], *, measured: bool
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of the law, and of a measurement; empty where nothing was resampled, the latter where it is not wanted."""
     draws = np.array([p.draws for p in fit.parameters]).T
     if not draws.size:
         return (), ()
-    thetas = [_theta(form, row) for row in draws]
-    of_law = interval([_answer(form, theta, asked, known, 0.0) for theta in thetas], fit.units)
+    thetas = [internal(form, row) for row in draws]
+    of_law = interval([_answer(form, theta, variable, known, 0.0) for theta in thetas], fit.units)
     if not measured:
         return of_law, ()
     residuals = _residuals(fit)
     # The same errors for every question: a seed of their own would make two answers of one law disagree.
     noise = np.random.default_rng(0).choice(residuals, size=(len(draws), _ERRORS))
-    answers = [_answer(form, theta, asked, known, e) for theta, row in zip(thetas, noise, strict=True) for e in row]
+    answers = [_answer(form, theta, variable, known, e) for theta, row in zip(thetas, noise, strict=True) for e in row]
     return of_law, interval(answers, fit.units)
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from qarat.ground.errors import UserError
+from qarat.stages.laws.equations import Vector, has_numbers
 from qarat.stages.laws.estimation import Solution, estimate
-from qarat.stages.laws.forms.base import Form, Vector
-from qarat.stages.laws.points import Points, in_group, is_identified
+from qarat.stages.laws.forms import Form
+from qarat.stages.laws.points import Points, in_group, open_parameters
 
 _FEWEST_MODELS = 4
 _TRIES = 50  # draws of units for one estimate, until one identifies the parameters
@@ -48,9 +49,7 @@ def resample(form: Form, points: Points, fitted: Solution, method: str, draws: i
     """
     generator = np.random.default_rng(seed)
     rows = [np.flatnonzero([m == model for m in points.models]) for model in sorted(set(points.models))]
-    by_model = len(rows) >= _FEWEST_MODELS
-    if len(rows) == len(points):  # one point a model: drawing either is the same
-        by_model = True
+    by_model = len(rows) >= _FEWEST_MODELS or len(rows) == len(points)  # one point a model: either is the same
     thetas: list[Vector] = []
     tries = 0
     while len(thetas) < draws and tries < draws * _TRIES:
@@ -60,9 +59,10 @@ def resample(form: Form, points: Points, fitted: Solution, method: str, draws: i
         else:
             chosen = np.concatenate([generator.choice(own, size=len(own)) for own in rows])
         sample = points.take(chosen)
-        if _enough(form, sample):
+        counted = sample.take(~sample.by_difference)
+        if len(counted) and not open_parameters(form, counted):
             theta = estimate(form, sample, method, start=fitted).theta
-            thetas += [theta] if form.has_numbers(theta) else []
+            thetas += [theta] if has_numbers(form, theta) else []
     if len(thetas) < draws:
         raise UserError(
             f"of {tries} bootstrap samples{in_group(points.group)} only {len(thetas)} fix every parameter, too few for "
@@ -89,9 +89,3 @@ def _tail(units: int) -> float:
     from scipy.special import ndtr, stdtrit  # here: its import takes long, and every verb would wait for it
 
     return float(ndtr(-np.sqrt(units / (units - 1)) * stdtrit(units - 1, 0.975)))
-
-
-def _enough(form: Form, sample: Points) -> bool:
-    """Whether a sample identifies the parameters by points that count by ratio."""
-    counted = sample.take(~sample.by_difference)
-    return len(counted) > 0 and is_identified(form, counted)

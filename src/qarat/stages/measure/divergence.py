@@ -26,15 +26,21 @@ ROWS = 64  # tokens whose logits of both models are in memory at once, in float6
 
 
 class _Compared(NamedTuple):
-    """Every predicted token, one after the other.
+    """Both models, and every predicted token, one after the other.
 
     Attributes:
-        window: Index of its window, int64.
+        pair: The float model and the other.
+        ends: Of each, its states behind the last block, (windows, length, hidden).
+        tokens: What is predicted.
+        window: Index of a token's window, int64.
         read: Tokens of the window in front of it, int64.
         nats: Divergence, float64.
         agrees: Whether both models hold the same token likeliest, bool.
     """
 
+    pair: tuple[Model, Model]
+    ends: tuple[Tensor, Tensor]
+    tokens: TokenSet
     window: Tensor
     read: Tensor
     nats: Tensor
@@ -73,44 +79,35 @@ def measure_divergence(
             block = walked.block(index)
             states[:] = [walked.run_block(index, block, batch) for batch in states]
         progress(stage, index + 1, model.blocks + 1)
-    ends = [torch.cat(states) for states in hidden]
-    found = _compare(base, model, ends[0], ends[1], tokens)
+    compared = _compare(pair, (torch.cat(hidden[0]), torch.cat(hidden[1])), tokens)
     progress(stage, model.blocks + 1, model.blocks + 1)
-    return _record(base, model, ends, tokens, found, label, plan)
+    return _record(compared, label, plan)
 
 
-def _compare(base: Model, model: Model, theirs: Tensor, ours: Tensor, tokens: TokenSet) -> _Compared:
-    """Go through every predicted token.
-
-    Args:
-        base: The float model, for norm and head.
-        model: The other.
-        theirs: (windows, length, hidden) of the float model behind its last block.
-        ours: The same of the other model.
-        tokens: What is predicted.
-    """
+def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: TokenSet) -> _Compared:
+    """Go through every predicted token."""
     where = (tokens.wanted != NOTHING).nonzero()
     nats: list[Tensor] = []
     agrees: list[Tensor] = []
     for rows in where.split(ROWS):
-        window, position = rows.to(ours.device).unbind(1)
-        p, q = (m.logits(h[window, position]).double().log_softmax(-1) for m, h in ((base, theirs), (model, ours)))
+        window, position = rows.to(ends[1].device).unbind(1)
+        # ln p of float and ln q of the other, (rows, vocabulary); the divergence is the sum of p · (ln p − ln q).
+        p, q = (m.logits(h[window, position]).double().log_softmax(-1) for m, h in zip(pair, ends, strict=True))
         nats.append((p.exp() * (p - q)).sum(-1).cpu())
         agrees.append((p.argmax(-1) == q.argmax(-1)).cpu())
-    return _Compared(where[:, 0], where[:, 1] + 1, torch.cat(nats), torch.cat(agrees))
+    return _Compared(pair, ends, tokens, where[:, 0], where[:, 1] + 1, torch.cat(nats), torch.cat(agrees))
 
 
-def _record(
-    base: Model, model: Model, ends: list[Tensor], tokens: TokenSet, found: _Compared, label: str, plan: str
-) -> Divergence:
+def _record(compared: _Compared, label: str, plan: str) -> Divergence:
     """The record of what was compared."""
-    if not found.nats.isfinite().all():
-        window = int(found.window[~found.nats.isfinite()][0])
+    model, tokens, nats = compared.pair[1], compared.tokens, compared.nats
+    if not nats.isfinite().all():
+        window = int(compared.window[~nats.isfinite()][0])
         raise UserError(f"{label}: the divergence in window {window} ({tokens.sources[window]}) is no finite number")
-    sums = torch.zeros(len(tokens), dtype=torch.float64).index_add_(0, found.window, found.nats)
-    agreeing = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, found.window, found.agrees.long())
-    ordered = found.nats.sort().values
-    worst = found.nats.argsort(descending=True, stable=True)[:WORST].tolist()
+    sums = torch.zeros(len(tokens), dtype=torch.float64).index_add_(0, compared.window, nats)
+    agreeing = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, compared.window, compared.agrees.long())
+    ordered = nats.sort().values
+    worst = nats.argsort(descending=True, stable=True)[:WORST].tolist()
     return Divergence(
         label,
         model.provenance(tokens.fingerprint, tokens.convention),
@@ -120,23 +117,22 @@ def _record(
         tokens.predicted,
         tokens.sources,
         float(ordered[-(-99 * len(ordered) // 100) - 1]),
-        tuple(_describe(base, model, ends, tokens, found, index) for index in worst),
-        _bins(found),
+        tuple(_describe(compared, index) for index in worst),
+        _bins(compared),
     )
 
 
-def _describe(
-    base: Model, model: Model, ends: list[Tensor], tokens: TokenSet, found: _Compared, index: int
-) -> DivergentToken:
+def _describe(compared: _Compared, index: int) -> DivergentToken:
     """One token in words, with what both models held likeliest."""
-    window, read = int(found.window[index]), int(found.read[index])
+    model, tokens = compared.pair[1], compared.tokens
+    window, read = int(compared.window[index]), int(compared.read[index])
     choices: list[tuple[str, float]] = []
-    for m, states in ((base, ends[0]), (model, ends[1])):
+    for m, states in zip(compared.pair, compared.ends, strict=True):
         probability, token = m.logits(states[window, read - 1]).double().softmax(-1).max(-1)
         choices.append((_text(model, [int(token)]), float(probability)))
     context = tokens.windows[window, max(0, read - CONTEXT) : read].tolist()
     next_token = _text(model, [int(tokens.wanted[window, read - 1])])
-    divergence, source = float(found.nats[index]), tokens.sources[window]
+    divergence, source = float(compared.nats[index]), tokens.sources[window]
     return DivergentToken(divergence, window, read, source, _text(model, context), next_token, *choices[0], *choices[1])
 
 
@@ -145,15 +141,15 @@ def _text(model: Model, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def _bins(found: _Compared) -> tuple[PositionBin, ...]:
+def _bins(compared: _Compared) -> tuple[PositionBin, ...]:
     """By powers of two: what is far from the beginning differs little from position to position."""
     bins: list[PositionBin] = []
-    first, end = 1, int(found.read.max())
+    first, end = 1, int(compared.read.max())
     while first <= end:
         last = min(2 * first - 1, end)
-        inside = (found.read >= first) & (found.read <= last)
+        inside = (compared.read >= first) & (compared.read <= last)
         if count := int(inside.sum()):
-            agreement = float(found.agrees[inside].double().mean())
-            bins.append(PositionBin(first, last, count, float(found.nats[inside].mean()), agreement))
+            agreement = float(compared.agrees[inside].double().mean())
+            bins.append(PositionBin(first, last, count, float(compared.nats[inside].mean()), agreement))
         first = last + 1
     return tuple(bins)

@@ -103,13 +103,13 @@ class Meter:
         progress("measure", 0, len(different))
         for first in range(0, len(different), width):
             group = dict(different[first : first + width])
-            for share, found in self._walk(group):
-                nats |= found
+            for share, measured in self._walk(group):
+                nats |= measured
                 progress("measure", first + int(share * len(group)), len(different))
         return [self._outcome(label, nats[path]) for label, path in zip(labels, paths, strict=True)]
 
     def _walk(self, plans: Mapping[Path, Plan]) -> Iterable[tuple[float, dict[Path, Tensor]]]:
-        """Measure plans together; yields the share of the work done, and the nats found since."""
+        """Measure plans together; yields the share of the work done, and the nats measured since."""
         starts = {path: self._boundaries.deepest(path) for path in plans}
         steps = _steps(plans, starts)
         fronts = [front for fronts in steps.values() for front in fronts]
@@ -122,19 +122,19 @@ class Meter:
             block = self._build(index, next(iter(going.values())).block(index))
             for front in going:
                 states = self._boundaries.take(front)
-                found: dict[Path, Tensor] = {}
+                measured: dict[Path, Tensor] = {}
                 if index + 1 < self._model.blocks:
                     self._boundaries.make_room()
                     self._boundaries.put((*front, key), self._run(index, block, states))
                 else:
                     self._boundaries.make_room(0)
-                    found[(*front, key)] = self._finish(index, block, states)
+                    measured[(*front, key)] = self._finish(index, block, states)
                 self.forwards += self._tokens.windows.numel()
                 done += 1
-                yield done / len(fronts), found
+                yield done / len(fronts), measured
 
     def _run(self, index: int, block: nn.Module, states: list[Tensor]) -> list[Tensor]:
-        """The states behind a block; each batch's place is taken by what comes of it."""
+        """The states behind a block; each batch's place is taken by what comes of it, and nothing here outlives it."""
         for j, hidden in enumerate(states):
             states[j] = self._model.run_block(index, block, hidden)
         return states
@@ -186,14 +186,12 @@ class _Boundaries:
 
     def make_room(self, more: int = 1) -> None:
         """Drop what is over the bound once there are so many more, as far as no step begins from it."""
-        idle = sorted((path for path in self._states if not self._expected[path]), key=_is_float)
+        idle = sorted(
+            (path for path in self._states if not self._expected[path]), key=lambda path: not any(path)
+        )  # float last
         over = len(self._states) + more - self.capacity
         for path in idle[: max(0, over)]:
             del self._states[path]
-
-
-def _is_float(front: Path) -> bool:
-    return not any(front)
 
 
 def _steps(plans: Mapping[Path, Plan], starts: Mapping[Path, int]) -> dict[tuple[int, str], dict[Path, Plan]]:

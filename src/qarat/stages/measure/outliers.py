@@ -44,10 +44,10 @@ def _watched(block: nn.Module, prefix: str, counts: dict[str, list[Tensor]]) -> 
         columns = outlier_columns(operands[0], threshold).flatten(1)
         counts.setdefault(name, []).append(columns.float().mean(1))
 
-    found = {name: m for name, m in block.named_modules(prefix=prefix) if isinstance(m, QuantLinear)}
+    linears = {name: m for name, m in block.named_modules(prefix=prefix) if isinstance(m, QuantLinear)}
     handles = [
         module.register_forward_pre_hook(partial(see, name, module.scheme.input.outliers))
-        for name, module in found.items()
+        for name, module in linears.items()
         if module.scheme.input is not None and module.scheme.input.outliers is not None
     ]
     try:

@@ -24,7 +24,7 @@ from qarat.maths.rounding import encode, round_to_format
 from qarat.maths.scales import E4M3_SMALLEST
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales, as_matrices, to_tiles
-from qarat.model.layers import QuantLinear
+from qarat.model.layers import QuantLinear, fill_block
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import StoredFolder
 from qarat.stages.read_back.matching import Match
@@ -151,19 +151,16 @@ def _weight_scales(tensors: Mapping[str, Tensor], codes: Tensor, scheme: TensorS
 def _read_block(model: Model, folder: StoredFolder, matches: Mapping[str, Match], index: int) -> nn.Module:
     prefix = f"{model.family.blocks}.{index}."
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
-    block = model.empty_block(index)
+    layers: dict[str, nn.Module] = {}
     for inner in model.family.projections:
         match = matches[prefix + inner]
         own = {leaf: tensors.pop(f"{inner}.{leaf}") for leaf in folder.modules[prefix + inner].tensors}
         if match.group is None:
             tensors |= {f"{inner}.{leaf}": tensor for leaf, tensor in own.items()}
             continue
-        parent, _, leaf = inner.rpartition(".")
-        linear = _read_linear(own, match.group, folder.config.format_of(match.group), model.runtime)
-        setattr(block.get_submodule(parent), leaf, linear)
-    rest = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
-    block.load_state_dict(rest, assign=True, strict=False)
-    return block.eval().requires_grad_(False)
+        layers[inner] = _read_linear(own, match.group, folder.config.format_of(match.group), model.runtime)
+    floats = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
+    return fill_block(model.empty_block(index), layers, floats)
 
 
 def _read_linear(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str, runtime: Runtime) -> QuantLinear:

@@ -25,6 +25,7 @@ from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 MIXED = "mixed-precision"
 KV_CACHE = "kv_cache_scheme"
 _FLOATS = {4: "e2m1", 6: "e2m3", 8: "e4m3"}
+_STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block", "token")
 
 
 class Args(msgspec.Struct, frozen=True):
@@ -60,24 +61,20 @@ class Args(msgspec.Struct, frozen=True):
         Args:
             role: ``weights`` or ``input_activations``.
         """
-        kind, reasons = self.kind, list[str]()
-        if kind not in ("tensor", "channel", "group", "tensor_group", "block", "token"):
-            reasons.append(f"strategy {kind!r} is none of a projection's")
-        if kind == "token" and not self.dynamic:
-            reasons.append("static token strategy: a scale per token cannot be known beforehand")
-        if kind in ("group", "tensor_group") and (self.group_size or 0) <= 0:
-            reasons.append(f"strategy {kind} without a positive group_size")
-        if kind not in ("group", "tensor_group") and (self.group_size or 0) > 0:
-            reasons.append(f"group_size {self.group_size} with strategy {kind}")
-        if kind == "block" and self.block is None:
-            reasons.append("strategy block without block_structure")
-        if role == "weights" and (self.dynamic or kind == "token"):
-            reasons.append("weights quantized at run time (dynamic, or a scale per token)")
-        if role == "input_activations" and kind in ("channel", "block"):
-            reasons.append(f"strategy {kind} for an input")
-        if (self.type == "float" and self.num_bits not in _FLOATS) or not 1 <= self.num_bits <= 8:
-            reasons.append(f"{self.type} numbers of {self.num_bits} bits")
-        return reasons
+        kind, size, in_groups = self.kind, self.group_size or 0, self.kind in ("group", "tensor_group")
+        is_weight, known_bits = role == "weights", _FLOATS if self.type == "float" else range(1, 9)
+        reasons = {
+            f"strategy {kind!r} is none of a projection's": kind not in _STRATEGIES,
+            "static token strategy: a scale per token cannot be known beforehand": kind == "token" and not self.dynamic,
+            f"strategy {kind} without a positive group_size": in_groups and size <= 0,
+            f"group_size {size} with strategy {kind}": not in_groups and size > 0,
+            "strategy block without block_structure": kind == "block" and self.block is None,
+            "weights quantized at run time (dynamic, or a scale per token)": is_weight
+            and bool(self.dynamic or kind == "token"),
+            f"strategy {kind} for an input": not is_weight and kind in ("channel", "block"),
+            f"{self.type} numbers of {self.num_bits} bits": self.num_bits not in known_bits,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
 
     def scheme(self, role: str) -> TensorScheme:
         """The same in qarat's words; args without `contradictions` always have a scheme.
@@ -92,13 +89,13 @@ class Args(msgspec.Struct, frozen=True):
             choice, scale = "mx-even", "e8m0"  # as compressed-tensors rounds, also its dynamic inputs
         static = role == "input_activations" and not self.dynamic
         rows = None if static else 1
-        block = self.block or (None, None)
-        granularity = {
-            "tensor": Granularity(),
-            "channel": Granularity(1, None),
-            "token": Granularity(1, None),
-            "block": Granularity(*block),
-        }.get(self.kind, Granularity(rows, self.group_size))
+        by_kind = {
+            "tensor": (None, None),
+            "channel": (1, None),
+            "token": (1, None),
+            "block": self.block or (None, None),
+        }
+        granularity = Granularity(*by_kind.get(self.kind, (rows, self.group_size)))
         return TensorScheme(number, granularity, scale, choice, symmetric=self.symmetric, static=static)
 
     @property
@@ -199,13 +196,9 @@ class _ConfigFile(msgspec.Struct):
 
     @property
     def beyond(self) -> tuple[str, ...]:
-        """The keys of this class's last three that say something; llm-compressor writes them empty."""
-        keys: dict[str, Any] = {
-            KV_CACHE: self.kv_cache_scheme,
-            "sparsity_config": self.sparsity_config,
-            "transform_config": self.transform_config,
-        }
-        return tuple(key for key, value in keys.items() if value and not _is_idle(value))
+        """Those of this class's last three that say something; llm-compressor writes them empty."""
+        keys = (KV_CACHE, "sparsity_config", "transform_config")
+        return tuple(key for key in keys if (value := getattr(self, key)) and not _is_idle(value))
 
 
 def read_config(folder: Path) -> StoredConfig:
@@ -292,12 +285,12 @@ def _infer_format(group: ConfigGroup) -> str:
     weights, inputs = group.weights, group.inputs
     if weights is None:
         return "dense"
-    if weights.type == "float" and weights.num_bits == 4:
+    if weights.type == "int":
+        return "pack-quantized" if inputs is None else "int-quantized"
+    if weights.num_bits == 4:
         return "mxfp4-pack-quantized" if weights.group_size == 32 else "nvfp4-pack-quantized"
-    if weights.type == "float" and weights.num_bits == 6:
+    if weights.num_bits == 6:
         return "mxfp6-pack-quantized"
     if weights.is_mx:
         return "mxfp8-quantized"
-    if inputs is None:
-        return "pack-quantized" if weights.type == "int" else "naive-quantized"
-    return "int-quantized" if weights.type == "int" else "float-quantized"
+    return "naive-quantized" if inputs is None else "float-quantized"

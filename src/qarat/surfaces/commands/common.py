@@ -27,10 +27,11 @@ from qarat.surfaces.options.arguments import leaves
 from qarat.surfaces.options.groups import Machine, OnText, Runners, Text
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
+from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import Scheme, SchemeError, parse_scheme
+from qarat.values.schemes import Scheme, SchemeError
 
 
 def scheme_of(field: str, spelling: str) -> Scheme:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
-from qarat.stages.laws.forms import FORMS, catalog
+from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options.laws import (
@@ -42,7 +42,7 @@ def law_data(options: LawDataOptions, screen: Screen) -> Lines:
 
 def law_forms(options: LawFormsOptions, screen: Screen) -> Lines:
     """List the functional forms."""
-    screen.show(catalog())
+    screen.show(FORMS)
     return ()
 
 
@@ -94,14 +94,12 @@ def _table(names: Sequence[str], where: Sequence[str]) -> Table:
 
 def _example(law: Law) -> str:
     """A question that a law can answer, at the end of what was fitted: its form's first variable within a budget."""
-    from qarat.stages.laws.prediction import question
-
     fit = next(fit for fit in law.fits if fit.form == law.shown)
     form = FORMS.load(fit.form)
     answer = form.terms[0].variable
     known = {v: largest for v, (_, largest) in fit.domain.items()} | fit.group
     flags = [] if law.best or len({fit.form for fit in law.fits}) == 1 else ["--form", fit.form]
-    for variable in question(form):
+    for variable in form.question:
         if variable == "loss":
             increase = 100 * math.expm1(fit.group.get("loss", math.log1p(0.05)))
             flags += ["--budget", f"ppl+{increase:.4g}%"]

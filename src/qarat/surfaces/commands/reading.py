@@ -10,9 +10,10 @@ from typing import Any
 from qarat.ground.errors import ArgumentError
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
+from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import Record, decode_record
 from qarat.values.records.scores import Evaluation, ZeroShot
-from qarat.values.schemes import LinearScheme, SchemeError, parse_scheme
+from qarat.values.schemes import LinearScheme, SchemeError
 
 
 def show(options: ShowOptions, screen: Screen) -> Lines:

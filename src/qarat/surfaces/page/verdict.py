@@ -12,6 +12,7 @@ from qarat.surfaces.page.story import Story
 from qarat.surfaces.tables.laws import why_uncompared
 from qarat.surfaces.tables.wording import count, fixed, listed, megabytes, perplexity_change, share
 from qarat.values.fingerprints import spellings_of
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference
@@ -20,7 +21,7 @@ from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PLANNING_RULES
-from qarat.values.schemes import LinearScheme, Scheme, TensorScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
 from qarat.values.sites import short_name
 from qarat.values.units import make_units
 

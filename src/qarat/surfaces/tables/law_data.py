@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from qarat.stages.laws.forms import Catalog
-from qarat.stages.laws.forms.base import RESPONSES, VARIABLES, Form
+from qarat.stages.laws.forms import RESPONSES, VARIABLES, Catalog, Form
 from qarat.stages.laws.tables import COLUMNS, Table
 from qarat.surfaces.tables.data import Line, Parts, bold, numbers, pairs, table, texts
 from qarat.surfaces.tables.wording import GAP

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import Form
+from qarat.stages.laws.forms import FORMS, Form
 from qarat.stages.laws.prediction import predict
 from qarat.values.records.law import Fit, Law, Prediction
 from qarat.values.records.law_data import spell_value

@@ -9,8 +9,9 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import parse_loss_budget
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import PlanError
-from qarat.values.schemes import LOW, LinearScheme, SchemeError, parse_scheme
+from qarat.values.schemes import LOW, LinearScheme, SchemeError
 
 PLANNING_RULES = ("snr", "ratio", "super-weight", "gap")
 """The spike rules that a plan can follow: they flag streams that projections read, while ``massive`` watches the

@@ -9,9 +9,10 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import Budget, CostBudget, parse_budget
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme, parse_scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme
 from qarat.values.spellings import full_spelling, parse_low, split_commas
 from qarat.values.units import Option
 

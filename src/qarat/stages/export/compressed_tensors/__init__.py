@@ -19,21 +19,18 @@ from typing import Any
 
 import compressed_tensors
 import torch
-from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme, QuantizationStatus
 from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.maths.packing import to_wire
-from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
+from qarat.model.folders import copy_beside
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
-from qarat.model.native import copy_beside
-from qarat.stages.export.compressed_tensors.layout import SCALES, layout_bytes, layout_of, scale_shape_of
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
-from qarat.stages.export.compressed_tensors.shards import ShardWriter, shard_names
+from qarat.stages.export.compressed_tensors.shards import ShardWriter, shard_names, size_of
+from qarat.stages.export.compressed_tensors.tensors import layout_of, tensors_of
 from qarat.values.plans import Assignment, Plan, PlanError
 from qarat.values.schemes import LinearScheme, TensorScheme
 from qarat.values.sites import Site
@@ -43,7 +40,6 @@ __all__ = ["EXTRA", "NEEDS", "check", "quantization_config", "tensor_bytes", "wr
 EXTRA = ""
 NEEDS = ()
 MIXED = "mixed-precision"
-WHOLE_BYTES = ("int-quantized", "float-quantized", "naive-quantized")
 
 
 def check(model: Model, plan: Plan) -> None:
@@ -82,7 +78,7 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
         prefix = f"{model.family.blocks}.{index}"
         _check_shared_inputs(block, f"{prefix}.", [site for site in plan.sites if site.block == index])
         for name, module in block.named_modules(prefix=prefix):
-            tensors = _quantized(module, groups[name]) if isinstance(module, QuantLinear) else {}
+            tensors = tensors_of(module, groups[name]) if isinstance(module, QuantLinear) else {}
             floats: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
             if isinstance(module, QuantLinear) and module.bias is not None:  # a buffer there
                 floats["bias"] = module.bias
@@ -121,55 +117,18 @@ def quantization_config(plan: Plan, head: str) -> dict[str, Any]:
 
 def tensor_bytes(model: Model, plan: Plan) -> int:
     """Bytes of all tensors of the export, file headers aside, from shapes alone."""
-    return layout_bytes(layout_of(model, plan, _groups(plan)))
+    return sum(map(size_of, layout_of(model, plan, _groups(plan)).values()))
 
 
 def _groups(plan: Plan) -> dict[str, QuantizationScheme]:
     """Name of every quantized projection to its scheme as a group of its own, in model order."""
-    return {
-        a.site.name: group_of(a.scheme)
-        for a in plan.assignments
-        if isinstance(a.scheme, LinearScheme) and not a.is_float
-    }
+    return {name: group_of(scheme) for name, scheme in plan.projections.items() if not scheme.is_float}
 
 
 def _offences(a: Assignment) -> list[str]:
     if isinstance(a.scheme, LinearScheme):
         return offences(a.scheme, a.site.shape[1])
     return [] if a.is_float else [f"{a.scheme}: attention products have no place in it; leave them in float"]
-
-
-def _quantized(module: QuantLinear, group: QuantizationScheme) -> dict[str, Tensor]:
-    """The tensors of a projection but its bias, by the last part of their names, as the library compresses them."""
-    quantized = module.quantized
-    assert quantized is not None  # a scheme that quantizes the input only is refused
-    scales, scheme = quantized.scales, quantized.scheme
-    shape = scale_shape_of(scheme, *quantized.codes.shape)
-    exponents = group.weights is not None and group.weights.scale_dtype is not None  # the compressor stores them itself
-    scale = scales.scale if exponents else scales.scale.to(SCALES[scheme.scale])
-    state: dict[str, Tensor | None] = {"weight_scale": scale.reshape(shape)}
-    if scales.tensor_scale is not None:
-        state["weight_global_scale"] = scales.tensor_scale.reshape(1).reciprocal()  # it divides there
-    if scales.zero_point is not None:
-        state["weight_zero_point"] = scales.zero_point.reshape(shape).to(torch.int8)
-    if module.input_scales is not None:
-        state["input_scale"] = module.input_scales.scale.reshape(1)
-        if module.input_scales.zero_point is not None:
-            state["input_zero_point"] = module.input_scales.zero_point.reshape(1).to(torch.int8)
-    if group.format in WHOLE_BYTES:
-        return {"weight": _bytes(quantized)} | {leaf: value for leaf, value in state.items() if value is not None}
-    compressor = BaseCompressor.get_value_from_registry(str(group.format))
-    state["weight"] = module.value
-    return {leaf: value for leaf, value in compressor.compress(state, group).items() if value is not None}
-
-
-def _bytes(quantized: QuantizedTensor) -> Tensor:
-    """Codes as int8 or float8, shape of the weight."""
-    fmt = quantized.scheme.number_format
-    if not fmt.is_integer:
-        return to_wire(quantized.codes, fmt).view(torch.float8_e4m3fn)
-    # An integer is its index above the lowest; adding that in bytes wraps round to its two's complement.
-    return quantized.codes.add(int(fmt.values[0]) & 0xFF).view(torch.int8)
 
 
 def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
@@ -194,8 +153,8 @@ def _equal(a: Scales, b: Scales) -> bool:
 
 
 def _notes(plan: Plan) -> list[str]:
-    inputs = [a.scheme.input for a in plan.assignments if isinstance(a.scheme, LinearScheme) and a.scheme.input]
-    weights = [a.scheme.weight for a in plan.assignments if isinstance(a.scheme, LinearScheme) and a.scheme.weight]
+    inputs = [scheme.input for scheme in plan.projections.values() if scheme.input]
+    weights = [scheme.weight for scheme in plan.projections.values() if scheme.weight]
     notes: list[str] = []
     if count := sum(not i.static and i.number_format.is_integer for i in inputs):
         notes.append(

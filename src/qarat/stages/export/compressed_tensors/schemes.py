@@ -19,10 +19,10 @@ from torch import nn
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
 MX_GROUP, NV_GROUP = 32, 16
-_FLOAT_BITS = {"e2m1": 4, "e2m3": 6, "e4m3": 8}
-_INT_BITS = {f"int{bits}": bits for bits in range(2, 9)}
+_FLOATS = ("e2m1", "e2m3", "e4m3")
+_INTEGERS = tuple(f"int{bits}" for bits in range(2, 9))
 # The codes of sintN are those of intN but the lowest: a stored weight may leave one out, an engine's rounding does not.
-_SIGNED_BITS = {f"sint{bits}": bits for bits in range(2, 9)}
+_SIGNED = tuple(f"sint{bits}" for bits in range(2, 9))
 
 
 def offences(scheme: LinearScheme, cols: int) -> list[str]:
@@ -42,8 +42,8 @@ def offences(scheme: LinearScheme, cols: int) -> list[str]:
 
 def group_of(scheme: LinearScheme) -> QuantizationScheme:
     """A scheme without offences as a config group that has no targets yet, its format as the library infers it."""
-    weights = None if scheme.weight is None else QuantizationArgs(**_weight_words(scheme.weight))
-    inputs = None if scheme.input is None else QuantizationArgs(**_input_words(scheme.input))
+    weights = None if scheme.weight is None else _args(scheme.weight, "channel", dynamic=False)
+    inputs = None if scheme.input is None else _args(scheme.input, "token", dynamic=not scheme.input.static)
     bare = QuantizationScheme(targets=[], weights=weights, input_activations=inputs)
     return bare.model_copy(update={"format": infer_module_format(nn.Linear, bare).value})
 
@@ -51,7 +51,7 @@ def group_of(scheme: LinearScheme) -> QuantizationScheme:
 def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
     name, grain = scheme.format, scheme.granularity
     reasons: list[str] = []
-    if name not in (_FLOAT_BITS | _INT_BITS | _SIGNED_BITS):
+    if name not in (*_FLOATS, *_INTEGERS, *_SIGNED):
         return [f"w={name}: no such weights; use int2 … int8, e4m3, mxfp4, mxfp6, mxfp8 or nvfp4"]
     tiled = grain.rows is not None and grain.rows > 1
     if (grain.rows is None) != (grain.cols is None) and grain != Granularity(1, None):
@@ -75,9 +75,9 @@ def _input_offences(scheme: TensorScheme, cols: int) -> list[str]:
     name, grain, spelled = scheme.format, scheme.granularity, f"a={scheme.spell('a')}"
     if scheme.scale == "e4m3":
         return [f"{spelled}: an nvfp4 input needs a static scale above dynamic ones; use mxfp4/mx-even, or a=float"]
-    if name in _SIGNED_BITS:
+    if name in _SIGNED:
         return [f"{spelled}: an engine rounds to −2^(b−1) too; use {name.removeprefix('s')}"]
-    if name not in (_FLOAT_BITS | _INT_BITS):
+    if name not in (*_FLOATS, *_INTEGERS):
         return [f"{spelled}: no such inputs; use int2 … int8, e4m3, mxfp4, mxfp6 or mxfp8"]
     if scheme.static:
         narrow = name in ("e2m1", "e2m3")
@@ -87,7 +87,7 @@ def _input_offences(scheme: TensorScheme, cols: int) -> list[str]:
     if grain.cols is not None and cols % grain.cols:
         reasons.append(f"{spelled}: {cols} channels are no whole number of groups of {grain.cols}")
     if scheme.scale == "e8m0" or name in ("e2m1", "e2m3"):
-        if not _is_mx(scheme) or name in _INT_BITS:
+        if not _is_mx(scheme) or name in _INTEGERS:
             reasons.append(f"{spelled}: inputs with e8m0 scales are mxfp4, mxfp6 or mxfp8 in groups of 32")
         elif scheme.choice != "mx-even":
             reasons.append(f"{spelled}: dynamic MX scales are rounded to even there; add /mx-even")
@@ -109,38 +109,22 @@ def _is_nv(scheme: TensorScheme) -> bool:
     return scheme.granularity == Granularity(1, NV_GROUP) and scheme.scale == "e4m3"
 
 
-def _number_words(scheme: TensorScheme) -> dict[str, Any]:
-    name = scheme.format
-    fields: dict[str, Any] = {"symmetric": scheme.symmetric}
-    if name in _FLOAT_BITS:
-        fields |= {"type": "float", "num_bits": _FLOAT_BITS[name]}
-        if _is_mx(scheme):
-            fields["scale_dtype"] = torch.uint8
-        elif _is_nv(scheme):
-            fields["scale_dtype"] = torch.float8_e4m3fn
-        return fields
-    return fields | {"type": "int", "num_bits": (_INT_BITS | _SIGNED_BITS)[name]}
-
-
-def _weight_words(scheme: TensorScheme) -> dict[str, Any]:
-    fields = _number_words(scheme) | {"dynamic": False}
+def _args(scheme: TensorScheme, row: str, *, dynamic: bool) -> QuantizationArgs:
+    """A tensor's scheme in the library's words; ``row`` is what it calls a scale for each row."""
+    fmt = scheme.number_format
+    fields: dict[str, Any] = {"symmetric": scheme.symmetric, "dynamic": dynamic, "num_bits": fmt.bits}
+    fields["type"] = "int" if fmt.is_integer else "float"
+    if not fmt.is_integer and _is_mx(scheme):
+        fields["scale_dtype"] = torch.uint8
+    elif _is_nv(scheme):
+        fields["scale_dtype"] = torch.float8_e4m3fn
     match scheme.granularity:
         case Granularity(None, None):
-            return fields | {"strategy": "tensor"}
+            fields["strategy"] = "tensor"
         case Granularity(1, None):
-            return fields | {"strategy": "channel"}
+            fields["strategy"] = row
         case Granularity(1, int(cols)):
-            return fields | {"strategy": "tensor_group" if _is_nv(scheme) else "group", "group_size": cols}
+            fields |= {"strategy": "tensor_group" if _is_nv(scheme) else "group", "group_size": cols}
         case Granularity(rows, cols):
-            return fields | {"strategy": "block", "block_structure": [rows, cols]}
-
-
-def _input_words(scheme: TensorScheme) -> dict[str, Any]:
-    fields = _number_words(scheme) | {"dynamic": not scheme.static}
-    match scheme.granularity:
-        case Granularity(None, None):
-            return fields | {"strategy": "tensor"}
-        case Granularity(1, None):
-            return fields | {"strategy": "token"}
-        case Granularity(_, cols):
-            return fields | {"strategy": "group", "group_size": cols}
+            fields |= {"strategy": "block", "block_structure": [rows, cols]}
+    return QuantizationArgs(**fields)

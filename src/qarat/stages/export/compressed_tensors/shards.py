@@ -15,19 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qarat.stages.export.compressed_tensors.layout import Layout
+from qarat.model.folders import INDEX, KINDS
 
-INDEX = "model.safetensors.index.json"
-_KINDS = {  # as safetensors spells them
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Name of a tensor to its dtype and shape, in the model's order."""
 
 
 def shard_names(layout: Layout, groups: Mapping[str, str]) -> dict[str, str]:
@@ -64,7 +55,7 @@ class ShardWriter:
         for file in sorted(set(files.values())):
             self._begin(file, [name for name in layout if files[name] == file])
         if len(set(files.values())) > 1:
-            index = {"metadata": {"total_size": sum(map(_size, layout.values()))}, "weight_map": dict(files)}
+            index = {"metadata": {"total_size": sum(map(size_of, layout.values()))}, "weight_map": dict(files)}
             (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
@@ -97,8 +88,8 @@ class ShardWriter:
         offset = 0
         for name in sorted(names, key=lambda name: (-self._layout[name][0].itemsize, name)):
             dtype, shape = self._layout[name]
-            end = offset + _size(self._layout[name])
-            header[name] = {"dtype": _KINDS[dtype], "shape": shape, "data_offsets": [offset, end]}
+            end = offset + size_of(self._layout[name])
+            header[name] = {"dtype": KINDS[dtype], "shape": shape, "data_offsets": [offset, end]}
             self._offsets[name], offset = offset, end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
@@ -110,6 +101,7 @@ class ShardWriter:
             out.truncate(start + offset)
 
 
-def _size(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
+def size_of(entry: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    """Bytes of a tensor of that dtype and shape."""
     dtype, shape = entry
     return dtype.itemsize * math.prod(shape)

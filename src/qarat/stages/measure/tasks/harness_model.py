@@ -74,15 +74,15 @@ def _reporting(model: Model, steps: _Steps) -> Any:
     base: Any = import_harness("lm_eval.models.huggingface").HFLM
 
     class Reporting(base):
-        asked: Any = ()
+        pending: Any = ()
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.asked = requests
+            self.pending = requests
             with steps.of(len(requests)):
                 return super().loglikelihood(requests, disable_tqdm=True)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            self.asked = ()  # it cuts documents into windows that fit
+            self.pending = ()  # it cuts documents into windows that fit
             windows = (math.ceil(len(self.tok_encode(request.args[0])) / self.max_length) for request in requests)
             with steps.of(sum(windows)):
                 return super().loglikelihood_rolling(requests, disable_tqdm=True)
@@ -101,7 +101,7 @@ def _reporting(model: Model, steps: _Steps) -> Any:
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, **more: Any) -> Any:
             # The last token is predicted and never read.
             lengths = (len(context) + len(continuation) - 1 for _, context, continuation in requests)
-            _refuse_cut(model, ((request, length, 0) for request, length in zip(self.asked, lengths, strict=False)))
+            _refuse_cut(model, ((request, length, 0) for request, length in zip(self.pending, lengths, strict=False)))
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **more)
 
         def _model_call(self, inps: Any, *rest: Any, **more: Any) -> Any:
@@ -147,10 +147,10 @@ def _refuse_cut(model: Model, needs: Iterable[tuple[Any, int, int]]) -> None:
     for request, reads, adds in needs:
         if reads + adds > model.length:
             more = f" and asks for up to {adds} more" if adds else ""
-            words = f"{request.task_name}: question {request.doc_id} has {reads} tokens to read{more}"
-            longest[request.task_name] = max(longest.get(request.task_name, (0, "")), (reads + adds, words))
+            question = f"{request.task_name}: question {request.doc_id} has {reads} tokens to read{more}"
+            longest[request.task_name] = max(longest.get(request.task_name, (0, "")), (reads + adds, question))
     if longest:
         raise UserError(
             f"{model.folder.name} was trained for {model.length} tokens at once, and the harness would cut longer "
-            "questions silently; leave these tasks out:\n  " + "\n  ".join(words for _, words in longest.values())
+            "questions silently; leave these tasks out:\n  " + "\n  ".join(question for _, question in longest.values())
         )

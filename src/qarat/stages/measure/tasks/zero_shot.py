@@ -70,12 +70,12 @@ def measure_tasks(
             limit=limit,
             task_manager=manager,
         )
-    asked = {
+    questions = {
         task: [(s["doc_id"], s["prompt_hash"], s["target_hash"]) for s in samples]
         for task, samples in answer["samples"].items()
     }
     version = importlib.metadata.version("lm_eval")
-    provenance = model.provenance(hash_json(asked), f"lm-eval {version}, no examples")
+    provenance = model.provenance(hash_json(questions), f"lm-eval {version}, no examples")
     scores = tuple(score for task, row in answer["results"].items() for score in _scores(task, row, answer))
     return ZeroShot(label, provenance, plan, scores)
 
@@ -104,49 +104,44 @@ def _scores(task: str, row: Mapping[str, Any], answer: Mapping[str, Any]) -> Ite
 
 
 def _own_tasks(tasks: Sequence[str], data: Path | None) -> dict[str, Any]:
-    """Those of the tasks that are this project's, by name."""
-    found: dict[str, Any] = {}
+    """Those of the tasks that are this project's, by name, as the harness has them."""
+    own: dict[str, Any] = {}
     offences: list[str] = []
     for name in dict.fromkeys(tasks):
-        if name in OWN_TASKS:
+        if name == OWN_TASKS[0]:
+            items = make_items(bundled_documents("report"))
+            rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
+            own[name] = _task(name, rows, ("acc",), target_delimiter="")
+        elif name in LOCAL_TASKS and data is None:
+            offences.append(f"{name} reads questions of your own: give `data` the folder with its file")
+        elif name in LOCAL_TASKS and data is not None:
             try:
-                found[name] = _own_task(name, data)
+                own[name] = _task(name, read_task(name, data), LOCAL_TASKS[name].metrics)
             except UserError as error:
                 offences.append(str(error))
     if offences:
         raise UserError("\n".join(offences))
-    return found
-
-
-def _own_task(name: str, data: Path | None) -> Any:
-    """A task of this project's as the harness has them."""
-    if name in LOCAL_TASKS:
-        if data is None:
-            raise UserError(f"{name} reads questions of your own: give `data` the folder with its file")
-        return _task(name, read_task(name, data), LOCAL_TASKS[name].metrics)
-    items = make_items(bundled_documents("report"))
-    rows = [{"context": i.context, "choices": list(i.choices), "answer": i.answer} for i in items]
-    return _task(name, rows, ("acc",), target_delimiter="")
+    return own
 
 
 def _task(name: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], **more: Any) -> Any:
     """Questions as the harness's task; what it is to ask depends on the fields they have (`read_task`)."""
     dataset = import_harness("datasets").Dataset.from_list(list(rows))
     if "choices" in rows[0]:
-        asked = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "answer"}
+        fields = {"doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "answer"}
     elif "contexts" in rows[0]:  # with several contexts, the harness wants the answer in the place of the text
-        asked = {"doc_to_text": "answer", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
+        fields = {"doc_to_text": "answer", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
     else:
-        asked = {"doc_to_text": "context", "doc_to_target": "continuation"}
+        fields = {"doc_to_text": "context", "doc_to_target": "continuation"}
     config = {
         "task": name,
         "custom_dataset": lambda **_: {"test": dataset},
         "test_split": "test",
-        "output_type": "multiple_choice" if "doc_to_choice" in asked else "loglikelihood",
+        "output_type": "multiple_choice" if "doc_to_choice" in fields else "loglikelihood",
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
         "metadata": {"version": 1.0},
     }
-    return import_harness("lm_eval.api.task").ConfigurableTask(config=config | asked | more)
+    return import_harness("lm_eval.api.task").ConfigurableTask(config=config | fields | more)
 
 
 def _check_names(tasks: Sequence[str], known: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import Form
+from qarat.stages.laws.equations import internal, log_response
+from qarat.stages.laws.forms import FORMS, Form
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.tables.law_shares import Shares, fits_about, shares, spell_budget
@@ -55,9 +55,9 @@ def _by_budget(form: Form, fit: Fit) -> list[Series]:
         Dot(1e9 * p.measured, p.variables["ratio"], label=p.model)
         for p in sorted(fit.points, key=lambda p: p.variables["ratio"])
     )
-    theta = form.internal(np.array([p.value for p in fit.parameters]))
+    theta = internal(form, np.array([p.value for p in fit.parameters]))
     ratios = np.linspace(dots[0].y, dots[-1].y, _STEPS)
-    sizes = 1e9 * np.exp(form.log_response(theta, {"ratio": ratios}))
+    sizes = 1e9 * np.exp(log_response(form, theta, {"ratio": ratios}))
     line = tuple(Dot(float(n), float(r)) for n, r in zip(sizes, ratios, strict=True))
     return [Series(name, dots, line=False), Series(f"{name}, law", line, marked=False, group=name)]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qarat.stages.laws.forms import FORMS
-from qarat.stages.laws.forms.base import RESPONSES, Form
-from qarat.stages.laws.grouping import join_ratios
+from qarat.stages.laws.equations import internal, log_response
+from qarat.stages.laws.forms import FORMS, RESPONSES, Form
+from qarat.stages.laws.points import join_ratios
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.tables.law_shares import MODEL, fits_about
@@ -135,8 +135,8 @@ def _name(group: _Group, variable: str, groups: Sequence[_Group]) -> str:
 
 def _response(form: Form, fit: Fit, at: Mapping[str, float]) -> float:
     """What a fit gives, in the unit of its form's response."""
-    theta = form.internal(np.array([p.value for p in fit.parameters]))
-    return math.exp(float(form.log_response(theta, {v: np.array([at[v]]) for v in form.variables})[0]))
+    theta = internal(form, np.array([p.value for p in fit.parameters]))
+    return math.exp(float(log_response(form, theta, {v: np.array([at[v]]) for v in form.variables})[0]))
 
 
 def law_fit(law: Law) -> Figure:

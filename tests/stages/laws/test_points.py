@@ -1,6 +1,6 @@
 """Ratios that searches achieved where one was asked for."""
 
-from qarat.stages.laws.grouping import join_ratios
+from qarat.stages.laws.points import join_ratios
 
 
 def test_near_ratios_are_one_and_asked_ones_stay_apart() -> None:

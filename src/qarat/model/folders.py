@@ -1,0 +1,58 @@
+"""What all folders share that qarat writes of a model: their mark, what is copied, how dtypes are called.
+
+Nothing here reads a format; `qarat.model.native` is one, `qarat.stages.export` has the others.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.model.model import Model
+
+MARK = "qarat-plan.json"
+"""The plan beside every export; it is also how an export is known as ours."""
+PLAN = "plan.json"
+INDEX = "model.safetensors.index.json"
+BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
+NOT_BESIDE = (INDEX, PLAN, MARK, "training.json")  # ours, or of the source's weights
+
+KINDS = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+"""Dtypes as headers of safetensors spell them."""
+
+
+def require_exact(model: Model) -> None:
+    """Refuse to write a model whose numbers were rounded when they were read.
+
+    Raises:
+        UserError: If it was opened in a dtype that does not hold what its checkpoint does.
+    """
+    computed = model.runtime.torch_dtype
+    stored = {model.checkpoint.dtype_of(name) for name in model.tensor_shapes() if name in model.checkpoint}
+    if computed != torch.float32 and not stored <= {computed}:
+        raise UserError(f"{model.folder} was opened in {model.runtime.dtype}, which rounds it; open it in float32")
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy config, tokenizer, chat template and generation config as they lie in the source.
+
+    Args:
+        source: A model's folder.
+        target: Another, which exists.
+    """
+    for path in sorted(source.iterdir()):
+        if path.suffix in BESIDE and path.name not in NOT_BESIDE and path.is_file():
+            shutil.copyfile(path, target / path.name)

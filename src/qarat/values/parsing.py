@@ -1,0 +1,158 @@
+"""Reading the spellings of schemes; what is wrong is shown under the character where it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.registry import nearest_names
+from qarat.values.formats import FORMATS, format_named
+from qarat.values.schemes import (
+    FLOAT,
+    PRESETS,
+    SCALE_BITS,
+    Granularity,
+    LinearScheme,
+    MatmulScheme,
+    Scheme,
+    SchemeError,
+    TensorScheme,
+)
+
+_KEYS = {"w": "weight of a projection", "a": "input of a projection", "l": "left operand", "r": "right operand"}
+_WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
+    # A word of a spelling, as a regular expression, to the fields that it sets.
+    "tensor": lambda m: {"granularity": Granularity()},
+    "channel|token": lambda m: {"granularity": Granularity(1, None)},
+    r"g([1-9]\d*)": lambda m: {"granularity": Granularity(1, int(m[1]))},
+    r"([1-9]\d*)x([1-9]\d*)": lambda m: {"granularity": Granularity(int(m[1]), int(m[2]))},
+    "static|dynamic": lambda m: {"timing": m[0]},
+    f"scale-({'|'.join(SCALE_BITS)})": lambda m: {"scale": m[1]},
+    "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
+    # From 50 to 100 per cent.
+    r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {
+        "choice": "percentile",
+        "percentile": float(m[1]),
+    },  # 50 to 100
+    "asymmetric": lambda m: {"symmetric": False},
+    r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
+    "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
+}
+_HOMES = {
+    # Words, up to a hyphen, that some tensors cannot have: the keys of those that can, and what is said to the others.
+    "channel": ("w", "does not fit the {tensor}; use token"),
+    "token": ("alr", "does not fit the {tensor}; use channel"),
+    "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
+    "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
+}
+
+
+def parse_scheme(text: str, *, matmul: bool = False) -> Scheme:
+    """Read a short spelling.
+
+    Args:
+        text: ``float``, or ``w=… a=…`` for a projection, ``l=… r=…`` for an attention product; a missing key is float.
+        matmul: What ``float`` stands for: an attention product's scheme instead of a projection's.
+
+    Raises:
+        SchemeError: With the text, a mark under the character, what is wrong and what is known.
+    """
+    if text.strip() == FLOAT:
+        return MatmulScheme() if matmul else LinearScheme()
+    parts: dict[str, TensorScheme | None] = {}
+    for word in re.finditer(r"\S+", text):
+        key, equals, body = word.group().partition("=")
+        if not equals or key not in _KEYS:
+            _fail(text, word.start(), "expected `float`, `w=…`, `a=…` (projections), `l=…`, `r=…` (attention products)")
+        if key in parts:
+            _fail(text, word.start(), f"{key}= is given twice")
+        start = word.start() + len(key) + 1
+        parts[key] = None if body == FLOAT else _parse_tensor(text, body, start, key)
+    if not parts:
+        _fail(text, 0, "empty scheme")
+    if set(parts) <= {"w", "a"}:
+        return LinearScheme(parts.get("w"), parts.get("a"))
+    if set(parts) <= {"l", "r"}:
+        return MatmulScheme(parts.get("l"), parts.get("r"))
+    _fail(text, 0, "w= and a= belong to projections, l= and r= to attention products; give one kind")
+
+
+def parse_tensor_scheme(text: str, role: str) -> TensorScheme:
+    """Read the spelling of one tensor, e.g. ``int8/tensor/static``; ``role`` is ``w``, ``a``, ``l`` or ``r``.
+
+    Raises:
+        SchemeError: As `parse_scheme`.
+    """
+    return _parse_tensor(text, text, 0, role)
+
+
+def input_scheme(spelling: str) -> TensorScheme | None:
+    """How a scheme of projections keeps their inputs; None where it leaves them in float, or is one of products."""
+    scheme = parse_scheme(spelling)
+    return scheme.input if isinstance(scheme, LinearScheme) else None
+
+
+def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
+    words = [(m.group(), start + m.start()) for m in re.finditer(r"[^/]+", body)]
+    if not words or "//" in body or body.startswith("/") or body.endswith("/"):
+        _fail(text, start, "expected FORMAT/GRANULARITY[/…], for example int8/channel")
+    (name, at), *rest = words
+    if name.startswith("{"):
+        try:
+            name = format_named(name).name
+        except UserError as error:
+            _fail(text, at, str(error))
+    elif name not in FORMATS and name not in PRESETS:
+        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *PRESETS])}")
+    fields: dict[str, Any] = msgspec.structs.asdict(PRESETS[name]) if name in PRESETS else {"format": name}
+    given: dict[str, int] = {}
+    for word, at in rest:
+        for field, value in _read_word(text, word, at, role).items():
+            if field in given:
+                _fail(text, at, f"{word!r} sets the {field} a second time")
+            given[field] = at
+            fields[field] = value
+    timing = fields.pop("timing", None)
+    scheme = TensorScheme(**fields)
+    if name not in PRESETS and "granularity" not in given:
+        _fail(text, start + len(body), "the granularity is missing: tensor, channel, token, gN or RxC")
+    scheme = _apply_timing(text, start, scheme, timing, role)
+    if offences := scheme.contradictions():
+        _fail(text, start, "; ".join(offences))
+    return scheme
+
+
+def _apply_timing(text: str, start: int, scheme: TensorScheme, timing: str | None, role: str) -> TensorScheme:
+    """Check `static`/`dynamic` against the granularity, and widen static groups over all tokens."""
+    if role == "w":
+        if timing:
+            _fail(text, start, "a weight's scales are always fixed; static and dynamic belong to inputs")
+        return scheme
+    if scheme.granularity == Granularity() and timing is None:
+        _fail(text, start, "say static or dynamic for an input with one scale per tensor")
+    if timing == "static":
+        if scheme.granularity == Granularity(1, None):
+            _fail(text, start, "a scale per token cannot be static: tokens are not known beforehand")
+        return msgspec.structs.replace(scheme, static=True, granularity=Granularity(None, scheme.granularity.cols))
+    return scheme
+
+
+def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
+    """The fields that one word of a spelling sets."""
+    for pattern, fields in _WORDS.items():
+        if match := re.fullmatch(pattern, word):
+            roles, elsewhere = _HOMES.get(word.partition("-")[0], (role, ""))
+            if role not in roles:
+                _fail(text, at, f"{word!r} {elsewhere.format(tensor=_KEYS[role])}")
+            return fields(match)
+    known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
+    known += ["mx-even", "asymmetric", "outliers-6", "round-gptq", *(f"scale-{kind}" for kind in SCALE_BITS)]
+    _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
+
+
+def _fail(text: str, at: int, why: str) -> NoReturn:
+    raise SchemeError(f"{why}\n  {text}\n  {' ' * at}^")
