@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qarat.model.attention import ATTENTION, PRODUCTS, WATCHER
+from qarat.model.attention import ATTENTION, PRODUCTS, WATCHER, capped
 from qarat.model.model import Model, open_model
 from qarat.testing import tiny_checkpoint
+from qarat.values.roles import Role
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -22,6 +23,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
     "qwen3": {"architecture": "qwen3"},
+    "gemma2": {"architecture": "gemma2", "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "gemma3": {"architecture": "gemma3_text", "sliding_window": 8},
+    "opt": {"architecture": "opt"},
 }
 
 
@@ -116,8 +120,8 @@ class RememberingWatcher(nn.Module):
         super().__init__()
         self.mixed: list[Tensor] = []
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
-        scores = scaling * (q @ k.transpose(-1, -2)) + mask
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> None:
+        scores = capped(scaling * (q @ k.transpose(-1, -2)), softcap) + mask
         self.mixed.append((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
@@ -129,10 +133,11 @@ def test_a_watcher_sees_the_operands_and_changes_nothing(variant: str, tmp_path:
     inputs: list[Tensor] = []
     plain = whole(some_tokens()).logits
     watchers = [RememberingWatcher() for _ in range(model.blocks)]
+    output = model.family.reader(Role.ATTENTION_OUTPUT)
     for watcher, (_, block) in zip(watchers, model.walk(), strict=True):
         home = block.get_submodule(model.family.attention)
         home.add_module(WATCHER, watcher)
-        home.get_submodule("o_proj").register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        block.get_submodule(output).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     assert torch.equal(whole(some_tokens()).logits, plain)
     for watcher, x in zip(watchers, inputs, strict=True):
         torch.testing.assert_close(watcher.mixed[0], x, rtol=1e-5, atol=1e-5)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
+from qarat.model.attention import transformers_attention
 from qarat.model.finding import find_checkpoint, read_checkpoint
 from qarat.model.gguf.config import ROPE
 from qarat.model.model import Model, open_model
@@ -55,8 +57,13 @@ def write(tmp_path: Path, with_merge: Callable[[Path], Path]) -> Callable[..., t
 Tensors = dict[str, tuple[np.ndarray, str]]
 
 
-def rewrite(path: Path, out: Path, changes: dict[str, Any], tensors: Tensors | None = None) -> Path:
-    """A copy of a file with other metadata (None leaves a key out), and other or further tensors with their types."""
+def rewrite(
+    path: Path, out: Path, changes: dict[str, Any], tensors: Tensors | None = None, *, keep: bool = True
+) -> Path:
+    """A copy of a file with other metadata (None leaves a key out), and other or further tensors with their types.
+
+    Without ``keep``, the file's own tensors are left out.
+    """
     reader = gguf.GGUFReader(path)
     values = {name: (f.contents(), f.types) for name, f in reader.fields.items() if not name.startswith("GGUF.")}
     architecture = changes.pop("general.architecture", values.pop("general.architecture")[0])
@@ -70,7 +77,7 @@ def rewrite(path: Path, out: Path, changes: dict[str, Any], tensors: Tensors | N
         if value is not None:
             inner = [kinds[type(value[0])]] if isinstance(value, list) else []
             writer.add_key_value(name, value, kinds[type(value)], *inner)
-    held: Tensors = {tensor.name: (tensor.data, tensor.tensor_type.name) for tensor in reader.tensors}
+    held: Tensors = {tensor.name: (tensor.data, tensor.tensor_type.name) for tensor in reader.tensors if keep}
     for name, (value, kind) in (held | (tensors or {})).items():
         writer.add_tensor(name, value, raw_dtype=None if kind == "F32" else gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
@@ -129,6 +136,42 @@ def test_superblocks_are_what_gguf_says(write: Callable[..., Any], tmp_path: Pat
     expected = gguf.dequantize(codes, gguf.GGMLQuantizationType[kind])
     assert found.equal(torch.tensor(expected).bfloat16().float())
     assert f"1 tensors {kind} ({8 * size / elements:g} bits)" in opened.checkpoint.source
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text"])
+def test_gemma_is_read_as_it_was_written(write: Callable[..., Any], tmp_path: Path, architecture: str) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "gemma", architecture=architecture, sliding_window=8, tied=True)))  # type: ignore[arg-type]
+    config, name = model.config, architecture.removesuffix("_text")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], model.blocks)
+    weights = load_file(model.folder / "model.safetensors")
+    values = {key: value.numpy() + ("norm" in key) for key, value in weights.items()}  # by what they multiply with
+    named = {table.get_name(key, (".weight",)): (value, "F32") for key, value in values.items()}
+    sizes = {
+        "block_count": model.blocks,
+        "context_length": model.length,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.sliding_window": 8,
+        "rope.freq_base": 1e6 if name == "gemma3" else 1e4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    }
+    changes = {"general.architecture": name} | {f"{name}.{key}": value for key, value in sizes.items()}
+    path = rewrite(write()[1], tmp_path / "gemma.gguf", changes, named, keep=False)
+    opened = open_model(str(path))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation=transformers_attention(config)
+    )
+    opened.config.query_pre_attn_scalar = theirs.config.query_pre_attn_scalar  # that of 2B, which transformers takes
+    assert opened.family.norm_offset == 1
+    reopened = Model(opened.checkpoint, opened.runtime)
+    with torch.no_grad():
+        assert logits(reopened).equal(theirs.eval()(TOKENS).logits)
+    assert read_checkpoint(path).config.query_pre_attn_scalar == config.head_dim
 
 
 def test_llama3_frequencies_are_known_by_their_factors(write: Callable[..., Any], tmp_path: Path) -> None:
@@ -198,7 +241,10 @@ def test_pre_tokenizers_cut_as_their_models_do() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "falcon"}, "unsupported architecture: falcon; supported: llama, qwen2, qwen3"),
+        (
+            {"general.architecture": "falcon"},
+            "unsupported architecture: falcon; supported: gemma2, gemma3, llama, qwen2, qwen3",
+        ),
         ({"llama.expert_count": 8}, "mixture of experts"),
         ({"split.count": 3}, "one of 3 files of a model; put them together first"),
         ({"llama.block_count": None}, "does not say: block_count"),

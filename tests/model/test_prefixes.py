@@ -44,6 +44,8 @@ CASES: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
     "sliding": ({"architecture": "mistral", "sliding_window": 8}, []),
     "qwen2": ({"architecture": "qwen2"}, STATIC_PRODUCTS),
     "qwen3": ({"architecture": "qwen3"}, STATIC_PRODUCTS),
+    "gemma3": ({"architecture": "gemma3_text", "sliding_window": 8}, []),
+    "opt": ({"architecture": "opt"}, STATIC_PRODUCTS),
 }
 
 

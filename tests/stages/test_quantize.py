@@ -8,12 +8,13 @@ import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.maths.kernels import reference
 from qarat.maths.tensors import QuantizedTensor
+from qarat.model.attention import transformers_attention
 from qarat.model.layers import QuantLinear, QuantProducts
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
@@ -27,6 +28,7 @@ from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme, MatmulScheme
 
+PROJECTIONS = ("_proj", "fc1", "fc2")
 NAIVE = "w=int8/channel a=int8/tensor/static"
 LENGTH = 24
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -36,6 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mistral-sliding": {"architecture": "mistral", "sliding_window": 8},
     "qwen2": {"architecture": "qwen2"},
     "qwen3": {"architecture": "qwen3"},
+    "gemma2": {"architecture": "gemma2", "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "gemma3": {"architecture": "gemma3_text", "sliding_window": 8},
+    "opt": {"architecture": "opt"},
 }
 
 
@@ -182,8 +187,10 @@ def test_the_walks_dtype_is_kept_and_the_product_is_float32(tiny_llama: Path):
 @torch.no_grad()
 def plainly(folder: Path, calibration: Tensor, tokens: Tensor, protected: set[str]) -> Tensor:
     """INT8 per channel and per tensor static with transformers, hooks and arithmetic alone; logits of `tokens`."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    projections = {name: m for name, m in model.named_modules() if name.endswith("_proj") and name not in protected}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=transformers_attention(AutoConfig.from_pretrained(folder))
+    )
+    projections = {name: m for name, m in model.named_modules() if name.endswith(PROJECTIONS) and name not in protected}
     largest: dict[str, Tensor] = {}
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: largest.update({name: args[0].abs().max()}))
@@ -208,8 +215,8 @@ def test_everything_low_equals_a_plain_implementation(variant: str, protect: boo
     folder = tiny_checkpoint(tmp_path, **VARIANTS[variant])
     model, tokens = open_model(str(folder)), token_set()
     stats = observe(model, tokens, attention=False)
-    rules = {"1.down": "float", "0.q": "float"} if protect else {}
-    protected = {"model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj"} if protect else set()
+    protected = {model.sites()[i].name for i in (0, -1)} if protect else set()
+    rules = dict.fromkeys(protected, "float")
     ours = logits(quantize(model, plan_of(model, NAIVE, rules, stats), stats))
     plain = plainly(folder, tokens.windows, some_tokens(), protected)
     assert (logits(model) - ours).abs().max() > 1e-2  # there is something to agree on
@@ -341,7 +348,7 @@ def test_static_groups_along_tokens_are_refused(tiny_model: Model, stats: Activa
 # ---------------------------------------------------------------- generation
 
 
-@pytest.mark.parametrize("variant", ["llama", "mistral-sliding", "qwen2", "qwen3"])
+@pytest.mark.parametrize("variant", ["llama", "mistral-sliding", "qwen2", "qwen3", "gemma2", "gemma3", "opt"])
 @pytest.mark.parametrize(
     ("low", "products"),
     [

@@ -2,7 +2,9 @@
 
 transformers calls one registered function for attention. Ours is its own scaled-dot-product attention, to the last bit,
 unless the attention module has a child called ``products``: then Q·Kᵀ and probabilities·V are computed one after the
-other, with that child's `scores` and `mix`. Being a child module, it shows when the model is printed.
+other, with that child's `scores` and `mix`. Being a child module, it shows when the model is printed. Where a family
+caps its scores softly (Gemma 2), which scaled-dot-product attention leaves out without a word, the products are always
+computed one after the other, as transformers' eager attention does.
 
 A child called ``watcher`` is shown the operands before, and changes nothing: to look at attention must not mean to
 compute it by another, slower way.
@@ -14,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -41,8 +43,8 @@ class Products(Protocol):
 class AttentionWatcher(Protocol):
     """What stands behind ``watcher``."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
-        """See the operands; the probabilities are softmax(scaling · Q·Kᵀ + mask).
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> None:
+        """See the operands; the probabilities are softmax(`capped`(scaling · Q·Kᵀ) + mask).
 
         Args:
             q: (windows, heads, tokens, channels).
@@ -50,8 +52,19 @@ class AttentionWatcher(Protocol):
             v: (windows, heads, keys, channels).
             mask: (windows, 1, tokens, keys), 0 where a token may see a key, the least number where not.
             scaling: Factor of the scores.
+            softcap: Bound on the scores, which they approach softly; None for none.
         """
         ...
+
+
+def transformers_attention(config: PreTrainedConfig) -> str:
+    """The name of transformers' own attention that computes what a config says."""
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores x as c·tanh(x / c) where there is a cap c (Gemma 2, arXiv 2408.00118, section 2)."""
+    return scores if softcap is None else (scores / softcap).tanh() * softcap
 
 
 def _attention(
@@ -61,22 +74,25 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
     products: Products | None = getattr(module, PRODUCTS, None)
     watcher: AttentionWatcher | None = getattr(module, WATCHER, None)
-    if products is None and watcher is None:
+    if products is None and watcher is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     groups: int = getattr(module, "num_key_value_groups", 1)
     keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
     mask = _additive(attention_mask, query, keys)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if watcher is not None:
-        watcher(query, keys, values, mask, scale)
-    if products is None:
+        watcher(query, keys, values, mask, scale, softcap)
+    if products is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
-    scores = products.scores(query, keys) * scale + mask
-    mixed = products.mix(scores.softmax(-1, dtype=torch.float32).to(value.dtype), values)
+    raw = query @ keys.transpose(-1, -2) if products is None else products.scores(query, keys)
+    scores = capped(raw * scale, softcap) + mask
+    probabilities = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    mixed = probabilities @ values if products is None else products.mix(probabilities, values)
     return mixed.transpose(1, 2).contiguous(), None
 
 

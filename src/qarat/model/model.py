@@ -27,6 +27,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.ground.summaries import Summarized
 from qarat.maths.kernels import REFERENCE
+from qarat.model.attention import capped
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
@@ -213,6 +214,8 @@ class Model(Summarized):
     def empty_block(self, index: int) -> nn.Module:
         """A fresh copy of a block on the meta device, weights still to be assigned."""
         block = copy.deepcopy(self._skeleton.get_submodule(f"{self.family.blocks}.{index}"))
+        if self.family.block is not None:
+            block.__class__ = self.family.block
         if self._rotation is not None:
             home = self.family.reader(Role.DOWN_INPUT).rpartition(".")[0]
             setattr(block, home, RotatedMlp(block.get_submodule(home), self._rotation))
@@ -282,7 +285,8 @@ class Model(Summarized):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits from the hidden states behind the last block, float32, (…, vocabulary)."""
         normed = self._skeleton.get_submodule(self.family.norm)(hidden)
-        return self._skeleton.get_submodule(self.family.head)(normed).float()
+        logits = self._skeleton.get_submodule(self.family.head)(normed)
+        return capped(logits, getattr(self.config, "final_logit_softcapping", None)).float()
 
     def walk(self, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
         """The blocks from ``first`` on, one in memory at a time unless all fit."""
@@ -291,15 +295,20 @@ class Model(Summarized):
 
     def module(self) -> nn.Module:
         """The whole model as a transformers module, every block in place; it can `generate` and prints the truth."""
-        whole = copy.copy(self._skeleton)
+        *path, name = self.family.blocks.split(".")
+        whole = home = _shallow(self._skeleton)
         # Shallow copies of the path to the blocks: the skeleton itself stays without them.
-        whole._modules = dict(self._skeleton._modules)
-        parent, _, name = self.family.blocks.rpartition(".")
-        shell = copy.copy(self._skeleton.get_submodule(parent))
-        shell._modules = dict(shell._modules)
-        shell._modules[name] = nn.ModuleList(block for _, block in self.walk())
-        whole._modules[parent] = shell
+        for part in path:
+            home._modules[part] = home = _shallow(home.get_submodule(part))
+        home._modules[name] = nn.ModuleList(block for _, block in self.walk())
         return whole.eval()
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy whose children may be replaced; they are the module's own."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
 
 
 def open_model(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Model:

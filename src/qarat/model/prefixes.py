@@ -222,9 +222,11 @@ def _behind(arguments: dict[str, Any], first: int, count: int, tokens: int, cach
         # Plain causality is left to the kernel, which would take the first query for that of the first key.
         causal = torch.ones(tokens, first + tokens, dtype=torch.bool, device=positions.device)
         mask = causal.tril(first).expand(1, 1, -1, -1)
-    return arguments | {
+    behind = arguments | {
         "attention_mask": mask[:, :, count:],
         "position_ids": positions[:, count:],
-        "position_embeddings": tuple(x[:, count:] for x in arguments["position_embeddings"]),
         "past_key_values": cache,
     }
+    if "position_embeddings" in arguments:  # families that embed positions have none
+        behind["position_embeddings"] = tuple(x[:, count:] for x in arguments["position_embeddings"])
+    return behind

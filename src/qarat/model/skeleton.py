@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -45,12 +46,16 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
     """The model on the meta device, with everything outside the blocks made real."""
     config = checkpoint.config
     skeleton: Any = checkpoint.skeleton(attn_implementation=ATTENTION, dtype=runtime.torch_dtype)
+    _check_parts(skeleton, checkpoint, family)
     head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
     tied: set[str] = {head} if config.tie_word_embeddings else set()
     wanted: Mapping[str, Tensor] = {k: v for k, v in skeleton.state_dict().items() if k not in tied}
     checkpoint.check(wanted, optional=tied)
     if family.rotary:  # only now: by the shapes of the weights, its size makes sense
         _make_rotary(skeleton, family.rotary, checkpoint, runtime)
+    embed: Any = skeleton.get_submodule(family.embedding)
+    if hasattr(embed, "scalar_embed_scale"):  # Gemma's; a buffer that no checkpoint holds either
+        embed.embed_scale = torch.tensor(embed.scalar_embed_scale, device=runtime.device)
     outside = {key: value for key, value in wanted.items() if not key.startswith(f"{family.blocks}.")}
     state = checkpoint.read("", outside, runtime)
     if tied:
@@ -71,6 +76,16 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
             "together; take both from the same model"
         )
     return skeleton.eval().requires_grad_(False)
+
+
+def _check_parts(skeleton: nn.Module, checkpoint: Checkpoint, family: Family) -> None:
+    """Refuse variants of an architecture that lack what the walk goes through (OPT-350M has no last norm)."""
+    for path in (family.embedding, family.norm, family.head):
+        try:
+            skeleton.get_submodule(path)
+        except AttributeError:
+            name = ", ".join(family.architectures)
+            raise UserError(f"{checkpoint.path}: a {name} without {path} is a variant that is not supported") from None
 
 
 def _make_rotary(skeleton: nn.Module, path: str, checkpoint: Checkpoint, runtime: Runtime) -> None:

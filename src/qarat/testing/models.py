@@ -24,7 +24,7 @@ from qarat.ground.disk import write_whole
 from qarat.model.texts import Document
 
 State = TypeVar("State", Path, dict[str, Tensor])
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "opt"]
 _BOS, _UNKNOWN = "<s>", "<unk>"
 _SPACE, _NEWLINE = "Ġ", "Ċ"  # as byte-level BPE writes them
 _CHARACTERS = [_SPACE, *string.ascii_lowercase, _NEWLINE, *string.ascii_uppercase, *string.digits, *string.punctuation]
@@ -106,6 +106,8 @@ def tiny_checkpoint(
         eos_token_id=None,
         pad_token_id=None,
     )
+    if architecture == "opt":  # which has names of its own
+        fields |= {"ffn_dim": intermediate, "word_embed_proj_dim": hidden, "pad_token_id": 1}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **(fields | config)))
     _draw_weights(model, torch.Generator().manual_seed(seed))
     shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}

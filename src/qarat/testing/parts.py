@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
+from qarat.model.attention import transformers_attention
 from qarat.model.families import Family
 from qarat.model.folders import MARK
 from qarat.model.model import Model
@@ -79,7 +80,9 @@ def _check_walk(model: Model, whole: nn.Module) -> None:
     for index, block in model.walk():
         hidden = model.run_block(index, block, hidden)
     logits = model.logits(hidden)
-    ordinary = AutoModelForCausalLM.from_pretrained(model.folder, dtype=model.runtime.torch_dtype)
+    ordinary = AutoModelForCausalLM.from_pretrained(
+        model.folder, dtype=model.runtime.torch_dtype, attn_implementation=transformers_attention(model.config)
+    )
     assert torch.equal(logits, ordinary(tokens).logits), "the walk's logits are not those of transformers"
     assert torch.equal(logits, whole(tokens).logits), "the walk's logits are not those of the module put together"
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
+from qarat.model.attention import transformers_attention
 from qarat.model.model import Model, open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity, window_nats
@@ -26,6 +27,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mistral-sliding": {"architecture": "mistral", "sliding_window": 8},
     "qwen2": {"architecture": "qwen2"},
     "qwen3": {"architecture": "qwen3"},
+    "gemma2": {"architecture": "gemma2", "sliding_window": 8, "attn_logit_softcapping": 2.0},
+    "gemma3": {"architecture": "gemma3_text", "sliding_window": 8},
+    "opt": {"architecture": "opt"},
 }
 
 
@@ -42,7 +46,9 @@ def token_set(windows: int = 7, length: int = LENGTH, seed: int = 8) -> TokenSet
 def test_it_is_transformers_own_loss(variant: str, tmp_path: Path):
     folder, tokens = tiny_checkpoint(tmp_path, **VARIANTS[variant]), token_set()
     evaluation = measure_perplexity(open_model(str(folder)), tokens, label="float")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=transformers_attention(AutoConfig.from_pretrained(folder))
+    )
     with torch.no_grad():
         losses = [float(model(ids[None], labels=ids[None]).loss) for ids in tokens.windows]
     assert evaluation.predicted == (LENGTH - 1,) * 7

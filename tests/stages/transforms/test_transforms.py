@@ -25,14 +25,14 @@ from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW
 
-KINDS = ("llama", "qwen2", "mistral", "qwen3", "llama-bf16")
+KINDS = ("llama", "qwen2", "mistral", "qwen3", "llama-bf16", "gemma2", "gemma3_text")
 SPELLINGS = ("hadamard", "smooth/0.5", "smooth/0.8/all")
 WIDTH = 80  # of the MLP: 20 · 4
 
 
 @pytest.fixture(params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Grouped queries everywhere; biases (qwen2), norms on q and k (qwen3), a checkpoint in 16 bits."""
+    """Grouped queries; biases (qwen2), norms on q and k (qwen3), 16 bits, norms of 1 + w (Gemma)."""
     architecture, _, dtype = request.param.partition("-")
     kind = torch.bfloat16 if dtype else torch.float32
     return tiny_checkpoint(tmp_path / "model", architecture=architecture, intermediate=WIDTH, dtype=kind)
@@ -71,6 +71,15 @@ def test_float_outputs_stay(spelling: str, model: Model, tiny_text: Path):
     windows = calibration(model, tiny_text).windows
     before, after = logits_of(model, windows), logits_of(transformed(model, spelling, tiny_text), windows)
     assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_an_mlp_without_a_gate_is_smoothed_and_not_rotated(tmp_path: Path, tiny_text: Path):
+    model = open_model(str(tiny_checkpoint(tmp_path / "opt", architecture="opt", intermediate=WIDTH)))
+    windows = calibration(model, tiny_text).windows
+    before, after = logits_of(model, windows), logits_of(transformed(model, "smooth/0.8/all", tiny_text), windows)
+    assert 0 < (after - before).abs().max() <= 1e-5 * before.abs().max()
+    with pytest.raises(UserError, match="fc2 stands in the block itself; leave it out"):
+        transformed(model, "hadamard", tiny_text)
 
 
 @pytest.fixture(scope="module")

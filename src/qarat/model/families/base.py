@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from torch import nn
 
 from qarat.values.roles import Role
 
@@ -36,16 +37,17 @@ class Gguf(msgspec.Struct, frozen=True):
         model_type: As transformers' config does.
         named: What the model's name holds, where families share an architecture; empty for that of all others.
         paired_rows: Whether rows of q and k are in the order of a rotary embedding that turns neighbours, not halves.
-        shifted_norms: Whether a norm whose factor is 1 + w is stored by its factor.
         fields: Of the config, beyond those that all have, to what stands behind the architecture's name.
+        query_width: Of models known by their number of blocks, what the scores are divided by the root of; in all
+            others that is the width of a head. No file says it.
     """
 
     architecture: str
     model_type: str
     named: str = ""
     paired_rows: bool = False
-    shifted_norms: bool = False
     fields: dict[str, str] = {}
+    query_width: dict[int, int] = {}
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -60,6 +62,9 @@ class Family(msgspec.Struct, frozen=True):
         head: Projection onto the vocabulary.
         attention: The attention module inside a block, home of the products `qk` and `av`.
         streams: Activation tensors that projections read, in the order of the forward pass.
+        block: Class of the decoder layers, where transformers' own do not show streams as (windows, tokens, channels);
+            it has the same parts.
+        norm_offset: What a norm adds to its weight before it multiplies; 1 where a weight of 0 changes nothing.
         gguf: How GGUF files hold them; None where they are not read.
     """
 
@@ -71,6 +76,8 @@ class Family(msgspec.Struct, frozen=True):
     head: str
     attention: str
     streams: tuple[Stream, ...]
+    block: type[nn.Module] | None = None
+    norm_offset: float = 0.0
     gguf: Gguf | None = None
 
     @property

@@ -51,7 +51,8 @@ class GgufCheckpoint(Checkpoint):
             UserError: As `read_head`, `translate_config` and `build_tokenizer`.
         """
         self._file = read_head(path)
-        _, self._gguf = family_in(self._file)
+        family, self._gguf = family_in(self._file)
+        self._norm_offset = family.norm_offset
         config = translate_config(self._file)
         self._directory = tempfile.TemporaryDirectory(prefix="qarat-")  # gone with the checkpoint
         folder = Path(self._directory.name)
@@ -107,8 +108,8 @@ class GgufCheckpoint(Checkpoint):
 
     def _restored(self, name: str, values: Tensor) -> Tensor:
         """A tensor as transformers has it."""
-        if self._gguf.shifted_norms and name.endswith("norm.weight"):
-            return values - 1  # stored as what is multiplied with
+        if self._norm_offset and name.endswith("norm.weight"):
+            return values - self._norm_offset  # stored as what is multiplied with
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if self._gguf.paired_rows and heads is not None:
             # From pairs (llama.cpp's rotary embedding) to halves.

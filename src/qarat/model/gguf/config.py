@@ -65,20 +65,21 @@ def translate_config(file: GgufFile) -> PreTrainedConfig:
         raise UserError(f"{file.path} holds no token_embd.weight, so it is no language model; give one that is")
     values = _values(file, gguf.architecture)
     fields = _sizes(file, values, _FIELDS | gguf.fields)
-    floats = {
-        kind if kind in FLOATS else "BF16" for name, kind in file.kinds.items() if len(file.tensors[name].shape) > 1
-    }
+    matrices = (tensor.tensor_type.name for tensor in file.tensors.values() if len(tensor.shape) > 1)
+    floats = {kind if kind in FLOATS else "BF16" for kind in matrices}
     fields |= {
         "vocab_size": int(embedding.shape[1]),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,  # read by the architectures that may have it or not
         "dtype": next(dtype for kind, dtype in _DTYPES.items() if kind in floats),
         "rope_theta": values.get("rope.freq_base", 10000.0),
         "rope_scaling": _linear_scaling(file, values),
     }
-    fields |= {
-        name: file.values[f"tokenizer.ggml.{name}"] for name in _SPECIAL if f"tokenizer.ggml.{name}" in file.values
-    }
+    if "blk.0.attn_output.bias" in file.tensors:  # where it may be there or not; Qwen 2 has the others always
+        fields["attention_bias"] = True
+    if gguf.query_width:
+        fields["query_pre_attn_scalar"] = gguf.query_width.get(fields["num_hidden_layers"], fields["head_dim"])
+    special = ((name, file.values.get(f"tokenizer.ggml.{name}")) for name in _SPECIAL)
+    fields |= {name: index for name, index in special if index is not None}
     try:
         config = AutoConfig.for_model(gguf.model_type, architectures=list(family.architectures[:1]), **fields)
     except Exception as error:  # whatever stumbles first over a number that makes no sense

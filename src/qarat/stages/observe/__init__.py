@@ -88,13 +88,13 @@ class _AttentionWatcher(nn.Module):
         super().__init__()
         self._seen = seen
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> None:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> None:
         self._seen.see(Role.QUERIES, q)
         self._seen.see(Role.KEYS, k)
         first = self._seen.first_token
         windows = zip(q, k, mask, strict=True)
         self._seen.see_pieces(
-            Role.PROBABILITIES, (probability_pieces(*operands, scaling, first) for operands in windows)
+            Role.PROBABILITIES, (probability_pieces(*operands, scaling, softcap, first) for operands in windows)
         )
         self._seen.see(Role.VALUES, v)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.histograms import CODES, bin_counts, count_magnitudes, median_of
+from qarat.model.attention import capped
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.values.records.streams import Peak, StreamStats
@@ -43,7 +44,9 @@ def _pieces(x: Tensor, first: int) -> Iterator[Piece]:
         yield Piece(x[:, token : token + tokens], token, 0)
 
 
-def probability_pieces(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first: int) -> Iterator[Piece]:
+def probability_pieces(
+    q: Tensor, k: Tensor, mask: Tensor, scaling: float, softcap: float | None, first: int
+) -> Iterator[Piece]:
     """Attention probabilities of one window, from ``first`` on, in pieces (some heads, some tokens, keys)."""
     rows = max(1, PIECE[q.device.type] // k.shape[1])
     heads = max(1, rows // q.shape[1])
@@ -51,7 +54,11 @@ def probability_pieces(q: Tensor, k: Tensor, mask: Tensor, scaling: float, first
         tokens = slice(token, token + rows)
         for head in range(0, q.shape[0], heads):
             some = slice(head, head + heads)
-            scores = torch.baddbmm(mask[:, tokens], q[some, tokens], k[some].transpose(-1, -2), alpha=scaling)
+            keys = k[some].transpose(-1, -2)
+            if softcap is None:
+                scores = torch.baddbmm(mask[:, tokens], q[some, tokens], keys, alpha=scaling)
+            else:
+                scores = capped(q[some, tokens] @ keys * scaling, softcap) + mask[:, tokens]
             yield Piece(scores.softmax(-1, dtype=torch.float32)[..., first:], token, head)
 
 

@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
+from qarat.model.attention import transformers_attention
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import Findings
@@ -87,8 +88,10 @@ def transformers_logits(folder: Path, dtype: torch.dtype, windows: Tensor) -> Te
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):  # progress bars of the library's own
+            local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            attention = transformers_attention(AutoConfig.from_pretrained(folder, **local))
             model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, **local
             )
             return model.eval()(input_ids=windows.cpu(), use_cache=False).logits.float()
     except Exception as error:  # whatever a loader of somebody else's raises

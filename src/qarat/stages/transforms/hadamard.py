@@ -44,8 +44,13 @@ def apply(model: Model) -> Model:
         UserError: Rotated already, an MLP of another kind, or a width of which no Hadamard matrix is known.
     """
     if model.is_rotated:
-        raise UserError(f"{model.folder} is rotated already; give hadamard once")
-    weight = f"{model.family.reader(Role.DOWN_INPUT)}.weight"
+        raise UserError(f"{model.path} is rotated already; give hadamard once")
+    down = model.family.reader(Role.DOWN_INPUT)
+    if "." not in down:
+        raise UserError(
+            f"hadamard goes into an MLP, and in {model.path} {down} stands in the block itself; leave it out"
+        )
+    weight = f"{down}.weight"
 
     def fold(index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         factors = [factor.to(state[weight].device) for factor in rotation_factors(state[weight].shape[1])]

@@ -82,7 +82,8 @@ def apply(model: Model, stats: ActivationStats, strength: float, *, everywhere: 
         for stream in streams:
             seen = stats.stream(f"{model.family.blocks}.{index}.{stream.name}").arrays
             reach = torch.maximum(-seen["channel_min"], seen["channel_max"])
-            state = _fold(state, stream, reach, strength, _head_size(model))
+            offset = model.family.norm_offset if stream.fused else 0.0  # what fused readers read comes from a norm
+            state = _fold(state, stream, reach, strength, _head_size(model), offset)
         return state
 
     spelled = f"smooth/{strength:g}" + (f"/{EVERYWHERE}" if everywhere else "")
@@ -104,7 +105,9 @@ def smoothing_scales(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
     return torch.where(reach > 0, factors.clamp(min=SMALLEST), 1.0)
 
 
-def _fold(state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: float, head: int) -> dict[str, Tensor]:
+def _fold(
+    state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: float, head: int, offset: float
+) -> dict[str, Tensor]:
     """Divide one stream and multiply the columns that read it.
 
     Args:
@@ -113,6 +116,7 @@ def _fold(state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: 
         reach: (channels,), largest magnitude of each channel.
         strength: α.
         head: Channels of an attention head.
+        offset: What the source adds to its weight before it multiplies.
     """
     readers = [state[f"{reader}.weight"] for reader in stream.readers]
     columns = torch.stack([weight.abs().amax(0).float() for weight in readers]).amax(0)
@@ -125,10 +129,11 @@ def _fold(state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: 
     folded = dict(state)
     for reader, weight in zip(stream.readers, readers, strict=True):
         folded[f"{reader}.weight"] = weight * spread.to(weight.dtype)
-    for name in (f"{stream.source}.weight", f"{stream.source}.bias"):
+    for leaf, added in (("weight", offset), ("bias", 0.0)):
+        name = f"{stream.source}.{leaf}"
         if name in state:
             value = state[name]
-            folded[name] = value / scales.to(value.dtype).view(-1, *[1] * (value.dim() - 1))
+            folded[name] = (value + added) / scales.to(value.dtype).view(-1, *[1] * (value.dim() - 1)) - added
     return folded
 
 
