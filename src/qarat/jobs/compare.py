@@ -14,6 +14,7 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.open_any import Opened, open_for_evaluation
+from qarat.model.finding import GGUF
 from qarat.values.records.comparison import Comparable, Comparison, compare
 from qarat.values.records.files import decode_record
 from qarat.values.records.scores import Divergence, Evaluation, ZeroShot
@@ -43,7 +44,7 @@ def compare_named(
         UserError: As `compare`, `decode_record` and `open_for_evaluation`.
     """
     labels = _labels(names)
-    records: dict[str, Comparable] = {name: _read(Path(name)) for name in names if Path(name).is_file()}
+    records: dict[str, Comparable] = {name: _read(Path(name)) for name in names if _is_record(Path(name))}
     runs = {name: Path(name) / RUN_EVALUATION for name in names if (Path(name) / RUN_EVALUATION).is_file()}
     if recorded and records.keys() | runs.keys() >= set(names):
         records |= {name: _read(path) for name, path in runs.items()}
@@ -51,6 +52,10 @@ def compare_named(
         if name not in records:
             records[name] = measure(open_for_evaluation(name, runtime, revision=revision))
     return compare([msgspec.structs.replace(records[name], label=labels[name]) for name in names])
+
+
+def _is_record(path: Path) -> bool:
+    return path.is_file() and path.suffix != GGUF
 
 
 def _read(path: Path) -> Comparable:

@@ -42,10 +42,12 @@ class Checkpoint:
         folder: Where config and tokenizer lie; ``path`` itself, unless another format had to be translated.
         config: Of transformers.
         dtype: The narrowest that a float tensor is kept in.
-        source: What is to be known of where the numbers come from, in words; empty for a float checkpoint.
+        source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
+        stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
     """
 
     source = ""
+    stored: tuple[str, float] | None = None
 
     def __init__(self, folder: Path, *, quantized: bool = False) -> None:
         """Read config and index, and check that every shard is there and whole.

@@ -159,7 +159,8 @@ class Model(Summarized):
         versions = {"qarat": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
         if self.runtime.kernels != REFERENCE:
             versions["kernels"] = self.runtime.kernels
-        return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype)
+        source = self.checkpoint.source or msgspec.UNSET
+        return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype, source)
 
     def require_float(self, verb: str) -> None:
         """Refuse a model that is quantized already.

@@ -51,6 +51,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+LOW4 = "w=int4/g32"
+
+
 def well(answer: Any) -> Any:
     assert answer.code == 0, answer.err
     return answer
@@ -266,6 +269,27 @@ def test_a_run_and_its_export_are_asked_the_same_questions(qarat: Qarat, small: 
     assert plan.scores == export.scores
     assert plan.plan == export.plan != ""
     assert "identical" in well(qarat("compare", tmp_path / "plan.json", tmp_path / "export.json")).out
+
+
+def test_a_gguf_file_is_a_model_like_any_other(
+    qarat: Qarat, small: list[str], tmp_path: Path, with_merge: Callable[[Path], Path]
+) -> None:
+    folder = with_merge(tiny_checkpoint(tmp_path / "tiny"))
+    out = tmp_path / "out"
+    exporting = ["--low", "w=int4/g32", "--budget", "nats+9", "--no-page", "--export", "gguf"]
+    well(qarat("run", folder, *small, *exporting, "-o", out))
+    file = out / "gguf" / "model.gguf"
+    again = ["--budget", "nats+9", "-o", tmp_path / "again"]
+    answer = well(qarat("run", file, *small, *again))
+    assert "source: tiny, GGUF: " in answer.err
+    assert "holds its weights in Q4_0, 4.5 bits each: 8 bits hardly round them again" in answer.err
+    assert "Q4_0 (4.5 bits)" in (tmp_path / "again" / "report.html").read_text()
+    assert (
+        "is not what they would cost the original"
+        in well(qarat("run", file, *small, "--low", "w=int4/g32", "--dry-run")).err
+    )
+    well(qarat("evaluate", tmp_path / "again", "--against", file, *small))
+    assert "again" in well(qarat("compare", file, tmp_path / "again", *small)).out
 
 
 # ---------------------------------------------------------------- strangers

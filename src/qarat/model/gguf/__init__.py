@@ -88,6 +88,13 @@ class GgufCheckpoint(Checkpoint):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property
+    def stored(self) -> tuple[str, float] | None:
+        """The type of most matrices and its bits; None where that is a float."""
+        kinds = Counter(t.tensor_type.name for t in self._file.tensors.values() if len(t.shape) > 1)
+        kind, _ = kinds.most_common(1)[0]
+        return None if kind in FLOATS else (kind, bits_of(kind))
+
+    @cached_property
     def source(self) -> str:
         """What the model is called, whose it is, and what its tensors are stored in."""
         says = {key: str(self._file.values.get(f"general.{key}", "")) for key in ("name", *_FACTS)}

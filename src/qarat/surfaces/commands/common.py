@@ -31,7 +31,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import Scheme, SchemeError
+from qarat.values.schemes import LinearScheme, Scheme, SchemeError
 
 
 def scheme_of(field: str, spelling: str) -> Scheme:
@@ -111,6 +111,8 @@ def check_transforms(path: Path, made_of: str, model: Model) -> None:
 
 def load_tokens(options: OnText, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
+    if model.checkpoint.source:
+        screen.note(f"source: {model.checkpoint.source}")
     text = options.text
     given = (text.calibration, text.selection, text.report) != (None, None, None)
     if not given and bundled_language(model) == "english":
@@ -138,8 +140,18 @@ def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None
     return stats
 
 
-def note_matches(request: ProtectRequest, model: Model, screen: Screen) -> None:
-    """Say which sites the patterns of a request name."""
+def note_request(request: ProtectRequest, model: Model, screen: Screen) -> None:
+    """Say which sites the patterns of a request name, and what to think of its scheme for such a source."""
+    low, stored = parse_scheme(request.low), model.checkpoint.stored
+    if stored and isinstance(low, LinearScheme) and low.weight is not None:
+        (kind, held), bits = stored, low.weight.number_format.bits
+        screen.note(
+            f"the source holds its weights in {kind}, {held:g} bits each: {bits} bits hardly round them again, and are "
+            "larger; what inputs lose is as on any model"
+            if bits >= held
+            else f"the source's weights were rounded to {kind}, {held:g} bits, before: what {bits} bits cost them here "
+            "is not what they would cost the original checkpoint"
+        )
     for line in describe_matches(request, model.sites()):
         screen.note(line)
 

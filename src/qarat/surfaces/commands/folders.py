@@ -46,7 +46,7 @@ def run(options: RunOptions, screen: Screen) -> Lines:
         show=screen.show,
         note=screen.note,
     )
-    common.note_matches(request, model, screen)
+    common.note_request(request, model, screen)
     if options.general.dry_run:
         common.check_weights(model)
         screen.show(job.estimate())

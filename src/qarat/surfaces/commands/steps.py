@@ -144,7 +144,7 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     common.check_transforms(options.menu, menu.provenance.model, model)
     rank_units(request, naive_plan(model, request, stats), stats, menu)
     calibration, selection, _ = common.load_tokens(options, model, screen)
-    common.note_matches(request, model, screen)
+    common.note_request(request, model, screen)
     if options.general.dry_run:
         tokens = selection.windows.numel()
         return common.show_estimate(

@@ -27,6 +27,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         versions: Of qarat, torch and transformers; ``kernels`` among them where others than the reference might run.
         seed: Of whatever was drawn at random.
         dtype: Arithmetic of the pass.
+        source: What the model was made from and what its tensors were stored in, where that was no float checkpoint.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
     seed: int = 0
     dtype: str = "float32"
+    source: str | msgspec.UnsetType = msgspec.UNSET  # not written where there is nothing to say
 
 
 class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
