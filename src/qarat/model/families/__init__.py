@@ -13,9 +13,9 @@ from functools import cache
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.model.families.base import Family, Stream
+from qarat.model.families.base import Family, Gguf, Stream
 
-__all__ = ["Family", "Stream", "family_of", "known_families"]
+__all__ = ["Family", "Gguf", "Stream", "family_of", "known_families"]
 
 
 @cache
