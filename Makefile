@@ -60,8 +60,9 @@ laws-out/wide: | setup
 laws-out/tokens: | setup
 	$(SWEEP) --formats mxint4 --blocks 32 --family py -o $@ py-64-12pct py-64-25pct py-64-50pct
 
-test: $(REAL) ## run the tests
-	$(BIN)/python -m pytest
+# A file stays with one process: what its tests share is made once.
+test: $(REAL) ## run the tests, a process for every core
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # Other programs pin what they need, so they live in an environment of their own; tests/engines skips without them.
 # llama-cpp-python is compiled (some 8 minutes on 2 cores). qarat comes without its dependencies: llm-compressor 0.14

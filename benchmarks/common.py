@@ -22,7 +22,8 @@ import transformers
 
 from qarat import __version__
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.testing import tiny_checkpoint
 

@@ -25,8 +25,8 @@ from scipy.stats import spearmanr
 
 from qarat.ground.runtime import Runtime
 from qarat.jobs.bench import make_meter
-from qarat.model.model import open_model
-from qarat.model.tokens import load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.stages import prices as damage
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
 from qarat.stages.prices.pricing import price

@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarat.ground.runtime import Runtime
-from qarat.model.model import open_model
+from qarat.model.opening import open_model
 from qarat.stages.export.llmcompressor import recipe
 from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.readback import logits_of

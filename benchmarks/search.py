@@ -27,8 +27,10 @@ from qarat.jobs.folder import Run
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.job import KIND, SearchJob
-from qarat.model.model import Model, open_model
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.space import Space, make_space
 from qarat.stages.choose.strategies.base import Asking, Goal, Proposal

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint, tiny_documents
 

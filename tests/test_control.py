@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from qarat.jobs.protecting import find_plan
-from qarat.model.model import Model, open_model
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
 from qarat.stages.spikes import RULES, diagnose, find_spikes

@@ -17,8 +17,8 @@ import pytest
 from safetensors.torch import load_file
 
 from qarat.model.folders import MARK
-from qarat.model.model import open_model
 from qarat.model.native import write_native
+from qarat.model.opening import open_model
 from qarat.stages.quantize import quantize
 from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint

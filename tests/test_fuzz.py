@@ -21,8 +21,8 @@ from rich.console import Console
 from qarat.ground.errors import UserError
 from qarat.jobs.verify import verify
 from qarat.jobs.whole_run import show_run
-from qarat.model.model import open_model
 from qarat.model.native import read_native, write_native
+from qarat.model.opening import open_model
 from qarat.stages.export.base import MARK, export_model
 from qarat.stages.quantize import quantize
 from qarat.surfaces.cli import main

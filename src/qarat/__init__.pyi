@@ -8,8 +8,8 @@ from qarat.jobs.search.job import search_plans as search_plans
 from qarat.model.model import Model as Model
 from qarat.model.native import read_native as read_native
 from qarat.model.native import write_native as write_native
+from qarat.model.token_sets import load_token_sets as load_token_sets
 from qarat.model.tokens import TokenSet as TokenSet
-from qarat.model.tokens import load_token_sets as load_token_sets
 from qarat.model.tokens import make_token_set as make_token_set
 from qarat.stages.laws.fitting import fit_law as fit_law
 from qarat.stages.laws.prediction import predict as predict

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qarat.model.layers import QuantLinear
-from qarat.model.model import Model, open_model
-from qarat.model.tokens import load_token_sets
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.stages.export.base import export_model
 from qarat.stages.export.gguf.types import tensor_name
 from qarat.stages.quantize import quantize

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.stages.observe import observe

@@ -10,7 +10,8 @@ import torch
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.bench import MeterSpec, make_meter, measure_with
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.testing import tiny_checkpoint

@@ -13,8 +13,9 @@ from qarat.ground.errors import UserError
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.compare import RUN_EVALUATION, compare_named
 from qarat.jobs.open_any import Opened, find_native, open_for_evaluation
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import write_native
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import MARK, export_model
 from qarat.stages.measure.divergence import measure_divergence

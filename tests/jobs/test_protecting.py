@@ -11,7 +11,8 @@ import torch
 
 from qarat.ground.errors import UserError
 from qarat.jobs.protecting import find_plan, naive_plan, profile
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price

@@ -13,9 +13,11 @@ from qarat.jobs.checks import check_plan_request
 from qarat.jobs.folder import Run
 from qarat.jobs.transforming import apply_again, outline, prepare
 from qarat.jobs.whole_run import Pipeline
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import read_native
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.read_back.readback import logits_of
 from qarat.testing import tiny_checkpoint
 from qarat.values.fingerprints import source_of, transforms_of

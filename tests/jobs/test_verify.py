@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qarat.jobs.verify import AgainstFloat, verify
-from qarat.model.model import Model, open_model
-from qarat.model.tokens import load_token_sets
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.scores import paired_difference

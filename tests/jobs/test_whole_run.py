@@ -23,9 +23,9 @@ from qarat.ground.runtime import Runtime, no_progress
 from qarat.jobs import whole_run as pipeline
 from qarat.jobs.folder import Run, read_manifest
 from qarat.jobs.whole_run import Pipeline
-from qarat.model.model import open_model
 from qarat.model.native import read_native
-from qarat.model.tokens import load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.surfaces import cli
 from qarat.surfaces.cli import main
 from qarat.surfaces.progress import StageProgress

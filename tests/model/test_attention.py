@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qarat.model.attention import ATTENTION, PRODUCTS, WATCHER, capped
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.testing import tiny_checkpoint
 from qarat.values.roles import Role
 

@@ -19,9 +19,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import is_native, read_native, write_native
 from qarat.model.native_tensors import site_bytes
+from qarat.model.opening import open_model
 from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model

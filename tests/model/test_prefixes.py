@@ -14,7 +14,8 @@ from qarat.jobs.bench import make_meter
 from qarat.jobs.protecting import profile
 from qarat.maths.static_scales import check_static
 from qarat.model.layers import QuantProducts
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.prefixes import PrefixedBlock, check_prefix, leading_tokens, prefix_of, shared_front
 from qarat.model.reference_models import reference_models
 from qarat.model.texts import bundled_documents

@@ -2,9 +2,10 @@
 
 import pytest
 
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.reference_models import PACKAGED
-from qarat.model.tokens import load_token_sets
+from qarat.model.token_sets import load_token_sets
 from qarat.stages.observe import observe
 from qarat.stages.spikes import find_spikes
 

@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.texts import Document
-from qarat.model.tokens import NOTHING, Bos, TokenSet, check_disjoint, default_bos, load_token_sets, make_token_set
+from qarat.model.token_sets import check_disjoint, load_token_sets
+from qarat.model.tokens import NOTHING, Bos, TokenSet, default_bos, make_token_set
 from qarat.testing import tiny_documents, tiny_tokenizer
 
 ALPHABET = Document("alphabet", "abcdefghijklmnopqrstuvwxyz")

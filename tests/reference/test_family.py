@@ -15,7 +15,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from qarat.model.model import open_model
+from qarat.model.opening import open_model
 from qarat.model.reference_models import reference_models
 
 ROOT = Path(__file__).parents[2]

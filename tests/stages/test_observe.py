@@ -15,7 +15,8 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.maths.histograms import EDGES
 from qarat.model.attention import WATCHER
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.testing import plant_spike, tiny_checkpoint

@@ -16,7 +16,8 @@ from qarat.maths.kernels import reference
 from qarat.maths.tensors import QuantizedTensor
 from qarat.model.attention import transformers_attention
 from qarat.model.layers import QuantLinear, QuantProducts
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.quantize import WeightCache, build_block, check_stats, quantize

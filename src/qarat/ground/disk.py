@@ -87,10 +87,10 @@ def check_folder(out: Path, mark: str, *, overwrite: bool) -> None:
     if out.exists():
         if not overwrite:
             raise UserError(f"{out} exists already; give another `out`, or `overwrite` to replace it")
-        if not _is_ours(out, mark):
+        if not is_ours(out, mark):
             raise UserError(f"{out} is not from this command (no {mark}), so `overwrite` leaves it; give another `out`")
-    for spare in (_partial(out), _replaced(out)):
-        if spare.exists() and not _is_ours(spare, mark):
+    for spare in (partial_of(out), _replaced(out)):
+        if spare.exists() and not is_ours(spare, mark):
             raise UserError(f"{spare} is in the way, and holds no {mark}; move it, or give another `out`")
     _check_parent(out)
 
@@ -103,9 +103,9 @@ def new_folder(out: Path, mark: str) -> Generator[Path]:
         UserError: As `check_folder` with ``overwrite``; or it cannot be written.
     """
     check_folder(out, mark, overwrite=True)
-    partial = _partial(out)
+    partial = partial_of(out)
     with explained(out):
-        _delete(partial, mark)
+        delete(partial, mark)
         partial.mkdir(parents=True)
         try:
             yield partial
@@ -120,13 +120,13 @@ def put_into_place(out: Path, mark: str) -> None:
     retired = _replaced(out)
     with explained(out):
         if out.exists():
-            _delete(retired, mark)
+            delete(retired, mark)
             os.replace(out, retired)
-        os.replace(_partial(out), out)
-        _delete(retired, mark)
+        os.replace(partial_of(out), out)
+        delete(retired, mark)
 
 
-def _partial(out: Path) -> Path:
+def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
@@ -134,12 +134,12 @@ def _replaced(out: Path) -> Path:
     return out.with_name(out.name + ".replaced")
 
 
-def _is_ours(path: Path, mark: str) -> bool:
+def is_ours(path: Path, mark: str) -> bool:
     """Whether a folder was written by qarat, or is empty."""
     return path.is_dir() and ((path / mark).is_file() or all(p.match(".*.partial") for p in path.iterdir()))
 
 
-def _delete(folder: Path, mark: str) -> None:
+def delete(folder: Path, mark: str) -> None:
     """Delete a folder, the mark last: cut short, it is still known as ours."""
     if folder.is_dir():
         for path in folder.iterdir():
@@ -158,10 +158,10 @@ def _check_parent(path: Path) -> None:
         raise UserError(f"cannot write {path}: no permission to write in {parent}")
 
 
-def _file_hash(path: Path) -> str | None:
+def file_hash(path: Path) -> str | None:
     """SHA-256 of a file, or of every file of a folder with its name; None if there is none."""
     if path.is_dir():
-        parts = [(str(p.relative_to(path)), _file_hash(p)) for p in sorted(path.rglob("*")) if p.is_file()]
+        parts = [(str(p.relative_to(path)), file_hash(p)) for p in sorted(path.rglob("*")) if p.is_file()]
         return hash_json(parts)
     if not path.is_file():
         return None

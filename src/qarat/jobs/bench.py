@@ -14,7 +14,8 @@ from qarat.ground.disk import explained
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.runners.base import Here, Runner
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.trials import PlanMeter, TrialLog

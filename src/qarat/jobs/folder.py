@@ -67,7 +67,7 @@ class Run:
         """
         disk.check_folder(out, self.MANIFEST, overwrite=overwrite)
         self.out, self.kind = out, kind
-        self.folder = disk._partial(out)
+        self.folder = disk.partial_of(out)
         self.steps: dict[str, dict[str, str]] = {}
 
     def begin(self, **facts: object) -> None:
@@ -111,14 +111,14 @@ class Run:
         """
         wanted = disk.hash_json([key, *(self.steps[step] for step in after)])
         known = self.steps.get(name, {})
-        if known.get("key") == wanted and all(disk._file_hash(self.path(o)) == known.get(o, "") for o in outputs):
+        if known.get("key") == wanted and all(disk.file_hash(self.path(o)) == known.get(o, "") for o in outputs):
             self.log(step=name, reused=True)
             return False
         begun = time.perf_counter()
         work()
         hashes: dict[str, str] = {}
         for output in outputs:
-            digest = disk._file_hash(self.path(output))
+            digest = disk.file_hash(self.path(output))
             if digest is None:
                 raise RuntimeError(f"step {name} did not write {output}")
             hashes[output] = digest
@@ -141,9 +141,9 @@ class Run:
         if (
             not self.steps
             and not any(self.path(name).exists() for name in begun)
-            and disk._is_ours(self.folder, self.MANIFEST)
+            and disk.is_ours(self.folder, self.MANIFEST)
         ):
-            disk._delete(self.folder, self.MANIFEST)
+            disk.delete(self.folder, self.MANIFEST)
 
     @contextmanager
     def work(self, *begun: str, **facts: object) -> Iterator[None]:

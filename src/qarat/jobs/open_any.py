@@ -15,8 +15,9 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.jobs.folder import Run
 from qarat.model.folders import MARK
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import is_native, read_native
+from qarat.model.opening import open_model
 from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored

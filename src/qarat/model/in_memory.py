@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from qarat.ground.disk import explained
 from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
-from qarat.model.model import Model, open_checkpoint
+from qarat.model.model import Model
+from qarat.model.opening import open_checkpoint
 
 
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime | None = None) -> Model:

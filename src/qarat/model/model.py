@@ -32,7 +32,6 @@ from qarat.model.checkpoints import Checkpoint
 from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
-from qarat.model.finding import find_checkpoint, read_checkpoint
 from qarat.model.layers import RotatedMlp, Rotation
 from qarat.model.skeleton import build_skeleton, list_sites
 from qarat.values.fingerprints import brief, join
@@ -310,24 +309,3 @@ def _shallow(module: nn.Module) -> nn.Module:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied
-
-
-def open_model(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Model:
-    """Open a checkpoint without loading its blocks.
-
-    Args:
-        name: A local Hugging Face folder, a GGUF file, a reference model's name, or a hub id.
-        runtime: Device, dtype and limits; default CPU, float32.
-        revision: Of the hub id.
-
-    Raises:
-        UserError: No such model, unsupported architecture, damaged or contradictory files.
-    """
-    return open_checkpoint(read_checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
-
-
-def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:
-    """Open a float checkpoint that was found already; errors as `open_model`."""
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    return Model(checkpoint, runtime)

@@ -23,18 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model
-from qarat.model.reference_models import reference_models
-from qarat.model.texts import Document, Language, bundled_documents, read_documents, split_documents
+from qarat.model.texts import Document
 
 Bos = Literal["each", "once", "never"]
 
-_NAMES = ("calibration", "selection", "report")
 _CONVENTIONS: dict[str, str] = {"each": "bos", "once": "once", "never": "nobos"}
 NOTHING = -100
 """The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
 
-_LENGTH = 512  # tokens of a window where neither the caller nor the model asks for fewer
 
 
 class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
@@ -241,88 +237,3 @@ def _spread(total: int, limit: int | None, seed: int) -> list[int]:
 def hash_text(text: str) -> str:
     """SHA-256 of a text; blank space around it makes no other text of it."""
     return hashlib.sha256(text.strip().encode()).hexdigest()
-
-
-def check_disjoint(*sets: TokenSet) -> None:
-    """Check that no text is in more than one of the sets.
-
-    Raises:
-        UserError: Naming every document that is, and the sets.
-    """
-    homes: dict[str, dict[int, str]] = {}
-    for index, tokens in enumerate(sets):
-        for digest, source in zip(tokens.documents, tokens.document_sources, strict=True):
-            homes.setdefault(digest, {}).setdefault(index, f"{source} in {tokens.name}")
-    shared = [", ".join(places.values()) for places in homes.values() if len(places) > 1]
-    if shared:
-        raise UserError(
-            f"the token sets share {len(shared)} documents:\n  "
-            + "\n  ".join(shared)
-            + "\ngive files with no text in common, or one file, which is then split by documents"
-        )
-
-
-def bundled_language(model: Model) -> Language:
-    """In what language the package's own text suits a model: Python for those of this project, which share a tokenizer.
-
-    Their quantized folders have that tokenizer, too.
-    """
-    mine = model.folder / "tokenizer.json"
-    theirs = [folder / mine.name for folder in reference_models().values()]
-    alike = mine.is_file() and any(f.is_file() and f.read_bytes() == mine.read_bytes() for f in theirs)
-    return "python" if alike else "english"
-
-
-def load_token_sets(
-    model: Model,
-    *,
-    calibration: str | None = None,
-    selection: str | None = None,
-    report: str | None = None,
-    length: int | None = None,
-    bos: Bos | Literal["auto"] = "auto",
-    samples: int = 64,
-    report_samples: int = 256,
-    seed: int = 0,
-) -> tuple[TokenSet, TokenSet, TokenSet]:
-    """The three token sets of a run.
-
-    Args:
-        model: Gives the tokenizer and the longest window.
-        calibration: As `read_documents` takes it. Alone, it is split into all three by documents.
-        selection: As `read_documents` takes it.
-        report: As `read_documents` takes it. With none of the three given, the package's own text is used, in the
-            language of `bundled_language`.
-        length: Tokens of a window; default the model's own length, at most 512.
-        bos: As `make_token_set`; ``auto`` does as the tokenizer does (`default_bos`).
-        samples: At most so many windows for calibration, and for selection.
-        report_samples: At most so many windows for the report.
-        seed: For the split and the choice of windows.
-
-    Raises:
-        UserError: Some but not all of the texts given, texts in common, or as `read_documents` and `make_token_set`.
-    """
-    names = {"calibration": calibration, "selection": selection, "report": report}
-    missing = [name for name, path in names.items() if path is None]
-    if len(missing) == 3:
-        language = bundled_language(model)
-        texts = [bundled_documents(which, language) for which in ("calibration", "selection", "report")]
-    elif missing == ["selection", "report"] and calibration is not None:
-        texts = list(split_documents(read_documents(calibration), seed))
-    elif missing:
-        raise UserError(
-            f"text is missing for: {', '.join(missing)}; give all three (`calibration`, `selection`, `report`), "
-            "only `calibration` (it is then split by documents), or none (the bundled text)"
-        )
-    else:
-        texts = [read_documents(path) for path in names.values() if path is not None]
-    tokenizer = model.tokenizer
-    rule: Bos = default_bos(tokenizer) if bos == "auto" else bos
-    size = min(model.length, _LENGTH) if length is None else length
-    limits = (samples, samples, report_samples)
-    sets = [
-        make_token_set(n, t, tokenizer, length=size, bos=rule, limit=limit, seed=seed, model_length=model.length)
-        for n, t, limit in zip(_NAMES, texts, limits, strict=True)
-    ]
-    check_disjoint(*sets)
-    return sets[0], sets[1], sets[2]

@@ -23,7 +23,8 @@ from qarat.jobs.whole_run import KIND, Pipeline
 from qarat.model.in_memory import wrap_model
 from qarat.model.model import Model
 from qarat.model.native import read_native
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.surfaces.page import write_report
 from qarat.values.plans import Plan

@@ -16,7 +16,8 @@ from qarat.ground.errors import UserError
 from qarat.maths.kernels import Kernel, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import quantize_tensor
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.changes import Pricing

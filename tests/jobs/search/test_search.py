@@ -22,8 +22,10 @@ from qarat.jobs.runners.base import Here
 from qarat.jobs.search.budgets import check_tasks, plan_file, reach_accuracy
 from qarat.jobs.search.job import SearchJob, search_plans
 from qarat.jobs.transforming import apply_again
-from qarat.model.model import Model, open_model
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.choose import trials
 from qarat.surfaces.commands.common import pricing_work
 from qarat.values.budgets import AccuracyBudget, parse_budget

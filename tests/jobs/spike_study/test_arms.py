@@ -14,7 +14,8 @@ from qarat.jobs.spike_study.arms import (
     protection_arms,
 )
 from qarat.jobs.spike_study.published import PUBLISHED, published_of
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.testing import tiny_checkpoint
 from qarat.values.parsing import parse_scheme
 from qarat.values.requests.spike_study import EXTENTS, MAIN, METHODS, TWIN, Setting, SpikeRequest

@@ -11,8 +11,8 @@ from qarat.ground.runtime import no_progress
 from qarat.jobs.folder import Run
 from qarat.jobs.spike_study.job import SpikeJob
 from qarat.jobs.spike_study.worlds import TOGETHER, SpikeTokens
-from qarat.model.model import open_model
-from qarat.model.tokens import load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.stages.choose.trials import Answer, TrialLog
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize

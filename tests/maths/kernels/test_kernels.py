@@ -9,8 +9,8 @@ import torch
 from qarat.ground.runtime import Runtime
 from qarat.maths.kernels import KERNELS, REFERENCE
 from qarat.model.layers import QuantLinear
-from qarat.model.model import open_model
 from qarat.model.native import read_native, write_native
+from qarat.model.opening import open_model
 from qarat.stages.quantize import quantize
 from qarat.testing.extensions import check_kernel
 from qarat.values.plans import assign

@@ -5,7 +5,8 @@ from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
 from qarat.model.families import family_of, known_families
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.testing import check_family, tiny_checkpoint
 from qarat.values.roles import OPERANDS, Role
 

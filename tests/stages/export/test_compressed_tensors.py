@@ -24,8 +24,9 @@ from qarat.maths.rounding import decode
 from qarat.maths.static_scales import static_operands
 from qarat.model.attention import transformers_attention
 from qarat.model.layers import QuantLinear
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages import export as exporters
 from qarat.stages.export import compressed_tensors as exporter

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.tensors import fake_quantize
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
+from qarat.model.opening import open_model
 from qarat.stages.export.base import check_export, export_model
 from qarat.stages.export.gguf.types import tensor_name
 from qarat.stages.quantize import quantize

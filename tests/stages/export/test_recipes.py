@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.stages.export import EXPORTERS
 from qarat.stages.export.recipes import UnsayableError, by_entry, float_sites, translate
 from qarat.testing import tiny_checkpoint

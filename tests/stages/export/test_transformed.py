@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
-from qarat.model.tokens import load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.stages.export.base import check_export, export_model
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize

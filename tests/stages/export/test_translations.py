@@ -16,7 +16,8 @@ import torch
 import yaml
 from compressed_tensors.quantization import QuantizationScheme
 
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.export import EXPORTERS
 from qarat.stages.export.gguf.types import nearest_type, tensor_name

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.texts import read_lines, read_rows
 from qarat.stages.measure import conventions
 from qarat.stages.measure.conventions import CONVENTIONS, load_by_convention

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import NOTHING, TokenSet
 from qarat.stages.measure.divergence import WORST, measure_divergence
 from qarat.stages.quantize import quantize

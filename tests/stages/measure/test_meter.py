@@ -11,7 +11,8 @@ from torch import nn
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.meter import Meter, prefix_order
 from qarat.stages.measure.perplexity import measure_perplexity

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from qarat.model.model import Model
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.quantize import quantize
 from qarat.values.plans import assign

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model.model import open_model
-from qarat.model.tokens import load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
 from qarat.stages.prices.checking import check, fit_correction, measure_sites
 from qarat.stages.prices.pricing import price
 from qarat.values.parsing import parse_scheme

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.attention import PRODUCTS
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.prices.fisher import METRIC

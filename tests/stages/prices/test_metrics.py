@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.attention import PRODUCTS
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages import prices as damage
 from qarat.stages.prices import capture, passes

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qarat.model.layers import QuantLinear
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import write_native
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.jobs.verify import LOGITS_LIMIT, AgainstRun, verify
-from qarat.model.model import open_model
+from qarat.model.opening import open_model
 from qarat.stages.export.base import export_model
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize

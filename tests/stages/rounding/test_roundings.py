@@ -9,8 +9,9 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.tensors import quantize_tensor
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
+from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize

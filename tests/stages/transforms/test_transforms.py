@@ -10,8 +10,10 @@ from torch import nn
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.layers import RotatedMlp, Rotation
-from qarat.model.model import ROTATION, Model, open_model
-from qarat.model.tokens import TokenSet, load_token_sets
+from qarat.model.model import ROTATION, Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize

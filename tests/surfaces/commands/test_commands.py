@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model import tokens as data
+from qarat.model import token_sets as data
 from qarat.model.native import read_native
 from qarat.model.reference_models import PACKAGED, Packaged
 from qarat.stages.prices import output_error

@@ -20,7 +20,8 @@ from qarat.jobs.runners import open_runner
 from qarat.jobs.search.budgets import Scores, check_tasks, choice_of, correction_of, plan_file, reach_accuracy
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
-from qarat.model.tokens import TokenSet, check_disjoint
+from qarat.model.token_sets import check_disjoint
+from qarat.model.tokens import TokenSet
 from qarat.stages.choose.driver import Driver
 from qarat.stages.choose.outcomes import points_of, reach
 from qarat.stages.choose.space import Space, make_space

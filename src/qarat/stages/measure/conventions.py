@@ -30,7 +30,8 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.model.model import Model
 from qarat.model.texts import Document, article_starts, bundled_file, read_documents, read_lines, read_rows
-from qarat.model.tokens import NOTHING, Bos, TokenSet, bundled_language, default_bos, hash_text, make_token_set
+from qarat.model.token_sets import bundled_language
+from qarat.model.tokens import NOTHING, Bos, TokenSet, default_bos, hash_text, make_token_set
 from qarat.stages.measure.tasks.harness import import_harness
 
 CONVENTIONS = {

@@ -17,9 +17,11 @@ from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
 from qarat.jobs.transforming import apply_again, options_for, stats_behind
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
 from qarat.model.native import is_native
-from qarat.model.tokens import TokenSet, bundled_language, load_token_sets
+from qarat.model.opening import open_model
+from qarat.model.token_sets import bundled_language, load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS

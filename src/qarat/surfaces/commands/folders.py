@@ -15,7 +15,7 @@ from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
 from qarat.model.model import Model
 from qarat.model.native import read_native
-from qarat.model.tokens import bundled_language
+from qarat.model.token_sets import bundled_language
 from qarat.stages.export.base import MARK, check_export, export_model
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted

@@ -27,7 +27,8 @@ from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.model import Model
 from qarat.model.texts import read_documents
-from qarat.model.tokens import Bos, TokenSet, check_disjoint, make_token_set
+from qarat.model.token_sets import check_disjoint
+from qarat.model.tokens import Bos, TokenSet, make_token_set
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import OnText, Searching

@@ -1,6 +1,6 @@
 import itertools
 
-from qarat.model.model import open_model
+from qarat.model.opening import open_model
 from qarat.model.texts import Document, bundled_documents
 from qarat.stages.measure.tasks.code_continuation import CHOICES, CONTEXT, CONTINUATION, STRIDE, make_items
 

@@ -9,7 +9,8 @@ import torch
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import no_progress
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.stages.measure.tasks.harness_model import BATCH, wrap_model
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint, tiny_documents, tiny_tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, read_task
 from qarat.stages.measure.tasks.zero_shot import OWN_TASKS, measure_tasks
 

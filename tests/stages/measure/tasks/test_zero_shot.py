@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qarat.ground.errors import UserError
-from qarat.model.model import Model, open_model
+from qarat.model.model import Model
+from qarat.model.opening import open_model
 from qarat.stages.measure.tasks import zero_shot
 from qarat.stages.measure.tasks.harness_model import BATCH
 from qarat.stages.measure.tasks.zero_shot import measure_tasks

@@ -1,15 +1,40 @@
-"""Models found by name: a path, a reference model, or a hub id; and the checkpoint that lies there."""
+"""Models opened by a name: a path, a reference model, or a hub id."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
+from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
+from qarat.model.model import Model
 from qarat.model.reference_models import find_packaged, reference_models
 
 GGUF = ".gguf"
+
+
+def open_model(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Model:
+    """Open a checkpoint without loading its blocks.
+
+    Args:
+        name: A local Hugging Face folder, a GGUF file, a reference model's name, or a hub id.
+        runtime: Device, dtype and limits; default CPU, float32.
+        revision: Of the hub id.
+
+    Raises:
+        UserError: No such model, unsupported architecture, damaged or contradictory files.
+    """
+    return open_checkpoint(read_checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
+
+
+def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:
+    """Open a float checkpoint that was found already; errors as `open_model`."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    return Model(checkpoint, runtime)
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
