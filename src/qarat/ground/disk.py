@@ -127,6 +127,7 @@ def put_into_place(out: Path, mark: str) -> None:
 
 
 def partial_of(out: Path) -> Path:
+    """Where a folder is made before it is put at ``out``."""
     return out.with_name(out.name + ".partial")
 
 

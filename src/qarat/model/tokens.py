@@ -32,7 +32,6 @@ NOTHING = -100
 """The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
 
 
-
 class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Windows of token ids and where they come from; equal by content.
 
