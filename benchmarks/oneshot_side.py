@@ -25,7 +25,7 @@ def qarat(chosen: argparse.Namespace) -> Work:
 
     import qarat.stages.export.compressed_tensors  # noqa: F401
     from qarat.ground.runtime import Runtime
-    from qarat.model.model import open_model
+    from qarat.model.opening import open_model
     from qarat.model.tokens import TokenSet
     from qarat.stages.export.base import export_model
     from qarat.stages.observe import observe

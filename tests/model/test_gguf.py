@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -336,8 +335,6 @@ def test_records_say_what_tensors_were_stored_in(write: Callable[..., Any], tmp_
     named = open_model(str(rewrite(path, tmp_path / "named.gguf", changes)))
     assert named.checkpoint.stored == ("Q4_0", 4.5)
     source = named.provenance("tokens", "windows-8-bos").source
-    assert isinstance(source, str)
     assert source.startswith("Tiny (mit), GGUF: 14 tensors Q4_0 (4.5 bits), ")
-    plain = model.provenance("tokens", "windows-8-bos")
     assert model.checkpoint.stored is None
-    assert "source" not in msgspec.json.encode(plain).decode()
+    assert model.provenance("tokens", "windows-8-bos").source == ""

@@ -158,8 +158,9 @@ class Model(Summarized):
         versions = {"qarat": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
         if self.runtime.kernels != REFERENCE:
             versions["kernels"] = self.runtime.kernels
-        source = self.checkpoint.source or msgspec.UNSET
-        return Provenance(self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype, source)
+        return Provenance(
+            self.fingerprint, tokens, convention, versions, seed, self.runtime.dtype, self.checkpoint.source
+        )
 
     def require_float(self, verb: str) -> None:
         """Refuse a model that is quantized already.

@@ -87,7 +87,7 @@ def _report(options: EvaluateOptions | CompareOptions, screen: Screen, model: Mo
     if options.measure.convention is None:
         return common.load_tokens(options, model, screen)[2]
     if text.report is None:
-        screen.note("no --report-text was given, so the convention is put to the Python source that ships with qarat")
+        screen.note("no --report-text was given, so the convention is put to the text that ships with qarat")
     limit, seed = options.measure.limit, options.general.seed
     return load_by_convention(model, options.measure.convention, text.report, limit=limit, seed=seed)
 

@@ -20,7 +20,7 @@ class Text(Group, frozen=True, kw_only=True):
 
     Attributes:
         calibration: A .txt or .jsonl file, or hub:OWNER/NAME. Given alone, it is split by documents into all three
-            sets. (default: the Python source that ships with qarat)
+            sets. (default: text that ships with qarat, Python for the reference models, English for all others)
         selection: Text on which choices are made.
         report: Text on which every printed number is measured.
         samples: At most so many windows for calibration, and for selection.
@@ -128,7 +128,7 @@ class OfModel(OnText, frozen=True, kw_only=True):
     """A verb about one float model.
 
     Attributes:
-        model: A Hugging Face folder, a reference model's name (see `qarat models`), or a hub id.
+        model: A Hugging Face folder, a GGUF file, a reference model's name (see `qarat models`), or a hub id.
     """
 
     model: Positional[str] = BUNDLED

@@ -183,7 +183,7 @@ def _facts(story: Story) -> list[tuple[str, ...]]:
         if tokens:
             facts.append((f"{name} tokens", *dict.fromkeys(f"{p.tokens} ({p.convention})" for p in tokens)))
     if origins:
-        if sources := dict.fromkeys(p.source for p in origins if isinstance(p.source, str)):
+        if sources := dict.fromkeys(p.source for p in origins if p.source):
             facts.append(("source", *sources))
         facts.append(("versions", *dict.fromkeys(_versions(p.versions) for p in origins)))
         facts.append(("arithmetic, seed", *dict.fromkeys(f"{p.dtype}, seed {p.seed}" for p in origins)))

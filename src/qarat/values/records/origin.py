@@ -36,7 +36,7 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[str, str]
     seed: int = 0
     dtype: str = "float32"
-    source: str | msgspec.UnsetType = msgspec.UNSET  # not written where there is nothing to say
+    source: str = ""
 
 
 class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

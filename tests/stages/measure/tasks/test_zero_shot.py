@@ -30,7 +30,7 @@ def test_a_float_model_gets_what_the_harness_gives_its_folder(model: Model):
     models: Any = importlib.import_module("lm_eval.models.huggingface")
     ours = measure_tasks(model, ["code_continuation"], label="float", limit=LIMIT)
     theirs = models.HFLM(pretrained=str(model.folder), dtype="float32", device="cpu", batch_size=BATCH)
-    task = zero_shot._own_task("code_continuation", None)
+    task = zero_shot._own_tasks(["code_continuation"], None)["code_continuation"]
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_defaults=False)
     answer: Any = harness.simple_evaluate(model=theirs, tasks=[task], num_fewshot=0, limit=LIMIT, task_manager=manager)
     row = answer["results"]["code_continuation"]
