@@ -94,5 +94,5 @@ format: setup ## let ruff fix and format everything
 	$(BIN)/ruff format .
 
 clean: ## remove what the other targets wrote, except the environments
-	rm -rf demo-out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf demo-out demo-real-out laws-out dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests reference benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

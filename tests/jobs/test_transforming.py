@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import no_progress
+from qarat.jobs import transforming
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.folder import Run
 from qarat.jobs.transforming import apply_again, outline, prepare
@@ -18,6 +19,7 @@ from qarat.model.native import read_native
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
 from qarat.model.tokens import TokenSet
+from qarat.stages.observe import observe
 from qarat.stages.read_back.readback import logits_of
 from qarat.testing import tiny_checkpoint
 from qarat.values.fingerprints import source_of, transforms_of
@@ -140,3 +142,27 @@ def test_bad_requests_are_refused_before_any_work(model: Model):
         check_plan_request(ProtectRequest(transforms=("smoothe/0.5",)))
     with pytest.raises(UserError, match=r"`transforms` hadamard: .*rotated already"):
         outline(model, ProtectRequest(transforms=("hadamard", "hadamard")))
+
+
+def test_auto_takes_the_strength_that_loses_least_and_the_first_of_equals(
+    model: Model, sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {
+        "smooth/0.4": 3.0,
+        "smooth/0.5": 2.0,
+        "smooth/0.6": 1.0,
+        "smooth/0.7": 1.0,
+        "smooth/0.8": 2.0,
+        "smooth/0.9": 3.0,
+    }
+
+    class Known:
+        def __init__(self, label: str) -> None:
+            self.loss = losses[label]
+
+    monkeypatch.setattr(transforming, "measure_perplexity", lambda *_, label, **__: Known(label))
+    request = ProtectRequest(transforms=("smooth/auto",))
+    chosen = transforming._chosen(
+        model, tuple(losses), request, observe(model, sets[0], attention=False), sets[0], sets[1], no_progress
+    )
+    assert chosen == "smooth/0.6"

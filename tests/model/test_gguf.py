@@ -18,7 +18,10 @@ from transformers import AutoModelForCausalLM
 from qarat.ground.errors import UserError
 from qarat.model.attention import transformers_attention
 from qarat.model.gguf.config import ROPE
+from qarat.model.gguf.file import GgufFile
+from qarat.model.gguf.tokenizer import build_tokenizer
 from qarat.model.model import Model
+from qarat.model.native import read_native, write_native
 from qarat.model.opening import find_checkpoint, open_model, read_checkpoint
 from qarat.stages.export.base import export_model
 from qarat.stages.quantize import quantize
@@ -95,6 +98,7 @@ def test_what_was_written_in_float_comes_back(write: Callable[..., Any], archite
     assert logits(opened).equal(logits(model))
     kept = "mistral" if architecture == "mistral" else architecture
     assert opened.config.model_type in (kept, "llama")
+    assert getattr(opened.config, "sliding_window", None) is None
     assert opened.config.tie_word_embeddings == tied
     text = "Of the two, the other 12."
     assert opened.tokenizer(text).input_ids == model.tokenizer(text).input_ids
@@ -181,10 +185,27 @@ def test_llama3_frequencies_are_known_by_their_factors(write: Callable[..., Any]
     opened = open_model(str(path))
     assert opened.config.rope_parameters["factor"] == 8
     assert logits(opened).equal(logits(model))
-    factors = np.linspace(1, 5, 64, dtype=np.float32)
-    other = rewrite(write(hidden=256, heads=2)[1], tmp_path / "other.gguf", {}, {ROPE: (factors, "F32")})
-    with pytest.raises(UserError, match="not those of LLaMA 3"):
-        open_model(str(other))
+    for factors, message in ((np.linspace(1, 5, 64), "not those of LLaMA 3"), (np.arange(3), "describes no model")):
+        held = {ROPE: (factors.astype(np.float32), "F32")}
+        other = rewrite(write(hidden=256, heads=2)[1], tmp_path / f"{len(factors)}.gguf", {}, held)
+        with pytest.raises(UserError, match=message):
+            open_model(str(other))
+
+
+def test_scaled_positions_are_read_as_they_are_written_here_and_by_llama_cpp(
+    write: Callable[..., Any], tmp_path: Path
+) -> None:
+    model, path = write(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
+    assert logits(open_model(str(path))).equal(logits(model))
+    plain, unscaled = write()
+    for number, changes in enumerate(
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, {"llama.rope.scale_linear": 4.0})
+    ):
+        scaled = open_model(str(rewrite(unscaled, tmp_path / f"scaled-{number}.gguf", changes)))
+        assert scaled.config.rope_parameters["factor"] == 4
+    for number, changes in enumerate(({"llama.rope.scaling.type": "linear"}, {"llama.rope.scaling.type": "none"})):
+        opened = open_model(str(rewrite(unscaled, tmp_path / f"plain-{number}.gguf", changes)))
+        assert logits(opened).equal(logits(plain))
 
 
 def test_sentencepiece_pieces_are_merged_by_their_scores(
@@ -220,11 +241,8 @@ def test_sentencepiece_pieces_are_merged_by_their_scores(
 
 
 def test_pre_tokenizers_cut_as_their_models_do() -> None:
-    from qarat.model.gguf.file import GgufFile
-    from qarat.model.gguf.tokenizer import build_tokenizer
-
     def cuts(pre: str, text: str) -> list[str]:
-        values = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre}
+        values = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
         values |= {"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.merges": []}
         backend: Tokenizer = build_tokenizer(GgufFile(Path("x.gguf"), values, {}), 8).backend_tokenizer
         return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
@@ -236,6 +254,14 @@ def test_pre_tokenizers_cut_as_their_models_do() -> None:
     assert cuts("qwen2", text) == ["it", "'s", "Ġ", "1", "2", "3", "4", "ĠBig", "ĊĊ", "X"]
     assert cuts("tekken", text) == ["it", "'s", "Ġ", "1", "2", "3", "4", "ĠBig", "ĊĊ", "X"]
     assert cuts("tekken", "CamelCase") == ["Camel", "Case"]
+
+
+@pytest.mark.parametrize(("pre", "pieces"), [("llama-bpe", ["abc"]), ("gpt-2", ["a", "b", "c"])])
+def test_words_of_the_vocabulary_are_whole_where_llama_cpp_takes_them_whole(pre: str, pieces: list[str]) -> None:
+    values = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
+    values |= {"tokenizer.ggml.tokens": ["a", "b", "c", "abc"], "tokenizer.ggml.merges": []}
+    tokenizer = build_tokenizer(GgufFile(Path("x.gguf"), values, {}), 8)
+    assert tokenizer.tokenize("abc") == pieces
 
 
 @pytest.mark.parametrize(
@@ -250,6 +276,10 @@ def test_pre_tokenizers_cut_as_their_models_do() -> None:
         ({"llama.block_count": None}, "does not say: block_count"),
         ({"llama.block_count": 10**6}, "describes 1000000 blocks"),
         ({"llama.rope.scaling.type": "yarn"}, "type yarn is not supported"),
+        ({"llama.attention.head_count": 0}, "describes no model: ZeroDivisionError"),
+        ({"llama.attention.head_count": [4, 4]}, "describes no model: TypeError"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "tokenizer is damaged"),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}, "tokenizer is damaged"),
         ({"llama.rope.dimension_count": 8}, "a part of every head"),
         ({"tokenizer.ggml.pre": "whale"}, "cuts text as 'whale' does, which is not known here; known: gpt-2"),
         ({"tokenizer.ggml.model": "bert"}, "tokenizer of kind bert"),
@@ -311,6 +341,13 @@ def test_found_in_a_folder(write: Callable[..., Any], tmp_path: Path) -> None:
     shutil.copy(path, home / "two.gguf")
     with pytest.raises(UserError, match=r"holds 2 GGUF files; give one: one\.gguf, two\.gguf"):
         find_checkpoint(str(home))
+    with pytest.raises(UserError, match=r"no such file: homme/one\.gguf"):
+        find_checkpoint("homme/one.gguf")
+    with pytest.raises(UserError, match="did you mean smollm2-135m"):
+        find_checkpoint("smollm2-135")
+    (home / "config.json").write_text("{}")
+    (home / "two.gguf").unlink()
+    assert find_checkpoint(str(home)) == home / "one.gguf"  # nothing else holds weights
     other = tmp_path / "model.bin"
     other.write_bytes(b"x")
     with pytest.raises(UserError, match="is a file, no model"):
@@ -335,6 +372,13 @@ def test_records_say_what_tensors_were_stored_in(write: Callable[..., Any], tmp_
     named = open_model(str(rewrite(path, tmp_path / "named.gguf", changes)))
     assert named.checkpoint.stored == ("Q4_0", 4.5)
     source = named.provenance("tokens", "windows-8-bos").source
+    plan = assign(named.fingerprint, named.source_bits, named.sites(), "w=int8/channel", ())
+    for number in range(2):  # written of a model that was read from a GGUF, it has its name, and the same bytes
+        export_model(quantize(named, plan), plan, tmp_path / f"again-{number}", "gguf")
+    files = [tmp_path / f"again-{number}" / "model.gguf" for number in range(2)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    write_native(quantize(named, plan), plan, tmp_path / "native")
+    assert read_native(tmp_path / "native")[0].checkpoint.source == source
     assert source.startswith("Tiny (mit), GGUF: 14 tensors Q4_0 (4.5 bits), ")
     assert model.checkpoint.stored is None
     assert model.provenance("tokens", "windows-8-bos").source == ""

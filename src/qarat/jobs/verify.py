@@ -103,8 +103,7 @@ class AgainstFloat(NamedTuple):
         model = self.model
         if [s.shape for s in stored.sites()] != [s.shape for s in model.sites()]:
             raise UserError(
-                f"{resolved.folder.path} and {model.folder} are models of different shapes; give the one it was made "
-                "from"
+                f"{resolved.folder.path} and {model.path} are models of different shapes; give the one it was made from"
             )
         damage = _measure_damage(stored, model, self.report, progress)
         _measure_spikes(resolved, model, observe(model, self.calibration, attention=False, progress=progress))
@@ -141,8 +140,12 @@ def verify(
         stored = _simulated(resolved, runtime)
         fields = {} if stored is None else against.compare(resolved, stored, progress)
         fields["against"] = "run" if isinstance(against, AgainstRun) else "float"
-        fields["provenance"] = Provenance(
-            made.model, report.fingerprint, report.convention, made.versions, 0, runtime.dtype
+        fields["provenance"] = msgspec.structs.replace(
+            made,
+            tokens=report.fingerprint,
+            convention=report.convention,
+            dtype=runtime.dtype,
+            source=against.model.checkpoint.source,
         )
     return msgspec.structs.replace(resolved.record, findings=resolved.findings.listed(), **fields)
 

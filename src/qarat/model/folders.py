@@ -43,7 +43,7 @@ def require_exact(model: Model) -> None:
     computed = model.runtime.torch_dtype
     stored = {model.checkpoint.dtype_of(name) for name in model.tensor_shapes() if name in model.checkpoint}
     if computed != torch.float32 and not stored <= {computed}:
-        raise UserError(f"{model.folder} was opened in {model.runtime.dtype}, which rounds it; open it in float32")
+        raise UserError(f"{model.path} was opened in {model.runtime.dtype}, which rounds it; open it in float32")
 
 
 def copy_beside(source: Path, target: Path) -> None:

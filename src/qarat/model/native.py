@@ -87,6 +87,8 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
         if prefix:
             _write(partial / PREFIX, prefix, where)
         metadata = {"format": FORMAT, "plan": content_hash(plan)}
+        if model.checkpoint.source:
+            metadata["source"] = model.checkpoint.source
         weight_map, source_map = dict(sorted(where.items())), dict(sorted(model.checkpoint.files.items()))
         index_file = {"metadata": metadata, "weight_map": weight_map, SOURCES: source_map}
         (partial / INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
@@ -106,16 +108,16 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
     if not is_native(folder):
         raise UserError(f"{folder} is no quantized folder of qarat: {PLAN} or config.json is missing; quantize again")
     plan = decode_record(folder / PLAN, Plan)
-    _check_index(folder, plan)
+    source = _check_index(folder, plan)
     runtime = runtime or Runtime()
     transforms = tuple(Transform(word) for word in transforms_of(plan.model))
-    model = Model(_NativeCheckpoint(folder, plan), runtime, transforms=transforms)
+    model = Model(_NativeCheckpoint(folder, plan, source), runtime, transforms=transforms)
     plan.check(plan.model, model.sites())
     return model.with_blocks(lambda index: read_block(model, plan, index)), plan
 
 
-def _check_index(folder: Path, plan: Plan) -> None:
-    """Check that the tensors were written in this format and under this plan."""
+def _check_index(folder: Path, plan: Plan) -> str:
+    """Check that the tensors were written in this format and under this plan; what the float model was made from."""
     try:
         metadata: dict[str, str] = json.loads((folder / INDEX).read_text())["metadata"]
         format, written_under = metadata["format"], metadata["plan"]
@@ -127,14 +129,15 @@ def _check_index(folder: Path, plan: Plan) -> None:
         raise UserError(
             f"{folder / PLAN} is not the plan that these tensors were written under; quantize again with it"
         )
+    return str(metadata.get("source", ""))
 
 
 class _NativeCheckpoint(Checkpoint):
     """A native folder, whose blocks hold codes; it goes by the fingerprint of the float model it was made from."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, source: str) -> None:
         super().__init__(folder)
-        self.plan = plan
+        self.plan, self.source = plan, source
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ from qarat.ground.registry import nearest_names
 from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.model import Model
-from qarat.model.reference_models import find_packaged, reference_models
+from qarat.model.reference_models import PACKAGED, find_packaged, reference_models
 
 GGUF = ".gguf"
 
@@ -56,31 +56,35 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
         return path
     if packaged := find_packaged(name):
         return packaged
+    if path.suffix == GGUF:
+        raise UserError(f"no such file: {name}; check the spelling, or fetch it first")
     known = reference_models()
     if name in known:
         return known[name]
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(
-            f"no such folder: {name}; and no reference model of that name: {nearest_names(name, list(known))}"
+            f"no such folder: {name}; and no reference model of that name: {nearest_names(name, [*known, *PACKAGED])}"
         )
     from huggingface_hub import snapshot_download  # only where the network is asked for
 
     try:
         patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean that the model could not be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"no such folder: {name}, no reference model of that name ({nearest_names(name, list(known))}), "
+            f"no such folder: {name}, no reference model of that name ({nearest_names(name, [*known, *PACKAGED])}), "
             f"and the hub does not give it: {reason}; check the spelling, or fetch it elsewhere and give its folder"
         ) from error
+    return _in_folder(folder)
 
 
 def _in_folder(folder: Path) -> Path:
-    """The folder itself, or the one GGUF file in it."""
-    if (folder / "config.json").is_file():
+    """The folder itself, or the one GGUF file in it, where there are no other weights."""
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if (folder / "config.json").is_file() and (not files or any(folder.glob("*.safetensors"))):
         return folder
-    match sorted(folder.glob(f"*{GGUF}")):
+    match files:
         case [file]:
             return file
         case []:

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size of the tensor in the file."""
+        """Size of the tensor in that dtype."""
         return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
 
 

@@ -62,7 +62,7 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
         state[head] = state[embedding]
         if head in checkpoint and not checkpoint.read("", {head: state[head]}, runtime)[head].equal(state[head]):
             raise UserError(
-                f"{checkpoint.folder}: the config ties {head} to {embedding}, but the file has two that differ; "
+                f"{checkpoint.path}: the config ties {head} to {embedding}, but the file has two that differ; "
                 'if both are meant, say "tie_word_embeddings": false in config.json'
             )
     skeleton.load_state_dict(state, assign=True, strict=False)
@@ -72,7 +72,7 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
     rows = skeleton.get_submodule(family.embedding).weight.shape[0]
     if ids > rows:
         raise UserError(
-            f"{checkpoint.folder}: the tokenizer knows {ids} ids, the embedding has {rows} rows: they do not belong "
+            f"{checkpoint.path}: the tokenizer knows {ids} ids, the embedding has {rows} rows: they do not belong "
             "together; take both from the same model"
         )
     return skeleton.eval().requires_grad_(False)

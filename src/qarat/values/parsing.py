@@ -34,10 +34,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     f"scale-({'|'.join(SCALE_BITS)})": lambda m: {"scale": m[1]},
     "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
     # From 50 to 100 per cent.
-    r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {
-        "choice": "percentile",
-        "percentile": float(m[1]),
-    },  # 50 to 100
+    r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {"choice": "percentile", "percentile": float(m[1])},
     "asymmetric": lambda m: {"symmetric": False},
     r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},

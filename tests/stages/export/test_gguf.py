@@ -207,6 +207,11 @@ def test_llama3_tokenizers_go_by_their_name(make: Callable[..., Model], tmp_path
     level = data["pre_tokenizer"] | {"use_regex": False}
     data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
     (folder / "tokenizer.json").write_text(json.dumps(data))
+    merging = open_model(str(folder))
+    with pytest.raises(UserError, match=r"merges every word, which llama\.cpp's llama-bpe does not"):
+        check_export(merging, plan_of(merging), "gguf")
+    data["model"]["ignore_merges"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(data))
     reader, _ = exported(open_model(str(folder)), tmp_path / "out")
     assert reader.fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
 

@@ -38,6 +38,7 @@ class Gguf(msgspec.Struct, frozen=True):
         named: What the model's name holds, where families share an architecture; empty for that of all others.
         paired_rows: Whether rows of q and k are in the order of a rotary embedding that turns neighbours, not halves.
         fields: Of the config, beyond those that all have, to what stands behind the architecture's name.
+        fixed: Fields of the config that no file says, and what llama.cpp runs.
         query_width: Of models known by their number of blocks, what the scores are divided by the root of; in all
             others that is the width of a head. No file says it.
     """
@@ -47,6 +48,7 @@ class Gguf(msgspec.Struct, frozen=True):
     named: str = ""
     paired_rows: bool = False
     fields: dict[str, str] = {}
+    fixed: dict[str, None] = {}
     query_width: dict[int, int] = {}
 
 

@@ -8,5 +8,5 @@ from qarat.model.families.base import Gguf
 FAMILY = replace(
     llama.FAMILY,
     architectures=("MistralForCausalLM",),
-    gguf=Gguf("llama", "mistral", named="mistral", paired_rows=True),
+    gguf=Gguf("llama", "mistral", named="mistral", paired_rows=True, fixed={"sliding_window": None}),
 )

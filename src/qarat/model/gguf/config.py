@@ -60,6 +60,17 @@ def translate_config(file: GgufFile) -> PreTrainedConfig:
             not supported.
     """
     family, gguf = family_in(file)
+    try:
+        config = _translated(file, family, gguf)
+        return _with_factors(file, config) if ROPE in file.tensors else config
+    except UserError:
+        raise
+    except Exception as error:  # whatever stumbles first over a number that makes no sense
+        raise UserError(f"{file.path} describes no model: {error!r}; fetch it again") from error
+
+
+def _translated(file: GgufFile, family: Family, gguf: Gguf) -> PreTrainedConfig:
+    """The config, but for what the factors of the rotary frequencies say."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise UserError(f"{file.path} holds no token_embd.weight, so it is no language model; give one that is")
@@ -74,17 +85,14 @@ def translate_config(file: GgufFile) -> PreTrainedConfig:
         "rope_theta": values.get("rope.freq_base", 10000.0),
         "rope_scaling": _linear_scaling(file, values),
     }
+    fields |= gguf.fixed
     if "blk.0.attn_output.bias" in file.tensors:  # where it may be there or not; Qwen 2 has the others always
         fields["attention_bias"] = True
     if gguf.query_width:
         fields["query_pre_attn_scalar"] = gguf.query_width.get(fields["num_hidden_layers"], fields["head_dim"])
     special = ((name, file.values.get(f"tokenizer.ggml.{name}")) for name in _SPECIAL)
     fields |= {name: index for name, index in special if index is not None}
-    try:
-        config = AutoConfig.for_model(gguf.model_type, architectures=list(family.architectures[:1]), **fields)
-    except Exception as error:  # whatever stumbles first over a number that makes no sense
-        raise UserError(f"{file.path} describes no model: {error!r}; fetch it again") from error
-    return _with_factors(file, config) if ROPE in file.tensors else config
+    return AutoConfig.for_model(gguf.model_type, architectures=list(family.architectures[:1]), **fields)
 
 
 def _values(file: GgufFile, architecture: str) -> dict[str, Any]:
@@ -113,12 +121,11 @@ def _sizes(file: GgufFile, values: Mapping[str, Any], named: Mapping[str, str]) 
 
 def _linear_scaling(file: GgufFile, values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Scaled positions, as configs say it."""
-    kind = values.get("rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind != "linear":
+    kind = values.get("rope.scaling.type", "linear")  # llama.cpp's default, and the only one before there was a type
+    if kind not in ("none", "linear"):
         raise UserError(f"{file.path}: a rotary embedding of type {kind} is not supported; supported: linear, llama3")
-    return {"rope_type": "linear", "factor": values["rope.scaling.factor"]}
+    factor = values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0))
+    return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor not in (0, 1) else None
 
 
 def _with_factors(file: GgufFile, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -129,6 +136,9 @@ def _with_factors(file: GgufFile, config: PreTrainedConfig) -> PreTrainedConfig:
     """
     factors = torch.from_numpy(np.array(file.tensors[ROPE].data, np.float32))
     theta = config.rope_parameters["rope_theta"]
+    if torch.allclose(factors, factors[:1].expand_as(factors), rtol=1e-6):
+        config.rope_parameters = {"rope_type": "linear", "rope_theta": theta, "factor": float(factors[0])}
+        return config
     scaled = {"rope_type": "llama3", "rope_theta": theta, "factor": round(float(factors.max()), 3), **_LLAMA3}
     config.rope_parameters = scaled
     if not torch.allclose(rope_factors(config), factors, rtol=1e-3):

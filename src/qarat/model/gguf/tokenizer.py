@@ -28,9 +28,13 @@ PATTERNS = {  # of a Split in front of a ByteLevel without its own pattern, as t
     ),
 }
 """Name of a pre-tokenizer to its pattern."""
-_DIGITS_APART = "smollm"  # GPT-2's own pattern behind digits that stand alone
-_GPT2 = "gpt-2"
-_BEGIN = ("llama-bpe", "tekken")  # where the file does not say, texts begin with BOS
+DIGITS_APART = "smollm"
+"""The name of GPT-2's own pattern behind digits that stand alone."""
+GPT2 = "gpt-2"
+"""The name of GPT-2's own pattern, which the tokenizers library calls ByteLevel with ``use_regex``."""
+TAKEN_WHOLE = ("llama-bpe", "tekken")
+"""Names of tokenizers that take a word of the vocabulary whole, whatever merges would make of it; and whose texts begin
+with BOS where the file does not say."""
 _CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
 _NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -47,11 +51,14 @@ def build_tokenizer(file: GgufFile, length: int) -> PreTrainedTokenizerFast:
     """
     values = {k.removeprefix("tokenizer."): v for k, v in file.values.items() if k.startswith("tokenizer.")}
     kind, pre = values.get("ggml.model"), values.get("ggml.pre", "default")
-    tokens: Sequence[str] = values.get("ggml.tokens", ())
+    tokens: list[str] = list(values.get("ggml.tokens", ()))
     try:
         if kind == "gpt2":
-            tokenizer, begin = _byte_level(file, tokens, values["ggml.merges"], pre), pre in _BEGIN
+            tokenizer, begin = _byte_level(file, tokens, values["ggml.merges"], pre), pre in TAKEN_WHOLE
         elif kind == "llama":
+            # Pieces that stand for themselves meet text as it is written; old converters left low lines for spaces.
+            kinds = values["ggml.token_type"]
+            tokens = [t.replace("▁", " ") if k == _USER_DEFINED else t for t, k in zip(tokens, kinds, strict=True)]
             tokenizer, begin = _sentencepiece(tokens, values), True
         else:
             raise UserError(
@@ -62,37 +69,40 @@ def build_tokenizer(file: GgufFile, length: int) -> PreTrainedTokenizerFast:
             for name, key in _NAMES.items()
             if f"ggml.{key}_token_id" in values
         }
-        _add_special(tokenizer, tokens, values.get("ggml.token_type", ()))
+        _add_special(tokenizer, tokens, values.get("ggml.token_type", (1,) * len(tokens)))
+        if values.get("ggml.add_bos_token", begin):
+            bos = named.setdefault("bos_token", tokens[1]) if kind == "llama" else named["bos_token"]  # as llama.cpp
+            ids = [(bos, tokens.index(bos))]
+            tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", ids)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            model_max_length=length,
+            chat_template=values.get("chat_template"),
+            clean_up_tokenization_spaces=False,
+            **named,
+        )
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{file.path}: its tokenizer is damaged: {error!r}; fetch the file again") from error
-    if values.get("ggml.add_bos_token", begin) and (bos := named.get("bos_token")):
-        ids = [(bos, values["ggml.bos_token_id"])]
-        tokenizer.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", ids)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=length,
-        chat_template=values.get("chat_template"),
-        clean_up_tokenization_spaces=False,
-        **named,
-    )
 
 
 def _byte_level(file: GgufFile, tokens: Sequence[str], merges: Sequence[str], pre: str) -> Tokenizer:
     """Byte-level BPE behind the pre-tokenizer of that name."""
     pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    tokenizer = Tokenizer(
+        models.BPE({token: i for i, token in enumerate(tokens)}, pairs, ignore_merges=pre in TAKEN_WHOLE)
+    )
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in PATTERNS)
     if pre in PATTERNS:
         split = pre_tokenizers.Split(Regex(PATTERNS[pre]), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, plain])
-    elif pre == _DIGITS_APART:
+    elif pre == DIGITS_APART:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
-    elif pre == _GPT2:
+    elif pre == GPT2:
         tokenizer.pre_tokenizer = plain
     else:
-        known = ", ".join((_GPT2, _DIGITS_APART, *PATTERNS))
+        known = ", ".join((GPT2, DIGITS_APART, *PATTERNS))
         raise UserError(
             f"{file.path}: its tokenizer cuts text as {pre!r} does, which is not known here; known: {known}"
         )
@@ -120,5 +130,5 @@ def _sentencepiece(tokens: Sequence[str], values: Mapping[str, Any]) -> Tokenize
 
 def _add_special(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
     """Tokens that stand for themselves wherever they are written, ahead of all merging."""
-    whole = [(token, kind) for token, kind in zip(tokens, kinds, strict=False) if kind in (_CONTROL, _USER_DEFINED)]
+    whole = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL) for token, kind in whole])

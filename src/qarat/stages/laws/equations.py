@@ -43,7 +43,9 @@ def solve(form: Form, theta: Vector, variable: str, known: Mapping[str, float], 
         if term.variable == variable:
             wanted, slope = term, term.sign * coefficient
         else:
-            rest += term.sign * coefficient * float(g_of(term, known[term.variable], shifts.get(term.offset, 0.0)))
+            rest += (
+                term.sign * coefficient * float(term_value(term, known[term.variable], shifts.get(term.offset, 0.0)))
+            )
     if not slope:
         return math.nan
     g, shift = (log_response - rest) / slope, shifts.get(wanted.offset, 0.0)
@@ -61,7 +63,7 @@ def direction(form: Form, theta: Vector, variable: str) -> float:
     return float(theta[1 + i]) * term.sign * (-1 if term.falls else 1)
 
 
-def g_of(term: Term, x: Vector | float, shift: float = 0.0) -> Vector:
+def term_value(term: Term, x: Vector | float, shift: float = 0.0) -> Vector:
     """A term's g of its variable, of any shape."""
     x = _shifted(term, x, shift)
     if not term.scale.startswith("log"):
@@ -87,7 +89,7 @@ def internal(form: Form, values: Vector) -> Vector:
 def _summands(form: Form, theta: Vector, x: Mapping[str, Vector]) -> list[Vector]:
     """Each term's ± g, (n,)."""
     shifts = _shifts(form, theta)
-    return [t.sign * g_of(t, x[t.variable], shifts.get(t.offset, 0.0)) for t in form.terms]
+    return [t.sign * term_value(t, x[t.variable], shifts.get(t.offset, 0.0)) for t in form.terms]
 
 
 def _shifts(form: Form, theta: Vector) -> dict[str, float]:

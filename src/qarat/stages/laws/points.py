@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qarat.ground.errors import UserError
-from qarat.stages.laws.equations import Vector, g_of, gradient
+from qarat.stages.laws.equations import Vector, gradient, term_value
 from qarat.stages.laws.forms import VARIABLES, Form
 from qarat.stages.laws.tables import Table
 from qarat.values.records.law_data import LOSS_METRICS, Measurement, loss_increase, spell_value, spell_values
@@ -234,7 +234,7 @@ def _shortages(form: Form, name: str, points: Points) -> Iterator[str]:
             yield f"{name} needs at least {needed} values of block at some one size; none has over {most}{where}{why}"
     for term in form.terms:
         with np.errstate(divide="ignore", invalid="ignore"):
-            impossible = ~np.isfinite(g_of(term, points.x[term.variable], float(bool(term.offset))))
+            impossible = ~np.isfinite(term_value(term, points.x[term.variable], float(bool(term.offset))))
         if impossible.any():
             value = points.x[term.variable][impossible][0]
             yield f"{name} has no value at {term.variable} {value:g}{where}: {form.equation}"

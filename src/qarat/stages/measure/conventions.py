@@ -200,7 +200,7 @@ def _encode(model: Model, text: str, *, special: bool) -> tuple[list[int], list[
     """Token ids of a text and where each begins in it."""
     tokenizer: Any = model.tokenizer
     if not tokenizer.is_fast:
-        raise UserError(f"{model.folder} has no tokenizer.json, without which no token is known to belong to a source")
+        raise UserError(f"{model.path} has no tokenizer.json, without which no token is known to belong to a source")
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 

@@ -186,9 +186,8 @@ class _Boundaries:
 
     def make_room(self, more: int = 1) -> None:
         """Drop what is over the bound once there are so many more, as far as no step begins from it."""
-        idle = sorted(
-            (path for path in self._states if not self._expected[path]), key=lambda path: not any(path)
-        )  # float last
+        idle = [path for path in self._states if not self._expected[path]]
+        idle.sort(key=lambda path: not any(path))  # float last
         over = len(self._states) + more - self.capacity
         for path in idle[: max(0, over)]:
             del self._states[path]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress
+from qarat.model.gguf.config import ROPE, rope_factors
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
-from qarat.stages.export.gguf.hyperparameters import add_hyperparameters, check_hyperparameters, rope_factors
+from qarat.stages.export.gguf.hyperparameters import add_hyperparameters, check_hyperparameters
 from qarat.stages.export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from qarat.stages.export.gguf.types import (
     FLOAT_TYPES,
@@ -38,7 +39,6 @@ __all__ = ["EXTRA", "FILE", "NEEDS", "check", "write"]
 EXTRA = "gguf"
 NEEDS: tuple[str, ...] = ("gguf",)
 FILE = "model.gguf"
-ROPE = "rope_freqs.weight"
 
 
 def check(model: Model, plan: Plan) -> None:
@@ -91,8 +91,8 @@ def _outside(model: Model) -> Iterator[tuple[str, Tensor]]:
     for name, value in model.outside().items():
         if not (model.config.tie_word_embeddings and name == f"{model.family.head}.weight"):
             yield name, value
-    if (factors := rope_factors(model)) is not None:
-        yield ROPE, factors
+    if model.config.rope_parameters["rope_type"] != "default":
+        yield ROPE, rope_factors(model.config)
 
 
 def _tensors(model: Model, progress: Progress) -> Iterator[tuple[str, Tensor]]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
 from qarat.ground.errors import UserError
 from qarat.model.model import Model
 
@@ -37,7 +33,7 @@ def check_hyperparameters(model: Model) -> None:
     if config.hidden_act != "silu":
         reasons.append(f"the activation {config.hidden_act}")
     if reasons:
-        raise UserError(f"{model.folder} has what this GGUF export has no words for: {'; '.join(reasons)}; {_REMEDY}")
+        raise UserError(f"{model.path} has what this GGUF export has no words for: {'; '.join(reasons)}; {_REMEDY}")
 
 
 def _slides(model: Model) -> bool:
@@ -57,7 +53,7 @@ def add_hyperparameters(writer: GGUFWriter, model: Model) -> None:
     """
     config = model.config
     head: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_name(model.folder.name)
+    writer.add_name(model.path.stem if model.path.is_file() else model.path.name)
     writer.add_block_count(model.blocks)
     writer.add_context_length(model.length)
     writer.add_embedding_length(config.hidden_size)
@@ -70,14 +66,3 @@ def add_hyperparameters(writer: GGUFWriter, model: Model) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-
-
-def rope_factors(model: Model) -> Tensor | None:
-    """By what each rotary frequency is divided, (head / 2,) float32; None where all are the plain ones."""
-    config = model.config
-    kind = config.rope_parameters["rope_type"]
-    if kind == "default":
-        return None
-    inverse, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    steps = torch.arange(inverse.numel(), dtype=torch.float32) / inverse.numel()
-    return config.rope_parameters["rope_theta"] ** -steps / inverse

@@ -10,21 +10,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from qarat.ground.errors import UserError
+from qarat.model.gguf.tokenizer import DIGITS_APART, GPT2, PATTERNS, TAKEN_WHOLE
 from qarat.model.model import Model
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
-_GPT2 = "gpt-2"
-"""What the tokenizers library calls ByteLevel with ``use_regex``: GPT-2's own pattern."""
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATTERNS = {  # of a Split in front of a ByteLevel without its own pattern, as llama.cpp's convert_hf_to_gguf has them
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}{_REST}": "llama-bpe",  # LLaMA 3
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{_REST}": "qwen2",
-}
+_NAMES = {pattern: name for name, pattern in PATTERNS.items()}
+"""Pattern of a Split in front of a ByteLevel without its own to the name that llama.cpp has for it."""
 
 
 def check_tokenizer(model: Model) -> None:
@@ -85,7 +79,7 @@ def _description(model: Model) -> dict[str, Any]:
     """
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"the tokenizer in {model.folder} has no tokenizer.json; {_REMEDY}")
+        raise UserError(f"the tokenizer in {model.path} has no tokenizer.json; {_REMEDY}")
     return json.loads(backend.to_str())
 
 
@@ -102,18 +96,23 @@ def _pre_tokenizer(model: Model) -> str:
     kind, pre = data["model"]["type"], data.get("pre_tokenizer") or {}
     steps: list[dict[str, Any]] = pre.get("pretokenizers", [pre])
     if kind == "BPE" and not data["model"]["merges"]:
-        raise UserError(f"the tokenizer in {model.folder} has no merges, which llama.cpp does not load; {_REMEDY}")
+        raise UserError(f"the tokenizer in {model.path} has no merges, which llama.cpp does not load; {_REMEDY}")
     plain = kind == "BPE" and not data["model"].get("byte_fallback") and data.get("normalizer") in (None, _NFC)
     match [step.get("type") for step in steps]:
         case ["ByteLevel"] if plain and steps[0]["use_regex"] and not steps[0]["add_prefix_space"]:
-            return _GPT2
+            name = GPT2
+        case ["Digits", "ByteLevel"] if plain and steps[0]["individual_digits"] and steps[1]["use_regex"]:
+            name = DIGITS_APART
         case ["Split", "ByteLevel"] if plain and not steps[1]["use_regex"]:
-            pattern = steps[0]["pattern"].get("Regex", "")
-            if pattern in _PATTERNS:
-                return _PATTERNS[pattern]
-            raise UserError(f"the tokenizer in {model.folder} splits by a pattern without a name here; {_REMEDY}")
+            name = _NAMES.get(steps[0]["pattern"].get("Regex", ""), "")
         case _:
-            raise UserError(f"the tokenizer in {model.folder} is no byte-level BPE; {_REMEDY}")
+            raise UserError(f"the tokenizer in {model.path} is no byte-level BPE; {_REMEDY}")
+    if not name:
+        raise UserError(f"the tokenizer in {model.path} splits by a pattern without a name here; {_REMEDY}")
+    if bool(data["model"].get("ignore_merges")) != (name in TAKEN_WHOLE):
+        other = "takes words of its vocabulary whole" if data["model"].get("ignore_merges") else "merges every word"
+        raise UserError(f"the tokenizer in {model.path} {other}, which llama.cpp's {name} does not; {_REMEDY}")
+    return name
 
 
 _NFC = {"type": "NFC"}

@@ -168,5 +168,12 @@ def read_form(text: str) -> Form:
     return msgspec.toml.decode(text, type=Form)
 
 
+def _read(path: Path) -> Form:
+    try:
+        return read_form(path.read_text(encoding="utf-8"))
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path} is no form of a law: {error}; correct it, or remove it") from error
+
+
 _FILES = sorted(Path(__file__).parent.glob("*.toml"), key=lambda path: path.stem)
-FORMS = Catalog({path.stem: read_form(path.read_text(encoding="utf-8")) for path in _FILES})
+FORMS = Catalog({path.stem: _read(path) for path in _FILES})

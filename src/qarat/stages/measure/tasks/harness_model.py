@@ -121,7 +121,7 @@ def _require_eos(model: Model, requests: Iterable[Any]) -> None:
     if model.tokenizer.eos_token_id is None:
         tasks = ", ".join(dict.fromkeys(request.task_name for request in requests))
         raise UserError(
-            f"{model.folder.name} has no EOS, by which the harness ends what a model writes; leave these tasks out, or "
+            f"{model.path.name} has no EOS, by which the harness ends what a model writes; leave these tasks out, or "
             f"name an eos_token in tokenizer_config.json: {tasks}"
         )
 
@@ -151,6 +151,6 @@ def _refuse_cut(model: Model, needs: Iterable[tuple[Any, int, int]]) -> None:
             longest[request.task_name] = max(longest.get(request.task_name, (0, "")), (reads + adds, question))
     if longest:
         raise UserError(
-            f"{model.folder.name} was trained for {model.length} tokens at once, and the harness would cut longer "
+            f"{model.path.name} was trained for {model.length} tokens at once, and the harness would cut longer "
             "questions silently; leave these tasks out:\n  " + "\n  ".join(question for _, question in longest.values())
         )
