@@ -139,7 +139,7 @@ def test_superblocks_are_what_gguf_says(write: Callable[..., Any], tmp_path: Pat
     found = opened.load_float_block(0).state_dict()["mlp.down_proj.weight"]
     expected = gguf.dequantize(codes, gguf.GGMLQuantizationType[kind])
     assert found.equal(torch.tensor(expected).bfloat16().float())
-    assert f"1 tensors {kind} ({8 * size / elements:g} bits)" in opened.checkpoint.source
+    assert f"{kind} ({8 * size / elements:g} bits) × 1" in opened.checkpoint.source
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text"])
@@ -379,6 +379,6 @@ def test_records_say_what_tensors_were_stored_in(write: Callable[..., Any], tmp_
     assert files[0].read_bytes() == files[1].read_bytes()
     write_native(quantize(named, plan), plan, tmp_path / "native")
     assert read_native(tmp_path / "native")[0].checkpoint.source == source
-    assert source.startswith("Tiny (mit), GGUF: 14 tensors Q4_0 (4.5 bits), ")
+    assert source.startswith("Tiny (mit), tensors of a GGUF: Q4_0 (4.5 bits) × 14, ")
     assert model.checkpoint.stored is None
     assert model.provenance("tokens", "windows-8-bos").source == ""

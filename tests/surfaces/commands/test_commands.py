@@ -281,7 +281,7 @@ def test_a_gguf_file_is_a_model_like_any_other(
     file = out / "gguf" / "model.gguf"
     again = ["--budget", "nats+9", "-o", tmp_path / "again"]
     answer = well(qarat("run", file, *small, *again))
-    assert "source: tiny, GGUF: " in answer.err
+    assert "source: tiny, tensors of a GGUF: " in answer.err
     assert "holds its weights in Q4_0, 4.5 bits each: 8 bits hardly round them again" in answer.err
     assert "Q4_0 (4.5 bits)" in (tmp_path / "again" / "report.html").read_text()
     assert (

@@ -100,8 +100,8 @@ class GgufCheckpoint(Checkpoint):
         says = {key: str(self._file.values.get(f"general.{key}", "")) for key in ("name", *_FACTS)}
         facts = ", ".join(filter(None, (says[key] for key in _FACTS)))
         kinds = Counter(kind for kind in self._file.kinds.values()).most_common()
-        stored = ", ".join(f"{count} tensors {kind} ({bits_of(kind):g} bits)" for kind, count in kinds)
-        return f"{says['name'] or self._file.path.stem}{f' ({facts})' if facts else ''}, GGUF: {stored}"
+        stored = ", ".join(f"{kind} ({bits_of(kind):g} bits) × {count}" for kind, count in kinds)
+        return f"{says['name'] or self._file.path.stem}{f' ({facts})' if facts else ''}, tensors of a GGUF: {stored}"
 
     def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Dequantized one by one, in transformers' order of rows."""
