@@ -13,7 +13,7 @@ import msgspec
 from qarat.ground.disk import explained
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.runners.base import Here, Runner
+from qarat.jobs.runners.base import Runner, ThisProcess
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.prefixes import FloatPrefix
@@ -257,7 +257,7 @@ class Bench(NamedTuple):
     @property
     def elsewhere(self) -> bool:
         """Whether others than this process measure."""
-        return not isinstance(self.runner, Here)
+        return not isinstance(self.runner, ThisProcess)
 
     def measurer(
         self, member: Member, tokens: TokenSet, stats: ActivationStats | None, tally: Path | None = None

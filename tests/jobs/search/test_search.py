@@ -18,7 +18,7 @@ from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.folder import Run
 from qarat.jobs.runners import open_runner
-from qarat.jobs.runners.base import Here
+from qarat.jobs.runners.base import ThisProcess
 from qarat.jobs.search.budgets import check_tasks, plan_file, reach_accuracy
 from qarat.jobs.search.job import SearchJob, search_plans
 from qarat.jobs.transforming import apply_again
@@ -218,7 +218,9 @@ def make_job(
     opened = open_model(str(model), Runtime(threads=1))
     tokens = load_token_sets(opened, calibration=str(text), samples=4, report_samples=6, length=32)
     check_search_request(request)
-    return SearchJob(Member(str(model), opened, tokens), request, Bench(Here(), progress=progress, **more)), tokens
+    return SearchJob(
+        Member(str(model), opened, tokens), request, Bench(ThisProcess(), progress=progress, **more)
+    ), tokens
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from qarat.ground.errors import UserError
-from qarat.jobs.runners.base import Here, Runner
+from qarat.jobs.runners.base import Runner, ThisProcess
 from qarat.jobs.runners.cluster import Actors, connected
 from qarat.jobs.runners.pool import Pool
 from qarat.jobs.runners.processes import Processes
@@ -40,7 +40,7 @@ def open_runner(workers: int = 1, ray: str | None = None) -> Iterator[Runner]:
         with connected(ray, workers) as share, closing(Pool(Actors(), workers, share)) as pool:
             yield pool
     elif workers == 1:
-        yield Here()
+        yield ThisProcess()
     else:
         with closing(Pool(Processes(), workers, share=workers)) as pool:
             yield pool

@@ -91,7 +91,7 @@ class WorkGroups:
         self._lost.append(group._replace(losses=group.losses + 1))
 
 
-class Here:
+class ThisProcess:
     """Works in this process; nothing is pickled.
 
     Attributes:

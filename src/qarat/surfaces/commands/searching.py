@@ -164,7 +164,7 @@ def _estimate_sweep(
     return ()
 
 
-RULES: dict[str, Bos] = {"bos": "each", "once": "once", "nobos": "never"}
+_BOS_OF: dict[str, Bos] = {"bos": "each", "once": "once", "nobos": "never"}
 """How the end of a convention spells its BOS rule."""
 
 
@@ -208,11 +208,11 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
     calibration, selection, report = common.load_tokens(options, model, screen)
     left: list[Left] = []
     bos: dict[str, tuple[TokenSet, TokenSet]] = {}
-    mine = RULES[report.convention.rpartition("-")[2]]
+    mine = _BOS_OF[report.convention.rpartition("-")[2]]
     if model.tokenizer.bos_token_id is None:
         left.append(Left("windows with BOS", "the tokenizer has none"))
     else:
-        for rule in RULES.values():
+        for rule in _BOS_OF.values():
             if rule != mine:
                 sets = common.token_sets_of(
                     msgspec.structs.replace(options.text, bos=rule), model, options.general.seed
