@@ -120,11 +120,11 @@ def _wire_of_index(fmt: NumberFormat) -> Tensor:
     offset = index - fmt.zero
     sign_bit = 1 << (fmt.bits - 1)
     if fmt.is_integer and fmt.zero == sign_bit:
-        wire = offset & (2 * sign_bit - 1)
+        wire = offset & (2 * sign_bit - 1)  # two's complement
     elif fmt.values == tuple(-v for v in reversed(fmt.values)):
-        wire = torch.where(offset < 0, -offset | sign_bit, offset)
+        wire = torch.where(offset < 0, -offset | sign_bit, offset)  # steps from zero, and a bit for the sign
     else:
-        wire = index
+        wire = index  # a table is its own order
     return wire.to(torch.uint8)
 
 

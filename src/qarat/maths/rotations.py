@@ -66,6 +66,8 @@ def hadamard(order: int) -> Tensor:
         raise ValueError(f"no construction of order {order}")
     prime, degree = field
     size = prime**degree
+    # A conference matrix from the Jacobsthal matrix Q of the field with `size` elements: bordered by ones, it has
+    # C·Cᵀ = size · I, with zeros on the diagonal that the two constructions fill.
     core = torch.zeros(size + 1, size + 1)
     core[0, 1:] = 1
     core[1:, 1:] = _jacobsthal(prime, degree)
@@ -140,6 +142,7 @@ def _jacobsthal(prime: int, degree: int) -> Tensor:
 def _squares(elements: Tensor, prime: int) -> Tensor:
     """The square of each element of a field, digits like ``elements``, (size, degree)."""
     degree = elements.shape[1]
+    # A polynomial times itself, then reduced from the top by the field's modulus, one power after the other.
     products = torch.zeros(len(elements), 2 * degree - 1, dtype=torch.long)  # coefficients, the highest power first
     for i in range(degree):
         for j in range(degree):

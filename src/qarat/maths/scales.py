@@ -153,10 +153,12 @@ def _require_consistent(scheme: TensorScheme) -> None:
 
 
 def _extremes(tiles: Tensor, scheme: TensorScheme) -> _Extremes:
+    # Tiles are (batch, tall, rows of a tile, wide, columns of a tile), so a tile's own axes are 2 and 4.
     low, high = tiles.amin(dim=(2, 4), keepdim=True), tiles.amax(dim=(2, 4), keepdim=True)
     if scheme.symmetric:
         high = torch.maximum(-low, high)
         return _Extremes(-high, high)
+    # 0 is always covered: it has to be a number of the grid, or what is padded with it would not stay nothing.
     return _Extremes(low.clamp(max=0.0), high.clamp(min=0.0))
 
 
@@ -164,6 +166,8 @@ def _tensor_scale(extremes: _Extremes, scheme: TensorScheme) -> Tensor | None:
     """The float32 above e4m3 scales, (batch, 1, 1), under which the largest scale of each matrix is just 448."""
     if scheme.scale != "e4m3":
         return None
+    # A block's scale is reach / divisor; in units of largest / (448 · divisor) the greatest is 448, the largest e4m3,
+    # and the others have all of its range below them.
     reach, divisor = _reach(extremes, scheme)
     largest = reach.amax(dim=(1, 2, 3, 4)).view(-1, 1, 1)
     return torch.where(largest == 0, 1.0, (largest / (E4M3_LARGEST * divisor)).clamp(min=FLOAT32_SMALLEST))
@@ -182,11 +186,14 @@ def _scales(extremes: _Extremes, scheme: TensorScheme, tensor_scale: Tensor | No
     reach, divisor = _reach(extremes, scheme)
     ideal = _mx_scale(reach, scheme) if scheme.choice.startswith("mx-") else reach / divisor
     reach, ideal = reach.squeeze((2, 4)), ideal.squeeze((2, 4))
+    # A tile of zeros has no scale of its own; any will do, and 1 divides without making numbers up.
     scale = torch.where(reach == 0, 1.0, _storable(ideal, scheme.scale, tensor_scale))
     scale = torch.where(reach.isfinite(), scale, torch.nan)  # frexp and clamp would make numbers of NaN and infinity
     scales = Scales(scale, None, tensor_scale)
     if scheme.symmetric:
         return scales
+    # x ≈ s · (q − z): the least value is to be q = first, so z = first − low / s, with the scale as it is stored, since
+    # that is what divides later.
     first, last = scheme.number_format.values[0], scheme.number_format.largest
     zero_point = (first - extremes.low.squeeze((2, 4)) / scales.effective).round_().clamp_(first, last)
     return Scales(scale, zero_point, tensor_scale)
@@ -207,11 +214,13 @@ def _storable(ideal: Tensor, kind: ScaleKind, tensor_scale: Tensor | None) -> Te
 
 def _mx_scale(reach: Tensor, scheme: TensorScheme) -> Tensor:
     """The shared power of two of MX blocks, from their largest magnitudes; shape of ``reach``."""
+    # ⌊log2 v⌋ is frexp's exponent less one on both sides, so the difference of exponents is that of the floors.
     fmt = scheme.number_format
     mantissa, exponent = torch.frexp(reach)
     element = int(torch.frexp(torch.tensor(fmt.largest)).exponent)
     if scheme.choice == "mx-even":
         threshold = _MX_EVEN_THRESHOLDS.get(fmt.name, (fmt.largest + 2.0**element) / 2)
+        # A maximum that rounds up beyond the largest number, seen within its own binade, takes the next power.
         exponent = torch.where(mantissa >= threshold / 2.0**element, exponent + 1, exponent)
     return _power_of_two(exponent - element)
 
@@ -245,6 +254,7 @@ def _least_squares(
     steps: int,
 ) -> Scales:
     """For each tile, of the scales that reach its extremes times 2^(−i/12), i = 0 … steps, the one that errs least."""
+    # Every trial is a scale as it will be stored, zero point and all, so that the one that is kept errs as seen here.
     best = _scales(extremes, scheme, tensor_scale)
     least = _squared_error(tiles, weights, scheme, best)
     scale, zero_point = best.scale, best.zero_point
