@@ -7,8 +7,8 @@ package) when the walk comes to its block.
 **The float model of a quantized file is what its codes stand for, rounded to bfloat16**, the dtype that such models are
 trained and served in; so what is measured is, to the last bit, what an export holds. Tensors that the file keeps in
 float keep their own dtype. Nothing brings back what the file's rounding took: activations are as real as ever, but the
-weights lie on a coarse grid already, which flatters whatever rounds them to one nearly as coarse. So every record says
-what the tensors were stored in.
+weights lie on a coarse grid already, which flatters whatever rounds them to one nearly as coarse. So records of
+the file, and of folders quantized from it, say what the tensors were stored in.
 
 Given up: files in parts, big-endian ones, experts, and every architecture, type of tensor, tokenizer and rotary
 embedding that is not named here; they are refused.
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qarat.ground.disk import explained
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.gguf.config import ROPE, family_in, translate_config
 from qarat.model.gguf.file import FLOATS, bits_of, read_head
@@ -48,7 +49,7 @@ class GgufCheckpoint(Checkpoint):
             path: The file.
 
         Raises:
-            UserError: As `read_head`, `translate_config` and `build_tokenizer`.
+            UserError: As `read_head`, `translate_config` and `build_tokenizer`; no room for config and tokenizer.
         """
         self._file = read_head(path)
         family, self._gguf = family_in(self._file)
@@ -56,8 +57,10 @@ class GgufCheckpoint(Checkpoint):
         config = translate_config(self._file)
         self._directory = tempfile.TemporaryDirectory(prefix="qarat-")  # gone with the checkpoint
         folder = Path(self._directory.name)
-        build_tokenizer(self._file, config.max_position_embeddings).save_pretrained(folder)
-        config.save_pretrained(folder)
+        tokenizer = build_tokenizer(self._file, config.max_position_embeddings)
+        with explained(folder):
+            tokenizer.save_pretrained(folder)
+            config.save_pretrained(folder)
         super().__init__(folder)
         self.path = path
 
@@ -70,6 +73,11 @@ class GgufCheckpoint(Checkpoint):
         table = get_tensor_name_map(architecture, self.config.num_hidden_layers)
         ours = self.skeleton().state_dict()
         return {table.get_name(name, (".weight", ".bias")) or name: name for name in ours}
+
+    @cached_property
+    def _theirs(self) -> dict[str, str]:
+        """What GGUF calls a tensor, by its name in transformers."""
+        return {ours: name for name, ours in self._names.items()}
 
     def _locate(self) -> dict[str, Entry]:
         """By the names that transformers has for them; a tensor that it has none for keeps its own."""
@@ -107,9 +115,8 @@ class GgufCheckpoint(Checkpoint):
         """Dequantized one by one, in transformers' order of rows."""
         from gguf import dequantize
 
-        theirs = {ours: name for name, ours in self._names.items()}
         for name in names:
-            tensor = self._file.tensors[theirs.get(name, name)]
+            tensor = self._file.tensors[self._theirs.get(name, name)]
             values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type)))
             yield name, self._restored(name, values).to(self.dtype_of(name))
 

@@ -132,7 +132,7 @@ def _with_factors(file: GgufFile, config: PreTrainedConfig) -> PreTrainedConfig:
     """The config with the rotary embedding that the file's factors are those of.
 
     Raises:
-        UserError: If they are not LLaMA 3's.
+        UserError: If they are neither all equal, as of scaled positions, nor LLaMA 3's.
     """
     factors = torch.from_numpy(np.array(file.tensors[ROPE].data, np.float32))
     theta = config.rope_parameters["rope_theta"]
@@ -142,7 +142,7 @@ def _with_factors(file: GgufFile, config: PreTrainedConfig) -> PreTrainedConfig:
     scaled = {"rope_type": "llama3", "rope_theta": theta, "factor": round(float(factors.max()), 3), **_LLAMA3}
     config.rope_parameters = scaled
     if not torch.allclose(rope_factors(config), factors, rtol=1e-3):
-        raise UserError(f"{file.path}: the factors in {ROPE} are not those of LLaMA 3, which alone are supported")
+        raise UserError(f"{file.path}: the factors in {ROPE} are not those of LLaMA 3, nor all equal: not supported")
     return config
 
 
