@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qarat
 from qarat.ground.errors import UserError
 from qarat.jobs.folder import PLAN
-from qarat.jobs.whole_run import MODEL
+from qarat.jobs.run_steps import MODEL
 from qarat.model.model import Model
 from qarat.testing import tiny_checkpoint, tiny_documents
 
@@ -45,7 +45,7 @@ def tokens(model: qarat.Model) -> Tokens:
 
 @pytest.fixture(scope="module")
 def done(model: qarat.Model, tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    request = qarat.ProtectRequest(low=LOW, budget="nats+9")
+    request = qarat.ProtectRequest(low=LOW, budget="nats+9", rewrites=False)
     return qarat.run(model, tokens, request, tmp_path_factory.mktemp("runs") / "run")
 
 

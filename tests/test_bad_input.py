@@ -265,7 +265,22 @@ def made(tiny_llama: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFac
     """A finished run."""
     out = tmp_path_factory.mktemp("made") / "run"
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
-    assert main(["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--no-page", "-o", str(out)]) == 0
+    assert (
+        main(
+            [
+                "run",
+                str(tiny_llama),
+                "--calibration",
+                str(tiny_text),
+                *sizes,
+                "--no-rewrites",
+                "--no-page",
+                "-o",
+                str(out),
+            ]
+        )
+        == 0
+    )
     return out
 
 

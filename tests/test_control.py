@@ -79,7 +79,7 @@ def test_a_budget_that_naive_meets_protects_nothing(
 ):
     """Naive loses some 0.01 nats, which is just what 1 % of perplexity allows: 2 % is a budget that it meets."""
     plan, sweep = find_plan(model, token_sets[1], ProtectRequest(budget="ppl+2%"), stats, menu)
-    assert [trial.label for trial in sweep.trials] == ["k=0"]
+    assert [trial.label for trial in sweep.trials] == ["nothing protected"]
     assert 0 < sweep.trials[0].damage.nats < sweep.budget_nats
     assert sweep.verdict.startswith("nothing needs protection")
     low = parse_scheme(LOW)

@@ -40,7 +40,19 @@ def words(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
     model = tiny_checkpoint(tmp_path_factory.mktemp("short") / "model", blocks=1, length=8)
     sizes = ["--samples", "2", "--report-samples", "2", "--length", "8", "--threads", "1"]
     text = ["--calibration", str(tiny_text), *sizes]
-    return ["run", str(model), *text, "--sites", "0.down", "--protect", "fp8", "--no-page", "--export", FORMAT]
+    return [
+        "run",
+        str(model),
+        *text,
+        "--sites",
+        "0.down",
+        "--protect",
+        "fp8",
+        "--no-page",
+        "--no-rewrites",
+        "--export",
+        FORMAT,
+    ]
 
 
 @pytest.fixture(scope="module")

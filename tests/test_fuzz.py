@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 
 from qarat.ground.errors import UserError
+from qarat.jobs.run_steps import show_run
 from qarat.jobs.verify import verify
-from qarat.jobs.whole_run import show_run
 from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
 from qarat.stages.export.base import MARK, export_model

@@ -10,7 +10,7 @@ import torch
 from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
-from qarat.jobs import whole_run as pipeline
+from qarat.jobs import run_steps as pipeline
 from qarat.jobs.compare import RUN_EVALUATION, compare_named
 from qarat.jobs.open_any import Opened, find_native, open_for_evaluation
 from qarat.model.model import Model

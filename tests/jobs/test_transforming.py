@@ -12,6 +12,7 @@ from qarat.ground.runtime import no_progress
 from qarat.jobs import transforming
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.folder import Run
+from qarat.jobs.open_any import open_for_evaluation
 from qarat.jobs.transforming import apply_again, outline, prepare
 from qarat.jobs.whole_run import Pipeline
 from qarat.model.model import Model
@@ -114,7 +115,7 @@ def test_auto_takes_the_strength_that_loses_least(model: Model, sets: Sets, monk
     done = prepare(model, ProtectRequest(transforms=("smooth/auto/all",)), sets[0], sets[1])
     assert done.transforms == ("smooth/0.7/all",)
     assert tried == [f"smooth/{a:g}/all" for a in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
-    again = apply_again(model, done.transforms, done.stats)
+    again = apply_again(model, done.transforms, done.made_from)
     assert again.fingerprint == done.model.fingerprint
     windows = sets[2].windows
     assert torch.equal(logits_of(again, windows), logits_of(done.model, windows))
@@ -130,6 +131,22 @@ def test_a_smoothed_run_is_exported_with_its_folded_norms(job: Callable[..., Pip
     assert not torch.equal(found, model.block(1).state_dict()[name].bfloat16())
 
 
+def test_a_split_run_is_planned_quantized_and_exported_as_wide_as_it_became(
+    job: Callable[..., Pipeline], model: Model, tmp_path: Path
+):
+    pipeline = job("split/32", exports=("compressed-tensors",))
+    widths = {site.shape[1] for site in pipeline.draft.sites if site.leaf == "down_proj"}
+    assert widths == {model.inner_width + 32}
+    out = run_of(pipeline, tmp_path / "out")
+    read, plan = read_native(out / "model")
+    assert [word.partition("@")[0] for word in transforms_of(plan.model)] == ["split/32"]
+    assert read.config.intermediate_size == read.inner_width == model.inner_width + 32
+    exported = open_for_evaluation(str(out / "compressed-tensors")).model
+    assert exported.config.intermediate_size == model.inner_width + 32
+    ids = pipeline.report.windows[:1]
+    assert torch.equal(logits_of(exported, ids), logits_of(read, ids))
+
+
 def test_what_cannot_be_exported_is_refused_before_any_work(job: Callable[..., Pipeline]):
     with pytest.raises(UserError, match="`format` compressed-tensors cannot hold this model: it rotates"):
         job("hadamard", exports=("compressed-tensors",))
@@ -142,6 +159,14 @@ def test_bad_requests_are_refused_before_any_work(model: Model):
         check_plan_request(ProtectRequest(transforms=("smoothe/0.5",)))
     with pytest.raises(UserError, match=r"`transforms` hadamard: .*rotated already"):
         outline(model, ProtectRequest(transforms=("hadamard", "hadamard")))
+    with pytest.raises(UserError, match=r"`transforms` split/8: .*split first"):
+        outline(model, ProtectRequest(transforms=("hadamard", "split/8")))
+
+
+def test_an_outline_is_as_wide_as_the_model_will_be(model: Model):
+    outlined = outline(model, ProtectRequest(transforms=("smooth/0.5", "split/32", "hadamard")))
+    assert outlined.inner_width == model.inner_width + 32
+    assert outlined.is_rotated
 
 
 def test_auto_takes_the_strength_that_loses_least_and_the_first_of_equals(

@@ -20,7 +20,7 @@ import pytest
 from qarat.ground import disk as workspace
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime, no_progress
-from qarat.jobs import whole_run as pipeline
+from qarat.jobs import run_steps as pipeline
 from qarat.jobs.folder import Run, read_manifest
 from qarat.jobs.whole_run import Pipeline
 from qarat.model.native import read_native
@@ -32,6 +32,7 @@ from qarat.surfaces.progress import StageProgress
 from qarat.values.plans import Plan
 from qarat.values.records.files import decode_record
 from qarat.values.records.prices import Menu
+from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.scores import Continuations, Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
@@ -55,7 +56,18 @@ def steps(folder: Path) -> list[tuple[str, bool]]:
 def words(tiny_llama: Path, tiny_text: Path) -> list[str]:
     """A run on the tiny model, without its -o."""
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
-    return ["run", str(tiny_llama), "--calibration", str(tiny_text), *sizes, "--sites", "0.down", "0.o", "--no-page"]
+    return [
+        "run",
+        str(tiny_llama),
+        "--calibration",
+        str(tiny_text),
+        *sizes,
+        "--sites",
+        "0.down",
+        "0.o",
+        "--no-page",
+        "--no-rewrites",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +90,30 @@ def test_a_run_ends_with_its_page(qarat: Qarat, words: list[str], unbroken: Path
     assert list((out / "figures").glob("*.svg"))
 
 
+def test_a_run_rewrites_first(words: list[str], unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plain = [word for word in words if word != "--no-rewrites"]
+    assert main([*plain, "-o", str(out)]) == 0
+    *evaluated, last = pipeline.STEPS
+    every = ["profile before", "transform", *evaluated, *pipeline.OPTIONAL, last]
+    assert [step for step, _ in steps(out)] == every
+    rewrites, plan = decode_record(out / "rewrites-0.json", Rewrites), decode_record(out / "plan.json", Plan)
+    assert plan.model.startswith(f"{rewrites.provenance.model}+rewrite/")
+    assert plan.low == rewrites.scheme == "w=int8/channel a=int8/tensor/static/reach-1.2"
+    # Naive is the model as it was asked for, to which nothing was done; and so is float.
+    for label in ("float", "naive"):
+        name = f"evaluation-{label}.json"
+        theirs = decode_record(unbroken / name, Evaluation)
+        assert decode_record(out / name, Evaluation).nats == theirs.nats
+    without = {part: decode_record(out / f"evaluation-without-{part}.json", Evaluation) for part in pipeline.WITHOUT}
+    assert without["protection"].plan not in ("", without["transforms"].plan)
+    # Another protection does not fit anew.
+    shutil.copytree(out, tmp_path / "again.partial")
+    assert main([*plain, "-o", str(tmp_path / "again"), "--protect", "fp8"]) == 0
+    again = dict(steps(tmp_path / "again")[len(steps(out)) :])
+    assert (again["profile before"], again["transform"], again["plan"]) == (True, True, False)
+
+
 def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, words: list[str]) -> None:
     files = {name for outputs in pipeline.STEPS.values() for name in outputs}
     assert {p.name for p in unbroken.iterdir()} == files | {"manifest.json", LOG}
@@ -89,7 +125,7 @@ def test_a_run_leaves_its_records_and_a_model(unbroken: Path, qarat: Qarat, word
     losses = {label: decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in pipeline.LABELS}
     assert len({e.loss for e in losses.values()}) == 3
     assert decode_record(unbroken / "continuations.json", Continuations).texts.keys() == set(pipeline.LABELS)
-    answer = qarat("evaluate", unbroken, *words[2:-4], "--json")
+    answer = qarat("evaluate", unbroken, *words[2:-5], "--json")
     assert answer.code == 0, answer.err
     measured = json.loads(answer.out)["record"]
     assert measured["nats"] == pytest.approx(losses["plan"].nats, rel=1e-6)
@@ -118,7 +154,7 @@ def test_a_run_as_json_is_one_list(qarat: Qarat, words: list[str], tmp_path: Pat
     assert answer.code == 0, answer.err
     records = json.loads(answer.out)
     kinds = ["stats", "menu", "protection", "plan", *["evaluation"] * 3, "continuations"]
-    assert [record["qarat"] for record in records] == [f"{kind}/1" for kind in kinds]
+    assert [record["qarat"].partition("/")[0] for record in records] == kinds
     assert json.loads(qarat("show", tmp_path / "out", "--json").out) == records
     assert tree(tmp_path / "out") == tree(unbroken)  # the same command, the same bytes
 

@@ -55,7 +55,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     """The folder of a finished run of a model with one spike, which the plan protects; no test may change it."""
     folder = tmp_path_factory.mktemp("page")
     model = plant_spike(tiny_checkpoint(folder / "model"), block=1, channel=5, factor=64.0)
-    words = ["run", str(model), "--calibration", str(tiny_text), "--sites", "1.down", "-o", str(folder / "out")]
+    words = [
+        "run",
+        str(model),
+        "--calibration",
+        str(tiny_text),
+        "--sites",
+        "1.down",
+        "--no-rewrites",
+        "-o",
+        str(folder / "out"),
+    ]
     assert main([*words, "--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]) == 0
     return folder / "out"
 

@@ -43,6 +43,18 @@ def test_without_a_terminal_one_line_a_stage():
     assert "\x1b" not in out.getvalue()
 
 
+def test_without_a_terminal_a_long_stage_says_every_minute_where_it_is():
+    bars, out, clock = make(terminal=False)
+    with bars:
+        run_stage(bars, clock, "measure sites", 10, 250)
+    assert [" ".join(line.split()) for line in out.getvalue().splitlines()] == [
+        "measure sites 3/10 1 min 15 s 2 min 55 s left",
+        "measure sites 6/10 2 min 30 s 1 min 40 s left",
+        "measure sites 9/10 3 min 45 s 25.0 s left",
+        "measure sites 10/10 4 min 10 s",
+    ]
+
+
 def test_a_stage_that_grows_is_one_stage():
     bars, out, _ = make(terminal=False)
     with bars:

@@ -39,9 +39,10 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
         st.floats(50, 100).map(lambda p: ("percentile", p)),
     )
     outliers = st.none() | st.floats(0, 1000) if role == "a" else st.none()
+    reach = st.just(1.0) | st.floats(0, 10, exclude_min=True)
     return st.builds(
-        lambda name, place, scale, choice, symmetric, outliers: TensorScheme(
-            name, place[0], scale, choice[0], choice[1], symmetric, place[1], outliers
+        lambda name, place, scale, choice, symmetric, outliers, reach: TensorScheme(
+            name, place[0], scale, choice[0], choice[1], symmetric, place[1], outliers, reach=reach
         ),
         st.sampled_from(sorted(FORMATS)),
         places,
@@ -49,6 +50,7 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
         choices,
         st.booleans(),
         outliers,
+        reach,
     ).filter(lambda scheme: not scheme.contradictions())
 
 
@@ -154,6 +156,9 @@ def test_float_is_no_scheme_at_all(text: str) -> None:
         ("w=int8/channel/p49", 15, "unknown word"),
         ("w=int8/channel/outliers-6", 15, "belongs to the input of a projection"),
         ("l=int8/token/outliers-6", 13, "belongs to the input of a projection"),
+        ("w=int8/channel/reach-1.2", 15, "belongs to an input"),
+        ("a=int8/token/reach-1.2", 2, "goes with static and absmax"),
+        ("a=int8/tensor/static/reach-0", 2, "clips everything"),
         ("a=int8/token/outliers", 13, "did you mean outliers-6"),
         ("w=int8/channel/scale-e4m4", 15, "did you mean scale-e4m3"),
     ],

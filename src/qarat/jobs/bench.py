@@ -150,7 +150,7 @@ def make_meter(
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
     kept = model.block_bytes() * (model.blocks if model.keeps_blocks else 1)
-    cache = WeightCache(model.runtime.memory_bytes() - kept)
+    cache = WeightCache(min(model.memory - kept, model.block_bytes() * model.blocks))
     first = 0 if prefix is None else len(prefix.tokens)
     inputs = None if calibration is None else Calibration(model, calibration, first)
     return Meter(

@@ -14,10 +14,15 @@ import torch
 from qarat.ground.runtime import Estimate
 from qarat.maths.histograms import EDGES
 from qarat.model.model import Model
+from qarat.stages.choose.protect import MOST
 from qarat.values.plans import Plan
 
 CHOOSING_FORWARDS = 5
-"""Forwards that choosing plans takes: some ten plans, on the average from a prefix of half the blocks that is kept."""
+"""Forwards that predicted search takes: some ten plans, on the average behind a kept prefix of half the blocks."""
+
+PROTECTING_FORWARDS = 1 + MOST
+"""Forwards that protecting takes: float and the plans on the way to the budget. Hardly any share a prefix: what differs
+between two plans nearly always begins in an early block. Where none of them meets the budget, two plans more follow."""
 
 ROUNDING = 1500
 """Rounding and packing a weight takes as long as so many tokens that are multiplied with it; measured with int8, int4

@@ -1,4 +1,4 @@
-"""Planning: stats and prices become a plan, by measurement. Where the stages of a plan are put together.
+"""Planning: stats and prices become a plan, confirmed by measurement. Where the stages of a plan are put together.
 
 This is the one recipe behind `qarat plan`, `qarat run` and the Python API; the stages themselves do not know each
 other.
@@ -15,7 +15,7 @@ from qarat.jobs.bench import plan_meter
 from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.protect import MOST, Ranking, protect_until, rank_by_damage
+from qarat.stages.choose.protect import Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import TrialLog
 from qarat.stages.observe import observe
 from qarat.stages.quantize import check_stats
@@ -134,10 +134,10 @@ def find_plan(
     menu: Menu,
     *,
     calibration: TokenSet | None = None,
-    most: int = MOST,
+    most: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
-    """Choose the sites to protect, and measure what each protection buys.
+    """Choose the sites to protect by their prices, and confirm the choice by measuring a few plans.
 
     Args:
         model: In float.
@@ -146,7 +146,7 @@ def find_plan(
         stats: Of the calibration set.
         menu: Prices of the low scheme.
         calibration: Tokens behind roundings that look at what a projection reads.
-        most: Protect no more sites (or ties) than so many, unless the request says which.
+        most: Protect none but so many of the dearest (sites or ties), unless the request says which; None: any.
         progress: Called after every measurement.
 
     Returns:
@@ -175,7 +175,7 @@ def find_plan(
 
 
 def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, menu: Menu) -> Ranking:
-    """Rank what may be protected; nothing is measured, and the menu's unit does not matter.
+    """Rank what may be protected; nothing is measured, and the unit of the menu's prices does not matter.
 
     Args:
         request: What the plan should be.
@@ -207,13 +207,14 @@ def rank_units(request: ProtectRequest, naive: Plan, stats: ActivationStats, men
     by_damage = rank_by_damage(units, damages)
     if request.sites:
         named = {s.name for pattern in request.sites for s in match_sites(pattern, naive.sites)}
-        return Ranking(_first(by_damage, named), f"the list {', '.join(request.sites)}", _count(by_damage, named))
+        order = f"the list {', '.join(request.sites)}"
+        return Ranking(_first(by_damage, named), order, damages, _count(by_damage, named), menu.unit)
     if request.by == "damage":
-        return Ranking(by_damage, f"{menu.metric.capitalize()} damage per parameter")
+        return Ranking(by_damage, f"{menu.metric.capitalize()} damage", damages, unit=menu.unit)
     verdict = find_spikes(stats, request.by, input_scheme(naive.low))
     flagged = {s.name for s in sites_of(verdict, naive.sites)}
     order = f"the spike rule {request.by}: {verdict.statement}"
-    return Ranking(_first(by_damage, flagged), order, _count(by_damage, flagged))
+    return Ranking(_first(by_damage, flagged), order, damages, _count(by_damage, flagged), menu.unit)
 
 
 def _first(units: Sequence[Unit], named: set[str]) -> tuple[Unit, ...]:

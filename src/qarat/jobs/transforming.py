@@ -7,7 +7,8 @@ A transform may need stats of the model that it is applied to, and the strength 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +19,16 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import naive_plan, profile
+from qarat.jobs.rewriting import FITTED_ON, FITTING_FORWARDS, columns_for, fewest_columns, fit_rewrites
 from qarat.model.model import Model, Transform
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
-from qarat.stages.transforms import parse_transform
+from qarat.stages.transforms import MadeFrom, parse_transform
+from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 
@@ -37,12 +41,12 @@ class Prepared(NamedTuple):
     Attributes:
         model: In float, equal to the one it was made from.
         transforms: As they were applied, choices made: ``smooth/0.6`` for ``smooth/auto``.
-        stats: What each was made from, None where it needs none.
+        made_from: What each was made from, None where it needs nothing.
     """
 
     model: Model
     transforms: tuple[str, ...]
-    stats: tuple[ActivationStats | None, ...]
+    made_from: tuple[MadeFrom, ...]
 
 
 def outline(model: Model, request: ProtectRequest) -> Model:
@@ -58,8 +62,14 @@ def outline(model: Model, request: ProtectRequest) -> Model:
         UserError: As `qarat.stages.transforms.parse_transform`, or a transform that does not fit the model.
     """
     for text in request.transforms:
-        needs_stats = parse_transform(text).needs_stats
-        model = model.with_transform(Transform(text)) if needs_stats else _apply(model, text, None)
+        step = parse_transform(text)
+        with _spelled(text):
+            if not step.needs:
+                model = step.apply(model, None)
+            elif step.outline is not None:
+                model = step.outline(model)
+            else:
+                model = model.with_transform(Transform(text))
     return model
 
 
@@ -69,6 +79,8 @@ def prepare(
     calibration: TokenSet,
     selection: TokenSet,
     *,
+    stats: ActivationStats | None = None,
+    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Prepared:
     """Apply the transforms of a request, one after the other.
@@ -77,7 +89,9 @@ def prepare(
         model: In float.
         request: Whose transforms they are; low scheme and overrides count where a strength is chosen.
         calibration: Tokens on which the model is observed where a transform needs stats.
-        selection: Tokens on which a strength is chosen.
+        selection: Tokens on which a strength is chosen, and rewrites are fitted.
+        stats: Of the model on the calibration tokens; profiled here, where they are needed and not given.
+        seed: Of the labels that rewrites are fitted with.
         progress: Called as the work goes on.
 
     Raises:
@@ -85,17 +99,32 @@ def prepare(
     """
     done = Prepared(model, (), ())
     for text in request.transforms:
-        step, seen = parse_transform(text), None
-        if step.needs_stats:
-            seen = profile(done.model, calibration, request.prefix, attention=False, progress=progress)
-        if step.choices:
-            text = _chosen(done.model, step.choices, request, seen, calibration, selection, progress)
-        done = Prepared(_apply(done.model, text, seen), (*done.transforms, text), (*done.stats, seen))
+        step, made_from = parse_transform(text), None
+        if step.needs:
+            made_from = seen = (
+                stats
+                if stats is not None and not done.transforms
+                else profile(done.model, calibration, request.prefix, attention=False, progress=progress)
+            )
+            if step.needs == "rewrites":
+                made_from = _fitted(done.model, text, request, seen, selection, seed, progress)
+                text = _with_columns(text, made_from, request)
+            elif step.choices:
+                text = _chosen(done.model, step.choices, request, seen, calibration, selection, progress)
+        done = Prepared(_apply(done.model, text, made_from), (*done.transforms, text), (*done.made_from, made_from))
     return done
 
 
 def prepare_in(
-    run: Run, model: Model, request: ProtectRequest, calibration: TokenSet, selection: TokenSet, *, progress: Progress
+    run: Run,
+    model: Model,
+    request: ProtectRequest,
+    calibration: TokenSet,
+    selection: TokenSet,
+    *,
+    stats: ActivationStats | None,
+    seed: int,
+    progress: Progress,
 ) -> tuple[Model, tuple[str, ...]]:
     """`prepare` as a step of a run: what was chosen and measured is kept, and not done again.
 
@@ -105,27 +134,39 @@ def prepare_in(
         request: With at least one transform.
         calibration: Tokens.
         selection: Tokens.
+        stats: As for `prepare`.
+        seed: As for `prepare`.
         progress: Called as the work goes on.
 
     Returns:
         The transformed model, and its transforms as they were applied.
     """
-    needed = [parse_transform(text).needs_stats for text in request.transforms]
-    files = [_kept(number) if needs else "" for number, needs in enumerate(needed)]
+    files = [_kept(number, text) for number, text in enumerate(request.transforms)]
 
     def work() -> None:
-        done = prepare(model, request, calibration, selection, progress=progress)
-        for file, stats in zip(files, done.stats, strict=True):
-            if stats is not None:
-                write_whole(run.path(file), encode_record(stats))
+        done = prepare(model, request, calibration, selection, stats=stats, seed=seed, progress=progress)
+        for file, made_from in zip(files, done.made_from, strict=True):
+            if made_from is not None:
+                write_whole(run.path(file), encode_record(made_from))
         write_whole(run.path(APPLIED), msgspec.json.encode(done.transforms) + b"\n")
 
-    origin = model.provenance(calibration.fingerprint, selection.fingerprint)
-    key = msgspec.to_builtins([origin, request])
+    origin = model.provenance(calibration.fingerprint, selection.fingerprint, seed)
+    key = [msgspec.to_builtins(origin), request.transforms, request.low, request.rules, request.budget, request.prefix]
     run.step("transform", key, [APPLIED, *filter(None, files)], work)
     applied = msgspec.json.decode(run.path(APPLIED).read_bytes(), type=tuple[str, ...])
-    stats = [decode_record(run.path(file), ActivationStats) if file else None for file in files]
-    return apply_again(model, applied, stats), applied
+    return apply_again(model, applied, [read_made_from(run.path(file)) if file else None for file in files]), applied
+
+
+def read_made_from(path: Path) -> MadeFrom:
+    """What a transform is made from, as a file keeps it.
+
+    Raises:
+        UserError: No such file, or another record.
+    """
+    record = decode_record(path)
+    if not isinstance(record, ActivationStats | Rewrites):
+        raise UserError(f"{path} holds a {type(record).__name__}: transforms are made from stats or from rewrites")
+    return record
 
 
 def tokens_to_prepare(request: ProtectRequest, calibration: int, selection: int) -> int:
@@ -138,22 +179,23 @@ def tokens_to_prepare(request: ProtectRequest, calibration: int, selection: int)
     """
     steps = [parse_transform(text) for text in request.transforms]
     tried = sum(len(step.choices) for step in steps)
-    return (tried + sum(step.needs_stats for step in steps)) * calibration + tried * selection
+    fitted = FITTING_FORWARDS * min(selection, FITTED_ON) * sum(step.needs == "rewrites" for step in steps)
+    return (tried + sum(bool(step.needs) for step in steps)) * calibration + tried * selection + fitted
 
 
-def apply_again(model: Model, transforms: Sequence[str], stats: Sequence[ActivationStats | None]) -> Model:
+def apply_again(model: Model, transforms: Sequence[str], made_from: Sequence[MadeFrom]) -> Model:
     """The transformed model of a `Prepared`, from what was kept of it.
 
     Args:
         model: That it was made from.
         transforms: As they were applied.
-        stats: What each was made from.
+        made_from: What each was made from.
 
     Raises:
-        UserError: Stats of another model.
+        UserError: Made from another model.
     """
-    for text, seen in zip(transforms, stats, strict=True):
-        model = _apply(model, text, seen)
+    for text, made in zip(transforms, made_from, strict=True):
+        model = _apply(model, text, made)
     return model
 
 
@@ -174,15 +216,15 @@ def stats_behind(transforms: Sequence[str], given: Sequence[Path]) -> list[Path 
                 f"`transforms` {text}: `qarat run` chooses, by the loss on the selection tokens (its {APPLIED} says "
                 f"what); here give one, such as {', '.join(step.choices)}"
             )
-    needing = [text for text in transforms if steps[text].needs_stats]
+    needing = [text for text in transforms if steps[text].needs]
     if len(given) != len(needing):
         raise UserError(
             f"`transform_stats`: {len(given)} given, {len(needing)} needed{': for ' if needing else ''}"
             f"{', '.join(needing)}; each is what `qarat profile` finds with only the transforms in front of it; a run "
-            f"keeps it as {_kept(0)}"
+            f"keeps it as before-transform-0.safetensors (of rewrites, as rewrites-0.json)"
         )
     files = iter(given)
-    return [next(files) if steps[text].needs_stats else None for text in transforms]
+    return [next(files) if steps[text].needs else None for text in transforms]
 
 
 def options_for(fingerprint: str, folder: Path) -> str:
@@ -195,22 +237,52 @@ def options_for(fingerprint: str, folder: Path) -> str:
     transforms = spellings_of(fingerprint)
     if not transforms:
         return "no `transforms`"
-    kept = [folder / _kept(n) for n, text in enumerate(transforms) if parse_transform(text).needs_stats]
+    kept = [folder / name for name in (_kept(n, text) for n, text in enumerate(transforms)) if name]
     files = [str(file) if file.is_file() else "STATS" for file in kept]
     arguments = f"`transforms` {shlex.join(transforms)}" + (f" `transform_stats` {shlex.join(files)}" if files else "")
     return arguments + (", STATS being what was given when it was profiled" if "STATS" in files else "")
 
 
-def _kept(number: int) -> str:
-    """The file in which a run keeps what its transform of that number, from 0 on, was made from."""
-    return f"before-transform-{number}.safetensors"
+def _kept(number: int, text: str) -> str:
+    """The file in which a run keeps what its transform of that number, from 0 on, was made from; empty for nothing."""
+    endings = {"": "", "stats": f"before-transform-{number}.safetensors", "rewrites": f"rewrites-{number}.json"}
+    return endings[parse_transform(text).needs]
 
 
-def _apply(model: Model, text: str, stats: ActivationStats | None) -> Model:
+def _apply(model: Model, text: str, made_from: MadeFrom) -> Model:
+    with _spelled(text):
+        return parse_transform(text).apply(model, made_from)
+
+
+@contextmanager
+def _spelled(text: str) -> Iterator[None]:
+    """Say in an error which transform it is about."""
     try:
-        return parse_transform(text).apply(model, stats)
+        yield
     except UserError as error:
         raise UserError(f"`transforms` {text}: {error}") from None
+
+
+def _fitted(
+    model: Model,
+    text: str,
+    request: ProtectRequest,
+    stats: ActivationStats,
+    selection: TokenSet,
+    seed: int,
+    progress: Progress,
+) -> Rewrites:
+    """Rewrites for the request's low scheme, with the columns that the spelling says or else as many as may help."""
+    columns = int(text.partition("/")[2]) if "/" in text else columns_for(model)
+    with _spelled(text):
+        return fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
+
+
+def _with_columns(text: str, rewrites: Rewrites, request: ProtectRequest) -> str:
+    """The spelling with its columns: as few as the budget is predicted to allow, where it does not say how many."""
+    if "/" in text:
+        return text
+    return f"{text}/{fewest_columns(rewrites, parse_loss_budget(request.budget).nats)}"
 
 
 def _chosen(

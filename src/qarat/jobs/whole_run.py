@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Estimate, Progress
-from qarat.jobs.estimates import CHOOSING_FORWARDS, ROUNDING, estimate, price_forwards, quantized_bytes, stats_bytes
-from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, Step, read_manifest
-from qarat.jobs.open_any import EXPORTING, RUN_MODEL
+from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, estimate, price_forwards, quantized_bytes, stats_bytes
+from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
+from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
+from qarat.jobs.rewriting import with_rewrites
+from qarat.jobs.run_steps import (
+    BEFORE,
+    EVALUATE,
+    LABELS,
+    MODEL,
+    QUANTIZE,
+    WITHOUT,
+    Shower,
+    show_choices,
+    show_continuations,
+    show_outcome,
+    show_stats,
+)
 from qarat.jobs.transforming import outline, prepare_in, tokens_to_prepare
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
@@ -29,7 +42,7 @@ from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.values.parsing import input_scheme, parse_scheme
+from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
@@ -38,26 +51,8 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme
 
-Shower = Callable[..., None]
-"""Called with records, and keywords that say how to show them."""
-
-LABELS = ("float", "naive", "plan")
-KIND, MODEL = "run", RUN_MODEL
-TITLES = {
-    "profile": "Where the spikes are",
-    "damage": "What each site would cost, predicted and measured",
-    "protection": "Protecting the dearest sites, measured",
-    "plan": "The plan",
-    "continue": "The same prompt, continued greedily",
-}
-
-
-QUANTIZE = Step[Any]("quantize", (MODEL,))  # a folder, which is no record
-EVALUATE = tuple(Step[Evaluation](f"evaluate {label}", (f"evaluation-{label}.json",)) for label in LABELS)
-STEPS: dict[str, tuple[str, ...]] = {
-    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, QUANTIZE, *EVALUATE, CONTINUE)
-}
-"""What each step writes, in the order they are done."""
+PRICED_ON = 4096
+"""Tokens of the selection set that are enough to price sites on (LOG.md: 4 windows rank as 16 do)."""
 
 
 class Pipeline:
@@ -84,7 +79,11 @@ class Pipeline:
         """
         # The model asked for, which the others are compared with, and the one that is planned and quantized.
         self.source = self.model = model
-        self.request, self.seed = request, seed
+        self.plain, self.seed = request, seed
+        self.request, said = with_rewrites(model, request)
+        if said:
+            note(said)
+        request = self.request
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
         self.draft = draft_plan(outline(model, request), request, prefix=self._asked_prefix())
@@ -95,17 +94,12 @@ class Pipeline:
 
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
-        self._transform(run)
-        model, request, progress = self.model, self.request, self.progress
-        key = {
-            "model": model.fingerprint,
-            "versions": model.provenance("", "").versions,
-            "dtype": model.runtime.dtype,
-            "calibration": self.calibration.fingerprint,
-            "prefix": request.prefix,
-        }
+        request, progress = self.request, self.progress
+        before = self._transform(run)
+        model = self.model
+        key = self._observed(model)
         stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
-        _show_stats(run.folder, self.show, self.draft.low)
+        show_stats(run.folder, self.show, self.draft.low)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
         menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
@@ -118,50 +112,106 @@ class Pipeline:
             ),
             [PROFILE, DAMAGE],
         )
-        _show_choices(run.folder, self.show)
+        show_choices(run.folder, self.show)
 
         run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats), after=["profile", "plan"])
         key |= {"report": self.report.fingerprint}
-        self._measure(run, key, plan, stats)
+        self._measure(run, key, plan, stats, before or stats)
         for format in self.exports:
             work = functools.partial(self._export, run, format)
             run.step(f"export {format}", format, [format], work, after=["quantize"])
         run.finish()
 
-    def _measure(self, run: Run, key: dict[str, object], plan: Plan, stats: ActivationStats) -> None:
-        """What float, everything low and the plan lose on the report tokens, and how they continue a prompt."""
-        naive = naive_plan(self.model, self.request, stats)
-        hashes = {"float": "", "naive": content_hash(naive), "plan": content_hash(plan)}
+    def _measure(
+        self, run: Run, key: dict[str, object], plan: Plan, stats: ActivationStats, before: ActivationStats
+    ) -> None:
+        """What float, everything low and the plan lose on the report tokens, and how they continue a prompt.
+
+        Args:
+            run: Whose steps these are.
+            key: Of the plan.
+            plan: That was found.
+            stats: Of the planned model.
+            before: Of the model as it was asked for, to which nothing was done: naive is of that one.
+        """
+        plain = msgspec.structs.replace(self.plain, transforms=())
+        naive = naive_plan(self.source, plain, before)
         models: dict[str, Callable[[], Model]] = {
             "float": lambda: self.source,
-            "naive": lambda: quantize(self.model, naive, stats, self.calibration),
+            "naive": lambda: quantize(self.source.unkept(), naive, before, self.calibration),
             # What lies on disk, so that what is measured is what was written.
             "plan": lambda: read_native(run.path(MODEL), self.model.runtime)[0],
         }
+        self.source.forget_blocks()
+        self.model.forget_blocks()
 
-        def evaluate(label: str) -> Evaluation:
-            return measure_perplexity(
-                models[label](), self.report, label=label, plan=hashes[label], progress=self.progress
-            )
+        def evaluate(label: str, plan: Plan | None, model: Callable[[], Model]) -> Evaluation:
+            digest, once = content_hash(plan) if plan else "", model().unkept()
+            return measure_perplexity(once, self.report, label=label, plan=digest, progress=self.progress)
 
-        for label, step in zip(LABELS, EVALUATE, strict=True):
+        for (label, model), planned, step in zip(models.items(), (None, naive, plan), EVALUATE, strict=True):
             behind = [PROFILE, PROTECT, QUANTIZE] if label == "plan" else [PROFILE, PROTECT]
-            step.make(run, key, functools.partial(evaluate, label), behind)
-        _show_outcome(run.folder, self.show)
+            step.make(run, key, functools.partial(evaluate, label, planned, model), behind)
+        for label, (planned, model) in self._without_parts(plan, stats, naive, before).items():
+            name = f"without {label}"
+            WITHOUT[label].make(run, key, functools.partial(evaluate, name, planned, model), [PROFILE, PROTECT])
+        show_outcome(run.folder, self.show)
         CONTINUE.make(
             run,
             key | {"prompt": self.prompt},
             lambda: continue_all(self.model, self.report, models, self.prompt, self.progress),
             [PROFILE, PROTECT, QUANTIZE],
         )
-        _show_continuations(run.folder, self.show)
+        show_continuations(run.folder, self.show)
 
-    def _transform(self, run: Run) -> None:
-        """Take the transformed model in the place of the one asked for, if any transform is asked for."""
-        if self.request.transforms:
-            tokens = self.calibration, self.selection
-            self.model, applied = prepare_in(run, self.source, self.request, *tokens, progress=self.progress)
-            self.note(f"transformed before planning: {', '.join(applied)}")
+    def _without_parts(
+        self, plan: Plan, stats: ActivationStats, naive: Plan, before: ActivationStats
+    ) -> dict[str, tuple[Plan, Callable[[], Model]]]:
+        """What the plan would be without its protection, and without its transforms; nothing where it lacks either.
+
+        Args:
+            plan: That was found, with stats of the planned model.
+            stats: Those.
+            naive: Of the model as it was asked for, with its stats.
+            before: Those.
+        """
+        low = naive_plan(self.model, self.request, stats)
+        kept = {a.site.name: a.scheme for a, b in zip(plan.assignments, low.assignments, strict=True) if a != b}
+        if not kept or not self.request.transforms:
+            return {}
+        protected, tokens = naive.with_schemes(kept, "protected in the plan"), self.calibration
+        return {
+            "protection": (low, lambda: quantize(self.model.unkept(), low, stats, tokens)),
+            "transforms": (protected, lambda: quantize(self.source.unkept(), protected, before, tokens)),
+        }
+
+    def _observed(self, model: Model) -> dict[str, object]:
+        """Everything that decides what observing a model comes to."""
+        return {
+            "model": model.fingerprint,
+            "versions": model.provenance("", "").versions,
+            "dtype": model.runtime.dtype,
+            "calibration": self.calibration.fingerprint,
+            "prefix": self.request.prefix,
+        }
+
+    def _transform(self, run: Run) -> ActivationStats | None:
+        """Take the transformed model in the place of the one asked for, if any transform is asked for.
+
+        Returns:
+            Stats of the one asked for; None where nothing is done to it.
+        """
+        if not self.request.transforms:
+            return None
+        source, prefix = self.source, self.request.prefix
+        # Only a rule can make an attention product low.
+        options: dict[str, Any] = {"attention": bool(self.request.rules), "progress": self.progress}
+        before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
+        more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
+        self.model, applied = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
+        source.forget_blocks()
+        self.note(f"transformed before planning: {', '.join(applied)}")
+        return before
 
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
@@ -170,8 +220,8 @@ class Pipeline:
         work: dict[str, float] = {
             **({"transform": prepared} if prepared else {}),
             "profile": calibration,
-            "damage": price_forwards(1) * selection,
-            "plan": CHOOSING_FORWARDS * selection,
+            "damage": price_forwards(1) * min(selection, PRICED_ON),
+            "plan": PROTECTING_FORWARDS * selection,
             "quantize": ROUNDING,
             **{f"evaluate {label}": report for label in LABELS},
             "continue": len(LABELS) * self.new_tokens,
@@ -183,7 +233,8 @@ class Pipeline:
     def _price(self, stats: ActivationStats) -> Menu:
         more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
         low = parse_scheme(self.request.low)
-        return price(self.model, self.selection, [low], stats, progress=self.progress, **more)
+        few = self.selection.subset(min(len(self.selection), max(1, PRICED_ON // self.selection.windows.shape[1])))
+        return price(self.model, few, [low], stats, progress=self.progress, **more)
 
     def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
         quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
@@ -237,51 +288,3 @@ class Pipeline:
             follow = f"with {self.new_tokens} to follow"
             raise UserError(f"`prompt` has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
         return ids
-
-
-def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
-    """Tell the story of a run from its files, as far as it has come.
-
-    Args:
-        folder: Of the run, finished or not.
-        show: Called with the records.
-        low: Scheme under which stats are shown where there is no plan yet.
-
-    Returns:
-        The steps that are missing; none if the run is finished.
-
-    Raises:
-        UserError: If the folder holds no run.
-    """
-    done = read_manifest(folder).steps
-    missing = tuple(step for step in STEPS if step not in done)
-    if "profile" in done:
-        _show_stats(folder, show, PROTECT.read(folder)[0].low if "plan" in done else low)
-    if {"damage", "plan"} <= done.keys():
-        _show_choices(folder, show)
-    elif "damage" in done:
-        show(DAMAGE.read(folder), title=TITLES["damage"])
-    if not any(step.startswith("evaluate") for step in missing):
-        _show_outcome(folder, show)
-    if "continue" in done:
-        _show_continuations(folder, show)
-    return missing
-
-
-def _show_stats(folder: Path, show: Shower, low: str) -> None:
-    show(PROFILE.read(folder), title=TITLES["profile"], low=input_scheme(low))
-
-
-def _show_choices(folder: Path, show: Shower) -> None:
-    plan, protection = PROTECT.read(folder)
-    show(DAMAGE.read(folder), protection=protection, plan=plan, title=TITLES["damage"])
-    show(protection, title=TITLES["protection"])
-    show(plan, protection=protection, title=TITLES["plan"])
-
-
-def _show_outcome(folder: Path, show: Shower) -> None:
-    show(*(step.read(folder) for step in EVALUATE), title="What it cost, on the report tokens")
-
-
-def _show_continuations(folder: Path, show: Shower) -> None:
-    show(CONTINUE.read(folder), title=TITLES["continue"])

@@ -126,7 +126,7 @@ def static_scales(
     if scheme.granularity.rows is not None:
         raise UserError(f"static scales cannot differ between tokens, and {scheme.spell('a')} has one per token")
     tiles = to_tiles(as_matrices(torch.stack([channel_min, channel_max])), scheme.granularity)
-    extremes = _extremes(tiles, scheme)
+    extremes = _extremes(tiles, scheme).times(scheme.reach)  # other than 1 with absmax alone
     tensor_scale = _tensor_scale(extremes, scheme)
     if scheme.choice not in ("mse", "percentile"):
         return _drop_batch(_scales(extremes, scheme, tensor_scale))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.scales import static_scales
@@ -13,6 +14,16 @@ from qarat.values.fingerprints import brief
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 from qarat.values.schemes import Scheme, TensorScheme
+
+
+def reach_of(stats: ActivationStats, stream: str) -> Tensor:
+    """Largest magnitude of each channel of a stream, (channels,) float32.
+
+    Raises:
+        UserError: If the stats hold no stream of that name.
+    """
+    seen = stats.stream(stream).arrays
+    return torch.maximum(-seen["channel_min"], seen["channel_max"])
 
 
 def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:

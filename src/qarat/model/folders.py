@@ -5,8 +5,10 @@ Nothing here reads a format; `qarat.model.native` is one, `qarat.stages.export` 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,13 +48,28 @@ def require_exact(model: Model) -> None:
         raise UserError(f"{model.path} was opened in {model.runtime.dtype}, which rounds it; open it in float32")
 
 
-def copy_beside(source: Path, target: Path) -> None:
-    """Copy config, tokenizer, chat template and generation config as they lie in the source.
+def copy_beside(model: Model, target: Path) -> None:
+    """Copy config, tokenizer, chat template and generation config as they lie beside the model's checkpoint.
 
     Args:
-        source: A model's folder.
-        target: Another, which exists.
+        model: Of a config that says another inner width than its checkpoint's, that number is written.
+        target: A folder, which exists.
     """
-    for path in sorted(source.iterdir()):
+    for path in sorted(model.folder.iterdir()):
         if path.suffix in BESIDE and path.name not in NOT_BESIDE and path.is_file():
             shutil.copyfile(path, target / path.name)
+    field = model.family.inner_width
+    if (width := getattr(model.config, field)) != getattr(model.checkpoint.config, field):
+        write_config(target, {field: width})
+
+
+def write_config(folder: Path, fields: dict[str, Any]) -> None:
+    """Set fields of a folder's ``config.json``, everything else in it left as it is.
+
+    Args:
+        folder: Which has one.
+        fields: Names to values.
+    """
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
-from qarat.model.skeleton import build_skeleton, list_sites
+from qarat.model.skeleton import build_skeleton, list_sites, widen
 from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
 from qarat.values.roles import Role
@@ -50,17 +50,19 @@ class Transform(NamedTuple):
         word: What and with which data, as fingerprints spell it.
         fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
             blocks that are brought in have it folded in already, or no block will be.
+        inner: Channels of the MLP's inner activation behind it; None where they stay as many.
     """
 
     word: str
     fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
+    inner: int | None = None
 
 
 class Model(Summarized):
     """An opened checkpoint.
 
     Attributes:
-        config: Of transformers.
+        config: Of transformers; the checkpoint's own, unless a transform changed a width.
         family: The wiring.
         runtime: Device, dtype and limits.
         fingerprint: SHA-256 over config and weights of the *float* model, and what transforms did to it
@@ -90,12 +92,16 @@ class Model(Summarized):
         self.family: Family = family_of(list(self.config.architectures or []))
         self.path, self.folder = checkpoint.path, checkpoint.folder
         self._skeleton = build_skeleton(checkpoint, self.family, runtime)
+        # What the checkpoint holds of a block, whatever transforms make of it; all have the same shapes.
+        self._stored = self._skeleton.get_submodule(f"{self.family.blocks}.0").state_dict()
+        if widths := [t.inner for t in transforms if t.inner is not None]:
+            self.config = widen(self._skeleton, self.family, widths[-1])
         self._load_block = load_block or self.load_float_block
         self._sites = list_sites(self._skeleton, self.family)
         self.transforms = transforms
         # One for all blocks: all have the same width.
         turns = ROTATION in (t.word for t in transforms)
-        self._rotation = Rotation.of(self._down_width(), runtime.device) if turns else None
+        self._rotation = Rotation.of(self.inner_width, runtime.device) if turns else None
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.memory = runtime.memory_bytes()
@@ -143,6 +149,11 @@ class Model(Summarized):
         return self.config.max_position_embeddings
 
     @property
+    def head_width(self) -> int:
+        """Channels of an attention head."""
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
     def blocks(self) -> int:
         """How many decoder layers there are."""
         return self.config.num_hidden_layers
@@ -176,7 +187,15 @@ class Model(Summarized):
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
         """The same model with another function that brings in blocks."""
-        return Model(self.checkpoint, self.runtime, load_block, self.transforms)
+        other = copy.copy(self)
+        other._load_block, other.is_float, other._kept = load_block, False, {}
+        return other
+
+    def unkept(self) -> Model:
+        """The same model, whose blocks are brought in anew each time: for who goes through them once."""
+        other = copy.copy(self)
+        other.keeps_blocks, other._kept = False, {}
+        return other
 
     def with_transform(self, transform: Transform) -> Model:
         """This float model with a transform folded into each block as it is brought in."""
@@ -195,7 +214,8 @@ class Model(Summarized):
         """Every site of the model, in the order of the forward pass."""
         return self._sites
 
-    def _down_width(self) -> int:
+    @property
+    def inner_width(self) -> int:
         """Channels of the MLP's inner activation."""
         block = self._skeleton.get_submodule(f"{self.family.blocks}.0")
         return cast(nn.Linear, block.get_submodule(self.family.reader(Role.DOWN_INPUT))).in_features
@@ -230,7 +250,7 @@ class Model(Summarized):
         """
         block = self.empty_block(index)
         prefix = f"{self.family.blocks}.{index}."
-        state = self.checkpoint.read(prefix, block.state_dict(), self.runtime)
+        state = self.checkpoint.read(prefix, self._stored, self.runtime)
         for transform in self.transforms:
             if transform.fold is not None:
                 state = transform.fold(index, state)

@@ -92,7 +92,7 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
         weight_map, source_map = dict(sorted(where.items())), dict(sorted(model.checkpoint.files.items()))
         index_file = {"metadata": metadata, "weight_map": weight_map, SOURCES: source_map}
         (partial / INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
-        copy_beside(model.folder, partial)
+        copy_beside(model, partial)
 
 
 def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Plan]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
@@ -76,6 +77,39 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
             "together; take both from the same model"
         )
     return skeleton.eval().requires_grad_(False)
+
+
+def widen(skeleton: nn.Module, family: Family, inner: int) -> PreTrainedConfig:
+    """Give the MLPs of a skeleton another inner width.
+
+    Args:
+        skeleton: Whose blocks are on the meta device; changed in place.
+        family: Of the model.
+        inner: Channels of the MLP's inner activation.
+
+    Returns:
+        The config that says so. The one the skeleton was built from is the checkpoint's, and stays as it is.
+    """
+    before = cast(PreTrainedConfig, skeleton.config)
+    config = copy.deepcopy(before)
+    setattr(config, family.inner_width, inner)
+    for module in skeleton.modules():
+        if getattr(module, "config", None) is before:
+            cast(Any, module).config = config
+    for block in cast(nn.ModuleList, skeleton.get_submodule(family.blocks)):
+        for name in family.stream(Role.MLP_INPUT).readers:
+            linear = cast(nn.Linear, block.get_submodule(name))
+            block.set_submodule(name, _resized(linear, linear.in_features, inner))
+        for name in family.stream(Role.DOWN_INPUT).readers:
+            linear = cast(nn.Linear, block.get_submodule(name))
+            block.set_submodule(name, _resized(linear, inner, linear.out_features))
+    return config
+
+
+def _resized(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
+    """A projection without numbers that is like another but for its shape."""
+    has_bias, dtype = linear.bias is not None, linear.weight.dtype
+    return nn.Linear(inputs, outputs, bias=has_bias, device="meta", dtype=dtype).requires_grad_(False)
 
 
 def _check_parts(skeleton: nn.Module, checkpoint: Checkpoint, family: Family) -> None:

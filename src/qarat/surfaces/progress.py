@@ -1,4 +1,4 @@
-"""Progress of a stage on stderr: a bar while it runs, one line once it is done.
+"""Progress of a stage on stderr: a bar while it runs, one line once it is done; in a file a line a minute meanwhile.
 
 Stages follow one another. A stage is over when the next one begins or the context ends, not when it has done all it
 announced: a sweep does not know beforehand how many measurements it will need. Its time ends with its last report.
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
 
+EVERY = 60.0
+"""Seconds after which a stage that goes on says where it is, if there is no terminal to draw a bar on."""
+
+
 def duration(seconds: float) -> str:
     """A time as a person says it: ``1.2 s``, ``3 min 05 s``, ``2 h 07 min``."""
     if seconds < 59.95:
@@ -35,8 +39,8 @@ def duration(seconds: float) -> str:
 class StageProgress:
     """The progress callback of `qarat.ground.runtime.Progress`, drawn; a context manager.
 
-    Where stderr is no terminal it prints nothing but the line of each finished stage. Print reports after the context
-    has ended, or the bar and they meet on one line.
+    Where stderr is no terminal it prints the line of each finished stage, and of one that takes long another every
+    `EVERY` seconds. Print reports after the context has ended, or the bar and they meet on one line.
 
     Args:
         console: Where to draw; stderr unless given.
@@ -50,7 +54,7 @@ class StageProgress:
         self._task: TaskID | None = None
         self._name = self._stage = ""
         self._done = self._total = 0
-        self._begun = self._seen = 0.0
+        self._begun = self._seen = self._said = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +74,7 @@ class StageProgress:
         name = stage.partition(":")[0]
         if name != self._name or done < self._done:
             self._finish()
-            self._name, self._begun = name, now
+            self._name, self._begun, self._said = name, now, now
             if self._bars is None and self._console.is_terminal and not self._console.is_dumb_terminal:
                 self._bars = _start_bars(self._console)
             if self._bars is not None:
@@ -78,6 +82,9 @@ class StageProgress:
         self._stage, self._done, self._total, self._seen = stage, done, total, now
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, description=visible(stage), completed=done, total=total)
+        elif 0 < done < total and now - self._said >= EVERY:
+            self._said = now
+            self._say(now - self._begun, left(now - self._begun, done, total))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,9 +105,17 @@ class StageProgress:
         if self._stage:
             cut = how if self._done < self._total else ""
             seconds = (self._clock() if cut else self._seen) - self._begun
-            parts = [f"{visible(self._stage):<20}", f"{self._done}/{self._total}", duration(seconds), cut]
-            self._console.print(Text("  ".join(filter(None, parts))), soft_wrap=True)
+            self._say(seconds, cut)
         self._name, self._stage, self._done = "", "", 0
+
+    def _say(self, seconds: float, more: str) -> None:
+        parts = [f"{visible(self._stage):<20}", f"{self._done}/{self._total}", duration(seconds), more]
+        self._console.print(Text("  ".join(filter(None, parts))), soft_wrap=True)
+
+
+def left(elapsed: float, done: float, total: float) -> str:
+    """What a stage still takes at its pace so far, in words."""
+    return f"{duration(elapsed / done * (total - done))} left"
 
 
 def _start_bars(console: Console) -> Progress:
@@ -114,7 +129,7 @@ def _start_bars(console: Console) -> Progress:
             elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
             text = duration(elapsed)
             if task.total and 0 < task.completed < task.total:
-                text += f", {duration(elapsed / task.completed * (task.total - task.completed))} left"
+                text += f", {left(elapsed, task.completed, task.total)}"
             return Text(text)
 
     bars = Progress(

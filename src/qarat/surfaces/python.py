@@ -17,9 +17,10 @@ from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.folder import Run
 from qarat.jobs.open_any import find_native, open_for_evaluation, open_to_export
+from qarat.jobs.run_steps import KIND
 from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
-from qarat.jobs.whole_run import KIND, Pipeline
+from qarat.jobs.whole_run import Pipeline
 from qarat.model.in_memory import wrap_model
 from qarat.model.model import Model
 from qarat.model.native import read_native

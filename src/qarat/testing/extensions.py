@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
+from qarat.jobs.rewriting import columns_for, fit_rewrites
 from qarat.maths.kernels import Kernel, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import quantize_tensor
@@ -23,9 +24,10 @@ from qarat.stages.observe import observe
 from qarat.stages.prices.changes import Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import NoContext, Rounding
-from qarat.stages.transforms import ParsedTransform
+from qarat.stages.transforms import MadeFrom, ParsedTransform
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
+from qarat.values.schemes import LOW
 
 WEIGHTS = ("int4/g8", "int3/channel/asymmetric", "int8/tensor", "mxfp4/g8", "e4m3/4x8", "int4/channel/mse")
 INPUTS = ("int8/token", "int8/tensor/dynamic", "int8/tensor/static", "int4/g8", "e4m3/token")
@@ -137,7 +139,11 @@ def check_transform(step: ParsedTransform, tolerance: float = 1e-4) -> None:
     """
     with TemporaryDirectory() as folder:
         model, tokens = _tiny(Path(folder)), _tokens()
-        changed = step.apply(model, observe(model, tokens) if step.needs_stats else None)
+        stats = observe(model, tokens) if step.needs else None
+        made_from: MadeFrom = stats
+        if stats is not None and step.needs == "rewrites":
+            made_from = fit_rewrites(model, tokens, stats, LOW, columns=columns_for(model))
+        changed = step.apply(model, made_from)
         before, after = _logits(model, tokens), _logits(changed, tokens)
         assert float((after - before).abs().max()) <= tolerance * float(before.abs().max()), "the outputs change"
         assert changed.fingerprint != model.fingerprint, "its fingerprint is that of the model it was made from"

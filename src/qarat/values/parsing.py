@@ -35,6 +35,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
     # From 50 to 100 per cent.
     r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {"choice": "percentile", "percentile": float(m[1])},
+    r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
     "asymmetric": lambda m: {"symmetric": False},
     r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
@@ -44,6 +45,7 @@ _HOMES = {
     "channel": ("w", "does not fit the {tensor}; use token"),
     "token": ("alr", "does not fit the {tensor}; use channel"),
     "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
+    "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
 }
 
@@ -147,7 +149,14 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
                 _fail(text, at, f"{word!r} {elsewhere.format(tensor=_KEYS[role])}")
             return fields(match)
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
-    known += ["mx-even", "asymmetric", "outliers-6", "round-gptq", *(f"scale-{kind}" for kind in SCALE_BITS)]
+    known += [
+        "mx-even",
+        "reach-1.2",
+        "asymmetric",
+        "outliers-6",
+        "round-gptq",
+        *(f"scale-{kind}" for kind in SCALE_BITS),
+    ]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 

@@ -217,7 +217,10 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if len(set(schemes.values())) > 1
         ]
         if broken:
-            raise PlanError("tied sites must share one scheme:\n  " + "\n  ".join(broken))
+            raise PlanError(
+                "tied sites must share one scheme, or vLLM refuses the model (`runtime` any, if yours fuses none):\n  "
+                + "\n  ".join(broken)
+            )
 
 
 def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:

@@ -74,6 +74,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounding: Weights only: how codes are found, of `qarat.stages.rounding`.
         outliers: Inputs of projections only: columns that hold a magnitude of at least this stay in float and have no
             part in any scale (LLM.int8(), `qarat.maths.kernels.reference`); None leaves none.
+        reach: Static only: what scales reach, as a multiple of the extremes that calibration saw. More than 1 leaves
+            room for values that it did not see, less clips.
     """
 
     format: str
@@ -85,6 +87,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     static: bool = False
     outliers: float | None = None
     rounding: str = NEAREST
+    reach: float = 1.0
 
     @property
     def number_format(self) -> NumberFormat:
@@ -106,6 +109,10 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
         if self.static and self.choice == "mse" and not self.symmetric:
             reasons.append("static asymmetric mse needs the signs of the values, and the histogram keeps magnitudes")
+        if self.reach != 1 and not (self.static and self.choice == "absmax"):
+            reasons.append("reach is a multiple of the extremes that calibration saw: it goes with static and absmax")
+        if self.reach <= 0:
+            reasons.append("a reach of 0 clips everything; give a number above 0, 1 for what calibration saw")
         if self.outliers is not None and self.static:
             reasons.append("outlier columns are found in the values at hand, which static scales do not wait for")
         if self.outliers is not None and self.choice in ("mse", "percentile"):
@@ -136,17 +143,24 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts = [self.format, self.granularity.spell("channel" if role == "w" else "token")]
         if role != "w" and (self.static or self.granularity == Granularity()):
             parts.append("static" if self.static else "dynamic")
+        if self.reach != 1:
+            parts.append("reach-" + _number(self.reach))
         if self.scale != "float32":
             parts.append(f"scale-{self.scale}")
         if self.choice == "percentile":
-            parts.append("p" + repr(self.percentile).removesuffix(".0"))  # every digit, so that it reads back equal
+            parts.append("p" + _number(self.percentile))
         elif self.choice != "absmax":
             parts.append(self.choice)
         if not self.symmetric:
             parts.append("asymmetric")
         if self.outliers is not None:
-            parts.append("outliers-" + repr(self.outliers).removesuffix(".0"))
+            parts.append("outliers-" + _number(self.outliers))
         return "/".join(parts)
+
+
+def _number(value: float) -> str:
+    """Every digit, so that it reads back equal."""
+    return repr(value).removesuffix(".0")
 
 
 PRESETS: dict[str, TensorScheme] = {

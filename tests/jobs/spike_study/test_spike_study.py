@@ -210,7 +210,7 @@ def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Pat
         plan = decode_record(run.path("plan.json"), Plan)
         # What the arms protect is what was planned and measured, and the study's words are of that plan.
         assert {a.site.name for a in plan.exceptions()} == set(chosen[-1])
-        assert plan.note.endswith(f"or more than the {most} that were allowed")
+        assert plan.note.endswith(f"or more protected than the {most} allowed")
     assert chosen[0] == (SITE,)
     assert len(chosen[1]) == 2
 

@@ -28,7 +28,7 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW
 
 KINDS = ("llama", "qwen2", "mistral", "qwen3", "llama-bf16", "gemma2", "gemma3_text")
-SPELLINGS = ("hadamard", "smooth/0.5", "smooth/0.8/all")
+SPELLINGS = ("hadamard", "smooth/0.5", "smooth/0.8/all", "split/24")
 WIDTH = 80  # of the MLP: 20 · 4
 
 
@@ -60,7 +60,7 @@ def seen(model: Model, text: Path) -> ActivationStats:
 
 def transformed(model: Model, spelling: str, text: Path) -> Model:
     step = parse_transform(spelling)
-    return step.apply(model, seen(model, text) if step.needs_stats else None)
+    return step.apply(model, seen(model, text) if step.needs else None)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -250,7 +250,7 @@ def test_a_rotated_down_proj_cannot_be_smoothed(llama: Model, tiny_text: Path):
 
 
 def test_the_folder_is_the_registry():
-    assert TRANSFORMS.names() == ["hadamard", "smooth"]
+    assert TRANSFORMS.names() == ["hadamard", "rewrite", "smooth", "split"]
 
 
 def test_auto_leaves_the_strength_to_be_chosen():
@@ -268,6 +268,12 @@ def test_auto_leaves_the_strength_to_be_chosen():
         ("smooth/-0.5", "from 0 to 1"),
         ("smooth/nan", "from 0 to 1"),
         ("smooth/0.5/al", "write smooth/STRENGTH"),
+        ("split", "transform 'split': write split/N"),
+        ("split/0", "write split/N"),
+        ("split/-8", "write split/N"),
+        ("split/1.5", "write split/N"),
+        ("split/8/all", "write split/N"),
+        ("folding", "unknown transform 'folding'"),
     ],
 )
 def test_what_is_no_transform_says_what_is(text: str, message: str):

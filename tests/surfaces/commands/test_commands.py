@@ -364,7 +364,7 @@ def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llam
 
 def test_the_plan_of_a_transformed_run_is_quantized_again(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
     transforms = ["--transform", "smooth/0.6/all", "hadamard"]
-    well(qarat("run", tiny_llama, *small, *transforms, "--budget", "nats+9", "--no-page", "-o", "run"))
+    well(qarat("run", tiny_llama, *small, *transforms, "--budget", "nats+9", "--no-rewrites", "--no-page", "-o", "run"))
     words = ["quantize", tiny_llama, "--plan", "run/plan.json", "--stats", "run/stats.safetensors", "--threads", "1"]
     answer = qarat(*words)
     assert answer.code == 1
@@ -378,7 +378,9 @@ def test_a_plan_rounded_by_what_projections_read_is_quantized_again(
     qarat: Qarat, tiny_llama: Path, small: list[str]
 ) -> None:
     low = "w=int4/g16/round-gptq a=int8/tensor/static"
-    well(qarat("run", tiny_llama, *small, "--low", low, "--budget", "nats+9", "--no-page", "-o", "run"))
+    well(
+        qarat("run", tiny_llama, *small, "--low", low, "--budget", "nats+9", "--no-rewrites", "--no-page", "-o", "run")
+    )
     words = ["quantize", tiny_llama, *small, "--plan", "run/plan.json", "--stats", "run/stats.safetensors"]
     well(qarat(*words))
     assert tree(Path("quantized")) == tree(Path("run/model"))

@@ -46,8 +46,8 @@ from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Continuations
 from qarat.values.records.streams import ActivationStats
 
-SECTIONS = ["cost", "spikes", "recovery", "plan", "damage", "law", "provenance"]
-FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan", "damage"}
+SECTIONS = ["cost", "spikes", "recovery", "plan", "law", "provenance"]
+FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan"}
 LAW_FIGURES = {"law-ratio", "law-reach", "law-fit", "law-residuals"}
 
 
@@ -144,10 +144,13 @@ def test_grids_count_what_becomes_zero(story: Story) -> None:
 
 
 def test_the_recovery_curve_has_every_trial_and_the_budget(story: Story) -> None:
-    sweep = story.one(Protection)
+    sweep, plan = story.one(Protection), story.one(Plan)
     assert sweep is not None
-    figure = recovery(sweep)
+    assert plan is not None
+    figure = recovery(sweep, plan)
     assert len(figure.table.rows) == len(sweep.trials)
+    kept = sum(a.site.parameters for a in story.protected)
+    assert 100 * kept / sum(s.parameters for s in plan.sites) in [row.get("x") for row in rows_of(figure)]
     assert {"at": sweep.budget_nats, "name": f"budget {sweep.budget}"} in rows_of(figure)
 
 
@@ -431,9 +434,9 @@ def test_overrides_are_no_protection(story: Story) -> None:
     assert "INT8 everywhere (as in the plan, with 2 projections as --set decides) " in said
     table = {row[0]: row[3] for row in several_rows(several)}
     assert table.keys() == {"1.down", "0.up", "0.gate"}
-    assert table["0.up"] == ""
-    assert table["1.down"] != ""
-    nothing = msgspec.structs.replace(sweep, recoveries=(), budget_nats=9.0)
+    assert table["0.up"] == "matches it"
+    assert table["1.down"].startswith("protected: low it is predicted to cost ")
+    nothing = msgspec.structs.replace(sweep, kept=(), budget_nats=9.0)
     low = overridden(plan, "1.mlp.down", plan.low)
     said = verdict(changed(story, low, nothing))
     assert said.startswith(

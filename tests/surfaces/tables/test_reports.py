@@ -34,13 +34,13 @@ def test_laws_scores_and_prices_are_shown_without_torch() -> None:
 
 
 def test_html_says_what_the_terminal_says_and_takes_nothing_as_markup() -> None:
-    trial = Trial("k=0", (), Difference(0.1234, 0.01, 2))
+    trial = Trial("nothing protected", (), Difference(0.1234, 0.01, 2))
     origin = Provenance("m" * 64, "t" * 64, "windows-8-bos", {})
-    markup = record_html(Protection(origin, "<b>\x1b", "ppl+1%", 0.01, (trial,), (), (), "a <verdict>"))
-    assert "<td>(nothing protected)</td>" in markup
+    markup = record_html(Protection(origin, "<b>\x1b", "ppl+1%", 0.01, (trial,), (0.1,), ("a",), "a <verdict>"))
+    assert "<td>nothing protected</td>" in markup
     assert '<td class="n">0.1234</td>' in markup
     assert '<th class="n">loss over float (nats)</th>' in markup
-    assert "in the order of &lt;b&gt;\\x1b" in markup
+    assert "chosen by &lt;b&gt;\\x1b" in markup
     assert "<b>a &lt;verdict&gt;</b>" in markup
     assert not re.search(r"<(script|verdict)", markup)
 

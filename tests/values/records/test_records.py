@@ -56,9 +56,9 @@ def make_menu() -> Menu:
 
 
 def make_protection() -> Protection:
-    trials = tuple(Trial(f"k={k}", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
-    budget = math.log1p(0.01)
-    return Protection(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, trials[1:2], trials[1:], "2 protected")
+    trials = tuple(Trial(f"{k} protected", ("a", "b")[:k], Difference(0.5 - 0.2 * k, 0.01, 3)) for k in range(3))
+    budget, predicted = math.log1p(0.01), (0.4, 0.2, 0.0)
+    return Protection(PROVENANCE, "Fisher damage", "ppl+1%", budget, trials, predicted, ("a", "b"), "2 protected")
 
 
 def make_plan() -> Plan:
@@ -164,8 +164,8 @@ def test_arrays_are_kept_whatever_their_strides() -> None:
 
 def test_one_cluster_has_no_standard_error_in_a_file_either(tmp_path: Path) -> None:
     """JSON has no NaN; a record that holds one must still be read."""
-    alone = Trial("k=0", (), Difference(0.5, math.nan, 1))
-    sweep = msgspec.structs.replace(make_protection(), trials=(alone,))
+    alone = Trial("nothing protected", (), Difference(0.5, math.nan, 1))
+    sweep = msgspec.structs.replace(make_protection(), trials=(alone,), predicted=(0.4,))
     menu = Menu(PROVENANCE, "fisher", "", (MenuEntry("a", "w=int8/channel", 0.1, math.nan),))
     for number, record in enumerate((sweep, menu)):
         folder = tmp_path / str(number)
@@ -226,8 +226,17 @@ def test_garbage_is_refused(name: str, data: bytes, tmp_path: Path) -> None:
 
 def test_a_record_of_a_former_kind_is_refused_with_a_way_to_a_new_one(tmp_path: Path) -> None:
     path = saved(tmp_path, make_protection())
-    path.write_text(path.read_text().replace("protection/1", "sweep/1"))
+    path.write_text(path.read_text().replace("protection/2", "sweep/1"))
     with pytest.raises(UserError, match=r"record\.json is a sweep of qarat 0\.1, now a protection; run `qarat"):
+        decode_record(path)
+
+
+def test_a_protection_of_the_first_version_is_refused_with_a_way_to_a_new_one(tmp_path: Path) -> None:
+    path = saved(tmp_path, make_protection())
+    path.write_text(path.read_text().replace("protection/2", "protection/1"))
+    with pytest.raises(
+        UserError, match="protection of version 1; this qarat reads version 2; make it again with `qarat p"
+    ):
         decode_record(path)
 
 

@@ -12,7 +12,7 @@ import msgspec
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
-from qarat.jobs.estimates import CHOOSING_FORWARDS, price_forwards
+from qarat.jobs.estimates import PROTECTING_FORWARDS, price_forwards
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, read_manifest, result_of
 from qarat.jobs.protecting import draft_plan, find_plan, profile
 from qarat.jobs.spike_study import arms, worlds
@@ -54,7 +54,7 @@ class Groundwork(NamedTuple):
         stats: Of the calibration tokens.
         menu: Prices of the low schemes.
         plan: At the main setting.
-        sites: That it protects, those first whose protection buys most.
+        sites: That it protects, those first that are predicted to cost most in the low scheme.
     """
 
     stats: ActivationStats
@@ -93,7 +93,7 @@ class SpikeJob:
         self.model, self.tokens, self.request = model, tokens, request
         self.name, self.seed, self.progress = name, seed, progress
         self.extent = asking.EXTENTS[request.extent]
-        self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites)
+        self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites, runtime="any")
         draft_plan(model, self.plan_request)
         self.every = [s for s in model.sites() if s.kind == "projection"]
         self.methods, self.unfit = self._fitting_methods()
@@ -102,7 +102,7 @@ class SpikeJob:
         """The methods that the model can have, and why it cannot have the others."""
         methods, unfit = dict(self.request.asked_methods), list[Left]()
         for name, method in self.request.asked_methods.items():
-            if not method.transform or parse_transform(method.transform).needs_stats:
+            if not method.transform or parse_transform(method.transform).needs:
                 continue
             try:
                 parse_transform(method.transform).apply(self.model, None)
@@ -127,7 +127,7 @@ class SpikeJob:
         return {
             "profile": calibration,
             "damage": price_forwards(len(extent.rich)) * selection,
-            "plan": CHOOSING_FORWARDS * selection,
+            "plan": PROTECTING_FORWARDS * selection,
             "continue": 3 * new_tokens(self.model),
             "smooth": tried * (calibration + len(extent.compared) * selection),
             "arms": (tried_arms + elsewhere) * _NEW_PART * report + elsewhere * calibration,
@@ -172,8 +172,8 @@ class SpikeJob:
             lambda: find_plan(model, selection, self.plan_request, stats, menu, most=most, progress=self.progress),
             [PROFILE, DAMAGE],
         )
-        recoveries = sorted(protection.recoveries, key=lambda t: -t.damage.nats)
-        return Groundwork(stats, menu, plan, tuple(site for trial in recoveries for site in trial.sites))
+        damages = menu.damages(plan.low)
+        return Groundwork(stats, menu, plan, tuple(sorted(protection.kept, key=lambda site: -damages[site])))
 
     def _continue(self, run: Run, ground: Groundwork) -> None:
         """The same prompt under float, naive and planned."""

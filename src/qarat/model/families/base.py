@@ -67,6 +67,7 @@ class Family(msgspec.Struct, frozen=True):
         block: Class of the decoder layers, where transformers' own do not show streams as (windows, tokens, channels);
             it has the same parts.
         norm_offset: What a norm adds to its weight before it multiplies; 1 where a weight of 0 changes nothing.
+        inner_width: The config's field that says how wide the MLP's inner activation is.
         gguf: How GGUF files hold them; None where they are not read.
     """
 
@@ -80,6 +81,7 @@ class Family(msgspec.Struct, frozen=True):
     streams: tuple[Stream, ...]
     block: type[nn.Module] | None = None
     norm_offset: float = 0.0
+    inner_width: str = "intermediate_size"
     gguf: Gguf | None = None
 
     @property
@@ -87,6 +89,10 @@ class Family(msgspec.Struct, frozen=True):
         """Every projection of a block, in the order of the forward pass."""
         return tuple(reader for stream in self.streams for reader in stream.readers)
 
+    def stream(self, role: Role) -> Stream:
+        """The stream of a role."""
+        return next(stream for stream in self.streams if stream.role == role)
+
     def reader(self, role: Role) -> str:
         """The projection that reads the stream of a role; of several the first."""
-        return next(stream.readers[0] for stream in self.streams if stream.role == role)
+        return self.stream(role).readers[0]

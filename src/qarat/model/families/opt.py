@@ -47,4 +47,5 @@ FAMILY = Family(
         Stream(Role.DOWN_INPUT, readers=("fc2",), source="fc1"),
     ),
     block=Block,
+    inner_width="ffn_dim",
 )

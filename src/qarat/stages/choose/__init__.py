@@ -1,1 +1,1 @@
-"""Search: strategies propose plans, a driver measures them; and which of the dearest sites are protected."""
+"""Search: strategies propose plans, a driver measures them; and which sites are protected."""

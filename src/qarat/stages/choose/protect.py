@@ -1,34 +1,39 @@
-"""Protection: which sites to keep above the low scheme; candidates ranked by prediction, confirmed by measurement.
+"""Protection: which sites to keep above the low scheme; chosen exactly by predicted prices, confirmed by measurement.
 
-Spike-aware planning is a search at two schemes. The ranking (damage per parameter, or a spike rule) only says in which
-order to try; what is chosen is measured on the selection tokens: protect the first k, k = 0, 1, 2, …, stop when the
-budget is met or when the next ones change nothing. A site whose protection turns out to buy nothing is released again.
-What is given up: plans outside that order are not tried.
+Each unit left low has a price, and protecting it costs bits. So "the cheapest set that leaves at most so much predicted
+damage" is a knapsack, and is solved exactly. Prices do not add up to the loss (together sites lose more, or less), but
+the loss grows with their sum: every measured plan anchors what the sum means, and the next one is the cheapest set at
+which the line between the tightest plan that fails the budget and the cheapest that meets it comes down to the budget.
+A handful of plans is measured, whatever the number of sites.
+
+What is given up: units whose prices are wrong against each other are not told apart by measurement. Wrong prices cost
+bits, not the budget, since only a plan that was measured within it is taken as meeting it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from qarat.ground.runtime import Progress, no_progress
+from qarat.stages.choose.candidates import Candidates, price_of
 from qarat.stages.choose.trials import PlanMeter
 from qarat.values.budgets import LossBudget
 from qarat.values.plans import Plan
-from qarat.values.records.prices import Protection, Trial
+from qarat.values.records.prices import NATS, Protection, Trial
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.schemes import Scheme
-from qarat.values.sites import short_name
 from qarat.values.units import Unit
 
-PATIENCE = 3  # additions in a row that change nothing before the trying ends
-NOTHING = 0.02  # of the naive loss; a smaller gain counts as none
-REMAINDER = 0.1  # of what a plan still loses beyond the budget; a gain has to be below this, too, to count as none
-MOST = 24  # candidates tried at the most
-ALONE = 4  # of the dearest sites: their own damage is measured beside its prediction,
-MOST_ALONE = 8  # and that of protected sites too, but of no more than so many in all
+MOST = 5  # plans measured on the way to the budget, the one that protects nothing included and float not
+MORE = 2  # plans beyond those, only while none that was measured meets the budget
+MARGIN = (
+    0.95  # of what the budget leaves is aimed at: losses bend upwards more often than down, and a miss costs a plan
+)
+CLOSE = 0.01  # of the size of the cheapest plan within the budget; what would save less is not measured
 
 
 def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple[Unit, ...]:
@@ -36,23 +41,27 @@ def rank_by_damage(units: Sequence[Unit], damages: Mapping[str, float]) -> tuple
 
     Args:
         units: To be ranked.
-        damages: Nats per token by site, for every site of the units.
+        damages: Price by site, for every site of the units.
     """
     return tuple(sorted(units, key=lambda u: -sum(damages[s] for s in u.sites) / u.parameters))
 
 
 class Ranking(NamedTuple):
-    """Candidates for protection.
+    """Candidates for protection, and what leaving them low is predicted to cost.
 
     Attributes:
-        units: The first to be protected first.
-        order: What ranked them, in words.
-        exactly: Protect just so many of the first; None stops at the budget.
+        units: The first to be protected first, where a number says how many.
+        order: What priced or chose them, in words.
+        damages: Price of each of their sites in the low scheme.
+        exactly: Protect just so many of the first; None lets prices and the budget decide.
+        unit: Of the prices.
     """
 
     units: tuple[Unit, ...]
     order: str
+    damages: Mapping[str, float]
     exactly: int | None = None
+    unit: str = NATS
 
 
 def protect_until(
@@ -62,143 +71,178 @@ def protect_until(
     budget: LossBudget,
     meter: PlanMeter,
     *,
-    most: int = MOST,
+    most: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
-    """Find how many of the ranked units to protect, by measurement.
+    """Find the cheapest set of units whose protection keeps the budget.
 
     Args:
         naive: The plan that protects nothing.
-        ranking: Candidates, the dearest first.
+        ranking: Candidates and their prices.
         protect: What protected sites get.
         budget: The loss over float that is allowed.
         meter: Losses of plans on the selection tokens.
-        most: Protect no more than so many, unless the ranking says how many.
+        most: Only so many of the first candidates may be protected, unless the ranking says how many; None: all.
         progress: Called after every measurement.
 
     Returns:
-        The plan, and the measurements behind it.
+        The plan, and the measurements behind it: of float and at most `MOST` + `MORE` plans; of float and at most two
+        where the ranking says how many to protect.
     """
-    ranked, order, exactly = ranking
-    driver = _Driver(naive, protect, meter, progress, total=_guess_total(ranked, exactly))
-    trials = _protect_ever_more(driver, ranked, budget, exactly, most)
-    chosen, verdict = _choose(trials, budget, exactly)
-    if exactly is None and len(trials) - 1 == most < len(ranked) and trials[-1].damage.nats > budget.nats:
-        verdict += f", or more than the {most} that were allowed"
-    units = list(ranked[:chosen])
-    recoveries = [driver.recovery(unit, units) for unit in units]
-    released = [] if exactly is not None else _release(driver, units, recoveries, budget, trials[0].damage.nats)
-    if released:
-        units = [u for u in units if u not in released]
-        recoveries = [driver.recovery(unit, units) for unit in units]
-        loss = driver.trial("released", units).damage.nats
-        names = ", ".join(u.label for u in released)
-        verdict += f"; {names} released again, as protecting them buys nothing: {len(units)} protected lose {loss:.4f}"
-    watched = list(dict.fromkeys([*units, *ranked[:ALONE]]))[:MOST_ALONE]
-    alone = tuple(driver.alone(site) for unit in watched for site in unit.sites)
-    driver.finish()
-    because = {site: f"protected: leaving it low adds {t.damage.nats:.4f} nats" for t in recoveries for site in t.sites}
-    plan = naive.with_schemes(dict.fromkeys(because, protect), because.__getitem__)
-    plan = msgspec.structs.replace(plan, note=verdict)
-    tried = tuple(trials), alone, tuple(recoveries)
-    return plan, Protection(meter.blank.provenance, order, budget.spelling, budget.nats, *tried, verdict)
+    bench = _Bench(naive, ranking, protect, meter, progress)
+    if ranking.exactly is None:
+        candidates = Candidates(naive, ranking.units[:most], ranking.units, ranking.damages, protect)
+        tried, chosen, verdict = _by_price(bench, candidates, budget)
+    else:
+        tried, chosen, verdict = _as_asked(bench, ranking.units[: ranking.exactly], budget)
+    bench.finish()
+    plan = msgspec.structs.replace(bench.plan(chosen.trial.sites), note=verdict)
+    trials, predicted = tuple(t.trial for t in tried), tuple(t.predicted for t in tried)
+    asked = meter.blank.provenance, ranking.order, budget.spelling, budget.nats
+    return plan, Protection(*asked, trials, predicted, chosen.trial.sites, verdict, ranking.unit)
 
 
-def _protect_ever_more(
-    driver: _Driver, ranked: Sequence[Unit], budget: LossBudget, exactly: int | None, most: int
-) -> list[Trial]:
-    """Protect the first k units, k = 0, 1, 2 and so on, until the budget is met or the next ones change nothing."""
-    trials: list[Trial] = []
-    idle = 0
-    last = min(len(ranked), most) if exactly is None else exactly
-    for k in range(last + 1):
-        trials.append(driver.trial(f"k={k}", ranked[:k]))
-        loss = trials[-1].damage.nats
-        gain = trials[-2].damage.nats - loss if k else float("inf")
-        # Little beside the naive loss may still be much of the way that is left to the budget.
-        little = min(NOTHING * trials[0].damage.nats, REMAINDER * (loss + gain - budget.nats))
-        idle = idle + 1 if gain < little else 0
-        if exactly is None and (loss <= budget.nats or idle == PATIENCE):
-            break
-    return trials
+class _Tried(NamedTuple):
+    """A measured plan: what it protects, its price and cost, and what it loses.
+
+    Attributes:
+        units: Protected.
+        predicted: Summed prices of the units left low.
+        cost: Of the protection, as `Candidates` counts it.
+        trial: Loss over float.
+    """
+
+    units: tuple[Unit, ...]
+    predicted: float
+    cost: int
+    trial: Trial
+
+    @property
+    def loss(self) -> float:
+        """Over float, nats per token."""
+        return self.trial.damage.nats
 
 
-def _release(
-    driver: _Driver, units: Sequence[Unit], recoveries: Sequence[Trial], budget: LossBudget, naive_loss: float
-) -> list[Unit]:
-    """Units whose protection buys nothing, the idlest first, as far as the budget holds without all of them."""
-    pairs = sorted(zip(units, recoveries, strict=True), key=lambda pair: pair[1].damage.nats)
-    allowed = max(budget.nats, driver.trial("all", units).damage.nats)
-    released: list[Unit] = []
-    for unit, recovery in pairs:
-        rest = [u for u in units if u is not unit and u not in released]
-        if recovery.damage.nats >= NOTHING * naive_loss or driver.trial("spared", rest).damage.nats > allowed:
-            break
-        released.append(unit)
-    return released
+_Choice = tuple[list[_Tried], _Tried, str]
+"""The plans in the order measured, the one that was chosen, and why in words."""
 
 
-def _choose(trials: Sequence[Trial], budget: LossBudget, exactly: int | None) -> tuple[int, str]:
-    """How many to protect, and the reason in words."""
-    last = len(trials) - 1
-    loss = trials[last].damage.nats
-    if exactly is not None:
-        return last, f"{last} protected as asked for; loss {loss:.4f} nats over float"
-    if loss <= budget.nats:
-        nothing = "nothing needs protection" if last == 0 else f"{last} protected"
-        return last, f"{nothing}: loss {loss:.4f} nats over float, within {budget.spelling} ({budget.nats:.4f})"
-    # Beyond the budget: take the fewest that are as good as the best, up to what counts as nothing.
-    best = min(t.damage.nats for t in trials)
-    near = best + NOTHING * trials[0].damage.nats
-    chosen = next(k for k, t in enumerate(trials) if t.damage.nats <= near)
-    return chosen, (
-        f"{budget.spelling} ({budget.nats:.4f} nats) is not met: the best of {len(trials)} measured plans loses "
-        f"{best:.4f}; {chosen} protected reach {trials[chosen].damage.nats:.4f}. A finer low scheme may do"
+def _as_asked(bench: _Bench, asked: tuple[Unit, ...], budget: LossBudget) -> _Choice:
+    """Naive and the set that was asked for, whatever the budget."""
+    tried = [bench.measured(units, 0) for units in dict.fromkeys([(), asked])]
+    chosen = tried[-1]
+    met = "within" if chosen.loss <= budget.nats else "beyond"
+    verdict = f"{len(asked)} protected as asked for: loss {chosen.loss:.4f} nats over float, {met} {_words(budget)}"
+    return tried, chosen, f"{verdict}; {_plans(tried)} measured"
+
+
+def _by_price(bench: _Bench, candidates: Candidates, budget: LossBudget) -> _Choice:
+    """The cheapest set within the budget."""
+    tried = _approach(bench, candidates, budget.nats)
+    if chosen := _cheapest_within(tried, budget.nats):
+        number = len(chosen.units)
+        what = f"{number} protected" if number else "nothing needs protection"
+        loss = f"loss {chosen.loss:.4f} nats over float"
+        return tried, chosen, f"{what}: {loss}, within {_words(budget)}; {_plans(tried)} measured"
+    best = min(tried, key=lambda t: (t.loss, t.cost))
+    held = f", or more protected than the {candidates.allowed} allowed" if candidates.are_limited else ""
+    verdict = (
+        f"{_words(budget)} is not met: the best of {_plans(tried)} measured protects {len(best.units) or 'nothing'} "
+        f"and loses {best.loss:.4f} nats over float; a finer low scheme may do{held}"
     )
+    return tried, best, verdict
 
 
-def _guess_total(ranked: Sequence[Unit], exactly: int | None) -> int:
-    """Measurements to expect, for the progress bar; it usually ends within a few."""
-    return 1 + ALONE + 2 * (exactly if exactly is not None else min(4, len(ranked))) + 1
+def _approach(bench: _Bench, candidates: Candidates, budget: float) -> list[_Tried]:
+    """Measure plans that close in on the budget: naive, then each time the cheapest set for what may be left low."""
+
+    def try_next(part: float) -> bool:
+        """Whether there was another set to measure."""
+        units = candidates.cheapest(part * _target(tried, budget))
+        cost, met = candidates.cost(units), _cheapest_within(tried, budget)
+        if units in [t.units for t in tried] or (met and met.cost - cost <= CLOSE * (candidates.size + met.cost)):
+            return False
+        tried.append(bench.measured(units, cost))
+        return True
+
+    tried = [bench.measured((), 0)]
+    if tried[0].loss <= budget:
+        return tried
+    while len(tried) < MOST and try_next(1.0):
+        pass
+    part = 0.5
+    while len(tried) < MOST + MORE and _cheapest_within(tried, budget) is None and try_next(part):
+        part /= 2
+    return tried
 
 
-class _Driver:
-    """Measures plans that protect, and compares them."""
+def _cheapest_within(tried: Sequence[_Tried], budget: float) -> _Tried | None:
+    """The cheapest measured plan that meets the budget; None if none does."""
+    return min((t for t in tried if t.loss <= budget), key=lambda t: (t.cost, t.loss), default=None)
 
-    def __init__(self, naive: Plan, protect: Scheme, meter: PlanMeter, progress: Progress, total: int) -> None:
-        self._naive, self._protect, self._meter = naive, protect, meter
-        self._progress, self._total = progress, total
-        self._float_plan = naive.in_float()
-        progress("protect", 0, total)
-        self.float_loss = self._measured(self._float_plan, "float")
 
-    def trial(self, label: str, units: Sequence[Unit]) -> Trial:
+def _tightest_beyond(tried: Sequence[_Tried], budget: float) -> _Tried:
+    """Of the plans that fail the budget and leave more low than the cheapest that meets it, the one that leaves least.
+
+    Naive is one of them, as long as it fails.
+    """
+    met = _cheapest_within(tried, budget)
+    least = met.predicted if met else 0.0
+    return min((t for t in tried if t.loss > budget and t.predicted >= least), key=lambda t: t.predicted)
+
+
+def _target(tried: Sequence[_Tried], budget: float) -> float:
+    """What may be left low, as a sum of prices, so that the loss stays just below the budget.
+
+    The loss is taken as linear in that sum between the two plans about the budget. Before a plan meets it, protecting
+    everything stands for one, with nothing left and nothing lost.
+    """
+    met, beyond = _cheapest_within(tried, budget), _tightest_beyond(tried, budget)
+    left, loss = (met.predicted, met.loss) if met else (0.0, 0.0)
+    return left + MARGIN * (budget - loss) / (beyond.loss - loss) * (beyond.predicted - left)
+
+
+def _words(budget: LossBudget) -> str:
+    return f"{budget.spelling} ({budget.nats:.4f} nats)"
+
+
+def _plans(tried: Sequence[_Tried]) -> str:
+    return "1 plan" if len(tried) == 1 else f"{len(tried)} plans"
+
+
+class _Bench:
+    """Measures plans that protect."""
+
+    def __init__(self, naive: Plan, ranking: Ranking, protect: Scheme, meter: PlanMeter, progress: Progress) -> None:
+        self._naive, self._ranking, self._protect, self._meter = naive, ranking, protect, meter
+        self._progress, self._total = progress, 1 + (MOST if ranking.exactly is None else min(2, 1 + ranking.exactly))
+        progress("protect", 0, self._total)
+        self._float_loss = self._loss(naive.in_float(), "float")
+
+    def measured(self, units: Sequence[Unit], cost: int) -> _Tried:
         """Protect these units; loss over float."""
-        sites = tuple(s for u in units for s in u.sites)
-        return Trial(label, sites, paired_difference(self._protecting(sites, label), self.float_loss))
+        names = {s for u in units for s in u.sites}
+        sites = tuple(s.name for s in self._naive.sites if s.name in names)
+        label = f"{len(units)} protected" if units else "nothing protected"
+        damage = paired_difference(self._loss(self.plan(sites), label), self._float_loss)
+        low = (u for u in self._ranking.units if u not in units)
+        predicted = math.fsum(price_of(u, self._ranking.damages) for u in low)
+        return _Tried(tuple(units), predicted, cost, Trial(label, sites, damage))
 
-    def recovery(self, unit: Unit, units: Sequence[Unit]) -> Trial:
-        """Give up one of the protected units; loss over the plan that protects all of them."""
-        everyone = tuple(s for u in units for s in u.sites)
-        rest = tuple(s for u in units if u is not unit for s in u.sites)
-        label = f"without {unit.label}"
-        lost = paired_difference(self._protecting(rest, label), self._protecting(everyone, "all"))
-        return Trial(label, unit.sites, lost)
+    def plan(self, sites: Sequence[str]) -> Plan:
+        """The naive plan with these sites protected, each with its reason."""
+        unit = "nats" if self._ranking.unit == NATS else self._ranking.unit
+
+        def reason(site: str) -> str:
+            return f"protected: low it is predicted to cost {self._ranking.damages[site]:.4f} {unit}"
+
+        return self._naive.with_schemes(dict.fromkeys(sites, self._protect), reason)
 
     def finish(self) -> None:
         """Tell the progress callback that no measurement follows."""
         self._progress("protect", self._meter.done, self._meter.done)
 
-    def alone(self, site: str) -> Trial:
-        """Only this site low, everything else in float; loss over float."""
-        label = f"only {short_name(site)} low"
-        plan = self._float_plan.with_schemes({site: self._naive[site]}, label)
-        return Trial(label, (site,), paired_difference(self._measured(plan, label), self.float_loss))
-
-    def _protecting(self, sites: tuple[str, ...], label: str) -> Evaluation:
-        return self._measured(self._naive.with_schemes(dict.fromkeys(sites, self._protect), label), label)
-
-    def _measured(self, plan: Plan, label: str) -> Evaluation:
+    def _loss(self, plan: Plan, label: str) -> Evaluation:
         return self._meter.loss(msgspec.structs.replace(plan, note=label), self._tell)
 
     def _tell(self) -> None:

@@ -83,6 +83,8 @@ def _own_offences(scheme: LinearScheme) -> list[str]:
         spelled = f"{key}={part.spell(key)}"
         if part.choice == "percentile":
             reasons.append(f"{spelled}: no observer keeps a percentile; use absmax or mse")
+        if part.reach != 1:
+            reasons.append(f"{spelled}: no observer leaves room beyond what it saw; drop reach-{part.reach:g}")
         if part.choice == "mx-floor":
             reasons.append(f"{spelled}: MX scales are rounded to even there; use mx-even")
         if part.format == "e2m3":

@@ -70,7 +70,7 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequ
         )
     assert program is not None  # as always with dynamo=True
     program.save(folder / FILE, external_data=True)
-    copy_beside(model.folder, folder)
+    copy_beside(model, folder)
     progress("trace", 1, 1)
     note = f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128"
     return (note, *FILE_ENGINES["onnxruntime"].notes)

@@ -173,7 +173,7 @@ def _comparable(scheme: LinearScheme) -> LinearScheme:
 
 def _stripped(part: TensorScheme) -> TensorScheme:
     plain = part.format.removeprefix("s")
-    return replace(part, format=plain, choice="absmax", percentile=99.9, scale="float32", rounding=NEAREST)
+    return replace(part, format=plain, choice="absmax", percentile=99.9, scale="float32", rounding=NEAREST, reach=1.0)
 
 
 def _float_parameters(block: nn.Module) -> dict[str, Tensor]:

@@ -10,28 +10,35 @@ A file has one function, ``parse``: the words behind its name in the spelling (`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import Registry
 from qarat.model.model import Model
+from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.streams import ActivationStats
 
-__all__ = ["TRANSFORMS", "ParsedTransform", "TransformFile", "parse_transform"]
+__all__ = ["TRANSFORMS", "MadeFrom", "ParsedTransform", "TransformFile", "parse_transform", "stats_of"]
+
+MadeFrom = ActivationStats | Rewrites | None
+"""What a transform is made from, of the model that it is applied to; None where it needs nothing."""
 
 
 class ParsedTransform(NamedTuple):
     """A transform as it was asked for.
 
     Attributes:
-        apply: The model and its stats to the transformed model; the stats are None unless they are needed.
-        needs_stats: Whether it is made from the stats of the model that it is applied to.
+        apply: The model and what it is made from to the transformed model.
+        needs: What that is: the stats of the model, or rewrites fitted to it; empty for nothing.
         choices: Spellings of which one is to be chosen first, by what they lose; ``apply`` then takes the first.
+        outline: Where it needs something and changes shapes: the model to one that has the shapes of the transformed
+            model, for checks before that is there. Blocks of that one cannot be read.
     """
 
-    apply: Callable[[Model, ActivationStats | None], Model]
-    needs_stats: bool
+    apply: Callable[[Model, MadeFrom], Model]
+    needs: Literal["", "stats", "rewrites"] = ""
     choices: tuple[str, ...] = ()
+    outline: Callable[[Model], Model] | None = None
 
 
 class TransformFile(Protocol):
@@ -46,11 +53,11 @@ class TransformFile(Protocol):
         ...
 
 
-TRANSFORMS: Registry[TransformFile] = Registry(__name__, "transform")
+TRANSFORMS: Registry[TransformFile] = Registry(__name__, "transform", helpers=["folding"])
 
 
 def parse_transform(text: str) -> ParsedTransform:
-    """Read a spelling: ``hadamard``, ``smooth/0.5``.
+    """Read a spelling: ``hadamard``, ``rewrite/64``, ``smooth/0.5``, ``split/64``.
 
     Raises:
         UserError: Unknown name (names the nearest), or words that the transform does not take.
@@ -61,3 +68,14 @@ def parse_transform(text: str) -> ParsedTransform:
         return transform.parse(parts)
     except UserError as error:
         raise UserError(f"transform {text!r}: {error}") from None
+
+
+def stats_of(made_from: MadeFrom) -> ActivationStats:
+    """The stats that a transform is made from.
+
+    Raises:
+        UserError: If it was given something else.
+    """
+    if not isinstance(made_from, ActivationStats):
+        raise UserError("it is made from stats, as `qarat profile` writes them, and was given something else")
+    return made_from

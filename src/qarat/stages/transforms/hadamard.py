@@ -18,8 +18,7 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.maths.rotations import rotate, rotation_factors
 from qarat.model.model import ROTATION, Model, Transform
-from qarat.stages.transforms import ParsedTransform
-from qarat.values.records.streams import ActivationStats
+from qarat.stages.transforms import MadeFrom, ParsedTransform
 from qarat.values.roles import Role
 
 
@@ -28,10 +27,10 @@ def parse(parts: Sequence[str]) -> ParsedTransform:
     if parts:
         raise UserError("nothing goes with it; write hadamard")
 
-    def step(model: Model, stats: ActivationStats | None) -> Model:
+    def step(model: Model, made_from: MadeFrom) -> Model:
         return apply(model)
 
-    return ParsedTransform(step, needs_stats=False)
+    return ParsedTransform(step)
 
 
 def apply(model: Model) -> Model:

@@ -27,9 +27,11 @@ import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
+from qarat.maths.static_scales import reach_of
 from qarat.model.families.base import Stream
 from qarat.model.model import Model, Transform
-from qarat.stages.transforms import ParsedTransform
+from qarat.stages.transforms import MadeFrom, ParsedTransform, stats_of
+from qarat.stages.transforms.folding import fold_scales
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 
@@ -49,12 +51,11 @@ def parse(parts: Sequence[str]) -> ParsedTransform:
         raise UserError("write smooth/STRENGTH, from 0 to 1, or smooth/auto; then /all if inputs of o and down too")
     strengths = STRENGTHS if match[1] == AUTO else (float(match[1]),)
 
-    def step(model: Model, stats: ActivationStats | None) -> Model:
-        assert stats is not None  # needs_stats
-        return apply(model, stats, strengths[0], everywhere=bool(match[2]))
+    def step(model: Model, made_from: MadeFrom) -> Model:
+        return apply(model, stats_of(made_from), strengths[0], everywhere=bool(match[2]))
 
     choices = tuple(f"smooth/{strength:g}{match[2] or ''}" for strength in strengths)
-    return ParsedTransform(step, needs_stats=True, choices=choices if match[1] == AUTO else ())
+    return ParsedTransform(step, needs="stats", choices=choices if match[1] == AUTO else ())
 
 
 def apply(model: Model, stats: ActivationStats, strength: float, *, everywhere: bool = False) -> Model:
@@ -80,10 +81,10 @@ def apply(model: Model, stats: ActivationStats, strength: float, *, everywhere: 
 
     def fold(index: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
         for stream in streams:
-            seen = stats.stream(f"{model.family.blocks}.{index}.{stream.name}").arrays
-            reach = torch.maximum(-seen["channel_min"], seen["channel_max"])
+            reach = reach_of(stats, f"{model.family.blocks}.{index}.{stream.name}")
             offset = model.family.norm_offset if stream.fused else 0.0  # what fused readers read comes from a norm
-            state = _fold(state, stream, reach, strength, _head_size(model), offset)
+            scales = _scales(state, stream, reach, strength, model.head_width)
+            state = fold_scales(state, stream, scales, head=model.head_width, offset=offset)
         return state
 
     spelled = f"smooth/{strength:g}" + (f"/{EVERYWHERE}" if everywhere else "")
@@ -105,10 +106,8 @@ def smoothing_scales(reach: Tensor, weight: Tensor, strength: float) -> Tensor:
     return torch.where(reach > 0, factors.clamp(min=SMALLEST), 1.0)
 
 
-def _fold(
-    state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: float, head: int, offset: float
-) -> dict[str, Tensor]:
-    """Divide one stream and multiply the columns that read it.
+def _scales(state: Mapping[str, Tensor], stream: Stream, reach: Tensor, strength: float, head: int) -> Tensor:
+    """The factor of each channel of what makes a stream, (channels of the source,) float32.
 
     Args:
         state: Of a block.
@@ -116,7 +115,6 @@ def _fold(
         reach: (channels,), largest magnitude of each channel.
         strength: α.
         head: Channels of an attention head.
-        offset: What the source adds to its weight before it multiplies.
     """
     readers = [state[f"{reader}.weight"] for reader in stream.readers]
     columns = torch.stack([weight.abs().amax(0).float() for weight in readers]).amax(0)
@@ -124,19 +122,4 @@ def _fold(
     shared = len(columns) // len(source)  # query heads to a value head; 1 anywhere else
     groups = (-1, shared, head) if shared > 1 else (-1, 1, 1)
     by_source = [values.to(source.device).view(groups).amax(1).flatten() for values in (reach, columns)]
-    scales = smoothing_scales(by_source[0], by_source[1], strength)
-    spread = scales.view(-1, 1, groups[2]).expand(-1, shared, -1).flatten()
-    folded = dict(state)
-    for reader, weight in zip(stream.readers, readers, strict=True):
-        folded[f"{reader}.weight"] = weight * spread.to(weight.dtype)
-    for leaf, added in (("weight", offset), ("bias", 0.0)):
-        name = f"{stream.source}.{leaf}"
-        if name in state:
-            value = state[name]
-            folded[name] = (value + added) / scales.to(value.dtype).view(-1, *[1] * (value.dim() - 1)) - added
-    return folded
-
-
-def _head_size(model: Model) -> int:
-    config = model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return smoothing_scales(by_source[0], by_source[1], strength)

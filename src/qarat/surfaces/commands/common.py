@@ -16,7 +16,7 @@ from qarat.ground.runtime import Runtime
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
-from qarat.jobs.transforming import apply_again, options_for, stats_behind
+from qarat.jobs.transforming import apply_again, options_for, read_made_from, stats_behind
 from qarat.model.model import Model
 from qarat.model.native import is_native
 from qarat.model.opening import open_model
@@ -91,8 +91,7 @@ def open_transformed(options: Any) -> Model:
     transforms = options.transforms.transforms
     files = stats_behind(transforms, options.transforms.transform_stats)
     model = open_float(options.model, options)
-    stats = [None if file is None else decode_record(file, ActivationStats) for file in files]
-    return apply_again(model, transforms, stats)
+    return apply_again(model, transforms, [None if file is None else read_made_from(file) for file in files])
 
 
 def check_transforms(path: Path, made_of: str, model: Model) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from qarat.ground.disk import check_folder
 from qarat.ground.errors import ArgumentError, NotPassedError
-from qarat.jobs import whole_run as pipeline
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
 from qarat.jobs.folder import Run
 from qarat.jobs.open_any import find_native, open_to_export
+from qarat.jobs.run_steps import KIND, MODEL
 from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
+from qarat.jobs.whole_run import Pipeline
 from qarat.model.model import Model
 from qarat.model.native import read_native
 from qarat.model.token_sets import bundled_language
@@ -32,10 +33,10 @@ def run(options: RunOptions, screen: Screen) -> Lines:
     request = options.planning
     check_plan_request(request)
     out = options.folder
-    folder = Run(out, pipeline.KIND, overwrite=options.overwrite)
+    folder = Run(out, KIND, overwrite=options.overwrite)
     model = common.open_float(options.model, options)
     tokens = common.load_tokens(options, model, screen)
-    job = pipeline.Pipeline(
+    job = Pipeline(
         model,
         tokens,
         request,
@@ -62,7 +63,7 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
     harder = INT6 if options.planning.low != INT6 else LOW
     name = out.name + ("-int6" if harder == INT6 else "-int8")
     return (
-        f"written: {quoted(out)} (the quantized model in {quoted(out / pipeline.MODEL)}, and every record behind it)",
+        f"written: {quoted(out)} (the quantized model in {quoted(out / MODEL)}, and every record behind it)",
         *([f"the page to look at: {quoted(out / 'report.html')}"] if options.page else []),
         *(f"exported: {quoted(out / format)}" for format in options.export),
         "try next:",

@@ -45,7 +45,7 @@ def _show_each(records: Sequence[object], screen: Screen, context: dict[str, Any
 
 def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]) -> list[Record]:
     """Show what a folder holds that a job wrote or is writing; the plan of a quantized model is left to the caller."""
-    from qarat.jobs import whole_run
+    from qarat.jobs import run_steps
     from qarat.jobs.folder import PLAN, kind_of, result_of
     from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
     from qarat.model.native import is_native
@@ -55,7 +55,7 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
         screen.show(decode_record(folder / result_of(kind)))
     elif kind == SPIKE_STUDY:
         _show_begun_study(folder, screen, context)
-    elif kind not in ("", whole_run.KIND):
+    elif kind not in ("", run_steps.KIND):
         _note_begun_search(folder, screen)
     elif is_native(folder):
         return [decode_record(folder / PLAN)]
@@ -86,12 +86,12 @@ def _note_begun_search(folder: Path, screen: Screen) -> None:
 
 
 def _show_run(folder: Path, screen: Screen, low: str) -> None:
-    from qarat.jobs import whole_run as pipeline
+    from qarat.jobs import run_steps
     from qarat.jobs.folder import read_command
 
-    missing = pipeline.show_run(folder, screen.show, low)
+    missing = run_steps.show_run(folder, screen.show, low)
     if missing:
-        there = [step for step in pipeline.STEPS if step not in missing]
+        there = [step for step in run_steps.STEPS if step not in missing]
         done = f"done: {', '.join(there) or 'nothing'}"
         screen.note(f"{folder} is not finished; {done}; missing: {', '.join(missing)}")
     elif folder.name.endswith(".partial"):

@@ -10,15 +10,16 @@ import msgspec
 from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError
 from qarat.jobs import protecting
-from qarat.jobs.bench import make_meter
+from qarat.jobs.bench import plan_meter
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.estimates import CHOOSING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.native import check_place, write_native
 from qarat.model.tokens import TokenSet
 from qarat.stages import quantize as conversion
+from qarat.stages.choose.trials import TrialLog
 from qarat.stages.prices import METRICS
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
@@ -29,6 +30,7 @@ from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOpti
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
+from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme
 
@@ -125,16 +127,21 @@ def _check_metrics(
     """Measure every site alone under the first scheme, and set each metric beside it."""
     stats_hash = content_hash(stats) if stats else ""
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
-    meter = make_meter(model, selection, stats)
-    measured = measure_sites(
-        plan, common.scheme_of("schemes", options.schemes[0]), meter.measure, progress=screen.progress
-    )
+    origin = model.provenance(selection.fingerprint, selection.convention)
+    belongs_to = {"provenance": msgspec.to_builtins(origin), "stats": stats_hash}
+    meter = plan_meter(model, selection, stats, TrialLog(options.out.with_suffix(".trials.jsonl"), belongs_to))
+
+    def measure(plan: Plan, label: str) -> Evaluation:
+        return meter.loss(msgspec.structs.replace(plan, note=label))
+
+    scheme = common.scheme_of("schemes", options.schemes[0])
+    measured = measure_sites(plan, scheme, measure, progress=screen.progress)
     write_whole(options.out.with_suffix(".measured.json"), encode_record(measured))
     screen.show(*(check(menu, measured) for menu in menus))
 
 
 def plan(options: PlanOptions, screen: Screen) -> Lines:
-    """Decide which sites to protect, by measurement."""
+    """Decide which sites to protect, by prices and a few measured plans."""
     request = msgspec.structs.replace(options.planning, transforms=options.transforms.transforms)
     check_plan_request(request)
     check_file(options.out)
@@ -148,7 +155,7 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         tokens = selection.windows.numel()
         return common.show_estimate(
-            screen, model, {"plan": CHOOSING_FORWARDS * tokens}, states=tokens * (model.blocks + 1)
+            screen, model, {"plan": PROTECTING_FORWARDS * tokens}, states=tokens * (model.blocks + 1)
         )
     chosen, protection = find_plan(
         model, selection, request, stats, menu, calibration=calibration, progress=screen.progress

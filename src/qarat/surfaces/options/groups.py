@@ -42,9 +42,9 @@ class Transforms(Group, frozen=True, kw_only=True):
     """What is done to the float model first; its function is kept.
 
     Attributes:
-        transforms: Change the float model first: hadamard, smooth/0.5 (see docs/formats.md). The same for every step
-            of one plan.
-        transform_stats: For each smooth, stats of the model that it is applied to, from `qarat profile`.
+        transforms: Change the float model first: hadamard, smooth/0.5, split/64 (see docs/formats.md). The same for
+            every step of one plan.
+        transform_stats: For each smooth and split, stats of the model that it is applied to, from `qarat profile`.
     """
 
     transforms: tuple[str, ...] = ()

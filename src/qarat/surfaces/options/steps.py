@@ -50,7 +50,7 @@ class DamageOptions(OfModel, frozen=True, kw_only=True):
 
 
 class PlanOptions(OfModel, frozen=True, kw_only=True):
-    """Choose the sites to protect, by measurement, and write the plan.
+    """Choose the sites to protect, by prices and a few measured plans, and write the plan.
 
     Attributes:
         stats: Stats from `qarat profile`.

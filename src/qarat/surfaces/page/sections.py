@@ -18,7 +18,7 @@ from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.figures.base import Part
 from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
-from qarat.surfaces.page.figures.losses import damage, outcome, recovery
+from qarat.surfaces.page.figures.losses import outcome, recovery
 from qarat.surfaces.page.figures.maps import spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
 from qarat.surfaces.page.story import Story, origin
@@ -105,21 +105,17 @@ def _notable(
 
 def _recovery(story: Story) -> Iterator[Part]:
     if sweep := story.one(Protection):
-        yield from (recovery(sweep), paragraph(f"{sweep.verdict}."))
+        if plan := story.one(Plan):
+            yield recovery(sweep, plan)
+        yield paragraph(f"{sweep.verdict}.")
 
 
 def _plan(story: Story) -> Iterator[Part]:
     if plan := story.one(Plan):
         yield strip(plan)
         if plan.exceptions():
-            kept = table_html(not_low(plan, story.one(Protection)))
+            kept = table_html(not_low(plan))
             yield element("div", kept, class_="scroll", tabindex="0")
-
-
-def _damage(story: Story) -> Iterator[Part]:
-    menu, sweep, plan = story.one(Menu), story.one(Protection), story.one(Plan)
-    if menu and sweep and plan and sweep.alone:
-        yield damage(menu, sweep, plan.low)
 
 
 def _law(story: Story) -> Iterator[Part]:
@@ -204,7 +200,6 @@ PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "spikes": _spikes,
     "recovery": _recovery,
     "plan": _plan,
-    "damage": _damage,
     "law": _law,
     "provenance": _provenance,
 }

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from qarat.ground.errors import UserError
-from qarat.jobs.folder import kind_of, read_command, read_manifest
+from qarat.jobs.folder import PROFILE, kind_of, read_command, read_manifest
+from qarat.jobs.run_steps import BEFORE, KIND, LABELS, OPTIONAL, STEPS
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
 from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
 from qarat.jobs.spike_study.job import read_study
-from qarat.jobs.whole_run import KIND, LABELS, STEPS
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
@@ -112,7 +112,10 @@ def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
             "to a sweep has one (`qarat law fit`, then `qarat report law.json`)"
         )
     done = read_manifest(folder).steps
-    names = [name for step, outputs in STEPS.items() if step in done for name in outputs]
+    steps = STEPS | OPTIONAL
+    if BEFORE.name in done:  # the spikes are those of the model as it was asked for
+        steps |= {PROFILE.name: BEFORE.files}
+    names = [name for step, outputs in steps.items() if step in done for name in outputs]
     records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
     return records, tuple(step for step in STEPS if step not in done)
 

@@ -110,6 +110,8 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     lost = paired_difference(evaluations["plan"], evaluations["float"])
     low, kept, beside = scheme_words(parse_scheme(plan.low)), story.protected, _beside(plan, story)
     projections = sum(a.site.kind == "projection" for a in plan.assignments)
+    # Done to the planned model alone: naive is of the model as it was asked for.
+    done = spellings_of(plan.model) if evaluations["naive"].provenance.model != plan.model else ()
     ours, floats = fixed(evaluations["plan"].perplexity, 2), fixed(evaluations["float"].perplexity, 2)
     if not kept:
         overridden = len(plan.exceptions())
@@ -117,9 +119,10 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
         opening, more, sweep = "Nothing needs protection", "", story.one(Protection)
         if sweep and lost.nats > sweep.budget_nats:
             opening, more = f"No protection that was tried keeps {sweep.budget}", " A finer low scheme may do."
+        undone = f", where {low} everywhere, with nothing done, {_naive_words(naive, lost)}" if done else ""
         return (
             f"{opening}: with {listed([*beside, f'{rest} in {low}'])}, perplexity is {ours} against float's {floats} "
-            f"({perplexity_change(lost.nats)} %).{more}"
+            f"({perplexity_change(lost.nats)} %){undone}.{more}"
         )
     units = [u.label for u in make_units([a.site for a in kept], tied=True)]
     names = ", ".join(units[:_NAMED]) + (" and others" if len(units) > _NAMED else "")
@@ -127,11 +130,13 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> st
     size = share(sum(a.site.parameters for a in kept), total)
     schemes = {scheme_words(a.scheme) for a in kept}
     kind = schemes.pop() if len(schemes) == 1 else "higher precision"
-    alike = f" (as in the plan, with {listed(beside)})" if beside else ""
+    with_what = f"With {listed(list(done))}, keeping" if done else "Keeping"
+    alike = [] if done else beside  # what naive has as well
+    alike_words = f" (as in the plan, with {listed(alike)})" if alike else ""
     return (
-        f"Keeping {len(kept)} of {projections} projections in {kind} ({names}; {size} % of the parameters) holds "
+        f"{with_what} {len(kept)} of {projections} projections in {kind} ({names}; {size} % of the parameters) holds "
         f"perplexity at {ours} against float's {floats} ({perplexity_change(lost.nats)} %), where {low} everywhere"
-        f"{alike} {_naive_words(naive, lost)}."
+        f"{alike_words} {_naive_words(naive, lost, 'the two buy' if done else 'protection buys')}."
     )
 
 
@@ -145,12 +150,12 @@ def _beside(plan: Plan, story: Story) -> list[str]:
     ]
 
 
-def _naive_words(naive: Difference, lost: Difference) -> str:
+def _naive_words(naive: Difference, lost: Difference, what: str = "that buys") -> str:
     change = f"{perplexity_change(naive.nats)} %"
     if naive.interval[0] <= 0:
         return f"loses nothing that can be measured ({change})"
     recovered = fixed(100 * (naive.nats - lost.nats) / naive.nats, 0)
-    return f"costs {change}: protection buys back {recovered} % of the loss"
+    return f"costs {change}: {what} back {recovered} % of the loss"
 
 
 def _comparison(evaluations: tuple[Evaluation, ...]) -> str:

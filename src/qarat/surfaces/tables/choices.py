@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from qarat.ground.errors import UserError
-from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, marked, numbers, pairs, table, texts, title
+from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, marked, numbers, table, texts, title
 from qarat.surfaces.tables.wording import (
     GAP,
     count,
@@ -20,52 +20,36 @@ from qarat.surfaces.tables.wording import (
 )
 from qarat.values.fingerprints import brief
 from qarat.values.plans import Assignment, Plan
-from qarat.values.records.prices import Menu, MenuEntry, Protection, Trial
+from qarat.values.records.prices import NATS, Menu, MenuEntry, Protection
 from qarat.values.sites import Site, short_name
-from qarat.values.units import Unit
 
 ROWS = 10  # of a ranking; what is left out is said below it
 OTHERS = 40  # sites listed that are not in the low scheme
 
 
-def show_menu(
-    record: Menu, *, plan: Plan | None = None, sites: Sequence[Site] = (), protection: Protection | None = None
-) -> Parts:
-    """The dearest sites under every scheme; where sites were measured alone, that beside what was predicted."""
+def show_menu(record: Menu, *, plan: Plan | None = None, sites: Sequence[Site] = ()) -> Parts:
+    """The dearest sites under every scheme."""
     origin = record.provenance
-    _same_model("menu", origin.model, plan=plan and plan.model, protection=protection and protection.provenance.model)
-    schemes = list(dict.fromkeys(e.scheme for e in record.entries))
+    _same_model("menu", origin.model, plan=plan and plan.model)
     parameters = {s.name: s.parameters for s in (sites or (plan.sites if plan else ()))}
-    # What was measured had the plan's low scheme; without the plan, a menu of one scheme leaves no doubt.
-    measured = plan.low if plan else schemes[0] if len(schemes) == 1 else None
     yield title("predicted damage", origin.model, record.metric)
     yield dim(origin.convention)
     if not record.in_nats:
         yield f"prices are {record.unit}: they rank sites, and say nothing of the loss"
-    for scheme in schemes:
+    for scheme in dict.fromkeys(e.scheme for e in record.entries):
         entries = sorted((e for e in record.entries if e.scheme == scheme), key=lambda e: -e.damage)
-        alone = {t.sites[0]: t for t in protection.alone} if protection and scheme == measured else {}
-        yield from ("", bold(scheme), *_prices(entries, parameters, alone, record.in_nats))
+        yield from ("", bold(scheme), *_prices(entries, parameters, record.in_nats))
 
 
-def _prices(
-    entries: Sequence[MenuEntry], parameters: Mapping[str, int], alone: Mapping[str, Trial], in_nats: bool
-) -> Parts:
-    """One scheme's prices: the dearest sites, and those whose damage was measured too."""
+def _prices(entries: Sequence[MenuEntry], parameters: Mapping[str, int], in_nats: bool) -> Parts:
+    """One scheme's prices: the dearest sites, and the sum of all."""
     total = math.fsum(e.damage for e in entries)
-    shown = [e for i, e in enumerate(entries) if i < ROWS or e.site in alone]
-    measured = {e.site: alone[e.site].damage for e in shown if e.site in alone}
-    losses = [loss.nats for loss in measured.values()]
-    # Nats stand beside nats; another unit has a precision of its own.
-    digits = decimals([e.damage for e in shown] + (losses if in_nats else []))
-    measured_digits = digits if in_nats else decimals(losses)
+    shown = entries[:ROWS]
+    digits = decimals([e.damage for e in shown])
     unit = "nats" if in_nats else "price"
     dense = {e.site: e.damage / (parameters[e.site] / 1e6) for e in shown if parameters.get(e.site)}
     density = decimals(dense.values(), least=3)
-    columns = numbers(
-        f"damage\n({unit})", f"± SE\n({unit})", "share\n(%)", f"per 10⁶ parameters\n({unit})",
-        "measured alone\n(nats)", "± SE\n(nats)",
-    )  # fmt: skip
+    columns = numbers(f"damage\n({unit})", f"± SE\n({unit})", "share\n(%)", f"per 10⁶ parameters\n({unit})")
     rows = (
         (
             short_name(e.site),
@@ -73,7 +57,6 @@ def _prices(
             fixed(e.standard_error, digits),
             share(e.damage, total),
             fixed(dense[e.site], density) if e.site in dense else "",
-            *(loss_and_error(measured[e.site], measured_digits, sign=False) if e.site in measured else ("", "")),
         )
         for e in shown
     )
@@ -86,7 +69,7 @@ def _prices(
 
 
 def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
-    """What a plan keeps in which scheme, what that weighs, and why the protected sites are protected."""
+    """What a plan keeps in which scheme, what that weighs, and why the other sites have another scheme."""
     _same_model("plan", record.model, protection=protection and protection.provenance.model)
     yield title(
         "plan",
@@ -107,7 +90,7 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
     if not others or (protection and not protection.protected):
         yield "no projection is protected"
     if others:
-        yield from ("", not_low(record, protection, OTHERS))
+        yield from ("", not_low(record, OTHERS))
     if len(others) > OTHERS:
         yield dim(f"and {len(others) - OTHERS} more sites; the plan's file lists all")
 
@@ -133,79 +116,54 @@ def _schemes(plan: Plan) -> DataTable:
     return table(columns, [*rows, sums], total=True)
 
 
-def not_low(plan: Plan, protection: Protection | None, most: int | None = None) -> DataTable:
-    """The sites that are not in the low scheme; of those that are protected, what leaving them low would cost."""
-    recoveries = protection.recoveries if protection else ()
+def not_low(plan: Plan, most: int | None = None) -> DataTable:
+    """The sites that are not in the low scheme, each with its reason."""
     total = sum(a.site.parameters for a in plan.assignments)
-    digits = decimals([t.damage.nats for t in recoveries])
-    recovered: dict[str, tuple[str, str]] = {}
-    for trial in recoveries:
-        first, *tied = trial.sites
-        recovered[first] = loss_and_error(trial.damage, digits, sign=False)
-        recovered |= {site: (f"with {short_name(first)}", "") for site in tied}
-    columns = (
-        *texts("not low", wrap=False), *texts("scheme"), *numbers("parameters\n(%)"),
-        *(numbers("recovers\n(nats)", "± SE\n(nats)") if recoveries else ()), *texts("reason", style="dim"),
-    )  # fmt: skip
-    return table(
-        columns,
-        (
-            (
-                short_name(a.site.name),
-                str(a.scheme),
-                share(a.site.parameters, total, 2),
-                *(recovered.get(a.site.name, ("", "")) if recoveries else ()),
-                a.reason,
-            )
-            for a in plan.exceptions()[:most]
-        ),
+    columns = (*texts("not low", wrap=False), *texts("scheme"), *numbers("parameters\n(%)"))
+    rows = (
+        (short_name(a.site.name), str(a.scheme), share(a.site.parameters, total, 2), a.reason)
+        for a in plan.exceptions()[:most]
     )
+    return table((*columns, *texts("reason", style="dim")), rows)
 
 
-def show_protection(record: Protection) -> Parts:
-    """The measured plans in the order tried, what each protection buys, and the verdict."""
+def show_protection(record: Protection, *, plan: Plan | None = None) -> Parts:
+    """The measured plans in the order tried, what was predicted of each, and the verdict."""
+    origin = record.provenance
+    _same_model("protection", origin.model, plan=plan and plan.model)
     digits = decimals([t.damage.nats for t in record.trials] + [record.budget_nats])
     budget = f"budget {record.budget} ({fixed(record.budget_nats, digits)} nats)"
-    yield title("protection", record.provenance.model, budget)
-    yield dim(f"{record.provenance.convention}{GAP}in the order of {record.order}")
-    losses = numbers("loss over float\n(nats)", "± SE\n(nats)", "perplexity\n(%)")
-    columns = (*numbers("k"), *texts("adds"), *losses, *texts("within\nbudget", wrap=False))
+    yield title("protection", origin.model, budget)
+    yield dim(f"{origin.convention}{GAP}chosen by {record.order}")
+    in_nats = record.unit == NATS
+    columns = numbers(
+        "share\n(%)", f"predicted\n({'nats' if in_nats else 'price'})", "loss over\nfloat (nats)", "± SE\n(nats)",
+        "perplexity\n(%)",
+    )  # fmt: skip
+    predicted_digits = digits if in_nats else decimals(record.predicted)
+    shares = protected_shares(record, plan) if plan else None
     rows = (
         marked(
             (
-                str(k),
-                label or "(nothing protected)",
+                trial.label,
+                "" if shares is None else fixed(shares[i], 2),
+                fixed(record.predicted[i], predicted_digits),
                 *loss_and_error(trial.damage, digits, sign=False),
                 perplexity_change(trial.damage.nats),
                 "yes" if trial.damage.nats <= record.budget_nats else "no",
             ),
-            "bold" if trial.damage.nats <= record.budget_nats else "",
+            "bold" if frozenset(trial.sites) == record.protected else "",
         )
-        for k, (trial, label) in enumerate(added(record))
+        for i, trial in enumerate(record.trials)
     )
-    yield from ("", table(columns, rows), "")
-    if record.recoveries:
-        yield from ("leaving a protected site low again adds", _recoveries(record.recoveries), "")
-    yield bold(record.verdict)
+    columns = (*texts("measured\nplan"), *columns, *texts("within\nbudget", wrap=False))
+    yield from ("", table(columns, rows).used(), "", bold(record.verdict))
 
 
-def added(record: Protection) -> Iterator[tuple[Trial, str]]:
-    """Each trial with the unit that it protects and the one before did not; nothing for the first."""
-    before: set[str] = set()
-    for trial in record.trials:
-        new = tuple(site for site in trial.sites if site not in before)
-        yield trial, Unit(new, 0).label if new else ""
-        before |= set(trial.sites)
-
-
-def _recoveries(trials: Sequence[Trial]) -> DataTable:
-    digits = decimals([t.damage.nats for t in trials])
-    losses = (loss_and_error(t.damage, digits) for t in trials)
-    rows = (
-        (f"{GAP}{Unit(t.sites, 0).label}", f"{nats}{GAP}± {se} nats")
-        for t, (nats, se) in zip(trials, losses, strict=True)
-    )
-    return pairs(rows)
+def protected_shares(record: Protection, plan: Plan) -> tuple[float, ...]:
+    """Of each measured plan, the parameters protected, in per cent of all sites'."""
+    sizes = {site.name: site.parameters for site in plan.sites}
+    return tuple(100 * sum(sizes[s] for s in trial.sites) / sum(sizes.values()) for trial in record.trials)
 
 
 def _same_model(kind: str, model: str, **others: str | None) -> None:

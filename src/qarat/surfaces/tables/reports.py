@@ -53,8 +53,8 @@ def report_of(*records: object, **context: Any) -> tuple[Part, ...]:
 
     Args:
         *records: Of any kinds.
-        **context: Of stats ``low`` (the low scheme's input, or None); of a menu ``plan``, ``sites`` and ``protection``;
-            of a plan ``protection``.
+        **context: Of stats ``low`` (the low scheme's input, or None); of a menu ``plan`` and ``sites``; of a plan
+            ``protection``; of a protection ``plan``.
 
     Raises:
         TypeError: There is no report of such a thing.

@@ -35,6 +35,7 @@ _CLASSES = {  # kind to module and class
     "metric-check": "prices:MetricCheck",
     "protection": "prices:Protection",
     "site-measurements": "prices:SiteMeasurements",
+    "rewrites": "rewrites:Rewrites",
     "family-sweep": "ratios:FamilySweep",
     "ratio-study": "ratios:RatioStudy",
     "search": "search:SearchResult",
@@ -44,6 +45,10 @@ _CLASSES = {  # kind to module and class
 }
 _FORMER = {"sweep": "a protection; run `qarat plan` or `qarat run` again for a new one"}
 """Kinds of records of qarat 0.1, with what they are now and how to get one."""
+_VERSIONS = {"protection": "2"}
+"""Of kinds that have changed since their first version, which every other kind still has."""
+_REMEDIES = {"protection": "; make it again with `qarat plan`, or with `qarat run` into another folder"}
+"""Of kinds that have changed: how to get one of today's version."""
 _KINDS = {f"{__package__}.{place}": kind for kind, place in _CLASSES.items()}
 
 
@@ -65,7 +70,7 @@ def describe_record(record: object) -> object:
         return msgspec.json.decode(encode_plan(record))
     kind = _kind_of(record)
     body = msgspec.to_builtins(record, enc_hook=_leave_out)
-    return {"qarat": f"{kind}/1", "record": body} if kind else body
+    return {"qarat": f"{kind}/{_VERSIONS.get(kind, '1')}", "record": body} if kind else body
 
 
 def content_hash(record: Record) -> str:
@@ -126,8 +131,9 @@ def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, object]) -
         raise UserError(f"{path} is a {kind} of qarat 0.1, now {_FORMER[kind]}")
     if kind not in _CLASSES:
         raise UserError(f"{path} is not a record: it has no known `qarat` key")
-    if version != "1":
-        raise UserError(f"{path} is a {kind} of version {version}; this qarat reads version 1")
+    if version != (ours := _VERSIONS.get(kind, "1")):
+        remedy = _REMEDIES.get(kind, "")
+        raise UserError(f"{path} is a {kind} of version {version}; this qarat reads version {ours}{remedy}")
     module, _, name = _CLASSES[kind].partition(":")
     try:
         body = _with_nan(header["record"])

@@ -1,4 +1,4 @@
-"""Prices of schemes at sites, how well they predict what is measured, and what protecting the dearest bought."""
+"""Prices of schemes at sites, how well they predict what is measured, and the measured plans that protect some."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One measured plan on the selection tokens.
 
     Attributes:
-        label: ``k=2``, ``only 1.down low``, ``without 1.down``, …
-        sites: The sites the label is about: protected ones, the one left low, the one given up.
-        damage: What `Protection` says it is compared with.
+        label: ``2 protected``, ``only 1.down low``, …
+        sites: The sites the label is about: protected ones, or the one left low.
+        damage: Loss over float.
     """
 
     label: str
@@ -184,17 +184,19 @@ class Correction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The measurements behind a plan: protect the first k candidates, k = 0, 1, 2 and so on.
+    """The measurements behind a plan: a few sets of protected sites, closing in on a loss budget.
 
     Attributes:
         provenance: Model and selection tokens.
-        order: What ranked the candidates.
+        order: What priced or chose the candidates.
         budget: Spelling of the budget.
         budget_nats: The same in nats per token.
-        trials: Trial k protects the first k candidates; loss over float.
-        alone: Only this site low, everything else in float; loss over float, to be set beside the prediction.
-        recoveries: Of each site the plan protects: the loss that leaving it low would add to the plan's.
+        trials: In the order measured, first with nothing protected; the sites are the protected ones, the damage is
+            the loss over float.
+        predicted: One a trial: the prices of all candidates that it leaves low, summed and uncorrected.
+        kept: Full names of the sites that the plan protects, in the order of the model.
         verdict: What was chosen, and why there.
+        unit: Of the prices. Where it is not `NATS` they rank sets of sites, and say nothing of the loss.
     """
 
     provenance: Provenance
@@ -202,15 +204,16 @@ class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: str
     budget_nats: float
     trials: tuple[Trial, ...]
-    alone: tuple[Trial, ...]
-    recoveries: tuple[Trial, ...]
+    predicted: tuple[float, ...]
+    kept: tuple[str, ...]
     verdict: str
+    unit: str = NATS
 
     @property
     def protected(self) -> frozenset[str]:
         """Full names of the sites that the plan protects; what a rule overrides is none of them."""
-        return frozenset(site for trial in self.recoveries for site in trial.sites)
+        return frozenset(self.kept)
 
     def __post_init__(self) -> None:
-        if nameless := [t.label for t in (*self.alone, *self.recoveries) if not t.sites]:
-            raise ValueError(f"trials of single sites that name none: {', '.join(nameless)}")
+        if len(self.predicted) != len(self.trials):
+            raise ValueError(f"{len(self.trials)} trials have {len(self.predicted)} predictions: one each is needed")

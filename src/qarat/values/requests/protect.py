@@ -32,13 +32,15 @@ class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low: Scheme of every projection that is not protected.
         protect: What protected sites get: float, fp8, fp8-e5m2, or a scheme.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
-        by: What chooses: damage, confirmed by measurement; or one rule alone: snr, ratio, super-weight, gap.
+        by: What chooses: damage, a few plans measured; or one rule alone: snr, ratio, super-weight, gap.
         sites: Protect just these instead of choosing, such as 1.down or '*.30.*.down_proj'.
         rules: Override the scheme of some sites; may be given several times, the last match wins.
-        runtime: Engine whose fused projections must share a scheme: any or vllm.
+        runtime: Engine whose fused projections must share a scheme (q, k and v; gate and up): vllm, or any for none.
         prefix: Keep so many tokens in front of each window in float, as keys and values; auto: as many as hold spikes.
-        transforms: Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto (see
+        transforms: Change the float model first, its function kept: hadamard, smooth/0.5, smooth/auto, split/64 (see
             docs/formats.md).
+        rewrites: Do not scale and split channels first, which is free at run time (and not done where transforms are
+            given).
     """
 
     low: str = LOW
@@ -47,9 +49,10 @@ class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     by: str = "damage"
     sites: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
-    runtime: str = "any"
+    runtime: str = ENGINES_THAT_FUSE[0]
     prefix: int | Literal["auto"] = 0
     transforms: tuple[str, ...] = ()
+    rewrites: bool = True
 
     def check(self) -> None:
         """Check everything that can be checked without a model.

@@ -139,7 +139,7 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         orders: Protect in the order of only these: damage, snr, ratio, maximum. (default: all)
         sites: Protect just these instead of what the planner chooses, such as 1.down.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
-        most: Sites that the planner may protect.
+        most: Sites that the planner may protect, the dearest a parameter.
     """
 
     extent: str = "usual"

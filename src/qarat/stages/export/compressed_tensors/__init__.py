@@ -12,7 +12,6 @@ it is: the library would make the same byte of it, at the price of four more a w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.maths.tiles import Scales
-from qarat.model.folders import copy_beside
+from qarat.model.folders import copy_beside, write_config
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
@@ -86,10 +85,8 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
             writer.put({f"{name}.{leaf}": value for leaf, value in tensors.items()})
         progress("export", index + 1, model.blocks)
     writer.finish()
-    copy_beside(model.folder, folder)
-    config: dict[str, Any] = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = quantization_config(plan, model.family.head)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    copy_beside(model, folder)
+    write_config(folder, {"quantization_config": quantization_config(plan, model.family.head)})
     return _notes(plan)
 
 

@@ -1,0 +1,189 @@
+"""Rewrites fitted to damage: from one pass through the float model to scales and copies for every stream.
+
+What is fitted is a *transform* (`qarat.stages.transforms.rewrite`): the function of the model is kept, everything that
+follows (stats, prices, plans, exports) works on the new model as on any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import torch
+from torch import Tensor
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress, no_progress
+from qarat.maths.input_steps import Sensitivity, Steps, exact_scales, fits
+from qarat.maths.step_fit import StepFit
+from qarat.model.families.base import Stream
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.sensitivity import sensitivities
+from qarat.values.parsing import parse_scheme
+from qarat.values.records.files import content_hash
+from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ProtectRequest
+from qarat.values.roles import Role
+from qarat.values.schemes import LinearScheme
+
+REWRITE = "rewrite"
+REACH = 1.2
+"""Scales reach so many times what calibration saw. On SmolLM2-135M, 32 calibration windows, W8A8 static, 24 windows of
+other text lost 0.027 nats at 1, 0.023 at 1.23, 0.032 at 1.5 (docs/rewrites.md)."""
+FITTED_ON = 4096
+"""Tokens that are enough to fit on; more cost memory and time."""
+FITTING_FORWARDS = 7
+"""Forwards of those tokens that fitting costs: one, one recomputed, a backward of two, a product with the shape of
+every weight; the tables and the descent take some two more."""
+CAUTION = 1.5  # predictions add up to too little where much is low
+WIDER = 24
+"""An MLP is made wider by at most about this part of its width: 64 columns of 1536, 512 of 11008."""
+ALIGNED = 64  # columns come in such a multiple, or in the greatest part of it that the width is a multiple of
+
+
+def reaching(low: str, reach: float = REACH) -> str:
+    """A low scheme whose static inputs reach beyond what calibration saw, unless it says itself how far they do.
+
+    Args:
+        low: Spelling of a scheme of projections.
+        reach: How far.
+    """
+    scheme = parse_scheme(low)
+    if not isinstance(scheme, LinearScheme) or scheme.input is None or not scheme.input.static:
+        return low
+    if scheme.input.reach != 1 or scheme.input.choice != "absmax":
+        return low
+    return str(msgspec.structs.replace(scheme, input=msgspec.structs.replace(scheme.input, reach=reach)))
+
+
+def with_rewrites(model: Model, request: ProtectRequest) -> tuple[ProtectRequest, str]:
+    """A request with the rewrites that it wants among its transforms, and what is to be said of that.
+
+    Args:
+        model: In float.
+        request: One with transforms of its own, or without rewrites, is left as it is.
+    """
+    if not request.rewrites or request.transforms:
+        return request, ""
+    if why := refusal(model, request.low):
+        return request, f"nothing is rewritten: {why}"
+    return msgspec.structs.replace(request, transforms=(REWRITE,), low=reaching(request.low)), ""
+
+
+def refusal(model: Model, low: str) -> str:
+    """Why the streams of a model cannot be rewritten for a low scheme, in words; empty if they can."""
+    scheme = parse_scheme(low)
+    if not isinstance(scheme, LinearScheme) or not fits(scheme.weight, scheme.input):
+        return f"no steps are fitted for {low}: inputs need one scale for the tensor or for a token"
+    if model.is_rotated:
+        return "the input of a rotated down_proj has no source to fold scales into"
+    if missing := [s.name for s in model.family.streams if not s.source]:
+        return f"in {model.path} nothing makes {', '.join(missing)} that scales could be folded into"
+    return ""
+
+
+def columns_for(model: Model) -> int:
+    """Inner columns that splitting may add; 0 where an MLP has no gate."""
+    if len(model.family.stream(Role.MLP_INPUT).readers) == 1:
+        return 0
+    unit = math.gcd(model.inner_width, ALIGNED)
+    return max(unit, round(model.inner_width / WIDER / unit) * unit)
+
+
+def fewest_columns(rewrites: Rewrites, nats: float) -> int:
+    """The fewest columns with which everything low is predicted to be within a loss; the most there are, if none is.
+
+    Args:
+        rewrites: That were fitted.
+        nats: What may be lost, per token.
+    """
+    return next((n for n in rewrites.columns if CAUTION * rewrites.damage(n) <= nats), rewrites.columns[-1])
+
+
+def fit_rewrites(
+    model: Model,
+    selection: TokenSet,
+    stats: ActivationStats,
+    low: str,
+    *,
+    columns: int,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Rewrites:
+    """Fit scales and copies of every stream, for a low scheme.
+
+    Args:
+        model: In float.
+        selection: The selection set, of which the first `FITTED_ON` tokens are looked at.
+        stats: Of this model, on the calibration set.
+        low: Spelling of the low scheme; what its scales reach is kept to.
+        columns: Inner columns that copies may take, beside none.
+        seed: Of the labels drawn.
+        progress: Called after every block.
+
+    Raises:
+        UserError: A scheme or a model that nothing can be fitted for; stats of another model.
+    """
+    if why := refusal(model, low):
+        raise UserError(why)
+    if stats.provenance.model != model.fingerprint:
+        raise UserError("rewrites are fitted with stats of the very model that they change; profile that one")
+    scheme = parse_scheme(low)
+    assert isinstance(scheme, LinearScheme)  # by `refusal`
+    tokens = selection.subset(min(len(selection), max(1, FITTED_ON // selection.windows.shape[1])))
+    pricing = Pricing(model, tokens, [scheme], stats, None, stats.prefix, seed, progress)
+    found: dict[str, StreamRewrite] = {}
+    for index, seen in sensitivities(pricing, scheme.input):
+        for rewrite in _block_rewrites(model, index, seen, scheme, columns):
+            found[rewrite.stream] = rewrite
+    streams = (f"{model.family.blocks}.{i}.{s.name}" for i in range(model.blocks) for s in model.family.streams)
+    origin = model.provenance(tokens.fingerprint, tokens.convention, seed)
+    reach = scheme.input.reach if scheme.input else 1.0
+    tried = (0, columns) if columns else (0,)
+    return Rewrites(origin, content_hash(stats), str(scheme), reach, tried, tuple(found[s] for s in streams))
+
+
+def _block_rewrites(
+    model: Model, index: int, found: Mapping[str, Sensitivity], scheme: LinearScheme, columns: int
+) -> Iterator[StreamRewrite]:
+    """What may be done to every stream of a block."""
+    inside = f"{model.family.blocks}.{index}"
+    for stream in model.family.streams:
+        seen = found[stream.name]
+        fit = StepFit(seen, scheme.input, scheme.weight, scheme.input.reach if scheme.input else 1.0)
+        plain = fit.fit()
+        choices = {0: plain}
+        if stream.role == Role.DOWN_INPUT and columns:
+            choices[columns] = fit.split(columns, plain)
+        fitted = tuple(
+            _packed(steps, _storable(model, index, stream, seen.gather(steps.scales)), most)
+            for most, steps in choices.items()
+        )
+        sites = tuple(f"{inside}.{reader}" for reader in stream.readers)
+        yield StreamRewrite(f"{inside}.{stream.name}", sites, fit.naive().damage, fitted)
+
+
+def _storable(model: Model, index: int, stream: Stream, scales: Tensor) -> Tensor:
+    """Scales that what makes a stream can be divided by without being rounded, (channels of the source,).
+
+    A projection's rows take any: where it is quantized, its own scales do. A norm is stored as it is.
+    """
+    if not stream.fused:
+        return scales
+    source = model.block(index).get_submodule(stream.source).get_parameter("weight").detach()
+    dtype = model.checkpoint.dtype_of(f"{model.family.blocks}.{index}.{stream.source}.weight")
+    return exact_scales(scales, source, dtype, model.family.norm_offset)
+
+
+def _packed(steps: Steps, scales: Tensor, columns: int) -> FittedScales:
+    """Steps as a record keeps them."""
+    copies = _bytes(steps.copies.log2().to(torch.uint8)) if bool((steps.copies > 1).any()) else b""
+    return FittedScales(columns, steps.inputs, steps.weights, _bytes(scales.float()), copies)
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().contiguous().numpy().tobytes()

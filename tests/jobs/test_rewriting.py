@@ -1,0 +1,118 @@
+"""Rewrites of a trained model with a spike: what is predicted, what is measured, and when nothing is rewritten."""
+
+import msgspec
+import pytest
+
+from qarat.ground.errors import UserError
+from qarat.jobs.protecting import naive_plan, profile
+from qarat.jobs.rewriting import (
+    REACH,
+    columns_for,
+    fewest_columns,
+    fit_rewrites,
+    reaching,
+    refusal,
+    with_rewrites,
+)
+from qarat.model.model import Model
+from qarat.model.opening import open_model
+from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.quantize import quantize
+from qarat.stages.transforms import hadamard, parse_transform
+from qarat.values.records.rewrites import Rewrites
+from qarat.values.records.scores import paired_difference
+from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ProtectRequest
+from qarat.values.schemes import LOW
+
+Sets = tuple[TokenSet, TokenSet, TokenSet]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_model("py-64")
+
+
+@pytest.fixture(scope="module")
+def sets(model: Model) -> Sets:
+    return load_token_sets(model, samples=16, report_samples=16)
+
+
+@pytest.fixture(scope="module")
+def stats(model: Model, sets: Sets) -> ActivationStats:
+    return profile(model, sets[0], attention=False)
+
+
+@pytest.fixture(scope="module")
+def rewrites(model: Model, sets: Sets, stats: ActivationStats) -> Rewrites:
+    return fit_rewrites(model, sets[1], stats, reaching(LOW), columns=columns_for(model))
+
+
+def lost(model: Model, sets: Sets, low: str) -> float:
+    """Nats over float with everything low."""
+    request = ProtectRequest(low=low)
+    stats = profile(model, sets[0], attention=False)
+    plan = naive_plan(model, request, stats)
+    low_loss = measure_perplexity(quantize(model, plan, stats), sets[2], label="low")
+    return paired_difference(low_loss, measure_perplexity(model, sets[2], label="float")).nats
+
+
+def test_rewrites_take_back_most_of_what_everything_low_loses(model: Model, sets: Sets, rewrites: Rewrites) -> None:
+    naive = lost(model, sets, LOW)
+    columns = rewrites.columns[-1]
+    rewritten = parse_transform(f"rewrite/{columns}").apply(model, rewrites)
+    left = lost(rewritten, sets, reaching(LOW))
+    assert naive > 0.03
+    assert left < naive / 5
+    # Prices of single streams add up to too little, but not by far.
+    assert rewrites.damage(columns) / 2 < left < rewrites.damage(columns) * 3
+    assert rewrites.damage(columns) < rewrites.damage(0) < rewrites.naive / 5
+
+
+def test_the_same_tokens_give_the_same_rewrites(
+    model: Model, sets: Sets, stats: ActivationStats, rewrites: Rewrites
+) -> None:
+    assert fit_rewrites(model, sets[1], stats, reaching(LOW), columns=columns_for(model)) == rewrites
+
+
+def test_stats_of_another_model_are_refused(model: Model, sets: Sets, stats: ActivationStats) -> None:
+    elsewhere = msgspec.structs.replace(stats.provenance, model="f" * 64)
+    foreign = msgspec.structs.replace(stats, provenance=elsewhere)
+    with pytest.raises(UserError, match="profile that one"):
+        fit_rewrites(model, sets[1], foreign, LOW, columns=0)
+
+
+@pytest.mark.parametrize(
+    ("low", "spelled"),
+    [
+        (LOW, f"{LOW}/reach-{REACH}"),
+        ("w=int8/channel a=int8/tensor/static/reach-1.5", "w=int8/channel a=int8/tensor/static/reach-1.5"),
+        ("w=int8/channel a=int8/tensor/static/mse", "w=int8/channel a=int8/tensor/static/mse"),
+        ("w=int8/channel a=int8/token", "w=int8/channel a=int8/token"),
+        ("w=int8/channel", "w=int8/channel"),
+    ],
+)
+def test_only_static_maxima_are_told_to_reach_further(low: str, spelled: str) -> None:
+    assert reaching(low) == spelled
+
+
+def test_as_few_columns_as_the_budget_is_predicted_to_allow(rewrites: Rewrites) -> None:
+    assert fewest_columns(rewrites, 1.0) == 0
+    assert fewest_columns(rewrites, 0.0) == rewrites.columns[-1]
+
+
+def test_a_request_is_rewritten_unless_it_says_otherwise(model: Model) -> None:
+    request, said = with_rewrites(model, ProtectRequest())
+    assert (request.transforms, request.low, said) == (("rewrite",), reaching(LOW), "")
+    for plain in (ProtectRequest(rewrites=False), ProtectRequest(transforms=("smooth/0.5",))):
+        assert with_rewrites(model, plain) == (plain, "")
+
+
+def test_what_cannot_be_rewritten_is_said(model: Model) -> None:
+    blocks = ProtectRequest(low="w=mxint4 a=mxint4")
+    request, said = with_rewrites(model, blocks)
+    assert request == blocks
+    assert said.startswith("nothing is rewritten: no steps are fitted for w=mxint4 a=mxint4")
+    assert "rotated" in refusal(hadamard.apply(model), LOW)
