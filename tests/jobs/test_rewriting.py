@@ -7,7 +7,6 @@ from qarat.ground.errors import UserError
 from qarat.jobs.protecting import naive_plan, profile
 from qarat.jobs.rewriting import (
     REACH,
-    columns_for,
     fewest_columns,
     fit_rewrites,
     reaching,
@@ -21,6 +20,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import hadamard, parse_transform
+from qarat.stages.transforms.rewrite import columns_for
 from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats

@@ -24,6 +24,9 @@ PROTECTING_FORWARDS = 1 + MOST
 """Forwards that protecting takes: float and the plans on the way to the budget. Hardly any share a prefix: what differs
 between two plans nearly always begins in an early block. Where none of them meets the budget, two plans more follow."""
 
+PRICED_ON = 4096
+"""Tokens of the selection set that are enough to price sites and to fit rewrites on (LOG.md: 4 windows rank as 16)."""
+
 ROUNDING = 1500
 """Rounding and packing a weight takes as long as so many tokens that are multiplied with it; measured with int8, int4
 and mxfp4 on one CPU core."""

@@ -6,22 +6,25 @@ follows (stats, prices, plans, exports) works on the new model as on any other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.estimates import PRICED_ON
 from qarat.maths.input_steps import Sensitivity, Steps, exact_scales, fits
 from qarat.maths.step_fit import StepFit
 from qarat.model.families.base import Stream
 from qarat.model.model import Model
+from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import Pricing
 from qarat.stages.prices.sensitivity import sensitivities
+from qarat.stages.transforms.rewrite import check, columns_for
+from qarat.values.budgets import parse_loss_budget
 from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import content_hash
 from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
@@ -34,15 +37,10 @@ REWRITE = "rewrite"
 REACH = 1.2
 """Scales reach so many times what calibration saw. On SmolLM2-135M, 32 calibration windows, W8A8 static, 24 windows of
 other text lost 0.027 nats at 1, 0.023 at 1.23, 0.032 at 1.5 (docs/rewrites.md)."""
-FITTED_ON = 4096
-"""Tokens that are enough to fit on; more cost memory and time."""
 FITTING_FORWARDS = 7
 """Forwards of those tokens that fitting costs: one, one recomputed, a backward of two, a product with the shape of
 every weight; the tables and the descent take some two more."""
 CAUTION = 1.5  # predictions add up to too little where much is low
-WIDER = 24
-"""An MLP is made wider by at most about this part of its width: 64 columns of 1536, 512 of 11008."""
-ALIGNED = 64  # columns come in such a multiple, or in the greatest part of it that the width is a multiple of
 
 
 def reaching(low: str, reach: float = REACH) -> str:
@@ -79,19 +77,11 @@ def refusal(model: Model, low: str) -> str:
     scheme = parse_scheme(low)
     if not isinstance(scheme, LinearScheme) or not fits(scheme.weight, scheme.input):
         return f"no steps are fitted for {low}: inputs need one scale for the tensor or for a token"
-    if model.is_rotated:
-        return "the input of a rotated down_proj has no source to fold scales into"
-    if missing := [s.name for s in model.family.streams if not s.source]:
-        return f"in {model.path} nothing makes {', '.join(missing)} that scales could be folded into"
+    try:
+        check(model)
+    except UserError as error:
+        return str(error)
     return ""
-
-
-def columns_for(model: Model) -> int:
-    """Inner columns that splitting may add; 0 where an MLP has no gate."""
-    if len(model.family.stream(Role.MLP_INPUT).readers) == 1:
-        return 0
-    unit = math.gcd(model.inner_width, ALIGNED)
-    return max(unit, round(model.inner_width / WIDER / unit) * unit)
 
 
 def fewest_columns(rewrites: Rewrites, nats: float) -> int:
@@ -118,7 +108,7 @@ def fit_rewrites(
 
     Args:
         model: In float.
-        selection: The selection set, of which the first `FITTED_ON` tokens are looked at.
+        selection: The selection set, of which the first `PRICED_ON` tokens are looked at.
         stats: Of this model, on the calibration set.
         low: Spelling of the low scheme; what its scales reach is kept to.
         columns: Inner columns that copies may take, beside none.
@@ -126,7 +116,8 @@ def fit_rewrites(
         progress: Called after every block.
 
     Raises:
-        UserError: A scheme or a model that nothing can be fitted for; stats of another model.
+        UserError: A scheme or a model that nothing can be fitted for; stats of another model;
+            windows that do not begin with the prefix that the stats leave out.
     """
     if why := refusal(model, low):
         raise UserError(why)
@@ -134,11 +125,12 @@ def fit_rewrites(
         raise UserError("rewrites are fitted with stats of the very model that they change; profile that one")
     scheme = parse_scheme(low)
     assert isinstance(scheme, LinearScheme)  # by `refusal`
-    tokens = selection.subset(min(len(selection), max(1, FITTED_ON // selection.windows.shape[1])))
+    check_prefix(selection, stats.prefix)
+    tokens = selection.at_most(PRICED_ON)
     pricing = Pricing(model, tokens, [scheme], stats, None, stats.prefix, seed, progress)
     found: dict[str, StreamRewrite] = {}
-    for index, seen in sensitivities(pricing, scheme.input):
-        for rewrite in _block_rewrites(model, index, seen, scheme, columns):
+    for index, block, seen in sensitivities(pricing, scheme.input):
+        for rewrite in _block_rewrites(model, index, block, seen, scheme, columns):
             found[rewrite.stream] = rewrite
     streams = (f"{model.family.blocks}.{i}.{s.name}" for i in range(model.blocks) for s in model.family.streams)
     origin = model.provenance(tokens.fingerprint, tokens.convention, seed)
@@ -147,8 +139,36 @@ def fit_rewrites(
     return Rewrites(origin, content_hash(stats), str(scheme), reach, tried, tuple(found[s] for s in streams))
 
 
+def fit_asked(
+    text: str,
+    model: Model,
+    request: ProtectRequest,
+    stats: ActivationStats,
+    selection: TokenSet,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[str, Rewrites]:
+    """Rewrites for a request, and the spelling of the transform they are for, its columns with it.
+
+    Args:
+        text: ``rewrite``, of as few columns as the budget is predicted to allow, or ``rewrite/64``.
+        model: In float.
+        request: Whose low scheme and budget count.
+        stats: As for `fit_rewrites`, as all that follow.
+        selection: Tokens.
+        seed: Of the labels drawn.
+        progress: Called after every block.
+    """
+    named = text.partition("/")[2]
+    columns = int(named) if named else columns_for(model)
+    rewrites = fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
+    fewest = fewest_columns(rewrites, parse_loss_budget(request.budget).nats)
+    return (text if named else f"{text}/{fewest}"), rewrites
+
+
 def _block_rewrites(
-    model: Model, index: int, found: Mapping[str, Sensitivity], scheme: LinearScheme, columns: int
+    model: Model, index: int, block: nn.Module, found: Mapping[str, Sensitivity], scheme: LinearScheme, columns: int
 ) -> Iterator[StreamRewrite]:
     """What may be done to every stream of a block."""
     inside = f"{model.family.blocks}.{index}"
@@ -160,21 +180,21 @@ def _block_rewrites(
         if stream.role == Role.DOWN_INPUT and columns:
             choices[columns] = fit.split(columns, plain)
         fitted = tuple(
-            _packed(steps, _storable(model, index, stream, seen.gather(steps.scales)), most)
+            _packed(steps, _storable(model, index, block, stream, seen.gather(steps.scales)), most)
             for most, steps in choices.items()
         )
         sites = tuple(f"{inside}.{reader}" for reader in stream.readers)
         yield StreamRewrite(f"{inside}.{stream.name}", sites, fit.naive().damage, fitted)
 
 
-def _storable(model: Model, index: int, stream: Stream, scales: Tensor) -> Tensor:
+def _storable(model: Model, index: int, block: nn.Module, stream: Stream, scales: Tensor) -> Tensor:
     """Scales that what makes a stream can be divided by without being rounded, (channels of the source,).
 
     A projection's rows take any: where it is quantized, its own scales do. A norm is stored as it is.
     """
     if not stream.fused:
         return scales
-    source = model.block(index).get_submodule(stream.source).get_parameter("weight").detach()
+    source = block.get_submodule(stream.source).get_parameter("weight").detach()
     dtype = model.checkpoint.dtype_of(f"{model.family.blocks}.{index}.{stream.source}.weight")
     return exact_scales(scales, source, dtype, model.family.norm_offset)
 

@@ -17,15 +17,15 @@ import msgspec
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.estimates import PRICED_ON
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import naive_plan, profile
-from qarat.jobs.rewriting import FITTED_ON, FITTING_FORWARDS, columns_for, fewest_columns, fit_rewrites
+from qarat.jobs.rewriting import FITTING_FORWARDS, fit_asked
 from qarat.model.model import Model, Transform
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import MadeFrom, parse_transform
-from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.rewrites import Rewrites
@@ -107,8 +107,10 @@ def prepare(
                 else profile(done.model, calibration, request.prefix, attention=False, progress=progress)
             )
             if step.needs == "rewrites":
-                made_from = _fitted(done.model, text, request, seen, selection, seed, progress)
-                text = _with_columns(text, made_from, request)
+                with _spelled(text):
+                    text, made_from = fit_asked(
+                        text, done.model, request, seen, selection, seed=seed, progress=progress
+                    )
             elif step.choices:
                 text = _chosen(done.model, step.choices, request, seen, calibration, selection, progress)
         done = Prepared(_apply(done.model, text, made_from), (*done.transforms, text), (*done.made_from, made_from))
@@ -179,7 +181,7 @@ def tokens_to_prepare(request: ProtectRequest, calibration: int, selection: int)
     """
     steps = [parse_transform(text) for text in request.transforms]
     tried = sum(len(step.choices) for step in steps)
-    fitted = FITTING_FORWARDS * min(selection, FITTED_ON) * sum(step.needs == "rewrites" for step in steps)
+    fitted = FITTING_FORWARDS * min(selection, PRICED_ON) * sum(step.needs == "rewrites" for step in steps)
     return (tried + sum(bool(step.needs) for step in steps)) * calibration + tried * selection + fitted
 
 
@@ -261,28 +263,6 @@ def _spelled(text: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"`transforms` {text}: {error}") from None
-
-
-def _fitted(
-    model: Model,
-    text: str,
-    request: ProtectRequest,
-    stats: ActivationStats,
-    selection: TokenSet,
-    seed: int,
-    progress: Progress,
-) -> Rewrites:
-    """Rewrites for the request's low scheme, with the columns that the spelling says or else as many as may help."""
-    columns = int(text.partition("/")[2]) if "/" in text else columns_for(model)
-    with _spelled(text):
-        return fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
-
-
-def _with_columns(text: str, rewrites: Rewrites, request: ProtectRequest) -> str:
-    """The spelling with its columns: as few as the budget is predicted to allow, where it does not say how many."""
-    if "/" in text:
-        return text
-    return f"{text}/{fewest_columns(rewrites, parse_loss_budget(request.budget).nats)}"
 
 
 def _chosen(

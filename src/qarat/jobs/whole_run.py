@@ -14,7 +14,15 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Estimate, Progress
-from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, estimate, price_forwards, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import (
+    PRICED_ON,
+    PROTECTING_FORWARDS,
+    ROUNDING,
+    estimate,
+    price_forwards,
+    quantized_bytes,
+    stats_bytes,
+)
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
@@ -50,9 +58,6 @@ from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme
-
-PRICED_ON = 4096
-"""Tokens of the selection set that are enough to price sites on (LOG.md: 4 windows rank as 16 do)."""
 
 
 class Pipeline:
@@ -233,8 +238,7 @@ class Pipeline:
     def _price(self, stats: ActivationStats) -> Menu:
         more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
         low = parse_scheme(self.request.low)
-        few = self.selection.subset(min(len(self.selection), max(1, PRICED_ON // self.selection.windows.shape[1])))
-        return price(self.model, few, [low], stats, progress=self.progress, **more)
+        return price(self.model, self.selection.at_most(PRICED_ON), [low], stats, progress=self.progress, **more)
 
     def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
         quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)

@@ -105,6 +105,10 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
         targets = None if self.targets is None else self.targets[chosen]
         return msgspec.structs.replace(self, windows=self.windows[chosen], sources=sources, targets=targets)
 
+    def at_most(self, tokens: int) -> TokenSet:
+        """The same set with no more windows than so many tokens fill, one at the least; evenly spread and in order."""
+        return self.subset(min(len(self), max(1, tokens // self.windows.shape[1])))
+
     def batches(self, batch_tokens: int) -> list[Tensor]:
         """The windows in order, in chunks of at most ``batch_tokens`` tokens and at least one window.
 

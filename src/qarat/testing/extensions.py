@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
-from qarat.jobs.rewriting import columns_for, fit_rewrites
+from qarat.jobs.rewriting import fit_rewrites
 from qarat.maths.kernels import Kernel, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import quantize_tensor
@@ -25,6 +25,7 @@ from qarat.stages.prices.changes import Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import NoContext, Rounding
 from qarat.stages.transforms import MadeFrom, ParsedTransform
+from qarat.stages.transforms.rewrite import columns_for
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.schemes import LOW

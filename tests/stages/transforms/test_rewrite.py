@@ -1,5 +1,6 @@
 """Fitted rewrites as a transform: the function is kept, shapes follow, and what belongs to another model is refused."""
 
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -7,13 +8,15 @@ import pytest
 import torch
 
 from qarat.ground.errors import UserError
-from qarat.jobs.rewriting import columns_for, fit_rewrites
+from qarat.ground.runtime import Runtime
+from qarat.jobs.rewriting import fit_rewrites, refusal
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
 from qarat.stages.observe import observe
 from qarat.stages.read_back.readback import logits_of
 from qarat.stages.transforms import parse_transform
+from qarat.stages.transforms.rewrite import columns_for
 from qarat.testing import plant_spike, tiny_checkpoint
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.rewrites import Rewrites
@@ -40,6 +43,7 @@ def fitted(model: Model, text: Path, columns: int = COLUMNS) -> Rewrites:
         pytest.param({"architecture": "qwen2"}, id="biases"),
         pytest.param({"architecture": "gemma2"}, id="norms that add one"),
         pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
+        pytest.param({"architecture": "opt"}, id="no gate, behind a ReLU"),
     ],
 )
 @pytest.mark.parametrize("columns", [0, COLUMNS])
@@ -85,6 +89,27 @@ def test_the_outline_has_the_shapes_of_the_result(tmp_path: Path, tiny_text: Pat
     assert outline is not None
     rewritten = parse_transform(f"rewrite/{COLUMNS}").apply(model, fitted(model, tiny_text))
     assert [s.shape for s in outline(model).sites()] == [s.shape for s in rewritten.sites()]
+
+
+@pytest.mark.parametrize("spelling", ["smooth/0.5/all", "rewrite", "split/8"])
+def test_what_would_go_through_an_activation_that_is_no_relu_is_refused(
+    spelling: str, tmp_path: Path, tiny_text: Path
+) -> None:
+    model = opened(tmp_path, architecture="opt", activation_function="gelu")
+    calibration = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=4)[0]
+    assert "only with relu" in refusal(model, LOW)
+    step = parse_transform(spelling)
+    stats = observe(model, calibration, attention=False)
+    act = partial(fitted, model, tiny_text) if step.needs == "rewrites" else partial(step.apply, model, stats)
+    with pytest.raises(UserError, match="that is gelu, and only with relu"):
+        act()
+
+
+def test_the_bound_on_memory_changes_nothing(tmp_path: Path, tiny_text: Path) -> None:
+    """Every block is seen once, with all windows, however little is free."""
+    source = str(tiny_checkpoint(tmp_path / "source", intermediate=48))
+    wide, narrow = (open_model(source, Runtime(memory=memory, batch_tokens=32)) for memory in (1 << 30, 1))
+    assert fitted(narrow, tiny_text) == fitted(wide, tiny_text)
 
 
 @pytest.mark.parametrize("spelling", ["rewrite/", "rewrite/x", "rewrite/-1", "rewrite/1/2"])

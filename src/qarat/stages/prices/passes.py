@@ -50,16 +50,20 @@ def forward(pricing: Pricing) -> Iterator[CapturedBatch]:
         pricing.progress(STAGE, index + 1, model.blocks)
 
 
-def backward(objective: Callable[[Pricing], Objective]) -> Callable[[Pricing], Iterator[CapturedBatch]]:
+def backward(
+    objective: Callable[[Pricing], Objective], *, whole: bool = False
+) -> Callable[[Pricing], Iterator[CapturedBatch]]:
     """The pass of a metric that needs gradients: blocks from the last to the first, and the batches of each.
 
     Args:
         objective: What is differentiated.
+        whole: Whether all windows go through together, whatever memory that takes, so that each block comes once.
     """
 
     def capture(pricing: Pricing) -> Iterator[CapturedBatch]:
         model, tokens, wanted = pricing.model, pricing.tokens, objective(pricing)
-        groups, first = split_batches(model, tokens, model.blocks + 1), 0
+        everything = [tokens.batches(model.runtime.batch_tokens)]
+        groups, first = everything if whole else split_batches(model, tokens, model.blocks + 1), 0
         keeps = _keeps_graphs(model, tokens)
         for number, batches in enumerate(groups):
             progress = part_of(pricing.progress, number, len(groups))

@@ -36,7 +36,9 @@ class _Sums:
     moments: dict[str, Tensor] = field(default_factory=dict)
 
 
-def sensitivities(pricing: Pricing, inputs: TensorScheme | None) -> Iterator[tuple[int, dict[str, Sensitivity]]]:
+def sensitivities(
+    pricing: Pricing, inputs: TensorScheme | None
+) -> Iterator[tuple[int, nn.Module, dict[str, Sensitivity]]]:
     """Blocks from the last to the first, each with what its streams make of roundings, by their names in the block.
 
     Args:
@@ -46,9 +48,9 @@ def sensitivities(pricing: Pricing, inputs: TensorScheme | None) -> Iterator[tup
     assert pricing.stats is not None
     model, sums = pricing.model, dict[str, _Sums]()
     index, block = -1, nn.Module()
-    for seen in backward(lambda pricing: draw_labels(pricing.seed))(pricing):
+    for seen in backward(lambda pricing: draw_labels(pricing.seed), whole=True)(pricing):
         if seen.index != index and sums:
-            yield index, _gathered(model, pricing.stats, index, block, sums)
+            yield index, block, _gathered(model, pricing.stats, index, block, sums)
             sums = {}
         index, block = seen.index, seen.block
         for stream in model.family.streams:
@@ -56,7 +58,7 @@ def sensitivities(pricing: Pricing, inputs: TensorScheme | None) -> Iterator[tup
             _add(
                 sums.setdefault(stream.name, _Sums()), stream, block, seen.captured, len(pricing.prefix), reach, inputs
             )
-    yield index, _gathered(model, pricing.stats, index, block, sums)
+    yield index, block, _gathered(model, pricing.stats, index, block, sums)
 
 
 def _add(

@@ -7,8 +7,24 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
+from qarat.ground.errors import UserError
 from qarat.model.families.base import Family, Stream
+from qarat.model.model import Model
 from qarat.values.roles import Role
+
+
+def check_inner(model: Model) -> None:
+    """Check that the MLP's inner activation follows its source in proportion, so that scales and copies are exact.
+
+    Raises:
+        UserError: An MLP without a gate whose activation is no ReLU.
+    """
+    is_gated = len(model.family.stream(Role.MLP_INPUT).readers) > 1
+    if not is_gated and (activation := getattr(model.config, "activation_function", "unnamed")) != "relu":
+        raise UserError(
+            f"{', '.join(model.family.architectures)} has no gate, so what is divided goes through its activation; "
+            f"that is {activation}, and only with relu a part of a channel stays a part; leave it out"
+        )
 
 
 def fold_scales(

@@ -9,6 +9,7 @@ scales; ``rewrite`` takes as few as the budget is predicted to allow.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -18,11 +19,14 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.model.model import Model, Transform
 from qarat.stages.transforms import MadeFrom, ParsedTransform
-from qarat.stages.transforms.folding import fold_copies, fold_scales
+from qarat.stages.transforms.folding import check_inner, fold_copies, fold_scales
 from qarat.values.records.files import content_hash
 from qarat.values.records.rewrites import FittedScales, Rewrites
 from qarat.values.roles import Role
 
+WIDER = 24
+"""An MLP is made wider by at most about this part of its width: 64 columns of 1536, 448 of 11008."""
+ALIGNED = 64  # columns come in such a multiple, or in the greatest part of it that the width is a multiple of
 _HASH_DIGITS = 12
 
 
@@ -37,7 +41,32 @@ def parse(parts: Sequence[str]) -> ParsedTransform:
             raise UserError("it is made from rewrites that were fitted; `qarat run` fits them and keeps their file")
         return apply(model, made_from, made_from.columns[-1] if columns is None else columns)
 
-    return ParsedTransform(step, needs="rewrites", outline=lambda model: outline(model, columns or 0))
+    return ParsedTransform(
+        step,
+        needs="rewrites",
+        outline=lambda model: outline(model, columns_for(model) if columns is None else columns),
+    )
+
+
+def columns_for(model: Model) -> int:
+    """Inner channels that copies may take where nobody says how many; 0 where an MLP has no gate."""
+    if len(model.family.stream(Role.MLP_INPUT).readers) == 1:
+        return 0
+    unit = math.gcd(model.inner_width, ALIGNED)
+    return max(unit, round(model.inner_width / WIDER / unit) * unit)
+
+
+def check(model: Model) -> None:
+    """Check that what makes every stream can be divided in its place.
+
+    Raises:
+        UserError: A rotated model, a stream without a source, an inner activation that `check_inner` refuses.
+    """
+    if model.is_rotated:
+        raise UserError("the input of a rotated down_proj has no source to fold scales into")
+    if missing := [s.name for s in model.family.streams if not s.source]:
+        raise UserError(f"in {model.path} nothing makes {', '.join(missing)} that scales could be folded into")
+    check_inner(model)
 
 
 def apply(model: Model, rewrites: Rewrites, columns: int) -> Model:
@@ -49,8 +78,9 @@ def apply(model: Model, rewrites: Rewrites, columns: int) -> Model:
         columns: Inner channels that copies may take, and by which every MLP grows.
 
     Raises:
-        UserError: Rewrites of another model, or not of so many columns.
+        UserError: Rewrites of another model, or not of so many columns; a model that `check` refuses.
     """
+    check(model)
     if rewrites.provenance.model != model.fingerprint:
         raise UserError("these rewrites were fitted to another model; fit them to this one")
     chosen = rewrites.choose(columns)
@@ -71,7 +101,8 @@ def apply(model: Model, rewrites: Rewrites, columns: int) -> Model:
 
 
 def outline(model: Model, columns: int) -> Model:
-    """A model of the shapes that `apply` gives."""
+    """A model of the shapes that `apply` gives; errors of the model as there."""
+    check(model)
     return model.with_transform(_transform(model, "", columns))
 
 

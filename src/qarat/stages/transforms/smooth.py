@@ -31,7 +31,7 @@ from qarat.maths.static_scales import reach_of
 from qarat.model.families.base import Stream
 from qarat.model.model import Model, Transform
 from qarat.stages.transforms import MadeFrom, ParsedTransform, stats_of
-from qarat.stages.transforms.folding import fold_scales
+from qarat.stages.transforms.folding import check_inner, fold_scales
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 
@@ -68,12 +68,15 @@ def apply(model: Model, stats: ActivationStats, strength: float, *, everywhere: 
         everywhere: Whether to smooth the inputs of o and down as well.
 
     Raises:
-        UserError: Stats of another model or without a stream; a rotated model, if ``everywhere``.
+        UserError: Stats of another model or without a stream; a rotated model, or an inner activation
+            that `check_inner` refuses, if ``everywhere``.
     """
     if stats.provenance.model != model.fingerprint:
         raise UserError("smoothing needs stats of the very model that it is applied to; profile that one")
     if everywhere and model.is_rotated:
         raise UserError("the input of a rotated down_proj has no source to fold a scale into; smooth first")
+    if everywhere:
+        check_inner(model)
     streams = [s for s in model.family.streams if everywhere or s.fused]
     for index in range(model.blocks):
         for stream in streams:

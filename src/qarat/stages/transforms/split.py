@@ -23,7 +23,7 @@ from qarat.maths.splitting import choose_copies
 from qarat.maths.static_scales import reach_of
 from qarat.model.model import Model, Transform
 from qarat.stages.transforms import MadeFrom, ParsedTransform, stats_of
-from qarat.stages.transforms.folding import fold_copies
+from qarat.stages.transforms.folding import check_inner, fold_copies
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
@@ -81,9 +81,4 @@ def _check(model: Model) -> None:
     """
     if model.is_rotated:
         raise UserError("a rotated down_proj has no channel that stands out; split first")
-    is_gated = len(model.family.stream(Role.MLP_INPUT).readers) > 1
-    if not is_gated and (activation := getattr(model.config, "activation_function", "unnamed")) != "relu":
-        raise UserError(
-            f"{', '.join(model.family.architectures)} has no gate, so what is divided goes through its activation; "
-            f"that is {activation}, and only with relu a part of a channel stays a part; leave split out"
-        )
+    check_inner(model)
