@@ -32,7 +32,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dtype: Arithmetic of the walk, ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 leaves torch's own choice.
         memory: Bytes that weights kept in memory may take; 0 is half of what is free.
-        batch_tokens: Tokens that go through a block at once.
+        batch_tokens: Tokens that go through a block at once; more of them gain nothing on a CPU, and cost memory.
         kernels: What computes quantized projections (`qarat.maths.kernels`): ``reference``, what they mean, for every
             number that is published; or ``fast``, a real kernel wherever one supports the scheme.
     """
@@ -41,7 +41,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str = "float32"
     threads: int = 0
     memory: int = 0
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     kernels: Literal["reference", "fast"] = "reference"
 
     def __post_init__(self) -> None:

@@ -82,8 +82,9 @@ class Pipeline:
             UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
                 or a prefix that an export cannot hold, windows or a prompt that do not begin with the prefix.
         """
-        # The model asked for, which the others are compared with, and the one that is planned and quantized.
-        self.source = self.model = model
+        # The model asked for, which the others are compared with, and the one that is planned and quantized. Bringing in
+        # blocks is a small part of going through them, and no step but the plan's goes through them more than twice.
+        self.source = self.model = model.unkept()
         self.plain, self.seed = request, seed
         self.request, said = with_rewrites(model, request)
         if said:
@@ -143,16 +144,14 @@ class Pipeline:
         naive = naive_plan(self.source, plain, before)
         models: dict[str, Callable[[], Model]] = {
             "float": lambda: self.source,
-            "naive": lambda: quantize(self.source.unkept(), naive, before, self.calibration),
+            "naive": lambda: quantize(self.source, naive, before, self.calibration),
             # What lies on disk, so that what is measured is what was written.
             "plan": lambda: read_native(run.path(MODEL), self.model.runtime)[0],
         }
-        self.source.forget_blocks()
-        self.model.forget_blocks()
 
         def evaluate(label: str, plan: Plan | None, model: Callable[[], Model]) -> Evaluation:
-            digest, once = content_hash(plan) if plan else "", model().unkept()
-            return measure_perplexity(once, self.report, label=label, plan=digest, progress=self.progress)
+            digest = content_hash(plan) if plan else ""
+            return measure_perplexity(model().unkept(), self.report, label=label, plan=digest, progress=self.progress)
 
         for (label, model), planned, step in zip(models.items(), (None, naive, plan), EVALUATE, strict=True):
             behind = [PROFILE, PROTECT, QUANTIZE] if label == "plan" else [PROFILE, PROTECT]
@@ -186,8 +185,8 @@ class Pipeline:
             return {}
         protected, tokens = naive.with_schemes(kept, "protected in the plan"), self.calibration
         return {
-            "protection": (low, lambda: quantize(self.model.unkept(), low, stats, tokens)),
-            "transforms": (protected, lambda: quantize(self.source.unkept(), protected, before, tokens)),
+            "protection": (low, lambda: quantize(self.model, low, stats, tokens)),
+            "transforms": (protected, lambda: quantize(self.source, protected, before, tokens)),
         }
 
     def _observed(self, model: Model) -> dict[str, object]:
@@ -213,8 +212,8 @@ class Pipeline:
         options: dict[str, Any] = {"attention": bool(self.request.rules), "progress": self.progress}
         before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
         more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
-        self.model, applied = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
-        source.forget_blocks()
+        model, applied = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
+        self.model = model.unkept()
         self.note(f"transformed before planning: {', '.join(applied)}")
         return before
 

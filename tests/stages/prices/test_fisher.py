@@ -65,11 +65,13 @@ def schemes(*spellings: str) -> list[Scheme]:
 
 
 def drawn_labels(log_probabilities: Tensor, seed: int) -> Tensor:
-    """(windows, tokens) labels, drawn as the module says: a generator for each window, the Gumbel trick."""
+    """(windows, tokens) labels, drawn as the module says: a generator for each window, by the inverse of the distribution."""
     labels = []
     for index, window in enumerate(log_probabilities):
-        uniform = torch.rand(window.shape, generator=torch.Generator().manual_seed((seed * 2654435769 + index) % 2**32))
-        labels.append((window - (-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()).argmax(-1))
+        generator = torch.Generator().manual_seed((seed * 2654435769 + index) % 2**32)
+        uniform = torch.rand(len(window), 1, generator=generator, dtype=torch.float64)
+        below = window.double().exp().cumsum(-1)
+        labels.append((below <= uniform * below[:, -1:]).sum(-1))
     return torch.stack(labels)
 
 

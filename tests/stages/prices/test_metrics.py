@@ -71,7 +71,7 @@ def int8_error(x: Tensor) -> Tensor:
     return (x / scale).round().clamp(-128, 127) * scale - x
 
 
-def by_autograd(folder: Path, tokens: TokenSet, objective: Callable[[Tensor, int], Tensor]) -> dict[str, Seen]:
+def by_autograd(folder: Path, tokens: TokenSet, objective: Callable[[Tensor, int, int], Tensor]) -> dict[str, Seen]:
     """Every projection by one ordinary backward pass through the whole model."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     caught: dict[str, tuple[Any, Tensor, Tensor]] = {}
@@ -84,7 +84,7 @@ def by_autograd(folder: Path, tokens: TokenSet, objective: Callable[[Tensor, int
         if name.endswith("_proj"):
             module.register_forward_hook(lambda m, args, y, name=name: keep(name, m, args, y))
     log_probabilities = model(tokens.windows).logits.log_softmax(-1)
-    torch.stack([objective(window, j) for j, window in enumerate(log_probabilities)]).sum().backward()
+    torch.stack([objective(window, j, 0) for j, window in enumerate(log_probabilities)]).sum().backward()
     found = {}
     for name, (module, x, y) in caught.items():
         weight, x = module.weight.detach(), x.detach()
@@ -118,7 +118,7 @@ def test_elementwise_is_fisher_where_outputs_have_one_channel(tmp_path: Path):
         assert elementwise[name] == pytest.approx(fisher[name], rel=1e-6, abs=0)
     for name in fisher:
         if "self_attn" in name:
-            assert elementwise[name] != pytest.approx(fisher[name], rel=1e-2, abs=0)
+            assert elementwise[name] != pytest.approx(fisher[name], rel=1e-3, abs=0)
 
 
 def test_output_error_is_the_mean_squared_change_of_the_output(tiny: Path):
@@ -140,7 +140,7 @@ def test_output_error_of_a_weight_alone_is_that_of_the_second_moments(tiny: Path
 def test_gradient_error_is_first_order_in_absolute_value(tiny: Path):
     tokens = token_set()
 
-    def loss(log_probabilities: Tensor, window: int) -> Tensor:
+    def loss(log_probabilities: Tensor, window: int, first: int) -> Tensor:
         return torch.nn.functional.nll_loss(log_probabilities[:-1], tokens.windows[window, 1:])
 
     wanted = {}
@@ -320,3 +320,17 @@ def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, products: b
                 list(map(keep, captured))
     bound = capture.graph_bytes(model, length) * windows.numel()
     assert 0.1 * bound < sum(kept.values()) <= bound
+
+
+def test_labels_are_drawn_from_the_model_however_many_tokens_come_at_once():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    tokens = 4096
+    log_p = probabilities.log().expand(tokens, -1).contiguous().requires_grad_(True)
+    objective = draw_labels(0)
+    (whole,) = torch.autograd.grad(objective(log_p, 3, 0), log_p)
+    assert torch.equal(whole.sum(-1), torch.ones(tokens))  # one label a token
+    expected, seen = probabilities * tokens, whole.sum(0)
+    assert seen[1] == 0
+    assert (seen - expected).abs().le(4 * expected.sqrt() + 1e-9).all()
+    pieces = [torch.autograd.grad(objective(log_p[at : at + 100], 3, at), log_p)[0] for at in range(0, tokens, 100)]
+    assert torch.equal(torch.stack(pieces).sum(0), whole)

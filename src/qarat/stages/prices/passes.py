@@ -24,9 +24,12 @@ from qarat.values.schemes import Scheme
 
 STAGE = "damage"  # what progress is told
 
-Objective = Callable[[Tensor, int], Tensor]
-"""What is differentiated: from a window's log-probabilities, (length, vocabulary) float32, and its index in the token
-set to a scalar."""
+Objective = Callable[[Tensor, int, int], Tensor]
+"""What is differentiated, a sum over tokens: from the log-probabilities at some neighbouring tokens of a window, (tokens,
+vocabulary) float32, its index in the token set, and the place of the first of them in it, to a scalar."""
+
+THROUGH_HEAD = 128
+"""Tokens that go through the head at once: with a large vocabulary, a window's logits alone would be the peak."""
 
 
 class CapturedBatch(NamedTuple):
@@ -125,13 +128,14 @@ def _differentiate(model: Model, hidden: Tensor, first: int, objective: Objectiv
     Returns:
         (windows, length, hidden).
     """
-    gradients: list[Tensor] = []
-    for j, states in enumerate(hidden):  # one window at a time: a batch's (length, vocabulary) logits would not fit
-        window = states.detach().requires_grad_(True)
-        with torch.enable_grad():
-            value = objective(model.logits(window).log_softmax(-1), first + j)
-        gradients += torch.autograd.grad(value, window)
-    return torch.stack(gradients)
+    gradients = torch.empty_like(hidden)
+    for j, states in enumerate(hidden):
+        for at in range(0, len(states), THROUGH_HEAD):
+            some = states[at : at + THROUGH_HEAD].detach().requires_grad_(True)
+            with torch.enable_grad():
+                value = objective(model.logits(some).log_softmax(-1), first + j, at)
+            (gradients[j, at : at + len(some)],) = torch.autograd.grad(value, some)
+    return gradients
 
 
 def _keeps_graphs(model: Model, tokens: TokenSet) -> bool:
@@ -199,17 +203,17 @@ def draw_labels(seed: int) -> Objective:
 
     Args:
         seed: Of the draw. Each window has a generator of its own, so that the labels do not depend on how windows are
-            batched.
+            batched, nor on how many of its tokens come at once.
     """
 
-    def objective(log_probabilities: Tensor, window: int) -> Tensor:
+    def objective(log_probabilities: Tensor, window: int, first: int) -> Tensor:
         # torch's generator takes the lower 32 bits of its seed. Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) keeps the
         # windows of one seed away from those of the next.
         generator = torch.Generator().manual_seed((seed * 2654435769 + window) % 2**32)
-        uniform = torch.rand(log_probabilities.shape, generator=generator).to(log_probabilities.device)
-        # The Gumbel trick: the largest of log p plus Gumbel noise is a draw from p.
-        gumbel = -(-uniform.clamp_min(1e-20).log()).clamp_min(1e-20).log()
-        labels = (log_probabilities.detach() + gumbel).argmax(-1, keepdim=True)
+        uniform = torch.rand(first + len(log_probabilities), 1, generator=generator, dtype=torch.float64)[first:]
+        below = log_probabilities.detach().double().exp().cumsum(-1)
+        # The first id that lies beyond: one of probability 0 never does.
+        labels = torch.searchsorted(below, uniform.to(below.device) * below[:, -1:], right=True)
         return log_probabilities.gather(-1, labels).sum()
 
     return objective
@@ -218,8 +222,8 @@ def draw_labels(seed: int) -> Objective:
 def next_tokens(tokens: TokenSet) -> Objective:
     """Mean log-probability of a window's own next tokens: minus the loss, in nats per predicted token."""
 
-    def objective(log_probabilities: Tensor, window: int) -> Tensor:
-        labels = tokens.windows[window, 1:, None].to(log_probabilities.device)
-        return log_probabilities[:-1].gather(-1, labels).mean()
+    def objective(log_probabilities: Tensor, window: int, first: int) -> Tensor:
+        labels = tokens.windows[window, 1 + first :, None][: len(log_probabilities)].to(log_probabilities.device)
+        return log_probabilities[: len(labels)].gather(-1, labels).sum() / (tokens.length - 1)
 
     return objective
