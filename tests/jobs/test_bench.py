@@ -84,8 +84,8 @@ def test_workers_of_one_machine_share_its_memory_and_threads(
         assert taken[-1] == found.threads
         return found
 
-    assert [opened(8, share).memory for share in (1, 4)] == [1 << 20, 1 << 18]
-    assert [opened(8, share).threads for share in (1, 4, 16)] == [8, 2, 1]
+    assert [opened(6, share).memory for share in (1, 4)] == [1 << 20, 1 << 18]
+    assert [opened(6, share).threads for share in (1, 3, 16)] == [6, 2, 1]
     assert [opened(0, share).threads for share in (1, 4)] == [6, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray says to an actor of one processor
     assert opened(0, 1).threads == 1

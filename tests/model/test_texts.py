@@ -12,8 +12,7 @@ from qarat.model.texts import (
     Language,
     bundled_documents,
     read_documents,
-    read_lines,
-    read_rows,
+    read_text,
     split_documents,
 )
 from qarat.testing import tiny_documents
@@ -95,15 +94,15 @@ def test_no_text(name: str, tmp_path: Path):
 def test_rows_and_lines_of_a_text_file(tmp_path: Path):
     path = tmp_path / "some.raw"
     path.write_text(" \n = One = \n\nmore\u2028text\x0b \nlast", encoding="utf-8")
-    assert read_rows(str(path)) == ("", " = One = \n", "", "more\u2028text\x0b \n", "last")
-    assert "".join(read_lines(str(path))) == path.read_text()
+    assert read_text(str(path)).rows == ("", " = One = \n", "", "more\u2028text\x0b \n", "last")
+    assert "".join(read_text(str(path)).lines) == path.read_text()
 
 
 def test_rows_and_lines_of_json(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one\ntwo", "", "three\n")))
-    assert read_rows(str(path)) == ("one\ntwo", "", "three\n")
-    assert read_lines(str(path)) == ("one\ntwo\n", " \n", "three\n")
+    assert read_text(str(path)).rows == ("one\ntwo", "", "three\n")
+    assert read_text(str(path)).lines == ("one\ntwo\n", " \n", "three\n")
 
 
 # ---------------------------------------------------------------- the hub
@@ -161,7 +160,7 @@ def test_malformed_hub_names(name: str):
 
 def test_hub_without_the_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="pip install datasets"):
+    with pytest.raises(UserError, match=r"pip install 'qarat\[text\]' \(or datasets\)"):
         read_documents("hub:me/data")
 
 
@@ -173,7 +172,7 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch):
 
 def test_hub_without_the_column(monkeypatch: pytest.MonkeyPatch):
     fake_datasets(monkeypatch, Rows(story=["one"]))
-    with pytest.raises(UserError, match="no column 'text'; it has story"):
+    with pytest.raises(UserError, match="hub:me/data has no column 'text'; it has story"):
         read_documents("hub:me/data")
 
 

@@ -16,3 +16,8 @@ class ArgumentError(UserError):
 
 class NotPassedError(UserError):
     """A verdict, not a mishap: the command did its work, what it found was shown, and it found fault."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says in its first line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from qarat.ground.errors import UserError
+from qarat.ground.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:  # what only reads records must not wait for it
     import torch
@@ -21,6 +21,17 @@ Progress = Callable[[str, int, int], None]
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """A progress callback that shows nothing."""
+
+
+def check_threads(threads: int) -> None:
+    """Refuse fewer threads than one, and more than there are cores: they only wait for one another.
+
+    Raises:
+        ArgumentError: Saying how many there are.
+    """
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise ArgumentError(f"`threads` {threads}: give 1 to {cores}, as many as this machine has cores")
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

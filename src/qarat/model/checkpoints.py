@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.families import family_of
+from qarat.model.recognition import (
+    ADAPTER,
+    adapter_refusal,
+    is_adapter,
+    names_refusal,
+    quantized_as,
+    quantized_refusal,
+)
 from qarat.model.shards import Entry, locate_tensors
+from qarat.model.tokenizing import read_tokenizer
 
-_PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as transformers 5 and 4 call them
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
@@ -42,11 +42,13 @@ class Checkpoint:
         folder: Where config and tokenizer lie; ``path`` itself, unless another format had to be translated.
         config: Of transformers.
         dtype: The narrowest that a float tensor is kept in.
+        notes: What a person should know of the folder, a line each.
         source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
         stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
     """
 
     source = ""
+    notes: tuple[str, ...] = ()
     stored: tuple[str, float] | None = None
 
     def __init__(self, folder: Path, *, quantized: bool = False) -> None:
@@ -64,6 +66,10 @@ class Checkpoint:
         self.path = self.folder = folder
         self.config = _read_config(folder, quantized=quantized)
         self._where = self._locate()
+        if (folder / ADAPTER).is_file():
+            self.notes = (
+                f"{folder / ADAPTER} is not applied; to measure the adapter, merge it first (merge_and_unload)",
+            )
         if self.config.num_hidden_layers > len(self._where):  # before so many are built
             raise UserError(
                 f"{folder / 'config.json'} describes {self.config.num_hidden_layers} blocks, and there are but "
@@ -106,11 +112,7 @@ class Checkpoint:
             UserError: If it has none that can be read.
         """
         try:
-            declared = get_tokenizer_config(self.folder, local_files_only=True).get("tokenizer_class")
-            # For Qwen2 among others AutoTokenizer takes the architecture's own tokenizer, which splits words its own
-            # way and adds tokens, even where the folder says that tokenizer.json is all there is to know.
-            kind = PreTrainedTokenizerFast if declared in _PLAIN_TOKENIZERS else AutoTokenizer
-            return kind.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            return read_tokenizer(self.folder, self.config)
         except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
             raise UserError(
                 f"the tokenizer in {self.path} cannot be read: {error}; copy tokenizer.json and "
@@ -157,6 +159,7 @@ class Checkpoint:
         Raises:
             UserError: Listing every tensor that is missing, surplus, of another shape, or not kept in float.
         """
+        self._recognize(wanted)
         offences = [f"{name}: missing" for name in wanted.keys() - self._where.keys()]
         for name, entry in self._where.items():
             if _DERIVED.search(name) or name in optional:
@@ -173,6 +176,17 @@ class Checkpoint:
                 + "\n  ".join(sorted(offences))
                 + "\ntake config.json and all weight files from the same model"
             )
+
+    def _recognize(self, wanted: Mapping[str, Tensor]) -> None:
+        """Refuse what is no float model of this config for a reason that has a name.
+
+        Raises:
+            UserError: Quantized, LoRA's matrices among the weights, or all names with something in front.
+        """
+        if method := quantized_as(self.folder, self._where):
+            raise UserError(quantized_refusal(self.path, method))
+        if refusal := names_refusal(self.path, self._where.keys(), wanted.keys()):
+            raise UserError(refusal)
 
     def read(self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
         """Read tensors, cast to the runtime's dtype and moved to its device.
@@ -240,8 +254,10 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
     """The config, if it is of a supported architecture and, unless ``quantized``, a float model.
 
     Raises:
-        UserError: Unreadable or invalid, unsupported, or quantized already.
+        UserError: Unreadable or invalid, unsupported, quantized already, or an adapter's.
     """
+    if is_adapter(folder):
+        raise UserError(adapter_refusal(folder))
     path = folder / "config.json"
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -255,7 +271,7 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
     described = raw.get("quantization_config")
     if described and not quantized:
         method = described.get("quant_method", "unnamed") if isinstance(described, dict) else "unnamed"
-        raise UserError(f"{folder} is quantized already ({method}); qarat begins from the float checkpoint")
+        raise UserError(quantized_refusal(folder, method))
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from qarat.ground.errors import UserError
 
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
@@ -50,18 +53,41 @@ def locate_tensors(folder: Path) -> dict[str, Entry]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files transformers would read: the index's shards, else ``model.safetensors``, else all there are.
+    """The index's shards, else ``model.safetensors``, else all there are but an adapter's.
 
     Raises:
-        UserError: No weights; an index that is damaged, or names files outside the folder or missing ones.
+        UserError: No weights, or not all of them; an index that is damaged, names files outside the folder or missing
+            ones, or is of another save than the files beside it.
     """
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise UserError(f"{folder} holds no safetensors weights; convert the checkpoint to safetensors first")
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    files = sorted(set(folder.glob("*.safetensors")) - {folder / "adapter_model.safetensors"})
+    shards = {path.name for path in files if _SHARD.fullmatch(path.name)}
+    if index.is_file():
+        paths = _indexed(index, files)
+        strays = shards - {path.name for path in paths}
+        if single in files and single not in paths:  # transformers would read it, and not the index
+            strays.add(single.name)
+        if strays:
+            listed = ", ".join(sorted(strays))
+            raise UserError(
+                f"{folder} holds weights that {index.name} does not name: {listed}; remove what is not meant"
+            )
         return paths
+    if single in files:
+        return [single]
+    if not files:
+        raise UserError(f"{folder} holds no safetensors weights; convert the checkpoint to safetensors first")
+    for name in sorted(shards):
+        number = name.removesuffix(".safetensors").rpartition("-")[2]
+        of_these = sum(other.endswith(f"-of-{number}.safetensors") for other in shards)
+        if of_these != int(number):
+            raise UserError(f"{folder} holds {of_these} of {int(number)} shards (…-of-{number}); fetch the others")
+    return files
+
+
+def _indexed(index: Path, files: Sequence[Path]) -> list[Path]:
+    """The shards that an index names; errors as of `_weight_files`."""
+    folder = index.parent
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         paths = [folder / name for name in names]
@@ -69,7 +95,14 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{index} is damaged: {error}; fetch or save it again") from error
     if outside := [str(n) for n, p in zip(names, paths, strict=True) if p.parent.resolve() != folder.resolve()]:
         raise UserError(f"{index} names files outside the folder: {', '.join(outside)}; correct it, or fetch it again")
-    if missing := [p.name for p in paths if not p.is_file()]:
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing and files and not set(files) & set(paths):
+        there = ", ".join(path.name for path in files)
+        raise UserError(
+            f"{index} is of another save: it names {', '.join(missing)}, and {there} is what lies there; remove the "
+            "index if that is all of the model, or fetch what it names"
+        )
+    if missing:
         raise UserError(f"{index} names shards that are missing: {', '.join(missing)}; fetch them into {folder}")
     if not paths:
         raise UserError(f"{index} names no weights; fetch or save it again")

@@ -6,19 +6,24 @@ inside one; whoever has a single long text has to say where its parts are.
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from transformers import PreTrainedTokenizerBase
 
-from qarat.ground.errors import UserError
+from qarat.ground.errors import UserError, first_line
+from qarat.model.text_files import Row, import_reader, read_file
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "text"
-_END = "<|endoftext|>"
+_ENDS = re.compile(r"<\|end_?of_?text\|>")  # GPT-2's and LLaMA 3's
+_COLUMNS = ("text", "messages")  # looked for in this order, where none is named
+_LONGEST_KEY = 40
+_DAY = date(2024, 7, 26)  # what Llama 3.1's template falls back to
 Slice = Literal["calibration", "selection", "report"]
 Language = Literal["python", "english"]
 # WikiText raw: an article opens with " = Title = ", its sections with " = = Title = = " (Merity et al. 2016).
@@ -37,66 +42,85 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
-class _Line(msgspec.Struct):
-    """What is read of a line of JSON; other fields are left aside."""
+class Text(msgspec.Struct, frozen=True):
+    """A text as it was read.
 
-    text: str
-    source: str | int | None = None
-    file: str | None = None
+    Attributes:
+        home: Where it comes from, which its parts are numbered behind.
+        pieces: The whole, of a plain text; else the rows of a table.
+        sources: The source of each row; None of a plain text.
+    """
+
+    home: str
+    pieces: tuple[str, ...]
+    sources: tuple[str, ...] | None = None
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """A plain text cut at end-of-text marks, or else at WikiText's headings; of a table the rows.
+
+        Where the rows are the lines of WikiText, as on the hub, they are put together first.
+        """
+        if self.sources is None:
+            return _split_text(self.home, self.pieces[0])
+        if _are_lines_of_wikitext(self.pieces):
+            return _split_text(self.home, "".join(row and row.removesuffix("\n") + "\n" for row in self.pieces))
+        return tuple(Document(source, piece) for source, piece in zip(self.sources, self.pieces, strict=True))
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """As the hub's datasets have them; of a plain text the lines, each with its newline, blank ones empty."""
+        if self.sources is not None:
+            return self.pieces
+        return tuple(line if line.strip() else "" for line in self.lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Pieces that, one behind the other, are the whole.
+
+        The lines of a plain text; of a table the rows, each ending in a newline, an empty one as the line that
+        WikiText's files have in its place.
+        """
+        if self.sources is not None:
+            return tuple((row or " ").removesuffix("\n") + "\n" for row in self.pieces)
+        return tuple(re.findall(r"[^\n]*\n|[^\n]+", self.pieces[0]))  # splitlines knows other ends of a line
 
 
-def read_documents(name: str) -> tuple[Document, ...]:
-    """Read the documents of a file, or of a dataset on the hub.
+def read_text(name: str, column: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Text:
+    """Read a file, or a dataset on the hub.
 
     Args:
-        name: A ``.jsonl`` file (one object a line with ``text``, and perhaps ``source`` or ``file``); any other text
-            file, which is cut at ``<|endoftext|>`` or, if it is WikiText raw, at article headings, and else is one
-            document; or ``hub:DATASET[/CONFIG][:SPLIT][:COLUMN]``, where DATASET is OWNER/NAME.
+        name: A file of rows (JSON, one object a line or a list of them; CSV, TSV, Parquet), of which `column` is the
+            text, and ``source`` or ``file``, if there, say where it comes from; any other text file; either may be
+            packed by gzip, bzip2 or xz; or ``hub:DATASET[/CONFIG][:SPLIT][:COLUMN]``, where DATASET is OWNER/NAME.
+        column: Which column holds the text, or chats as lists of messages; default ``text``, else ``messages``.
+        tokenizer: Whose template chats are written out by; without it they are refused.
 
     Raises:
-        UserError: No such file, not UTF-8, no text in it, a malformed line (with its number); no ``datasets`` library.
+        UserError: As `read_file`; no such column, or one that holds something else (names those there are); no
+            template for chats, or one that refuses them; a column of a plain text; no text at all.
     """
     if name.startswith("hub:"):
-        documents = _read_hub(name)
+        read = _read_hub(name, column, tokenizer)
     else:
         path = Path(name)
-        text = _read_text(path)
-        documents = _parse_lines(path, text) if path.suffix == ".jsonl" else _split_text(path.name, text)
-    if not any(d.text.strip() for d in documents):
+        content = read_file(path)
+        if not isinstance(content, str):
+            read = _read_table(path.name, content, column, tokenizer)
+        elif column is not None:
+            raise UserError(f"{name} is plain text, without columns; leave `column` out")
+        else:
+            read = Text(path.name, (content,))
+    if not any(piece.strip() for piece in read.pieces):
         raise UserError(f"{name} holds no text; give a file with some")
-    return documents
+    return read
 
 
-def read_rows(name: str) -> tuple[str, ...]:
-    """The rows of a text as the hub's datasets have them.
-
-    Args:
-        name: As `read_documents` takes it: the column of a dataset; the texts of a ``.jsonl`` file; or the lines of any
-            other file, each with its newline, blank ones as the empty row (as WikiText's are on the hub).
-
-    Raises:
-        UserError: As `read_documents`.
-    """
-    if name.startswith("hub:"):
-        return tuple(_load_column(name)[1])
-    if name.endswith(".jsonl"):
-        return tuple(d.text for d in _parse_lines(Path(name), _read_text(Path(name))))
-    return tuple(line if line.strip() else "" for line in read_lines(name))
-
-
-def read_lines(name: str) -> tuple[str, ...]:
-    """A text in pieces that, one behind the other, are the whole.
-
-    Args:
-        name: As `read_documents` takes it: the lines of a text file; of anything else the rows, each ending in a
-            newline, an empty one as the line that WikiText's files have in its place.
-
-    Raises:
-        UserError: As `read_documents`.
-    """
-    if name.startswith("hub:") or name.endswith(".jsonl"):
-        return tuple((row or " ").removesuffix("\n") + "\n" for row in read_rows(name))
-    return tuple(re.findall(r"[^\n]*\n|[^\n]+", _read_text(Path(name))))  # splitlines knows other ends of a line
+def read_documents(
+    name: str, column: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[Document, ...]:
+    """The documents of a text; arguments and errors as `read_text`."""
+    return read_text(name, column, tokenizer).documents
 
 
 def article_starts(text: str) -> tuple[int, ...]:
@@ -104,41 +128,71 @@ def article_starts(text: str) -> tuple[int, ...]:
     return tuple(m.start() for m in _HEADING.finditer(text))
 
 
-def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give one text file, or a .jsonl file with one document a line")
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; give a text file, a .jsonl file, or hub:OWNER/NAME")
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
+def _read_table(home: str, rows: Sequence[Row], column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+    if not rows:
+        return Text(home, ())
+    named = column or _default_column(rows[0].values)
+    pieces: list[str] = []
+    sources: list[str] = []
+    for number, (place, values) in enumerate(rows, 1):
+        if not isinstance(values, dict):
+            raise UserError(f"{place}: {_kind(values)}; expected an object with a string `text`")
+        if named not in values:
+            raise _no_column(place, named, list(values))
+        pieces.append(_written_out(place, named, values[named], tokenizer))
+        sources.append(str(values.get("source") or values.get("file") or f"{home}#{number}"))
+    return Text(home, tuple(pieces), tuple(sources))
+
+
+def _default_column(first: object) -> str:
+    return next((name for name in _COLUMNS if isinstance(first, dict) and name in first), _COLUMNS[0])
+
+
+def _no_column(place: str, column: str, there: Sequence[str]) -> UserError:
+    keys = ", ".join(key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY]}…" for key in map(str, there))
+    return UserError(
+        f"{place} has no column {column!r}; it has {keys or 'none'}; name the one with the text by `column`, or "
+        "write what belongs together into `text`"
+    )
+
+
+def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
+    """The text of a cell; a chat as the tokenizer's template has it.
+
+    Raises:
+        UserError: Another kind of value; no template, or one that refuses the chat.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value or not all(isinstance(m, dict) and "role" in m for m in value):
+        first = value[0] if isinstance(value, list) and value else None
+        keys = f" with {', '.join(first)}" if isinstance(first, dict) else ""
         raise UserError(
-            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
-            "convert it first, for example with: iconv -f latin1 -t utf-8"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+            f"{place}: {column} is {_kind(value)}{keys}, neither a string nor a chat (a list of messages with role and "
+            "content); write it so, or name another `column`"
+        )
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UserError(f"{place}: {column} is a chat, and the tokenizer has no chat template; write it into `text`")
+    try:
+        # Some templates ask for today's date; a text that changes with the day is no text to measure on.
+        return tokenizer.apply_chat_template(value, tokenize=False, strftime_now=_DAY.strftime)
+    except Exception as error:  # templates raise what they like
+        raise UserError(f"{place}: the tokenizer's chat template refuses {column}: {error}") from error
 
 
-def _parse_lines(path: Path, text: str) -> tuple[Document, ...]:
-    documents: list[Document] = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            row = msgspec.json.decode(line, type=_Line)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{path}, line {number}: {error}; expected an object with a string `text`") from None
-        source = row.source or row.file or f"{path.name}#{len(documents) + 1}"
-        documents.append(Document(str(source), row.text))
-    return tuple(documents)
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    if value is None:
+        return "null"
+    names = {bool: "a truth value", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
 
 
 def _split_text(name: str, text: str) -> tuple[Document, ...]:
     """The documents of a plain text: at end-of-text marks, at WikiText's article headings, or all of it."""
     starts = article_starts(text)
-    if _END in text:
-        pieces = text.split(_END)
+    if _ENDS.search(text):
+        pieces = _ENDS.split(text)
     elif starts:
         ends = [*starts[1:], len(text)]
         pieces = [text[: starts[0]], *(text[a:b] for a, b in zip(starts, ends, strict=True))]
@@ -148,30 +202,26 @@ def _split_text(name: str, text: str) -> tuple[Document, ...]:
     return tuple(Document(f"{name}#{number}", piece) for number, piece in enumerate(kept, 1))
 
 
-def _read_hub(name: str) -> tuple[Document, ...]:
-    home, texts = _load_column(name)
-    if any(_HEADING.match(text) for text in texts):  # WikiText on the hub: a row is a line
-        return _split_text(home, "".join(texts))
-    return tuple(Document(f"{home}#{number}", text) for number, text in enumerate(texts, 1))
+def _are_lines_of_wikitext(rows: Sequence[str]) -> bool:
+    return any(map(_HEADING.match, rows)) and not any("\n" in row.removesuffix("\n") for row in rows)
 
 
-def _load_column(name: str) -> tuple[str, list[str]]:
-    """The column of a dataset on the hub, and where it comes from."""
+def _read_hub(name: str, column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     pattern = r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]*))?(?::([^:]*))?"
     if not (match := re.fullmatch(pattern, name)):
         raise UserError(f"{name!r} is not hub:OWNER/NAME[/CONFIG][:SPLIT][:COLUMN]")
-    dataset, config, split, column = match[1], match[2], match[3] or "train", match[4] or "text"
-    try:
-        library: Any = importlib.import_module("datasets")
-    except ImportError:
-        raise UserError(f"{name} needs the `datasets` library: pip install datasets; or give a file") from None
+    dataset, config, split = match[1], match[2], match[3] or "train"
+    library = import_reader("datasets", name)
     try:
         rows = library.load_dataset(dataset, config, split=split)
     except Exception as error:  # the client raises many kinds; all mean that the data could not be had
-        raise UserError(f"{name} cannot be loaded: {error}") from error
-    if column not in rows.column_names:
-        raise UserError(f"{name} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    return f"{dataset}/{split}", list(rows[column])
+        raise UserError(f"{name} cannot be loaded: {first_line(error)}") from error
+    named = match[4] or column or _default_column(dict.fromkeys(rows.column_names))
+    if named not in rows.column_names:
+        raise _no_column(name, named, rows.column_names)
+    home = f"{dataset}/{split}"
+    cells = [Row(f"{name}, row {number}", {named: value}) for number, value in enumerate(rows[named], 1)]
+    return _read_table(home, cells, named, tokenizer)
 
 
 def bundled_documents(which: Slice, language: Language = "python") -> tuple[Document, ...]:
@@ -196,28 +246,36 @@ def bundled_file(which: Slice, language: Language = "python") -> Path:
     return path
 
 
-def split_documents(documents: Sequence[Document], seed: int) -> tuple[tuple[Document, ...], ...]:
-    """Split one file's documents into calibration, selection and report, at random, roughly 1:1:2 by characters.
+def split_documents(
+    documents: Sequence[Document], seed: int, parts: Sequence[int] = (1, 1, 2)
+) -> tuple[tuple[Document, ...], ...]:
+    """Split one file's documents into token sets, at random.
 
     Documents are kept whole, and documents with equal text stay together.
 
+    Args:
+        documents: Of the file.
+        seed: Of the order in which they are dealt out.
+        parts: Characters of each set, roughly, as parts of the whole; those of calibration, selection and report.
+
     Raises:
-        UserError: Fewer than three distinct documents.
+        UserError: Fewer distinct documents than sets.
     """
     groups: dict[str, list[int]] = {}
     for index, document in enumerate(documents):
         groups.setdefault(document.text, []).append(index)
-    if len(groups) < 3:
+    if len(groups) < len(parts):
+        number = {2: "two", 3: "three"}[len(parts)]
         raise UserError(
-            f"one file for all three token sets needs at least three different documents, this one has {len(groups)}; "
-            "separate them with <|endoftext|> or one a line in a .jsonl file, or give three files"
+            f"one file for {number} token sets needs at least {number} different documents, this one has "
+            f"{len(groups)}; separate them with <|endoftext|> or one a line in a .jsonl file, or give {number} files"
         )
     texts = list(groups)
     random.Random(seed).shuffle(texts)
-    weights, filled = (1, 1, 2), [0.0, 0.0, 0.0]
-    chosen: tuple[list[int], ...] = ([], [], [])
+    filled = [0.0] * len(parts)
+    chosen: list[list[int]] = [[] for _ in parts]
     for text in texts:
-        emptiest = min(range(3), key=lambda i: (filled[i], -weights[i]))
-        filled[emptiest] += (len(text) + 1) * len(groups[text]) / weights[emptiest]
+        emptiest = min(range(len(parts)), key=lambda i: (filled[i], -parts[i]))
+        filled[emptiest] += (len(text) + 1) * len(groups[text]) / parts[emptiest]
         chosen[emptiest].extend(groups[text])
     return tuple(tuple(documents[i] for i in sorted(indices)) for indices in chosen)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from qarat.ground.errors import UserError
 from qarat.model.model import Model
 from qarat.model.reference_models import reference_models
-from qarat.model.texts import Language, bundled_documents, read_documents, split_documents
+from qarat.model.texts import Document, Language, bundled_documents, read_documents, split_documents
 from qarat.model.tokens import Bos, TokenSet, default_bos, make_token_set
 
 _NAMES = ("calibration", "selection", "report")
@@ -50,6 +52,7 @@ def load_token_sets(
     calibration: str | None = None,
     selection: str | None = None,
     report: str | None = None,
+    column: str | None = None,
     length: int | None = None,
     bos: Bos | Literal["auto"] = "auto",
     samples: int = 64,
@@ -60,10 +63,12 @@ def load_token_sets(
 
     Args:
         model: Gives the tokenizer and the longest window.
-        calibration: As `read_documents` takes it. Alone, it is split into all three by documents.
-        selection: As `read_documents` takes it.
-        report: As `read_documents` takes it. With none of the three given, the package's own text is used, in the
+        calibration: As `read_text` takes it. Without ``selection`` it is split by documents into the sets that have no
+            text of their own.
+        selection: As `read_text` takes it.
+        report: As `read_text` takes it. With none of the three given, the package's own text is used, in the
             language of `bundled_language`.
+        column: As `read_text`, of every text that is given.
         length: Tokens of a window; default the model's own length, at most 512.
         bos: As `make_token_set`; ``auto`` does as the tokenizer does (`default_bos`).
         samples: At most so many windows for calibration, and for selection.
@@ -71,29 +76,73 @@ def load_token_sets(
         seed: For the split and the choice of windows.
 
     Raises:
-        UserError: Some but not all of the texts given, texts in common, or as `read_documents` and `make_token_set`.
+        UserError: Some but not all of the texts given, texts in common, or as `read_text` and `make_token_set`.
     """
     names = {"calibration": calibration, "selection": selection, "report": report}
     missing = [name for name, path in names.items() if path is None]
+    read = partial(read_documents, column=column, tokenizer=model.tokenizer)
     if len(missing) == 3:
+        _refuse_column(column)
         language = bundled_language(model)
         texts = [bundled_documents(which, language) for which in ("calibration", "selection", "report")]
-    elif missing == ["selection", "report"] and calibration is not None:
-        texts = list(split_documents(read_documents(calibration), seed))
+    elif missing in (["selection"], ["selection", "report"]) and calibration is not None:
+        texts = list(split_documents(read(calibration), seed, parts=(1, 1, 2)[: len(missing) + 1]))
+        texts += [] if report is None else [read(report)]
     elif missing:
         raise UserError(
             f"text is missing for: {', '.join(missing)}; give all three (`calibration`, `selection`, `report`), "
-            "only `calibration` (it is then split by documents), or none (the bundled text)"
+            "`calibration` alone or with `report` (it is then split by documents), or none (the bundled text)"
         )
     else:
-        texts = [read_documents(path) for path in names.values() if path is not None]
-    tokenizer = model.tokenizer
-    rule: Bos = default_bos(tokenizer) if bos == "auto" else bos
-    size = min(model.length, _LENGTH) if length is None else length
+        texts = [read(path) for path in names.values() if path is not None]
     limits = (samples, samples, report_samples)
     sets = [
-        make_token_set(n, t, tokenizer, length=size, bos=rule, limit=limit, seed=seed, model_length=model.length)
-        for n, t, limit in zip(_NAMES, texts, limits, strict=True)
+        _cut(model, name, text, length, bos, limit, seed)
+        for name, text, limit in zip(_NAMES, texts, limits, strict=True)
     ]
     check_disjoint(*sets)
     return sets[0], sets[1], sets[2]
+
+
+def load_report_set(
+    model: Model,
+    *,
+    report: str | None = None,
+    column: str | None = None,
+    length: int | None = None,
+    bos: Bos | Literal["auto"] = "auto",
+    report_samples: int = 256,
+    seed: int = 0,
+) -> TokenSet:
+    """The report set alone, where nothing is calibrated or chosen.
+
+    It is the one of `load_token_sets`, whose arguments and errors these are; of no text, the package's own.
+    """
+    if report is None:
+        _refuse_column(column)
+        text = bundled_documents("report", bundled_language(model))
+    else:
+        text = read_documents(report, column, model.tokenizer)
+    return _cut(model, "report", text, length, bos, report_samples, seed)
+
+
+def _refuse_column(column: str | None) -> None:
+    if column is not None:
+        raise UserError(f"`column` {column} is of a text, and none was given; give `calibration` or `report`")
+
+
+def _cut(
+    model: Model,
+    name: str,
+    text: Sequence[Document],
+    length: int | None,
+    bos: Bos | Literal["auto"],
+    limit: int,
+    seed: int,
+) -> TokenSet:
+    tokenizer = model.tokenizer
+    rule: Bos = default_bos(tokenizer) if bos == "auto" else bos
+    size = min(model.length, _LENGTH) if length is None else length
+    return make_token_set(
+        name, text, tokenizer, length=size, bos=rule, limit=limit, seed=seed, model_length=model.length
+    )

@@ -24,10 +24,13 @@ from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
 from qarat.model.texts import Document
+from qarat.model.tokenizing import check_kept
 
 Bos = Literal["each", "once", "never"]
 
 _CONVENTIONS: dict[str, str] = {"each": "bos", "once": "once", "never": "nobos"}
+_MOST = 1_000_000  # windows; a limit beyond it is a slip
+_SEEDS = 2**32  # what every generator that is seeded takes
 NOTHING = -100
 """The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
 
@@ -157,7 +160,7 @@ def make_token_set(
     Args:
         name: Of the set.
         documents: Windows are cut inside each; a tail that fills no window is dropped.
-        tokenizer: Its own special tokens are not added; BOS is put in front by hand.
+        tokenizer: Its own special tokens are not added; BOS is put in front by hand, once where a document has its own.
         length: Tokens of a window, BOS included.
         bos: In front of each window, once in front of each document, or never.
         limit: At most so many windows: one at random from each of ``limit`` equal stretches, in document order.
@@ -165,15 +168,21 @@ def make_token_set(
         model_length: Tokens the model was trained to take at once; None leaves that unchecked.
 
     Raises:
-        UserError: Window longer than the model's or than every document, no BOS to put in front, or no text.
+        UserError: Window longer than the model's or than every document, no BOS to put in front, no text, a tokenizer
+            that loses some of it, or a limit or seed out of range.
     """
     _check_request(name, documents, tokenizer, length, bos, limit, model_length)
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"`seed` {seed}: give a whole number from 0 to {_SEEDS - 1}")
     texts = [d.text for d in documents]
     front: list[int] = [] if bos == "never" else [tokenizer.bos_token_id]  # type: ignore[list-item]
+    check_kept(tokenizer, texts)
     encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[assignment]
     rows: list[list[int]] = []
     origins: list[int] = []
     for index, ids in enumerate(encoded):
+        if ids[:1] == front:  # a text that came out of a template has its BOS already
+            ids = ids[1:]
         cut = _cut(ids, length, front, bos)
         rows += cut
         origins += [index] * len(cut)
@@ -208,8 +217,8 @@ def _check_request(
         raise UserError(f"unknown BOS rule {bos!r}; known: {', '.join(_CONVENTIONS)}")
     if length < 2:
         raise UserError(f"a window of {length} tokens predicts nothing; it needs at least 2")
-    if limit is not None and limit < 1:
-        raise UserError(f"the {name} set cannot have {limit} windows; ask for at least 1")
+    if limit is not None and not 1 <= limit <= _MOST:
+        raise UserError(f"the {name} set cannot have {limit} windows; ask for at least 1 and at most {_MOST:,}")
     if model_length is not None and length > model_length:
         raise UserError(
             f"window of {length} tokens, the model was trained for {model_length}; give `length` {model_length} or less"

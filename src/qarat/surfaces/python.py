@@ -24,7 +24,7 @@ from qarat.jobs.whole_run import Pipeline
 from qarat.model.in_memory import wrap_model
 from qarat.model.model import Model
 from qarat.model.native import read_native
-from qarat.model.token_sets import load_token_sets
+from qarat.model.token_sets import load_report_set, load_token_sets
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.surfaces.page import write_report
@@ -183,7 +183,7 @@ def verify(
     native = None if isinstance(against, Model) else find_native(Path(against))
     if native is not None:
         quantized, plan = read_native(native, runtime)
-        report = (tokens or load_token_sets(quantized))[2]
+        report = tokens[2] if tokens else load_report_set(quantized)
         run = AgainstRun(quantized, plan, report)
         return verify_folder(path, engines, generation, against=run, progress=progress)
     model = against if isinstance(against, Model) else open_model(against, runtime)

@@ -67,7 +67,7 @@ Budget = LossBudget | CostBudget | AccuracyBudget
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _LOSSES = "ppl+1% (perplexity over float's), nats+0.05 (nats per token)"
 _OTHERS = (
-    "bits=4.5 (a weight, scales included), bytes=2.1GB (of all sites' weights), ratio=0.9 (Q_r, from 0 to 1), "
+    "bits=4.5 (a weight, scales included), bytes=2.1GB (of all sites' weights), ratio=0.9 or 90% (Q_r), "
     "acc(TASK)-1% (accuracy of a zero-shot task, percentage points)"
 )
 
@@ -86,8 +86,10 @@ def parse_budget(text: str) -> Budget:
         return CostBudget(text, "bits", float(match[1]))
     if match := re.fullmatch(r"bytes=(.*)", text):
         return CostBudget(text, "bytes", parse_size(match[1]))
-    if (match := re.fullmatch(rf"ratio={_NUMBER}", text)) and float(match[1]) <= 1:
-        return CostBudget(text, "ratio", float(match[1]))
+    if match := re.fullmatch(rf"ratio=({_NUMBER}%?)", text):
+        share = parse_number(match[1])
+        if share <= 1:
+            return CostBudget(text, "ratio", share)
     if (match := re.fullmatch(rf"acc\(([^\s()]+)\)-{_NUMBER}%", text)) and float(match[2]) <= 100:
         return AccuracyBudget(text, match[1], float(match[2]) / 100)
     raise UserError(f"{text!r} is no budget; write {_LOSSES}, {_OTHERS}")
@@ -103,6 +105,16 @@ def parse_loss_budget(text: str) -> LossBudget:
     if not isinstance(budget, LossBudget):
         raise UserError(f"{text!r} is a budget, but not one of loss, which is needed here; write {_LOSSES}")
     return budget
+
+
+def parse_number(text: str) -> float:
+    """A number, or a percentage as the share that it is: 0.9 of ``90%``.
+
+    Raises:
+        ValueError: Neither.
+    """
+    number = text.removesuffix("%")
+    return float(number) if number == text else float(Fraction(number) / 100)
 
 
 def parse_size(text: str) -> int:

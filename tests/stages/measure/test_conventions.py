@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from qarat.ground.errors import UserError
 from qarat.model.model import Model
 from qarat.model.opening import open_model
-from qarat.model.texts import read_lines, read_rows
+from qarat.model.texts import read_text
 from qarat.stages.measure import conventions
 from qarat.stages.measure.conventions import CONVENTIONS, load_by_convention
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -156,11 +156,11 @@ def test_articles_of_the_published_test_set():
     path = Path(__file__).parents[4] / "shared" / "data" / "text" / "wikitext-2-raw" / "wiki.test.raw"
     if not path.is_file():
         pytest.skip(f"needs the text at {path}")
-    pages = [page.text for page in conventions._pages(str(path))]
+    pages = [page.text for page in conventions._pages(read_text(str(path)))]
     assert pages == pages_of(path.read_text())
     assert len(pages) == 62
-    assert "".join(read_lines(str(path))) == path.read_text()
-    assert len(read_rows(str(path))) == 4358  # as the split on the hub
+    assert "".join(read_text(str(path)).lines) == path.read_text()
+    assert len(read_text(str(path)).rows) == 4358  # as the split on the hub
 
 
 class Rows(dict[str, list[str]]):
@@ -179,7 +179,7 @@ def test_a_dataset_on_the_hub_is_cut_as_its_file_is(
     path = tmp_path / "wiki.raw"
     # In WikiText's files a blank line has its space, which the hub's empty row does not say.
     path.write_text(WIKI.format("a line " * 20).replace("\n\n", "\n \n"))
-    rows = Rows(text=list(read_rows(str(path))))
+    rows = Rows(text=list(read_text(str(path)).rows))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     file, hub = (load_by_convention(tiny_model, name, given) for given in (str(path), "hub:me/wikitext:test"))
     assert torch.equal(hub.windows, file.windows)

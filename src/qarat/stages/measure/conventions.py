@@ -29,8 +29,9 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.model.model import Model
-from qarat.model.texts import Document, article_starts, bundled_file, read_documents, read_lines, read_rows
+from qarat.model.texts import Document, Text, article_starts, bundled_file, read_text
 from qarat.model.token_sets import bundled_language
+from qarat.model.tokenizing import check_kept
 from qarat.model.tokens import NOTHING, Bos, TokenSet, default_bos, hash_text, make_token_set
 from qarat.stages.measure.tasks.harness import import_harness
 
@@ -68,30 +69,38 @@ class _Pieces(NamedTuple):
 
 
 def load_by_convention(
-    model: Model, name: str, text: str | None = None, *, limit: int | None = None, seed: int = 0
+    model: Model,
+    name: str,
+    text: str | None = None,
+    *,
+    column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> TokenSet:
     """The report set that a named convention makes of a text.
 
     Args:
         model: Gives the tokenizer and the longest window.
         name: One of `CONVENTIONS`, N a number; without it the default.
-        text: As `read_documents` takes it; None for the package's own.
+        text: As `read_text` takes it; None for the package's own.
+        column: As `read_text`.
         limit: At most so many windows, evenly spread; None for all, as published numbers have it.
         seed: For the choice of windows of ``windows-N-…``.
 
     Raises:
         UserError: An unknown name; windows longer than the model was trained for, or than the text; no BOS to put in
-            front; the harness is missing; as `read_documents`.
+            front; the harness is missing; a tokenizer that loses text; as `read_text`.
     """
     kind, length, rule = _parse(name, model)
     if length > model.length:
         longest = f"the model was trained for {model.length}"
         raise UserError(f"{name}: windows of {length} tokens, {longest}; give an N of {model.length} or less")
-    given = text or str(bundled_file("report", bundled_language(model)))
+    given = read_text(text or str(bundled_file("report", bundled_language(model))), column, model.tokenizer)
     if kind == "windows":
-        documents = read_documents(given)
         bos = _BOS[rule]
-        return make_token_set("report", documents, model.tokenizer, length=length, bos=bos, limit=limit, seed=seed)
+        return make_token_set(
+            "report", given.documents, model.tokenizer, length=length, bos=bos, limit=limit, seed=seed
+        )
     if kind == "wikitext2":
         tokens = _wikitext2(model, given, length)
     elif kind == "llama.cpp":
@@ -113,20 +122,23 @@ def _parse(name: str, model: Model) -> tuple[str, int, str]:
     return match[1], length, match[3] or ""
 
 
-def _wikitext2(model: Model, name: str, length: int) -> TokenSet:
-    rows = read_rows(name)
-    pieces = _locate(name, [*(row + "\n\n" for row in rows[:-1]), rows[-1]])
-    ids, offsets = _encode(model, pieces.text, special=True)
+def _wikitext2(model: Model, source: Text, length: int) -> TokenSet:
+    rows = source.rows
+    pieces = _locate(source, [*(row + "\n\n" for row in rows[:-1]), rows[-1]])
+    ids, offsets = _encode(model, pieces.text, add_special_tokens=True)
     windows = _cut(f"wikitext2-{length}", ids, length, least=1)
     return _token_set(f"wikitext2-{length}", windows, None, pieces, offsets[::length])
 
 
-def _llama_cpp(model: Model, name: str, length: int) -> TokenSet:
-    """As ``perplexity()`` in llama.cpp's ``tools/perplexity/perplexity.cpp`` (ggml-org/llama.cpp, 050fc7f)."""
-    pieces = _locate(name, read_lines(name))
+def _llama_cpp(model: Model, source: Text, length: int) -> TokenSet:
+    """As ``perplexity()`` in llama.cpp's ``tools/perplexity/perplexity.cpp`` (ggml-org/llama.cpp, 050fc7f).
+
+    It takes the names of control tokens for the letters that they are (``parse_special`` is false).
+    """
+    pieces = _locate(source, source.lines)
     tokenizer: Any = model.tokenizer
     # Without the last newline, as its option -f reads a file (common/arg.cpp).
-    ids, offsets = _encode(model, pieces.text.removesuffix("\n"), special=False)
+    ids, offsets = _encode(model, pieces.text.removesuffix("\n"), add_special_tokens=False, split_special_tokens=True)
     bos = default_bos(tokenizer) == "each"
     if bos:
         ids, offsets = [tokenizer.bos_token_id, *ids], [0, *offsets]
@@ -139,7 +151,7 @@ def _llama_cpp(model: Model, name: str, length: int) -> TokenSet:
     return _token_set(f"llama.cpp-{length}", windows, targets, pieces, offsets[::length])
 
 
-def _words(model: Model, name: str, length: int) -> TokenSet:
+def _words(model: Model, source: Text, length: int) -> TokenSet:
     """As the task ``wikitext`` of the harness, with its own code wherever it has a function for it."""
     utils = import_harness("lm_eval.utils")
     repaired = import_harness("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
@@ -151,7 +163,8 @@ def _words(model: Model, name: str, length: int) -> TokenSet:
     targets: list[list[int]] = []
     sources: list[str] = []
     words: list[int] = []
-    pages = _pages(name)
+    pages = _pages(source)
+    check_kept(tokenizer, [page.text for page in pages])
     for page in pages:
         ids: list[int] = tokenizer.encode(repaired({"page": page.text}), verbose=False)
         before = len(inputs)
@@ -169,39 +182,38 @@ def _words(model: Model, name: str, length: int) -> TokenSet:
     return TokenSet("report", convention, torch.tensor(inputs), tuple(sources), hashes, homes, wanted, tuple(words))
 
 
-def _pages(name: str) -> tuple[Document, ...]:
+def _pages(source: Text) -> tuple[Document, ...]:
     """The articles of WikiText as the harness's data set has them, blank ends and all; of anything else the documents.
 
     A page ends where the line of the next heading begins, without the newline in front of that.
     """
-    pieces = _locate(name, read_lines(name))
+    pieces = _locate(source, source.lines)
     if not article_starts(pieces.text):
-        return tuple(d for d in read_documents(name) if d.text.strip())
+        return tuple(d for d in source.documents if d.text.strip())
     *others, last = pieces.documents
     cut = [Document(page.source, page.text.removesuffix("\n")) for page in others if page.text.strip()]
     return (*cut, last)
 
 
-def _locate(name: str, rows: Sequence[str]) -> _Pieces:
+def _locate(source: Text, rows: Sequence[str]) -> _Pieces:
     """The whole of some rows and where its parts begin.
 
     Those are WikiText's articles; else the rows, if they are documents by themselves; else there is but one.
     """
     text = "".join(rows)
-    are_documents = name.startswith("hub:") or name.endswith(".jsonl")
-    by_row = itertools.accumulate(map(len, rows[:-1]), initial=0) if are_documents else (0,)
+    by_row = (0,) if source.sources is None else itertools.accumulate(map(len, rows[:-1]), initial=0)
     starts = article_starts(text) or tuple(by_row)
     starts = starts if starts[0] == 0 else (0, *starts)
-    home = name.rpartition("/")[2]
-    return _Pieces(text, starts, tuple(f"{home}#{number}" for number in range(1, len(starts) + 1)))
+    return _Pieces(text, starts, tuple(f"{source.home}#{number}" for number in range(1, len(starts) + 1)))
 
 
-def _encode(model: Model, text: str, *, special: bool) -> tuple[list[int], list[int]]:
-    """Token ids of a text and where each begins in it."""
+def _encode(model: Model, text: str, **options: bool) -> tuple[list[int], list[int]]:
+    """Token ids of a text and where each begins in it; options are the tokenizer's."""
     tokenizer: Any = model.tokenizer
     if not tokenizer.is_fast:
         raise UserError(f"{model.path} has no tokenizer.json, without which no token is known to belong to a source")
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    check_kept(tokenizer, [text])
+    encoded = tokenizer(text, **options, return_offsets_mapping=True, verbose=False)
     return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
 
 

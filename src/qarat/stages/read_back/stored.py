@@ -20,6 +20,8 @@ from compressed_tensors.quantization import QuantizationScheme
 from pydantic import ValidationError
 
 from qarat.ground.errors import UserError
+from qarat.model.recognition import quantized_as
+from qarat.model.shards import locate_tensors
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
 MIXED = "mixed-precision"
@@ -216,6 +218,8 @@ def read_config(folder: Path) -> StoredConfig:
         raise UserError(f"{path} cannot be read: {error}") from error
     raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None
     if not raw:
+        if method := quantized_as(folder, locate_tensors(folder)):
+            raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
         raise UserError(f"{folder} is not quantized: its config has no quantization_config; `qarat export` writes one")
     method = raw.get("quant_method") if isinstance(raw, Mapping) else None
     if method != "compressed-tensors":

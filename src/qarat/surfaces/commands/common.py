@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 
 from qarat.ground.disk import check_file, write_whole
 from qarat.ground.errors import ArgumentError, UserError
-from qarat.ground.runtime import Runtime
+from qarat.ground.runtime import Runtime, check_threads
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
@@ -20,7 +21,8 @@ from qarat.jobs.transforming import apply_again, options_for, read_made_from, st
 from qarat.model.model import Model
 from qarat.model.native import is_native
 from qarat.model.opening import open_model
-from qarat.model.token_sets import bundled_language, load_token_sets
+from qarat.model.token_sets import bundled_language, load_report_set, load_token_sets
+from qarat.model.tokenizing import count_controls
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
@@ -64,8 +66,8 @@ def runtime_of(machine: Machine) -> Runtime:
     Raises:
         UserError: No CUDA device, fewer than one thread, or a malformed size.
     """
-    if machine.threads is not None and machine.threads < 1:
-        raise ArgumentError(f"--threads {machine.threads}: give at least 1")
+    if machine.threads is not None:
+        check_threads(machine.threads)
     memory = parse_size(machine.memory) if machine.memory else 0
     return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
@@ -110,18 +112,48 @@ def check_transforms(path: Path, made_of: str, model: Model) -> None:
         raise UserError(f"{path} is of the model {theirs}, this is {ours}; give {options_for(made_of, path.parent)}")
 
 
+_MOST_CONTROLS = 5
+
+
 def load_tokens(options: OnText, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
+    _note_text(options.text, model, screen)
+    sets = token_sets_of(options.text, model, options.general.seed)
+    note_controls(sets, model, screen)
+    return sets
+
+
+def load_report(options: OnText, model: Model, screen: Screen) -> TokenSet:
+    """The report set where nothing else is needed: of all three sets, so that they are kept apart, if more is given."""
+    text = options.text
+    if text.calibration is not None or text.selection is not None:
+        return load_tokens(options, model, screen)[2]
+    _note_text(text, model, screen)
+    how = {field: getattr(text, field) for field in ("report", "column", "length", "bos", "report_samples")}
+    report = load_report_set(model, **how, seed=options.general.seed)
+    note_controls([report], model, screen)
+    return report
+
+
+def _note_text(text: Text, model: Model, screen: Screen) -> None:
     if model.checkpoint.source:
         screen.note(f"source: {model.checkpoint.source}")
-    text = options.text
+    for line in model.checkpoint.notes:
+        screen.note(line)
     given = (text.calibration, text.selection, text.report) != (None, None, None)
     if not given and bundled_language(model) == "english":
         screen.note(
             "no text was given, so Python's documentation is used, as technical English. "
             "For what your model is used for, give --calibration YOUR_TEXT"
         )
-    return token_sets_of(text, model, options.general.seed)
+
+
+def note_controls(sets: Sequence[TokenSet], model: Model, screen: Screen) -> None:
+    """Say which control tokens stand in the windows: they are read as such, not as the letters they are written in."""
+    found = sum((count_controls(tokens, model.tokenizer) for tokens in sets), Counter[str]())
+    if found:
+        named = ", ".join(f"{word} × {count:,}" for word, count in found.most_common(_MOST_CONTROLS))
+        screen.note(f"control tokens stand in the text, and are read as such: {named}")
 
 
 def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:

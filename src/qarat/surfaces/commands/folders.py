@@ -110,7 +110,7 @@ def _verify(options: VerifyOptions, screen: Screen) -> Verification:
     native = find_native(Path(options.against))
     if native is not None:
         run, chosen = read_native(native, common.runtime_of(options.machine))
-        _, _, report = common.load_tokens(options, run, screen)
+        report = common.load_report(options, run, screen)
         against = AgainstRun(run, chosen, report)
         return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)
     model = common.open_float(options.against, options)

@@ -60,8 +60,8 @@ def _check(options: Measure, text: Text) -> None:
         raise ArgumentError(f"--limit {options.limit}: give at least 1")
     if options.limit is not None and not options.tasks and not options.convention:
         raise ArgumentError("--limit is of --tasks or a --convention; otherwise --report-samples says how many windows")
-    if options.convention and text != Text(report=text.report):
-        raise ArgumentError("--convention says how text is cut; only --report-text and --limit go with it")
+    if options.convention and text != Text(report=text.report, column=text.column):
+        raise ArgumentError("--convention says how text is cut; only --report-text, --column and --limit go with it")
     if options.tasks and (options.against or options.convention):
         raise ArgumentError("--tasks measures accuracy; --against and --convention are about the report text")
     if options.task_folder is not None and not options.tasks:
@@ -85,11 +85,13 @@ def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: 
 def _report(options: EvaluateOptions | CompareOptions, screen: Screen, model: Model) -> TokenSet:
     text = options.text
     if options.measure.convention is None:
-        return common.load_tokens(options, model, screen)[2]
+        return common.load_report(options, model, screen)
     if text.report is None:
         screen.note("no --report-text was given, so the convention is put to the text that ships with qarat")
-    limit, seed = options.measure.limit, options.general.seed
-    return load_by_convention(model, options.measure.convention, text.report, limit=limit, seed=seed)
+    how = {"column": text.column, "limit": options.measure.limit, "seed": options.general.seed}
+    tokens = load_by_convention(model, options.measure.convention, text.report, **how)
+    common.note_controls([tokens], model, screen)
+    return tokens
 
 
 def _estimate(options: EvaluateOptions, screen: Screen, opened: Opened) -> Lines:

@@ -235,7 +235,7 @@ def _other_calibration(
         return None
     other = make_token_set(
         "other calibration",
-        read_documents(options.other_calibration),
+        read_documents(options.other_calibration, tokenizer=model.tokenizer),
         model.tokenizer,
         length=calibration.length,
         bos=bos,

@@ -19,9 +19,17 @@ from typing import Annotated, Any, NamedTuple, cast
 import msgspec
 import tyro
 from tyro.conf import UseAppendAction, arg
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from qarat.surfaces.options.groups import OnText
+from qarat.values.budgets import parse_number
 
 _SHARED = {name: place for place, name in enumerate(("runners", *OnText.__struct_fields__), 1)}
 """Groups that many verbs share; they come last, behind a verb's own options."""
@@ -124,6 +132,19 @@ def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
         hidden = {name: default for name, _, default in fields if _is_hidden(verb, info.type, name)}
         shown = [_argument(info.type, *field, flags) for field in fields if field[0] not in hidden]
         return StructConstructorSpec(partial(info.type, **hidden), tuple(shown))
+
+    @registry.primitive_rule
+    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+        """Numbers, which may be percentages."""
+        if info.type is not float:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="N",
+            instance_from_str=lambda words: parse_number(words[0]),
+            is_instance=lambda value: isinstance(value, int | float),
+            str_from_instance=lambda value: [str(value)],
+        )
 
     return registry
 

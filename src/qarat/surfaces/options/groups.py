@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 import msgspec
 from tyro.conf import Positional
 
+from qarat.values.hub_names import parse_hub_name
+
 BUNDLED = "py-128"
 
 
@@ -19,10 +21,12 @@ class Text(Group, frozen=True, kw_only=True):
     """The three token sets: scales come from the first, choices from the second, printed numbers from the third.
 
     Attributes:
-        calibration: A .txt or .jsonl file, or hub:OWNER/NAME. Given alone, it is split by documents into all three
-            sets. (default: text that ships with qarat, Python for the reference models, English for all others)
+        calibration: A text file (.txt, .jsonl, .json, .csv, .parquet, …), or hub:OWNER/NAME. It is split by documents
+            into the sets that have no text of their own. (default: text that ships with qarat, Python for the reference
+            models, English for all others)
         selection: Text on which choices are made.
         report: Text on which every printed number is measured.
+        column: Which column of a table holds the text, or chats. (default: text, else messages)
         samples: At most so many windows for calibration, and for selection.
         report_samples: At most so many windows for the report.
         length: Tokens of a window. (default: the model's, at most 512)
@@ -32,6 +36,7 @@ class Text(Group, frozen=True, kw_only=True):
     calibration: str | None = None
     selection: str | None = None
     report: str | None = None
+    column: str | None = None
     samples: int = 64
     report_samples: int = 256
     length: int | None = None
@@ -151,7 +156,8 @@ class IntoFolder(OfModel, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """The folder to write: the model's name and what is done with it, where none was given."""
-        return self.out or Path(f"{Path(self.model).resolve().name}-{self.SUFFIX}")
+        name = self.model if Path(self.model).exists() else parse_hub_name(self.model)[0]
+        return self.out or Path(f"{Path(name).resolve().name}-{self.SUFFIX}")
 
 
 class Searching(IntoFolder, frozen=True, kw_only=True):

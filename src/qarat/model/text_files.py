@@ -1,0 +1,199 @@
+"""What a file holds, read as what it is: plain text, or a table of rows (JSON, CSV, Parquet).
+
+What a file is, its first bytes say before its name does: a compressed one is unpacked, a byte-order mark names the
+encoding, and JSON is JSON in a ``.txt`` as well, so that no syntax is ever measured as if it were text. What is neither
+text nor a table is refused by its kind.
+"""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import importlib
+import io
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from qarat.ground.errors import UserError
+
+_JSON, _DELIMITERS = (".json", ".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+_PACKED = (".gz", ".bz2", ".xz")
+_UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\0": lzma.decompress,
+}
+_PARQUET = b"PAR1"
+_KINDS = {
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it with: zstd -d",
+    b"PK\x03\x04": "a ZIP archive, as .docx and .xlsx are; give the text in it",
+    b"%PDF": "a PDF; give the text in it",
+    b"{\\rtf": "RTF; save it as plain text",
+    b"ARROW1": "an Arrow file; write it as Parquet or .jsonl",
+    b"\xff\xff\xff\xff": "an Arrow stream; write it as Parquet or .jsonl",
+    b"SQLite format 3": "a database; write its rows as .jsonl or .csv",
+    b"GGUF": "a GGUF file, a model; give a text",
+}
+"""First bytes to what they say, and what to do."""
+_MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_MARKUP = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        place: Where it stands, for messages.
+        values: What it holds: a mapping of columns, if it is as it should be.
+    """
+
+    place: str
+    values: Any
+
+
+def read_file(path: Path) -> str | list[Row]:
+    """Plain text with Unix newlines, or the rows of a table.
+
+    Raises:
+        UserError: No such file; a kind that holds no text, a damaged one, or an encoding that is not known; no library
+            to read it.
+    """
+    data = _unpacked(path)
+    if data.startswith(_PARQUET):
+        return _parquet_rows(path, data)
+    for magic, kind in _KINDS.items():
+        if data.startswith(magic):
+            raise UserError(f"{path} is {kind}")
+    text = _decode(path, data)
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix in _DELIMITERS:
+        return _delimited_rows(path, text, _DELIMITERS[suffix])
+    if suffix in _JSON or _looks_like_json(text):
+        return _json_rows(path, text)
+    if _MARKUP.match(text):
+        raise UserError(f"{path} is HTML or XML, whose markup is no text; give the text in it")
+    return text
+
+
+def _unpacked(path: Path) -> bytes:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give one text file, or a .jsonl file with one document a line")
+    if not path.is_file():
+        raise UserError(f"no such file: {path}; give a text file, a .jsonl file, or hub:OWNER/NAME")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    for magic, unpack in _UNPACK.items():
+        if data.startswith(magic):
+            try:
+                return unpack(data)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise UserError(f"{path} is damaged: {error}; fetch it again") from error
+    return data
+
+
+def _decode(path: Path, data: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not {encoding.upper().removesuffix('-SIG')} (byte {error.start} is "
+            f"{error.object[error.start]:#04x}); convert it first, from the encoding that it has, for example with: "
+            "iconv -f latin1 -t utf-8 (or -f cp1252, gbk, shift_jis)"
+        ) from None
+    if (place := text.find("\0")) >= 0:
+        raise UserError(
+            f"{path} is binary, or UTF-16 without a byte-order mark (character {place} is NUL); convert it first, "
+            "for example with: iconv -f utf-16le -t utf-8"
+        )
+    return text.replace("\r\n", "\n")
+
+
+def _looks_like_json(text: str) -> bool:
+    """Whether a text is JSON by its content: an object in its first line, or an object or list all in all."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    return isinstance(_decoded(text.lstrip().partition("\n")[0]), dict) or isinstance(_decoded(text), dict | list)
+
+
+def _decoded(text: str) -> Any:
+    """A JSON text's value; None if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return None
+
+
+def _json_rows(path: Path, text: str) -> list[Row]:
+    whole = _decoded(text)
+    if isinstance(whole, list):
+        return [Row(f"{path}, entry {number}", value) for number, value in enumerate(whole, 1)]
+    if isinstance(whole, dict):
+        return [Row(f"{path}, line 1", whole)]
+    rows: list[Row] = []
+    # Not splitlines: JSON strings may hold U+2028, but no bare carriage return.
+    for number, line in enumerate(re.split(r"\r|\n", text), 1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            try:
+                rows.append(Row(place, msgspec.json.decode(line)))
+            except msgspec.DecodeError as error:
+                raise UserError(f"{place}: {error}; expected an object with a string `text` on every line") from None
+    return rows
+
+
+def _delimited_rows(path: Path, text: str, delimiter: str) -> list[Row]:
+    before = csv.field_size_limit(sys.maxsize)  # a document may be longer than its 128 KiB
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = [Row(f"{path}, line {reader.line_num}", values) for values in reader]
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as {delimiter!r}-separated values: {error}; write it again") from None
+    finally:
+        csv.field_size_limit(before)
+    if wrong := [row.place for row in rows if None in row.values or None in row.values.values()]:
+        raise UserError(f"{wrong[0]}: not as many values as the first line names columns; write it again")
+    return rows
+
+
+def _parquet_rows(path: Path, data: bytes) -> list[Row]:
+    library = import_reader("pyarrow.parquet", f"{path} is Parquet, which")
+    try:
+        values: Sequence[Any] = library.read_table(io.BytesIO(data)).to_pylist()
+    except Exception as error:  # pyarrow raises many kinds; all mean that the file is no good
+        raise UserError(f"{path} is damaged: {error}; fetch it again") from error
+    return [Row(f"{path}, row {number}", row) for number, row in enumerate(values, 1)]
+
+
+def import_reader(module: str, what: str) -> Any:
+    """A module of the extra ``text``.
+
+    Args:
+        module: Its name.
+        what: Needs it, for the message.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        name = module.partition(".")[0]
+        raise UserError(f"{what} needs {name}: pip install 'qarat[text]' (or {name}); or give .jsonl") from None

@@ -1,0 +1,171 @@
+"""Files of every kind: what they hold is read as what it is, or refused by its kind, and no syntax becomes text."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qarat.ground.errors import UserError
+from qarat.model.texts import read_documents, read_text
+from qarat.testing import tiny_tokenizer
+
+TEXTS = ('one, "two"\n\tthree', "vier\nfünf", "x" * 200_000)  # the last longer than csv's own limit
+
+
+def lines_of_json(texts: tuple[str, ...] = TEXTS, end: str = "\n") -> str:
+    return end.join(json.dumps({"text": text}) for text in texts)
+
+
+def delimited(delimiter: str) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerows([("id", "text"), *enumerate(TEXTS)])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", lines_of_json()),
+        ("UPPER.JSONL", lines_of_json()),
+        ("a.ndjson", lines_of_json()),
+        ("a.json", lines_of_json()),
+        ("cr.jsonl", lines_of_json(end="\r")),
+        ("crlf.jsonl", lines_of_json(end="\r\n")),
+        ("array.json", json.dumps([{"text": text} for text in TEXTS], indent=1)),
+        ("hidden.txt", lines_of_json()),
+        ("a.csv", delimited(",")),
+        ("A.TSV", delimited("\t")),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_tables_hold_the_same_documents(name: str, content: str, encoding: str, tmp_path: Path):
+    path = tmp_path / name
+    path.write_bytes(content.encode(encoding))
+    assert tuple(d.text for d in read_documents(str(path))) == TEXTS
+    assert read_documents(str(path))[1].source == f"{name}#2"
+
+
+@pytest.mark.parametrize(("pack", "suffix"), [(gzip.compress, ".gz"), (bz2.compress, ".bz2"), (lzma.compress, ".xz")])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_packed_files(name: str, pack: Any, suffix: str, tmp_path: Path):
+    content = {"a.jsonl": lines_of_json(), "a.csv": delimited(","), "a.txt": "<|endoftext|>".join(TEXTS)}[name]
+    path = tmp_path / (name + suffix)
+    path.write_bytes(pack(content.encode()))
+    assert tuple(d.text for d in read_documents(str(path))) == TEXTS
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match="is damaged"):
+        read_documents(str(path))
+
+
+def test_parquet(tmp_path: Path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"id": [1, 2, 3], "text": TEXTS, "source": ["a", "a", "b"]}), path)
+    assert [(d.source, d.text) for d in read_documents(str(path))] == list(zip("aab", TEXTS, strict=True))
+    parquet.write_table(arrow.table({"page": ["", " = One = \n", " Text . \n", " = Two = \n", " More . \n"]}), path)
+    assert [d.text for d in read_documents(str(path), "page")] == ["= One = \n Text .", "= Two = \n More ."]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        read_documents(str(path))
+
+
+def test_parquet_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is Parquet, which needs pyarrow: pip install 'qarat\[text\]'"):
+        read_documents(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x28\xb5\x2f\xfd...", "compressed by zstd"),
+        (b"PK\x03\x04...", "ZIP"),
+        (b"%PDF-1.7", "PDF"),
+        (b"{\\rtf1 text}", "RTF"),
+        (b"<!DOCTYPE html><p>text", "HTML or XML"),
+        (b'\n<?xml version="1.0"?>', "HTML or XML"),
+        ("text of some length".encode("utf-16-le"), r"NUL\); convert it first.*iconv -f utf-16le"),
+        ("\u4f60\u597d".encode("gbk"), r"is not UTF-8 \(byte 0 is 0xc4\).*from the encoding that it has.*gbk"),
+        (b"\xff\xfea\x00b", r"is not UTF-16 \(byte 4"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_kind(content: bytes, said: str, tmp_path: Path):
+    path = tmp_path / "some.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_documents(str(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "a", "output": "b"}, "line 1 has no column 'text'; it has instruction, output; name"),
+        ({"content": "a", "path": "b"}, "it has content, path"),
+        ({"text": None}, "line 1: text is null, neither a string nor a chat"),
+        ({"text": ["a"]}, "text is a list, neither"),
+        ({"messages": "hello"}, ""),
+        ({"messages": [{"from": "human", "value": "a"}]}, "messages is a list with from, value, neither"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "messages is a chat, and the tokenizer has no chat template",
+        ),
+    ],
+)
+def test_columns_that_hold_no_text_are_refused(row: dict[str, Any], said: str, tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    path.write_text(json.dumps(row))
+    if not said:
+        assert read_documents(str(path))[0].text == "hello"
+        return
+    with pytest.raises(UserError, match=said):
+        read_documents(str(path), tokenizer=tiny_tokenizer())
+
+
+def test_a_column_by_name(tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"text": "no", "story": "yes"}\n')
+    assert read_documents(str(path), "story")[0].text == "yes"
+    with pytest.raises(UserError, match="has no column 'tale'; it has text, story"):
+        read_documents(str(path), "tale")
+    (tmp_path / "plain.txt").write_text("text")
+    with pytest.raises(UserError, match="is plain text, without columns"):
+        read_documents(str(tmp_path / "plain.txt"), "story")
+
+
+def test_a_csv_whose_rows_are_not_as_long_as_its_head(tmp_path: Path):
+    path = tmp_path / "some.csv"
+    for row in ("1", "1,a,b"):
+        path.write_text(f"id,text\n0,fine\n{row}\n")
+        with pytest.raises(UserError, match=r"some\.csv, line 3: not as many values as"):
+            read_documents(str(path))
+
+
+def test_chats_are_written_out_by_the_template(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{{ strftime_now('%Y') }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+        "{% if messages|length > 2 %}{{ raise_exception('too many') }}{% endif %}"
+    )
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": chat}) + "\n" + json.dumps({"messages": chat[:1]}))
+    texts = [d.text for d in read_documents(str(path), tokenizer=tokenizer)]
+    assert texts == ["<s>2024[user] hi\n[assistant] ho\n", "<s>2024[user] hi\n"]
+    path.write_text(json.dumps({"messages": chat * 2}))
+    with pytest.raises(UserError, match="line 1: the tokenizer's chat template refuses messages: too many"):
+        read_text(str(path), tokenizer=tokenizer)
+
+
+def test_text_is_cut_at_the_mark_of_llama_3(tmp_path: Path):
+    path = tmp_path / "some.txt"
+    path.write_text("One.<|end_of_text|>Two.<|endoftext|>Three.")
+    assert [d.text for d in read_documents(str(path))] == ["One.", "Two.", "Three."]
