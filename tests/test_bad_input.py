@@ -144,6 +144,28 @@ def test_a_tokenizer_of_another_model(refused: Callable[..., str], tmp_path: Pat
 # ---------------------------------------------------------------- the text
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--samples", "1000000000"], "cannot have 1000000000 windows; ask for at least 1 and at most 1,000,000"),
+        (["--seed", "-1"], "--seed -1: give a whole number from 0"),
+        (
+            ["--column", "story"],
+            "line 1 has no column 'story'; it has source, text; name the one with the text by --column",
+        ),
+    ],
+)
+def test_numbers_and_names_that_make_no_sense(
+    words: list[str], says: str, refused: Callable[..., str], tiny_llama: Path, small: Any
+) -> None:
+    refused(["run", tiny_llama, *small, "-o", "out", *words], says)
+
+
+def test_a_column_of_no_text(refused: Callable[..., str], tiny_llama: Path) -> None:
+    for verb in ("run", "evaluate"):
+        refused([verb, tiny_llama, "-o", "out", "--column", "story"], "--column story is of a text, and none was given")
+
+
 @pytest.mark.parametrize("option", ["--calibration", "--selection", "--report-text"])
 def test_text_that_is_not_there(option: str, refused: Callable[..., str], tiny_llama: Path, tmp_path: Path) -> None:
     texts = {
@@ -384,6 +406,14 @@ def test_a_file_in_the_place_of_a_folder(
     refused(
         [verb, tiny_llama, *small, "-o", tmp_path / "file" / "x"], "cannot write", f"{tmp_path / 'file'} is no folder"
     )
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder in which not even root may write")
+@pytest.mark.parametrize("verb", ["profile", "evaluate", "run"])
+def test_a_place_that_cannot_be_written_is_found_out_first(verb: str, qarat: Qarat, small: Any) -> None:
+    code, _, err = qarat(verb, "no/such/model", *small, "-o", "/proc/out")
+    assert code == 1
+    assert "cannot write /proc/out" in err
 
 
 @pytest.mark.parametrize("verb", ["profile", "run"])

@@ -141,6 +141,7 @@ def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
         (["run", "--config="], "--config needs a file"),
         (["run", "--config", "a.yaml", "--config=b.yaml"], "2 times"),
         (["run", "--threads", "0"], "--threads 0"),
+        (["run", "--threads", "100000"], "--threads 100000: give 1 to "),
     ],
 )
 def test_words_that_make_no_sense_are_code_2(words: list[str], says: str, qarat: Qarat) -> None:
@@ -211,6 +212,20 @@ def test_flags_win_over_the_config(asked: Callable[..., Any], tmp_path: Path) ->
     found = asked("run", "--seed", "4", "--config", path, "--set", "b: float")
     assert found.general.seed == 4
     assert found.planning.rules[-1] == "b: float"  # the last match wins
+
+
+def test_a_number_may_be_a_percentage(asked: Callable[..., Any], tmp_path: Path) -> None:
+    assert asked("law", "predict", "law", "--ratio", "90%").ratio == 0.9
+    assert asked("study", "ratio", "--ratios", "50%", "0.75", "97.5%").study.ratios == (0.5, 0.75, 0.975)
+    path = tmp_path / "qarat.yaml"
+    path.write_text("ratios: [50%, 0.75]\nbest-of-ratio: 90%\n")
+    study = asked("study", "ratio", "--config", path).study
+    assert (study.ratios, study.ablated_ratio) == ((0.5, 0.75), 0.9)
+
+
+def test_a_folder_goes_by_the_name_of_the_hub_id(asked: Callable[..., Any]) -> None:
+    for name in ("a/b", "a/b@v1", "https://huggingface.co/a/b/tree/main"):
+        assert asked("run", name).folder == Path("b-qarat")
 
 
 def test_what_must_be_given_may_stand_in_either_place(asked: Callable[..., Any], tmp_path: Path) -> None:

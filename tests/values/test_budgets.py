@@ -31,6 +31,8 @@ def test_losses(text: str, nats: float) -> None:
         ("bytes=512MiB", "bytes", 2**29, 2**32),
         ("bytes=1000", "bytes", 1000, 8000),
         ("ratio=0.9", "ratio", 0.9, 1000),
+        ("ratio=90%", "ratio", 0.9, 1000),
+        ("ratio=97.5%", "ratio", 0.975, 250),
         ("ratio=0.99995", "ratio", 0.99995, 0),
         ("ratio=0", "ratio", 0, 10_000),
         ("ratio=1", "ratio", 1, 0),
@@ -60,7 +62,7 @@ def test_accuracies() -> None:
     [
         *("", "1%", "ppl+1", "ppl-1%", "ppl+-1%", "nats-0.1", "nats+5%", "nats+inf", "nats+nan", "nats+1e-2"),
         *(" nats+0.1", "bits", "bits=", "bits=-4", "bits=four", "bits+4", "bits=4.5bits", "byte=2GB", "bytes"),
-        *("ratio=90%", "ratio=1.1", "ratio=.9", "ratio=-0.5", "acc-1%", "acc()-1%", "acc(a b)-1%", "acc(arc)+1%"),
+        *("ratio=110%", "ratio=1.1", "ratio=.9", "ratio=-0.5", "acc-1%", "acc()-1%", "acc(a b)-1%", "acc(arc)+1%"),
         *("acc(arc)-1", "acc(arc)-101%", "acc((arc))-1%"),
     ],
 )

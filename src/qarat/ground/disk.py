@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,8 +156,8 @@ def _check_parent(path: Path) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise UserError(f"cannot write {path}: {parent} is no folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {path}: no permission to write in {parent}")
+    with explained(path), tempfile.TemporaryFile(dir=parent):  # permissions do not tell all, least of all to root
+        pass
 
 
 def file_hash(path: Path) -> str | None:

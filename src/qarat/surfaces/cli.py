@@ -31,7 +31,7 @@ from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags
 from qarat.surfaces.progress import StageProgress
 from qarat.surfaces.tables.data import respelled
-from qarat.values.budgets import parse_number
+from qarat.values.budgets import parse_share
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
 FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
@@ -281,8 +281,8 @@ def _convert(path: Path, name: str, value: Any, kind: Any) -> Any:
         entries = value if isinstance(value, list) else [value]
         rows = [list(e.items()) if isinstance(e, dict) else [e] for e in entries]
         value = [f"{e[0]}: {e[1]}" if isinstance(e, tuple) else e for row in rows for e in row]
-    if isinstance(value, str) and value.endswith("%") and kind in (float, float | None):
-        value = parse_number(value)
+    if "float" in str(kind):
+        value = [parse_share(entry) for entry in value] if isinstance(value, list) else parse_share(value)
     numbers = isinstance(value, int | float) and not isinstance(value, bool)
     if numbers and kind in (str, str | None):
         value = str(value)

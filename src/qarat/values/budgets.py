@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -87,7 +87,7 @@ def parse_budget(text: str) -> Budget:
     if match := re.fullmatch(r"bytes=(.*)", text):
         return CostBudget(text, "bytes", parse_size(match[1]))
     if match := re.fullmatch(rf"ratio=({_NUMBER}%?)", text):
-        share = parse_number(match[1])
+        share = float(parse_share(match[1]))
         if share <= 1:
             return CostBudget(text, "ratio", share)
     if (match := re.fullmatch(rf"acc\(([^\s()]+)\)-{_NUMBER}%", text)) and float(match[2]) <= 100:
@@ -107,14 +107,11 @@ def parse_loss_budget(text: str) -> LossBudget:
     return budget
 
 
-def parse_number(text: str) -> float:
-    """A number, or a percentage as the share that it is: 0.9 of ``90%``.
-
-    Raises:
-        ValueError: Neither.
-    """
-    number = text.removesuffix("%")
-    return float(number) if number == text else float(Fraction(number) / 100)
+def parse_share(value: Any) -> Any:
+    """A percentage as the share that it is, 0.9 of ``90%``; anything else as it stands."""
+    if isinstance(value, str) and re.fullmatch(rf"{_NUMBER}%", value):
+        return float(Fraction(value[:-1]) / 100)
+    return value
 
 
 def parse_size(text: str) -> int:

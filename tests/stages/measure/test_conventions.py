@@ -14,6 +14,7 @@ from qarat.ground.errors import UserError
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.texts import read_text
+from qarat.model.tokenizing import count_controls
 from qarat.stages.measure import conventions
 from qarat.stages.measure.conventions import CONVENTIONS, load_by_convention
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -90,6 +91,26 @@ def test_llama_cpp_without_bos(tmp_path: Path, wiki: Path):
     ids = model.tokenizer(wiki.read_text()[:-1]).input_ids
     windows = load_by_convention(model, f"llama.cpp-{N}", str(wiki)).windows
     assert windows.flatten().tolist() == ids[: windows.numel()]
+
+
+def test_llama_cpp_reads_the_letters_of_control_tokens(tiny_model: Model, whole: Any, tmp_path: Path):
+    """As its perplexity tool (``parse_special`` is false); other conventions read the token."""
+    text = "".join(f"some words <s> and {number} more of them" for number in range(8))
+    path = tmp_path / "special.txt"
+    path.write_text(text + "\n")
+    known = tiny_model.tokenizer.get_vocab()
+    letters = [known[letter.replace(" ", "Ġ")] for letter in text]
+    tokens = load_by_convention(tiny_model, f"llama.cpp-{N}", str(path))
+    count = (len(letters) + 1) // N
+    expected = torch.tensor([0, *letters][: count * N]).view(count, N)
+    expected[:, 0] = 0
+    assert tokens.windows.tolist() == expected.tolist()
+    assert count_controls(tokens, tiny_model.tokenizer) == {}
+    nlls = [losses(whole, row)[N // 2 :] for row in expected.tolist()]
+    loss = measure_perplexity(tiny_model, tokens, label="float").loss
+    assert loss == pytest.approx(sum(map(sum, nlls)) / sum(map(len, nlls)), rel=1e-6)
+    joined = load_by_convention(tiny_model, f"wikitext2-{N}", str(path))
+    assert count_controls(joined, tiny_model.tokenizer) == {"<s>": 8}
 
 
 def pages_of(text: str) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -430,7 +430,7 @@ def test_smoothing_leaves_a_prefix_out(
     ("words", "said"),
     [
         (["--limit", "3"], "--report-samples says how many"),
-        (["--convention", "wikitext2-32", "--length", "16"], "only --report-text and --limit"),
+        (["--convention", "wikitext2-32", "--length", "16"], "only --report-text, --column and --limit"),
         (["--task-data", "."], "name those with --tasks"),
         (["--tasks", "x", "--convention", "wikitext2-32"], "are about the report text"),
     ],
@@ -450,3 +450,36 @@ def test_a_following_command_keeps_what_was_asked_for() -> None:
     kept = ["--sites", "0.down", "1.down", "--set", "1.*: float", "--set", "2.up: fp8", "--threads", "1"]
     assert shlex.split(command_line("run", asked, *words[3:])) == [*words, *kept]
     assert shlex.split(command_line("quantize", asked)) == ["qarat", "quantize", "m", "--threads", "1"]
+
+
+# ---------------------------------------------------------------- text
+
+
+def write_lines(path: Path, texts: Sequence[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_an_evaluation_needs_the_report_text_alone(qarat: Qarat, tiny_llama: Path, tmp_path: Path) -> None:
+    """The same as with the other two, and with a calibration text to be split."""
+    paths = [
+        write_lines(tmp_path / f"{name}.jsonl", [d.text for d in tiny_documents(4, seed)])
+        for seed, name in enumerate(("calibration", "selection", "report"))
+    ]
+    found = []
+    flags = ["--calibration", "--selection", "--report-text"]
+    for given in ([2], [0, 2], [0, 1, 2]):
+        words = [word for index in given for word in (flags[index], paths[index])]
+        answer = qarat("evaluate", tiny_llama, *words, "--length", "32", "--threads", "1", "--json")
+        assert answer.code == 0, answer.err
+        found.append(json.loads(answer.out))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_column_by_name_and_control_tokens_that_are_said_once(qarat: Qarat, tiny_llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("story\n" + "\n".join(f"<s>{d.text[:100]}<s>{d.text[100:]}" for d in tiny_documents(8)))
+    words = ["--calibration", path, "--column", "story", "--length", "32", "--threads", "1"]
+    answer = qarat("evaluate", tiny_llama, *words)
+    assert answer.code == 0, answer.err
+    assert answer.err.count("control tokens stand in the text, and are read as such: <s> × 8") == 1

@@ -29,7 +29,7 @@ from tyro.constructors import (
 )
 
 from qarat.surfaces.options.groups import OnText
-from qarat.values.budgets import parse_number
+from qarat.values.budgets import parse_share
 
 _SHARED = {name: place for place, name in enumerate(("runners", *OnText.__struct_fields__), 1)}
 """Groups that many verbs share; they come last, behind a verb's own options."""
@@ -141,7 +141,7 @@ def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="N",
-            instance_from_str=lambda words: parse_number(words[0]),
+            instance_from_str=lambda words: float(parse_share(words[0])),
             is_instance=lambda value: isinstance(value, int | float),
             str_from_instance=lambda value: [str(value)],
         )
