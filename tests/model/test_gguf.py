@@ -350,7 +350,7 @@ def test_found_in_a_folder(write: Callable[..., Any], tmp_path: Path) -> None:
     assert find_checkpoint(str(home)) == home / "one.gguf"  # nothing else holds weights
     other = tmp_path / "model.bin"
     other.write_bytes(b"x")
-    with pytest.raises(UserError, match="is a file, no model"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         find_checkpoint(str(other))
 
 

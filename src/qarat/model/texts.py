@@ -42,7 +42,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
-class Text(msgspec.Struct, frozen=True):
+class Corpus(msgspec.Struct, frozen=True):
     """A text as it was read.
 
     Attributes:
@@ -86,7 +86,7 @@ class Text(msgspec.Struct, frozen=True):
         return tuple(re.findall(r"[^\n]*\n|[^\n]+", self.pieces[0]))  # splitlines knows other ends of a line
 
 
-def read_text(name: str, column: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Text:
+def read_text(name: str, column: str | None = None, tokenizer: PreTrainedTokenizerBase | None = None) -> Corpus:
     """Read a file, or a dataset on the hub.
 
     Args:
@@ -110,7 +110,7 @@ def read_text(name: str, column: str | None = None, tokenizer: PreTrainedTokeniz
         elif column is not None:
             raise UserError(f"{name} is plain text, without columns; leave `column` out")
         else:
-            read = Text(path.name, (content,))
+            read = Corpus(path.name, (content,))
     if not any(piece.strip() for piece in read.pieces):
         raise UserError(f"{name} holds no text; give a file with some")
     return read
@@ -128,9 +128,11 @@ def article_starts(text: str) -> tuple[int, ...]:
     return tuple(m.start() for m in _HEADING.finditer(text))
 
 
-def _read_table(home: str, rows: Sequence[Row], column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+def _read_table(
+    home: str, rows: Sequence[Row], column: str | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Corpus:
     if not rows:
-        return Text(home, ())
+        return Corpus(home, ())
     named = column or _default_column(rows[0].values)
     pieces: list[str] = []
     sources: list[str] = []
@@ -141,7 +143,7 @@ def _read_table(home: str, rows: Sequence[Row], column: str | None, tokenizer: P
             raise _no_column(place, named, list(values))
         pieces.append(_written_out(place, named, values[named], tokenizer))
         sources.append(str(values.get("source") or values.get("file") or f"{home}#{number}"))
-    return Text(home, tuple(pieces), tuple(sources))
+    return Corpus(home, tuple(pieces), tuple(sources))
 
 
 def _default_column(first: object) -> str:
@@ -206,7 +208,7 @@ def _are_lines_of_wikitext(rows: Sequence[str]) -> bool:
     return any(map(_HEADING.match, rows)) and not any("\n" in row.removesuffix("\n") for row in rows)
 
 
-def _read_hub(name: str, column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+def _read_hub(name: str, column: str | None, tokenizer: PreTrainedTokenizerBase | None) -> Corpus:
     pattern = r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?(?::([^:]*))?(?::([^:]*))?"
     if not (match := re.fullmatch(pattern, name)):
         raise UserError(f"{name!r} is not hub:OWNER/NAME[/CONFIG][:SPLIT][:COLUMN]")

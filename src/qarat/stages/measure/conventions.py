@@ -29,7 +29,7 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.model.model import Model
-from qarat.model.texts import Document, Text, article_starts, bundled_file, read_text
+from qarat.model.texts import Corpus, Document, article_starts, bundled_file, read_text
 from qarat.model.token_sets import bundled_language
 from qarat.model.tokenizing import check_kept
 from qarat.model.tokens import NOTHING, Bos, TokenSet, default_bos, hash_text, make_token_set
@@ -122,7 +122,7 @@ def _parse(name: str, model: Model) -> tuple[str, int, str]:
     return match[1], length, match[3] or ""
 
 
-def _wikitext2(model: Model, source: Text, length: int) -> TokenSet:
+def _wikitext2(model: Model, source: Corpus, length: int) -> TokenSet:
     rows = source.rows
     pieces = _locate(source, [*(row + "\n\n" for row in rows[:-1]), rows[-1]])
     ids, offsets = _encode(model, pieces.text, add_special_tokens=True)
@@ -130,7 +130,7 @@ def _wikitext2(model: Model, source: Text, length: int) -> TokenSet:
     return _token_set(f"wikitext2-{length}", windows, None, pieces, offsets[::length])
 
 
-def _llama_cpp(model: Model, source: Text, length: int) -> TokenSet:
+def _llama_cpp(model: Model, source: Corpus, length: int) -> TokenSet:
     """As ``perplexity()`` in llama.cpp's ``tools/perplexity/perplexity.cpp`` (ggml-org/llama.cpp, 050fc7f).
 
     It takes the names of control tokens for the letters that they are (``parse_special`` is false).
@@ -151,7 +151,7 @@ def _llama_cpp(model: Model, source: Text, length: int) -> TokenSet:
     return _token_set(f"llama.cpp-{length}", windows, targets, pieces, offsets[::length])
 
 
-def _words(model: Model, source: Text, length: int) -> TokenSet:
+def _words(model: Model, source: Corpus, length: int) -> TokenSet:
     """As the task ``wikitext`` of the harness, with its own code wherever it has a function for it."""
     utils = import_harness("lm_eval.utils")
     repaired = import_harness("lm_eval.tasks.wikitext.preprocess_wikitext").wikitext_detokenizer
@@ -182,7 +182,7 @@ def _words(model: Model, source: Text, length: int) -> TokenSet:
     return TokenSet("report", convention, torch.tensor(inputs), tuple(sources), hashes, homes, wanted, tuple(words))
 
 
-def _pages(source: Text) -> tuple[Document, ...]:
+def _pages(source: Corpus) -> tuple[Document, ...]:
     """The articles of WikiText as the harness's data set has them, blank ends and all; of anything else the documents.
 
     A page ends where the line of the next heading begins, without the newline in front of that.
@@ -195,7 +195,7 @@ def _pages(source: Text) -> tuple[Document, ...]:
     return (*cut, last)
 
 
-def _locate(source: Text, rows: Sequence[str]) -> _Pieces:
+def _locate(source: Corpus, rows: Sequence[str]) -> _Pieces:
     """The whole of some rows and where its parts begin.
 
     Those are WikiText's articles; else the rows, if they are documents by themselves; else there is but one.

@@ -218,7 +218,7 @@ def read_config(folder: Path) -> StoredConfig:
         raise UserError(f"{path} cannot be read: {error}") from error
     raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None
     if not raw:
-        if method := quantized_as(folder, locate_tensors(folder)):
+        if any(folder.glob("*.safetensors")) and (method := quantized_as(folder, locate_tensors(folder))):
             raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
         raise UserError(f"{folder} is not quantized: its config has no quantization_config; `qarat export` writes one")
     method = raw.get("quant_method") if isinstance(raw, Mapping) else None
