@@ -3,10 +3,10 @@
     .venv-engines/bin/python benchmarks/smoothquant.py py-128 -o smoothquant.json
     .venv-engines/bin/python benchmarks/smoothquant.py MODEL --spikes 11.down 28.down …
 
-INT8 weights per channel, inputs per tensor static, on both sides; the same calibration windows, the same report windows,
-and one reader for all folders. llm-compressor's `oneshot` runs SmoothQuant and then quantization, once for every strength
-and every list of sites that are left in float: none, the first two of --spikes, all of them. qarat fits its rewrites
-on the selection windows and exports; nothing is left in float.
+INT8 weights per channel, inputs per tensor static, on both sides; the same calibration windows, the same report
+windows, and one reader for all folders. llm-compressor's `oneshot` runs SmoothQuant and then quantization, once for
+every strength and every list of sites that are left in float: none, the first two of --spikes, all of them. qarat fits
+its rewrites on the selection windows and exports; nothing is left in float.
 """
 
 from __future__ import annotations

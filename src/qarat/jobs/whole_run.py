@@ -82,8 +82,8 @@ class Pipeline:
             UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
                 or a prefix that an export cannot hold, windows or a prompt that do not begin with the prefix.
         """
-        # The model asked for, which the others are compared with, and the one that is planned and quantized. Bringing in
-        # blocks is a small part of going through them, and no step but the plan's goes through them more than twice.
+        # The model asked for, which the others are compared with, and the one that is planned and quantized. Blocks are
+        # not kept: bringing them in is a small part of going through them.
         self.source = self.model = model.unkept()
         self.plain, self.seed = request, seed
         self.request, said = with_rewrites(model, request)

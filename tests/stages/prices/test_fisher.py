@@ -65,7 +65,7 @@ def schemes(*spellings: str) -> list[Scheme]:
 
 
 def drawn_labels(log_probabilities: Tensor, seed: int) -> Tensor:
-    """(windows, tokens) labels, drawn as the module says: a generator for each window, by the inverse of the distribution."""
+    """(windows, tokens) labels, drawn as the module says: a generator a window, the inverse of the distribution."""
     labels = []
     for index, window in enumerate(log_probabilities):
         generator = torch.Generator().manual_seed((seed * 2654435769 + index) % 2**32)
