@@ -163,5 +163,5 @@ def _rounded_up(nats: float) -> str:
 
 def cost(record: Advice) -> str:
     """What it cost to find out."""
-    plans = count(len(record.measured), "recipe")
-    return f"it took {fixed(record.forwards, 1)} forwards of the selection set and {plans} measured"
+    among = f", {count(len(record.measured), 'measured recipe')} among them"
+    return f"it took {fixed(record.forwards, 1)} forwards of the selection set{among if record.measured else ''}"
