@@ -24,6 +24,7 @@ from qarat.stages.spikes import Diagnosis as Diagnosis
 from qarat.stages.spikes import SpikeVerdict as SpikeVerdict
 from qarat.stages.spikes import diagnose as diagnose
 from qarat.stages.spikes import find_spikes as find_spikes
+from qarat.surfaces.python import advise as advise
 from qarat.surfaces.python import export as export
 from qarat.surfaces.python import open_model as open_model
 from qarat.surfaces.python import report as report
@@ -35,6 +36,7 @@ from qarat.values.plans import Plan as Plan
 from qarat.values.plans import PlanError as PlanError
 from qarat.values.plans import assign as assign
 from qarat.values.plans import match_sites as match_sites
+from qarat.values.records.advice import Advice as Advice
 from qarat.values.records.files import content_hash as content_hash
 from qarat.values.records.files import decode_record as decode_record
 from qarat.values.records.files import encode_record as encode_record
@@ -49,6 +51,7 @@ from qarat.values.records.search import SearchResult as SearchResult
 from qarat.values.records.streams import ActivationStats as ActivationStats
 from qarat.values.records.streams import StreamStats as StreamStats
 from qarat.values.records.verification import Verification as Verification
+from qarat.values.requests.advise import AdviseRequest as AdviseRequest
 from qarat.values.requests.protect import ProtectRequest as ProtectRequest
 from qarat.values.requests.search import SearchRequest as SearchRequest
 from qarat.values.schemes import LinearScheme as LinearScheme

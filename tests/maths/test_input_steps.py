@@ -41,7 +41,7 @@ def test_a_dead_channel_is_rounded_as_if_it_reached_a_little() -> None:
 def test_heads_that_share_a_source_share_its_scales() -> None:
     """Four query heads of two channels, two value heads."""
     none = torch.zeros(0, 8)
-    found = Sensitivity(torch.ones(8), none, (none, none), (), (), share=2, head=2)
+    found = Sensitivity(torch.ones(8), {}, (none, none), (), (), share=2, head=2)
     by_source = torch.tensor([1.0, 2.0, 3.0, 4.0])
     spread = found.spread(by_source)
     assert spread.tolist() == [1, 2, 1, 2, 3, 4, 3, 4]

@@ -9,6 +9,7 @@ from torch import Tensor
 from qarat.maths.input_steps import Sensitivity, Steps, finest_steps, tabulate
 from qarat.maths.step_fit import StepFit, rows_noise
 from qarat.maths.tensors import fake_quantize
+from qarat.values.formats import FORMATS
 from qarat.values.parsing import parse_scheme
 from qarat.values.schemes import LinearScheme
 
@@ -31,9 +32,9 @@ class Stream:
     def found(self, **options: int) -> Sensitivity:
         reach, through = self.x.abs().amax(0), self.gradient @ self.weight
         moments = self.gradient.square().T @ self.x.square() / len(self.x)
-        table = tabulate(self.x, through, reach, scheme().input.number_format)  # type: ignore[union-attr]
+        tables = {"int8": tabulate(self.x, through, reach, FORMATS["int8"])}
         sample = self.x.abs(), through.square() / len(self.x)
-        return Sensitivity(reach, table, sample, (moments,), (self.weight,), **options)
+        return Sensitivity(reach, tables, sample, (moments,), (self.weight,), **options)
 
     def measure(self, steps: Steps, low: LinearScheme) -> float:
         """Half the mean of (g · Δy)², rounding for real."""
@@ -136,7 +137,7 @@ def test_channels_of_one_source_have_one_scale() -> None:
 def test_weights_alone_have_scales_fitted_too() -> None:
     stream = Stream()
     found = stream.found()
-    fitting = fit(replace(found, table=torch.zeros(0, 24)), "w=int4/channel")
+    fitting = fit(replace(found, tables={}), "w=int4/channel")
     best = fitting.fit()
     assert best.inputs == 0
     assert best.damage < fitting.naive().damage

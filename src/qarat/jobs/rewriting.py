@@ -6,7 +6,8 @@ follows (stats, prices, plans, exports) works on the new model as on any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import msgspec
 import torch
@@ -22,6 +23,7 @@ from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.passes import CapturedBatch
 from qarat.stages.prices.sensitivity import sensitivities
 from qarat.stages.transforms.rewrite import check, columns_for
 from qarat.values.budgets import parse_loss_budget
@@ -119,24 +121,45 @@ def fit_rewrites(
         UserError: A scheme or a model that nothing can be fitted for; stats of another model;
             windows that do not begin with the prefix that the stats leave out.
     """
+    tokens = selection.at_most(PRICED_ON)
+    return fit_several(Pricing(model, tokens, (), stats, None, stats.prefix, seed, progress), [low], columns)[0]
+
+
+def fit_several(
+    pricing: Pricing, lows: Sequence[str], columns: int, also: Callable[[CapturedBatch], None] | None = None
+) -> tuple[Rewrites, ...]:
+    """Rewrites for each of several low schemes, from one pass.
+
+    Args:
+        pricing: Model, tokens, stats, prefix, seed and progress.
+        lows: Spellings.
+        columns: As for `fit_rewrites`, as all errors.
+        also: Shown every batch of the pass.
+    """
+    model, stats, tokens = pricing.model, pricing.stats, pricing.tokens
+    if stats is None or stats.provenance.model != model.fingerprint:
+        raise UserError("rewrites are fitted with stats of the very model that they change; profile that one")
+    check_prefix(tokens, stats.prefix)
+    schemes = [_fittable(model, low) for low in lows]
+    found: list[dict[str, StreamRewrite]] = [{} for _ in schemes]
+    for index, block, seen in sensitivities(pricing, [scheme.input for scheme in schemes], also):
+        for scheme, rewrites in zip(schemes, found, strict=True):
+            rewrites |= {r.stream: r for r in _block_rewrites(model, index, block, seen, scheme, columns)}
+    streams = [f"{model.family.blocks}.{i}.{s.name}" for i in range(model.blocks) for s in model.family.streams]
+    origin = model.provenance(tokens.fingerprint, tokens.convention, pricing.seed)
+    behind, tried = content_hash(stats), (0, columns) if columns else (0,)
+
+    def record(scheme: LinearScheme, fitted: Mapping[str, StreamRewrite]) -> Rewrites:
+        reach = scheme.input.reach if scheme.input else 1.0
+        return Rewrites(origin, behind, str(scheme), reach, tried, tuple(fitted[s] for s in streams))
+
+    return tuple(map(record, schemes, found))
+
+
+def _fittable(model: Model, low: str) -> LinearScheme:
     if why := refusal(model, low):
         raise UserError(why)
-    if stats.provenance.model != model.fingerprint:
-        raise UserError("rewrites are fitted with stats of the very model that they change; profile that one")
-    scheme = parse_scheme(low)
-    assert isinstance(scheme, LinearScheme)  # by `refusal`
-    check_prefix(selection, stats.prefix)
-    tokens = selection.at_most(PRICED_ON)
-    pricing = Pricing(model, tokens, [scheme], stats, None, stats.prefix, seed, progress)
-    found: dict[str, StreamRewrite] = {}
-    for index, block, seen in sensitivities(pricing, scheme.input):
-        for rewrite in _block_rewrites(model, index, block, seen, scheme, columns):
-            found[rewrite.stream] = rewrite
-    streams = (f"{model.family.blocks}.{i}.{s.name}" for i in range(model.blocks) for s in model.family.streams)
-    origin = model.provenance(tokens.fingerprint, tokens.convention, seed)
-    reach = scheme.input.reach if scheme.input else 1.0
-    tried = (0, columns) if columns else (0,)
-    return Rewrites(origin, content_hash(stats), str(scheme), reach, tried, tuple(found[s] for s in streams))
+    return cast(LinearScheme, parse_scheme(low))
 
 
 def fit_asked(

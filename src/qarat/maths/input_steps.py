@@ -26,6 +26,7 @@ table of a few thousand tokens says too little of what clips once in a hundred t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,8 @@ class Sensitivity:
 
     Attributes:
         reach: (channels,) largest magnitude that calibration saw.
-        table: (points, channels) D at the steps `POINTS` names, nats per token; no points where nothing was tabulated.
+        tables: By the format that inputs are rounded to, (points, channels) D at the steps `POINTS` names, nats per
+            token.
         sample: (tokens, channels) each, of some tokens: |x|, and γ² over the number of tokens.
         moments: Of every reader C, (out, channels) float32.
         weights: Of every reader, (out, channels) in float.
@@ -58,7 +60,7 @@ class Sensitivity:
     """
 
     reach: Tensor
-    table: Tensor
+    tables: Mapping[str, Tensor]
     sample: tuple[Tensor, Tensor]
     moments: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]

@@ -36,7 +36,8 @@ class StepFit:
         largest = 1.0 if inputs is None else inputs.number_format.largest
         self._unit = finest_steps(found.reach, largest)
         self._least = self._unit * reach
-        self._table = (found.table + 1e-30).log()
+        if inputs is not None and not is_tokenwise(inputs):
+            self._table = (found.tables[inputs.format] + 1e-30).log()
         self._magnitudes = [w.abs() for w in found.weights]
 
     def naive(self) -> Steps:

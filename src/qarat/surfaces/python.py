@@ -1,4 +1,4 @@
-"""The verbs that people ask for whole, as functions: what `qarat run`, `export`, `verify` and `report` do, from Python.
+"""The verbs that people ask for whole, as functions: `qarat run`, `advise`, `export`, `verify`, `report` from Python.
 
 Nothing is printed, and what the command line writes beside its result is returned. The steps in between are functions
 of their own (`qarat.observe`, `qarat.price`, `qarat.find_plan`, `qarat.quantize`, …). Arguments come in one order
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
+from qarat.jobs.advising import Advisor
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.folder import Run
 from qarat.jobs.open_any import find_native, open_for_evaluation, open_to_export
@@ -29,7 +30,9 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.surfaces.page import write_report
 from qarat.values.plans import Plan
+from qarat.values.records.advice import Advice
 from qarat.values.records.verification import Verification
+from qarat.values.requests.advise import AdviseRequest
 from qarat.values.requests.protect import ProtectRequest
 
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
@@ -64,6 +67,31 @@ def open_model(
     if tokenizer is None:
         raise UserError("a model in memory has no tokenizer; give it as tokenizer=…")
     return wrap_model(source, tokenizer, runtime)
+
+
+def advise(
+    model: Model,
+    tokens: Tokens,
+    request: AdviseRequest | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Advice:
+    """What a dozen schemes would cost on a model, each with the best recipe for a budget, before one is decided on.
+
+    Args:
+        model: In float.
+        tokens: Calibration, selection and report, of which the last stays untouched.
+        request: Which schemes, for which budget and engines, and how many recipes are measured; default ppl+1%, any
+            engine, three measured.
+        seed: Of draws and labels.
+        progress: Told of every stage.
+
+    Raises:
+        UserError: As `Advisor`.
+    """
+    advisor = Advisor(model, tokens, request or AdviseRequest(), seed=seed, progress=progress)
+    return advisor.advise(advisor.profile())
 
 
 def run(

@@ -483,3 +483,69 @@ def test_a_column_by_name_and_control_tokens_that_are_said_once(qarat: Qarat, ti
     answer = qarat("evaluate", tiny_llama, *words)
     assert answer.code == 0, answer.err
     assert answer.err.count("control tokens stand in the text, and are read as such: <s> × 8") == 1
+
+
+# ---------------------------------------------------------------- advice
+
+
+@pytest.fixture
+def asked(tiny_llama: Path, small: list[str]) -> list[Any]:
+    schemes = ["--schemes", "w=int8/channel a=int8/tensor/static", "w=int4/g16", "w=int4/g24"]
+    return ["advise", tiny_llama, *small, "--budget", "ppl+5%", "--measure", "1", *schemes]
+
+
+def test_advice_is_shown_written_and_shown_again(qarat: Qarat, asked: list[Any], tiny_llama: Path) -> None:
+    answer = well(qarat(*asked, "-o", "found"))
+    assert "rows of 32, 64 are no whole number of groups of 24" in answer.out
+    for words in ("W8A8 static", "vllm, sglang", "± SE", "forwards of the selection set", "found out in"):
+        assert words in answer.out
+    assert all(
+        len(line) <= 100 for line in answer.out.splitlines() if "qarat run" not in line and "written" not in line
+    )
+    line = next(line for line in answer.out.splitlines() if line.startswith("  qarat run"))
+    assert shlex.split(line)[:4] == ["qarat", "run", str(tiny_llama), "--low"]
+    assert "--budget ppl+5%" in line
+    assert "--samples 4" in line
+    shown = well(qarat("show", "found")).out
+    assert shown.strip() in answer.out
+    assert well(qarat("show", "found/advice.json")).out == shown
+    page = Path("found/report.html").read_text()
+    assert "The landscape" in page
+    assert "W8A8 static" in page
+    assert "already" in qarat(*asked, "-o", "found").err
+    well(qarat("report", "found", "-o", "page"))
+
+
+def test_advice_for_a_script(qarat: Qarat, asked: list[Any]) -> None:
+    record = json.loads(well(qarat(*asked, "--json", "--no-page")).out)
+    assert record["qarat"] == "advice/1"
+    assert record["record"]["budget"] == "ppl+5%"
+    assert len(record["record"]["measured"]) == 1
+    assert not Path("tiny-llama-advice/report.html").exists()
+    assert json.loads(Path("tiny-llama-advice/advice.json").read_text()) == record
+
+
+def test_what_advice_would_take(qarat: Qarat, asked: list[Any]) -> None:
+    out = well(qarat(*asked, "--dry-run")).out
+    assert all(step in out for step in ("profile", "damage", "measure"))
+    assert not list(Path().glob("*advice*"))
+
+
+def test_a_budget_that_nothing_keeps(qarat: Qarat, asked: list[Any]) -> None:
+    out = " ".join(well(qarat(*asked, "--budget", "nats+0")).out.split())
+    assert "Nothing low is predicted to keep nats+0. W8A8 static comes nearest" in out
+    assert "which takes a budget of ppl+" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--engine", "vlm"], "unknown engine 'vlm'; did you mean vllm"),
+        (["--budget", "little"], "'little' is no budget"),
+        (["--engine", "onnxruntime", "--schemes", "w=int4/g16"], "give other --schemes, or another --engine"),
+    ],
+)
+def test_advice_that_cannot_be_given(qarat: Qarat, asked: list[Any], words: list[str], said: str) -> None:
+    answer = qarat(*asked, *words)
+    assert answer.code == 1
+    assert said in answer.err

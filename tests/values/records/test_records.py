@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from qarat.ground.errors import UserError
 from qarat.values.plans import Plan, assign
 from qarat.values.records import files
+from qarat.values.records.advice import Advice, AdvisedScheme, EngineAnswer, LeftOut
 from qarat.values.records.files import Record, content_hash, decode_record, describe_record, encode_record
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import NATS, Menu, MenuEntry, Protection, Trial
@@ -78,8 +79,19 @@ def make_zero_shot() -> ZeroShot:
     return ZeroShot("float", PROVENANCE, "", scores)
 
 
+def make_advice() -> Advice:
+    engine = EngineAnswer("vllm", "0.27 and later", "int8", "GPUs")
+    request = {"low": "w=int8/channel", "budget": "ppl+1%"}
+    advised = AdvisedScheme(
+        "W8A16", "w=int8/channel", 0.1, "rewrite/0", 0.05, 0.01, ("a",), 0.25, 8.5, 1000, (engine,), request
+    )
+    left, lost = LeftOut("W4A16 g128", "w=int4/g128", "rows of 64"), Difference(0.01, 0.001, 3)
+    return Advice(PROVENANCE, "ppl+1%", math.log1p(0.01), 1.5, (), (advised,), {"W8A16": lost}, (left,), 4096, 9.5)
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "stats": make_stats,
+    "advice": make_advice,
     "evaluation": make_evaluation,
     "menu": make_menu,
     "protection": make_protection,

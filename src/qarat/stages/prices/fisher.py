@@ -24,10 +24,10 @@ from qarat.stages.prices.passes import backward, backward_forwards, draw_labels
 from qarat.values.records.prices import NATS
 
 
-def _score(change: SiteChange) -> Tensor:
+def score(change: SiteChange) -> Tensor:
     """Half the mean over tokens of (g · Δy)², by window."""
     return per_token(change, change.along_gradient()).square().mean(-1) / 2
 
 
-_PRICES = by_changes(backward(lambda pricing: draw_labels(pricing.seed)), _score)
+_PRICES = by_changes(backward(lambda pricing: draw_labels(pricing.seed)), score)
 METRIC = Metric("fisher", NATS, _PRICES, backward_forwards, takes_prefix=True)

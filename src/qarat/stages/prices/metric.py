@@ -57,13 +57,31 @@ def by_changes(capture: Capture, score: Score) -> Callable[[Pricing], Prices]:
     """
 
     def windows(pricing: Pricing) -> Prices:
-        scores: dict[tuple[str, str], list[Tensor]] = {}
-        changes: BlockChanges | None = None
-        for index, block, captured in capture(pricing):
-            if changes is None or changes.index != index:  # one block's weights are rounded once for all its batches
-                changes = BlockChanges(pricing, index, block)
-            for change in changes.of(captured):
-                scores.setdefault((change.site.name, str(change.scheme)), []).append(score(change).double().cpu())
-        return {key: torch.cat(windows) for key, windows in scores.items()}
+        tally = Tally(pricing, score)
+        for seen in capture(pricing):
+            tally.add(seen)
+        return tally.prices()
 
     return windows
+
+
+class Tally:
+    """Prices that grow with the batches of a pass."""
+
+    def __init__(self, pricing: Pricing, score: Score) -> None:
+        """Nothing is priced yet; arguments as of `by_changes` and its result."""
+        self._pricing, self._score = pricing, score
+        self._scores: dict[tuple[str, str], list[Tensor]] = {}
+        self._changes: BlockChanges | None = None
+
+    def add(self, seen: CapturedBatch) -> None:
+        """Price every scheme at every site of a batch's block."""
+        if self._changes is None or self._changes.index != seen.index:  # weights are rounded once for all batches
+            self._changes = BlockChanges(self._pricing, seen.index, seen.block)
+        for change in self._changes.of(seen.captured):
+            key = change.site.name, str(change.scheme)
+            self._scores.setdefault(key, []).append(self._score(change).double().cpu())
+
+    def prices(self) -> Prices:
+        """In the windows seen so far."""
+        return {key: torch.cat(windows) for key, windows in self._scores.items()}

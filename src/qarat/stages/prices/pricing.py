@@ -13,7 +13,7 @@ from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import check_roundings
 from qarat.stages.rounding.inputs import Calibration
@@ -58,12 +58,12 @@ def price(
         stats, schemes = None, [scheme for scheme in schemes if scheme.fits("projection")]
     inputs = None if calibration is None else Calibration(model, calibration, len(prefix))
     pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
-    _check(chosen, pricing)
-    return _menu(chosen, pricing)
+    check_pricing(chosen, pricing)
+    return menu_of(chosen, pricing, chosen.windows(pricing))
 
 
-def _check(metric: Metric, pricing: Pricing) -> None:
-    """Check that every scheme can be priced wherever it fits, before any long work."""
+def check_pricing(metric: Metric, pricing: Pricing) -> None:
+    """Check that every scheme can be priced wherever it fits, before any long work; errors as `price`."""
     model, schemes = pricing.model, pricing.schemes
     if not schemes:
         raise UserError(f"{metric.name} is about weights, and attention products have none; give a scheme with w=…")
@@ -79,10 +79,9 @@ def _check(metric: Metric, pricing: Pricing) -> None:
     model.require_float("price")
 
 
-def _menu(metric: Metric, pricing: Pricing) -> Menu:
+def menu_of(metric: Metric, pricing: Pricing, prices: Prices) -> Menu:
     """The menu, in the order of sites and schemes."""
     model, tokens, stats = pricing.model, pricing.tokens, pricing.stats
-    prices = metric.windows(pricing)
     keys = dict.fromkeys((site.name, str(scheme)) for site in model.sites() for scheme in pricing.schemes)
     entries = tuple(_entry(key, prices[key]) for key in keys if key in prices)
     provenance = model.provenance(tokens.fingerprint, tokens.convention, pricing.seed)

@@ -2,12 +2,13 @@
 
 The same pass and the same labels as `qarat.stages.prices.fisher`; but instead of the price of a scheme it gathers what
 prices *any* steps of a stream's channels (`qarat.maths.input_steps`). A table over steps costs elementwise work alone,
-and the moments of a reader's weight one product with its shape: together about a forward.
+and the moments of a reader's weight one product with its shape: together about a forward. Schemes differ in the tables
+alone, one for each format of inputs, so one pass serves them all; whoever wants prices as well sees the same batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ from qarat.model.families.base import Stream
 from qarat.model.model import Model
 from qarat.stages.prices.capture import Captured
 from qarat.stages.prices.changes import Pricing
-from qarat.stages.prices.passes import backward, draw_labels
+from qarat.stages.prices.passes import CapturedBatch, backward, draw_labels
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
 
@@ -31,19 +32,20 @@ class _Sums:
     """Over the tokens seen so far."""
 
     tokens: int = 0
-    table: Tensor | float = 0.0
+    tables: dict[str, Tensor] = field(default_factory=dict)
     sample: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     moments: dict[str, Tensor] = field(default_factory=dict)
 
 
 def sensitivities(
-    pricing: Pricing, inputs: TensorScheme | None
+    pricing: Pricing, inputs: Sequence[TensorScheme | None], also: Callable[[CapturedBatch], None] | None = None
 ) -> Iterator[tuple[int, nn.Module, dict[str, Sensitivity]]]:
     """Blocks from the last to the first, each with what its streams make of roundings, by their names in the block.
 
     Args:
         pricing: Of what and on which tokens; with stats. All tokens are looked at together, so they should be few.
-        inputs: What streams are rounded to; None where they stay in float.
+        inputs: What streams may be rounded to; None where they stay in float.
+        also: Shown every batch of the pass.
     """
     assert pricing.stats is not None
     model, sums = pricing.model, dict[str, _Sums]()
@@ -53,6 +55,8 @@ def sensitivities(
             yield index, block, _gathered(model, pricing.stats, index, block, sums)
             sums = {}
         index, block = seen.index, seen.block
+        if also is not None:
+            also(seen)
         for stream in model.family.streams:
             reach = reach_of(pricing.stats, f"{model.family.blocks}.{index}.{stream.name}")
             _add(
@@ -68,7 +72,7 @@ def _add(
     captured: Captured,
     first: int,
     reach: Tensor,
-    inputs: TensorScheme | None,
+    inputs: Sequence[TensorScheme | None],
 ) -> None:
     """Add what one batch showed of a stream; tokens in front of ``first`` stay in float and do not count."""
     x = captured.operands[stream.readers[0]][0][:, first:].flatten(0, 1).float()
@@ -76,12 +80,13 @@ def _add(
     for reader, gradient in gradients.items():
         # mean (g_i · x_j)² over tokens, for all i and j in one product
         sums.moments[reader] = sums.moments.get(reader, 0) + gradient.square().T @ x.square()
-    if inputs is not None:
+    if rounded := [scheme for scheme in inputs if scheme is not None]:
         through = sum(g @ _weight(block, reader).float() for reader, g in gradients.items())
         assert isinstance(through, Tensor)
         sums.sample.append((x[::EVERY].abs(), through[::EVERY].square()))
-        if not is_tokenwise(inputs):
-            sums.table = sums.table + tabulate(x, through, reach.to(x.device), inputs.number_format) * len(x)
+        for fmt in dict.fromkeys(scheme.number_format for scheme in rounded if not is_tokenwise(scheme)):
+            table = tabulate(x, through, reach.to(x.device), fmt) * len(x)
+            sums.tables[fmt.name] = sums.tables[fmt.name] + table if fmt.name in sums.tables else table
     sums.tokens += len(x)
 
 
@@ -93,14 +98,14 @@ def _gathered(
         seen = sums[stream.name]
         weights = tuple(_weight(block, reader).float() for reader in stream.readers)
         reach = reach_of(stats, f"{model.family.blocks}.{index}.{stream.name}").to(weights[0].device)
-        table = seen.table / seen.tokens if isinstance(seen.table, Tensor) else torch.zeros(0, len(reach))
+        tables = {name: table / seen.tokens for name, table in seen.tables.items()}
         columns = [torch.cat(parts) for parts in zip(*seen.sample, strict=True)] or [torch.zeros(0, len(reach))] * 2
         sample = columns[0], columns[1] / max(1, len(columns[1]))
         moments = tuple(seen.moments[reader] / seen.tokens for reader in stream.readers)
         made = block.get_submodule(stream.source).get_parameter("weight")
         share = len(reach) // len(made)  # query heads of a value head; 1 anywhere else
         head = model.head_width if share > 1 else 1
-        found[stream.name] = Sensitivity(reach, table, sample, moments, weights, share, head)
+        found[stream.name] = Sensitivity(reach, tables, sample, moments, weights, share, head)
     return found
 
 

@@ -7,6 +7,7 @@ that is called as the one of its options here. Nothing here imports torch, so he
 
 from __future__ import annotations
 
+from qarat.surfaces.options.advising import AdviseOptions
 from qarat.surfaces.options.folders import ExportOptions, RunOptions, VerifyOptions
 from qarat.surfaces.options.groups import Group
 from qarat.surfaces.options.laws import (
@@ -25,6 +26,7 @@ __all__ = ["VERBS"]
 
 VERBS: dict[str, type[Group]] = {
     "run": RunOptions,
+    "advise": AdviseOptions,
     "profile": ProfileOptions,
     "damage": DamageOptions,
     "plan": PlanOptions,

@@ -24,6 +24,7 @@ from qarat.surfaces.page.figures.streams import grids, profile
 from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts
 from qarat.surfaces.page.verdict import low_input
+from qarat.surfaces.tables.advice import commands, cost, landscape, measurements, unrun, versions, where_they_run
 from qarat.surfaces.tables.choices import not_low
 from qarat.surfaces.tables.data import DataTable, table, texts
 from qarat.surfaces.tables.html import definitions, element, escaped, paragraph, part_html, scrolled, table_html
@@ -32,6 +33,7 @@ from qarat.surfaces.tables.scores import show_continuations
 from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
+from qarat.values.records.advice import Advice
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Continuations, Evaluation
@@ -55,6 +57,17 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     lead: str
     steps: tuple[str, ...] = ()
+
+
+def _advice(story: Story) -> Iterator[Part]:
+    if advice := story.one(Advice):
+        yield element("div", scrolled(landscape(advice), "The landscape"), class_="tabled")
+        if advice.measured:
+            yield from _titled("Measured", measurements(advice))
+        yield from _titled("Where they run", where_they_run(advice))
+        yield from map(paragraph, (versions(advice), *unrun(advice)))
+        yield from _titled("What to type next", commands(advice))
+        yield paragraph(f"{cost(advice).capitalize()}.")
 
 
 def _cost(story: Story) -> Iterator[Part]:
@@ -142,7 +155,7 @@ def _titled(title: str, data: DataTable) -> tuple[str, ...]:
     return element("h3", escaped(title)), element("div", scrolled(data, title), class_="tabled")
 
 
-_SETS = {"calibration": (ActivationStats,), "selection": (Menu, Protection), "report": (Evaluation, SpikeStudy)}
+_SETS = {"calibration": (ActivationStats,), "selection": (Advice, Menu, Protection), "report": (Evaluation, SpikeStudy)}
 
 
 def _provenance(story: Story) -> Iterator[Part]:
@@ -195,6 +208,7 @@ def _versions(versions: dict[str, str]) -> str:
 SECTIONS = msgspec.json.decode((Path(__file__).parent / "sections.json").read_bytes(), type=dict[str, Section])
 """By their places on the page, in its order."""
 PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
+    "advice": _advice,
     "cost": _cost,
     "study": _study,
     "spikes": _spikes,

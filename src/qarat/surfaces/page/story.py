@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from qarat.ground.errors import UserError
-from qarat.jobs.folder import PROFILE, kind_of, read_command, read_manifest
+from qarat.jobs.advising import KIND as ADVICE
+from qarat.jobs.folder import PROFILE, kind_of, read_command, read_manifest, result_of
 from qarat.jobs.run_steps import BEFORE, KIND, LABELS, OPTIONAL, STEPS
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
 from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
@@ -106,6 +107,8 @@ def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     kind = kind_of(folder)
     if kind == SPIKE_STUDY:
         return read_study(folder)
+    if kind == ADVICE:
+        return {result_of(kind): decode_record(folder / result_of(kind))}, ()
     if kind not in ("", KIND):
         raise UserError(
             f"{folder} is of searching, of which there is no page: `qarat show {folder}` prints it, and a law fitted "

@@ -9,11 +9,13 @@ from qarat.jobs.spike_study.verdicts import outcome_of, verdict_lines
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.story import Story
+from qarat.surfaces.tables.advice import verdict as of_advice
 from qarat.surfaces.tables.laws import why_uncompared
 from qarat.surfaces.tables.wording import count, fixed, listed, megabytes, perplexity_change, share
 from qarat.values.fingerprints import spellings_of
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
+from qarat.values.records.advice import Advice
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference
 from qarat.values.records.prices import Protection
@@ -37,6 +39,8 @@ def verdict(story: Story) -> str:
         return _outcome(plan, evaluations, story)
     if len(story.evaluations) > 1:
         return _comparison(story.evaluations)
+    if advice := story.one(Advice):
+        return f"{of_advice(advice)}."
     if stats := story.one(ActivationStats):
         return _spikes(stats, low_input(story))
     if law := story.one(Law):

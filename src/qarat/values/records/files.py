@@ -26,6 +26,7 @@ Record = msgspec.Struct
 R = TypeVar("R")
 _CLASSES = {  # kind to module and class
     "stats": "streams:ActivationStats",
+    "advice": "advice:Advice",
     "comparison": "comparison:Comparison",
     "continuations": "scores:Continuations",
     "divergence": "scores:Divergence",
