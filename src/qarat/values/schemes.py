@@ -96,7 +96,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def joins_tokens(self) -> bool:
-        """Of an activation: whether a token's numbers depend on those beside it, by what is found in the values at hand."""
+        """Of an activation: whether a token's numbers depend on the tokens beside it."""
         across = self.granularity.rows != 1 or self.scale == "e4m3" or self.outliers is not None
         return across and not self.static
 
@@ -230,7 +230,7 @@ class MatmulScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def joins_tokens(self) -> bool:
-        """Whether what is computed of a token depends on those beside it in other ways than attention: V's groups do."""
+        """Whether scales depend on the tokens beside one, as those of V's groups do."""
         return any(operand is not None and not operand.static for operand in self.operands())
 
     @property

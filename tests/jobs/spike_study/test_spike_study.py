@@ -9,8 +9,9 @@ import pytest
 
 from qarat.ground.runtime import no_progress
 from qarat.jobs.folder import Run
+from qarat.jobs.spike_study.arm_meter import TOGETHER
 from qarat.jobs.spike_study.job import SpikeJob
-from qarat.jobs.spike_study.worlds import TOGETHER, SpikeTokens
+from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
 from qarat.stages.choose.trials import Answer, TrialLog
