@@ -94,6 +94,7 @@ def test_every_arm_of_a_quick_study(
         assert arm is not None
         assert arm.transforms == (text,)
         assert arm.scheme == (asked.low if label == "rewrite" else study.main)
+        assert arm.note.endswith("into 32 more" if label == "split/32" else f"fitted to damage under {asked.low}")
         changed = parse_transform(text).apply(model, made_from)
         seen = profile(changed, calibration, attention=False)
         low = assign(changed.fingerprint, 32, changed.sites(), arm.scheme, stats=content_hash(seen))

@@ -140,7 +140,7 @@ class Worlds(NamedTuple):
             text, _, low = name.partition(_FOR)
             made_from = self.rewrites.get(name, self.main)
             model, transforms = parse_transform(text).apply(model, made_from), (text,)
-            note = f"fitted to damage under {low}" if low else ""
+            note = _words(text, low)
         observe = observe_front if name == PREFIX else functools.partial(profile, attention=False)
         step = Step[ActivationStats](f"profile {name}", (f"stats-{_file_word(name)}.safetensors",))
         origin = [self.key, calibration.fingerprint]
@@ -213,6 +213,16 @@ class Worlds(NamedTuple):
                 quantized = quantize(smoothed, world.plan(low), stats)
                 losses[low][text] = measure_perplexity(quantized, selection, label=text, progress=progress).loss
         return {low: min(by_text, key=by_text.__getitem__) for low, by_text in losses.items()}
+
+
+def _words(text: str, low: str) -> str:
+    """What copies of inner channels are, of a spelling that does not say it; empty for other transforms."""
+    name, _, channels = text.partition("/")
+    told = {
+        "split": f"the largest inner channels copied, into {channels} more",
+        "rewrite": f"streams scaled, inner channels copied into {channels} more, fitted to damage under {low}",
+    }
+    return told.get(name, "")
 
 
 def _file_word(name: str) -> str:
