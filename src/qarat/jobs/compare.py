@@ -1,7 +1,8 @@
 """`qarat compare`: whatever was named, as records of one kind, and those compared.
 
 A record is taken as it lies there, and so is what a finished run measured of its plan. Everything else is opened and
-measured, unless every name is of the first kind, when nothing is.
+measured, unless every name is of the first kind, when nothing is. A scheme stands for the first model with every
+projection under it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Runtime
 from qarat.jobs.open_any import Opened, open_for_evaluation
 from qarat.model.opening import GGUF
 from qarat.values.records.comparison import Comparable, Comparison, compare
@@ -26,22 +26,20 @@ RUN_EVALUATION = "evaluation-plan.json"
 def compare_named(
     names: Sequence[str],
     measure: Callable[[Opened], Comparable],
-    runtime: Runtime | None = None,
+    opened: Callable[[str], Opened] = open_for_evaluation,
     *,
-    revision: str | None = None,
     recorded: bool = True,
 ) -> Comparison:
     """Compare models, runs, exports and records with the first named.
 
     Args:
-        names: Files of evaluations, scores or divergences; and what `open_for_evaluation` takes.
+        names: Files of evaluations, scores or divergences; and what can be opened, schemes too.
         measure: Measures an opened model on the tokens or tasks that were asked for; its label is replaced.
-        runtime: Device, dtype and limits.
-        revision: Of a hub id.
+        opened: Opens what has no record; the one given takes no schemes.
         recorded: Whether a run stands for what it measured itself, where no name has to be measured anyway.
 
     Raises:
-        UserError: As `compare`, `decode_record` and `open_for_evaluation`.
+        UserError: As `compare`, `decode_record` and ``opened``.
     """
     labels = _labels(names)
     records: dict[str, Comparable] = {name: _read(Path(name)) for name in names if _is_record(Path(name))}
@@ -50,12 +48,17 @@ def compare_named(
         records |= {name: _read(path) for name, path in runs.items()}
     for name in names:
         if name not in records:
-            records[name] = measure(open_for_evaluation(name, runtime, revision=revision))
+            records[name] = measure(opened(name))
     return compare([msgspec.structs.replace(records[name], label=labels[name]) for name in names])
 
 
 def _is_record(path: Path) -> bool:
     return path.is_file() and path.suffix != GGUF
+
+
+def is_scheme(name: str) -> bool:
+    """Whether a name is the spelling of a scheme of projections, and no path."""
+    return name.startswith(("w=", "a="))
 
 
 def _read(path: Path) -> Comparable:
@@ -73,5 +76,8 @@ def _labels(names: Sequence[str]) -> dict[str, str]:
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"named twice: {', '.join(twice)}; a model compared with itself says nothing")
-    last = [Path(name).stem if Path(name).is_file() else Path(name).name or name for name in names]
+    last = [
+        name if is_scheme(name) else Path(name).stem if _is_record(Path(name)) else Path(name).name or name
+        for name in names
+    ]
     return {name: short if last.count(short) == 1 else name for name, short in zip(names, last, strict=True)}

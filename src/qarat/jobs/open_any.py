@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Runtime
+from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.folder import Run
+from qarat.jobs.protecting import profile
+from qarat.maths.static_scales import is_static
 from qarat.model.folders import MARK
 from qarat.model.model import Model
 from qarat.model.native import is_native, read_native
 from qarat.model.opening import open_model
+from qarat.model.tokens import TokenSet
+from qarat.stages.quantize import quantize
 from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.values.engines import engine_named
 from qarat.values.fingerprints import brief
-from qarat.values.plans import Plan
+from qarat.values.parsing import parse_scheme
+from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record
 
 EXPORTING = Runtime(memory=1)
@@ -37,7 +42,7 @@ class Opened(NamedTuple):
 
     Attributes:
         model: It goes by the fingerprint of the float model it was made from, where that is known.
-        label: ``float``, ``plan`` or ``export``.
+        label: ``float``, ``plan`` or ``export``; or a scheme.
         plan: Content hash of its plan; empty for float, and for a folder that somebody else quantized.
     """
 
@@ -69,6 +74,24 @@ def open_for_evaluation(name: str, runtime: Runtime | None = None, *, revision: 
     if (path / MARK).is_file():
         raise UserError(f"{path} is an export that is not read back here; compressed-tensors is, as is the run itself")
     return Opened(open_model(name, runtime, revision=revision), "float", "")
+
+
+def open_low(model: Model, scheme: str, calibration: TokenSet, progress: Progress = no_progress) -> Opened:
+    """A float model with every projection under one scheme.
+
+    Args:
+        model: In float.
+        scheme: Spelling; also the label.
+        calibration: Tokens behind static scales, and behind roundings that look at inputs.
+        progress: Called after every block.
+
+    Raises:
+        UserError: A scheme that is none of projections, or does not fit the model.
+    """
+    stats = profile(model, calibration, attention=False, progress=progress) if is_static(parse_scheme(scheme)) else None
+    digest = content_hash(stats) if stats else ""
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=digest)
+    return Opened(quantize(model, plan, stats, calibration), scheme, content_hash(plan))
 
 
 def find_native(given: Path) -> Path | None:

@@ -186,8 +186,12 @@ def fit_asked(
     named = text.partition("/")[2]
     columns = int(named) if named else columns_for(model)
     rewrites = fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
-    fewest = fewest_columns(rewrites, parse_loss_budget(request.budget).nats)
-    return (text if named else f"{text}/{fewest}"), rewrites
+    return with_columns(text, rewrites, request.budget), rewrites
+
+
+def with_columns(text: str, rewrites: Rewrites, budget: str) -> str:
+    """The spelling of a rewrite with its columns; where it names none, as few as a budget is predicted to allow."""
+    return text if "/" in text else f"{text}/{fewest_columns(rewrites, parse_loss_budget(budget).nats)}"
 
 
 def _block_rewrites(

@@ -94,6 +94,12 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The format itself."""
         return format_named(self.format)
 
+    @property
+    def joins_tokens(self) -> bool:
+        """Of an activation: whether a token's numbers depend on the tokens beside it."""
+        across = self.granularity.rows != 1 or self.scale == "e4m3" or self.outliers is not None
+        return across and not self.static
+
     def contradictions(self) -> tuple[str, ...]:
         """What in the scheme cannot go together, in words; empty if nothing is."""
         fmt, reasons = self.number_format, list[str]()
@@ -179,7 +185,8 @@ PRESETS: dict[str, TensorScheme] = {
 class LinearScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a projection is kept: its weight and its input, ``None`` = left in float.
 
-    What it shares with `MatmulScheme`, so that few need to ask which it is: `operands`, `weight`, `is_float`, `fits`.
+    What it shares with `MatmulScheme`, so that few need to ask which it is: `operands`, `weight`, `joins_tokens`,
+    `is_float`, `fits`.
     """
 
     weight: TensorScheme | None = None
@@ -188,6 +195,11 @@ class LinearScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def operands(self) -> tuple[TensorScheme | None, ...]:
         """Schemes of what flows in, in the order of the site's streams."""
         return (self.input,)
+
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether what is computed of a token depends on those beside it."""
+        return self.input is not None and self.input.joins_tokens
 
     @property
     def is_float(self) -> bool:
@@ -215,6 +227,11 @@ class MatmulScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def weight(self) -> None:
         """An attention product has none."""
+
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether scales depend on the tokens beside one, as those of V's groups do."""
+        return any(operand is not None and not operand.static for operand in self.operands())
 
     @property
     def is_float(self) -> bool:

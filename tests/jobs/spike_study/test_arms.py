@@ -80,7 +80,7 @@ def test_what_is_left_of_a_model_that_is_mostly_protected_is_a_control_of_fewer_
 def test_without_sites_there_is_only_naive(every: list[Site]) -> None:
     assert [a.label for a in protection_arms(MAIN, ())] == ["naive"]
     assert not list(control_arms(MAIN, (), every, 5))
-    assert len(list(method_arms(MAIN, "hadamard", METHODS["hadamard"], "hadamard", ()))) == 1
+    assert len(list(method_arms(MAIN, "hadamard", MAIN.low, "hadamard", ()))) == 1
 
 
 def test_freeing_the_input_keeps_the_weight_low() -> None:
@@ -109,7 +109,7 @@ def test_every_scheme_of_every_extent_can_be_read() -> None:
 def test_methods_are_where_they_fit() -> None:
     token = Setting(8, "channel", "token")
     fitting = {name for name, method in METHODS.items() if method.fits(token)}
-    assert fitting == {"smooth", "smooth-all", "llm-int8", "llm-int8-tensor", "hadamard"}
+    assert fitting == {"smooth", "smooth-all", "llm-int8", "llm-int8-tensor", "hadamard", "split", "rewrite"}
     assert all(method.fits(MAIN) for method in METHODS.values())
     assert EXTENTS["full"].compared == EXTENTS["full"].settings
     assert EXTENTS["usual"].compared == EXTENTS["usual"].rich == (MAIN, TWIN)

@@ -9,13 +9,17 @@ import pytest
 
 from qarat.ground.runtime import no_progress
 from qarat.jobs.folder import Run
+from qarat.jobs.protecting import profile
+from qarat.jobs.rewriting import fit_asked, reaching
+from qarat.jobs.spike_study.arm_meter import TOGETHER
 from qarat.jobs.spike_study.job import SpikeJob
-from qarat.jobs.spike_study.worlds import TOGETHER, SpikeTokens
+from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
 from qarat.stages.choose.trials import Answer, TrialLog
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
+from qarat.stages.transforms import parse_transform
 from qarat.surfaces.page.document import assemble, document
 from qarat.surfaces.page.figures.base import figures_in
 from qarat.surfaces.page.story import gather
@@ -27,6 +31,7 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Continuations
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 from qarat.values.records.streams import ActivationStats
+from qarat.values.requests.protect import ProtectRequest
 from qarat.values.requests.spike_study import SpikeRequest
 from qarat.values.schemes import LinearScheme
 
@@ -52,7 +57,7 @@ def test_every_arm_of_a_quick_study(
     qarat: Qarat, spiking: Path, tiny_text: Path, small: list[str], tmp_path: Path
 ) -> None:
     other = ("--other-calibration", Path(__file__).parents[3] / "LICENSE")
-    methods = ("--methods", "smooth", "llm-int8", "hadamard", "clip-mse", "prefix")
+    methods = ("--methods", "smooth", "llm-int8", "hadamard", "split/32", "rewrite", "clip-mse", "prefix")
     study = studied(qarat, spiking, small, tmp_path / "s", *other, *methods)
     assert study.sites[0] == SITE
     assert not study.missing
@@ -66,7 +71,8 @@ def test_every_arm_of_a_quick_study(
     assert naive is not None
     assert protected is not None
     model = open_model(str(spiking))
-    _, _, report = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    sets = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    calibration, selection, report = sets
     stats = decode_record(tmp_path / "s" / "stats.safetensors", ActivationStats)
     plan = assign(model.fingerprint, 32, model.sites(), study.main, stats=content_hash(stats))
     kept = plan.with_schemes(dict.fromkeys(study.sites, LinearScheme()), "protected")
@@ -81,6 +87,20 @@ def test_every_arm_of_a_quick_study(
     smooth = study.find(study.main, "smooth")
     assert smooth is not None
     assert smooth.transforms[0].startswith("smooth/0.")
+    asked = ProtectRequest(reaching(study.main))
+    rewrite, fitted = fit_asked("rewrite", model, asked, stats, selection, seed=0, progress=no_progress)
+    for label, text, made_from in (("rewrite", rewrite, fitted), ("split/32", "split/32", stats)):
+        arm = study.find(study.main, f"{label} + protected")
+        assert arm is not None
+        assert arm.transforms == (text,)
+        assert arm.scheme == (asked.low if label == "rewrite" else study.main)
+        assert arm.note.endswith("into 32 more" if label == "split/32" else f"fitted to damage under {asked.low}")
+        changed = parse_transform(text).apply(model, made_from)
+        seen = profile(changed, calibration, attention=False)
+        low = assign(changed.fingerprint, 32, changed.sites(), arm.scheme, stats=content_hash(seen))
+        low = low.with_schemes(dict.fromkeys(study.sites, LinearScheme()), "protected")
+        measured = measure_perplexity(quantize(changed, low, seen), report, label=label)
+        assert arm.nats == pytest.approx(measured.nats, rel=1e-6)
     prefix = study.find(study.main, "prefix")
     assert prefix is not None
     assert prefix.prefix >= 1
@@ -98,10 +118,31 @@ def test_every_arm_of_a_quick_study(
     assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
 
 
+def test_only_the_arms_and_settings_that_are_asked_for(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path
+) -> None:
+    words = ("--arms", "protection", "--settings", "6/tensor/token", "8/channel/static", "--sites", "1.down")
+    estimate = qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", *words, "--dry-run")
+    assert "forwards of the 6 report windows" in estimate.err
+    assert "10 arms" in estimate.out
+    assert "profile 0 more" in estimate.out
+    study = studied(qarat, spiking, small, tmp_path / "s", *words)
+    assert study.settings == ("w=int8/channel a=int8/tensor/static", "w=int6/tensor a=int6/token")
+    assert {arm.group for arm in study.arms} == {"naive", "protection"}
+    assert len(study.arms) == 10
+    methods = ("--arms", "method", "--settings", "8/channel/token", "8/channel/static", "--sites", "1.down")
+    few = studied(qarat, spiking, small, tmp_path / "m", "--methods", "rewrite/0", "clip-mse", *methods)
+    assert [arm.label for arm in few.of_group(few.main, "method")] == [
+        "clip-mse", "clip-mse + protected", "rewrite/0", "rewrite/0 + protected",
+    ]  # fmt: skip
+    assert few.settings == (few.main, "w=int8/channel a=int8/token")
+    assert few.find(few.main, "naive") == study.find(few.main, "naive")
+
+
 def test_a_killed_study_goes_on_from_its_last_arm(
     qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("--methods", "clip-mse", "prefix", "--rules", "damage")
+    few = ("--methods", "rewrite", "prefix", "--rules", "damage")
     added: list[str] = []
     original = TrialLog.add
 
@@ -220,6 +261,10 @@ def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Pat
     [
         (("--methods", "smoth", "hadamrd"), "did you mean hadamard"),
         (("--methods", "smoth"), "did you mean smooth"),
+        (("--methods", "smoth/0.5"), "did you mean smooth"),
+        (("--methods", "rewrite/many"), "--methods rewrite/many: transform 'rewrite/many': write rewrite"),
+        (("--arms", "controls"), "did you mean control"),
+        (("--settings", "8/channel/statc"), "did you mean 8/channel/static"),
         (("--rules", "snt"), "did you mean snr"),
         (("--quick", "--full"), "give one of them"),
         (("--sites", "9.down"), "matches no site"),

@@ -24,6 +24,7 @@ from qarat.surfaces.options.groups import BUNDLED, Machine
 from qarat.testing import tiny_checkpoint, tiny_documents
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
+from qarat.values.records.comparison import Comparison
 from qarat.values.records.files import content_hash, decode_record
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Evaluation, ZeroShot
@@ -335,6 +336,24 @@ def test_a_transformed_run_has_a_page_and_can_be_compared(
     assert "the page to look at" in answer.out
     assert "KL" in well(qarat("evaluate", out, *small, "--against", tiny_llama)).out
     assert "stored in different ways" in well(qarat("compare", tiny_llama, out, *small)).out
+
+
+def test_a_scheme_stands_for_the_first_model_under_it(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    """As naive of a run that protects nothing, so that float, naive and plan are one command."""
+    out, low = tmp_path / "naive", "w=int4/channel a=int4/tensor/static"
+    planned = ("--no-rewrites", "--low", low, "--budget", "nats+9")
+    well(qarat("run", tiny_llama, *small, *planned, "-o", out))
+    well(qarat("compare", tiny_llama, low, out, *small, "-o", tmp_path / "c.json"))
+    comparison = decode_record(tmp_path / "c.json", Comparison)
+    naive, plan = comparison.contrasts
+    assert (naive.label, plan.label) == (low, "naive")
+    assert naive.difference == pytest.approx(plan.difference, rel=1e-6)
+    assert naive.standard_error > 0
+    refused = qarat("compare", out, low, *small)
+    assert "is quantized already" in refused.err
+    assert "did you mean int4" in qarat("compare", tiny_llama, "w=imt4", *small).err
 
 
 def next_words(answer: Any) -> list[str]:

@@ -13,7 +13,7 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.spike_study import MAIN
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PROTECTIONS
-from qarat.values.requests.spike_study import Method, Setting
+from qarat.values.requests.spike_study import Setting
 from qarat.values.schemes import FLOAT
 from qarat.values.sites import Site, short_name
 from qarat.values.units import make_units
@@ -158,19 +158,16 @@ def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequ
             yield PlannedArm(MAIN, "order", f"by {order}, k={k}", setting.low, setting.low, tuple(ranked[:k]))
 
 
-def method_arms(
-    setting: Setting, name: str, method: Method, world: str, sites: tuple[str, ...]
-) -> Iterator[PlannedArm]:
+def method_arms(setting: Setting, name: str, scheme: str, world: str, sites: tuple[str, ...]) -> Iterator[PlannedArm]:
     """A method alone, and with protection.
 
     Args:
         setting: That it is compared in.
         name: Of the method.
-        method: It.
+        scheme: Of its low sites.
         world: Where it is measured.
         sites: To be protected beside it.
     """
-    scheme = method.scheme(setting)
     yield PlannedArm(world, "method", name, setting.low, scheme)
     if sites:
         yield PlannedArm(world, "method", f"{name} + protected", setting.low, scheme, sites)

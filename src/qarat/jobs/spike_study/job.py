@@ -10,13 +10,15 @@ from typing import NamedTuple
 import msgspec
 
 from qarat.ground.disk import write_whole
-from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
-from qarat.jobs.estimates import PROTECTING_FORWARDS, price_forwards
+from qarat.jobs.estimates import PRICED_ON, PROTECTING_FORWARDS, price_forwards
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, read_manifest, result_of
 from qarat.jobs.protecting import draft_plan, find_plan, profile
+from qarat.jobs.rewriting import FITTING_FORWARDS
 from qarat.jobs.spike_study import arms, worlds
+from qarat.jobs.spike_study.arm_meter import WorldMeter
 from qarat.jobs.spike_study.arms import PlannedArm
+from qarat.jobs.spike_study.planning import Asked, fitting_methods
 from qarat.model.model import Model
 from qarat.model.prefixes import shared_front
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
@@ -26,7 +28,7 @@ from qarat.stages.spikes import RULES, find_spikes
 from qarat.stages.transforms import parse_transform
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.parsing import input_scheme, parse_scheme
-from qarat.values.plans import Plan
+from qarat.values.plans import Plan, match_sites
 from qarat.values.records.files import Record, content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
 from qarat.values.records.spike_study import MAIN, Left, RuleSays, SpikeStudy
@@ -92,55 +94,51 @@ class SpikeJob:
         model.require_float("study")
         self.model, self.tokens, self.request = model, tokens, request
         self.name, self.seed, self.progress = name, seed, progress
-        self.extent = asking.EXTENTS[request.extent]
         self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites, runtime="any")
         draft_plan(model, self.plan_request)
         self.every = [s for s in model.sites() if s.kind == "projection"]
-        self.methods, self.unfit = self._fitting_methods()
-
-    def _fitting_methods(self) -> tuple[dict[str, asking.Method], list[Left]]:
-        """The methods that the model can have, and why it cannot have the others."""
-        methods, unfit = dict(self.request.asked_methods), list[Left]()
-        for name, method in self.request.asked_methods.items():
-            if not method.transform or parse_transform(method.transform).needs:
-                continue
-            try:
-                parse_transform(method.transform).apply(self.model, None)
-            except UserError as error:
-                if name in self.request.methods:
-                    raise UserError(f"`methods` {name}: {error}") from None
-                del methods[name]
-                unfit.append(Left(f"the method {name}", str(error)))
-        return methods, unfit
+        methods, self.unfit = fitting_methods(model, request)
+        front = bool(shared_front(tokens.calibration))
+        self.asked = Asked(request, methods, self.every, tuple(tokens.bos), tokens.other is not None, front)
 
     def work(self) -> dict[str, float]:
         """Tokens that each step sends through the whole model, for an estimate; of arms by what they usually share."""
+        tokens = self.tokens
         calibration, selection, report = (
-            t.windows.numel() for t in (self.tokens.calibration, self.tokens.selection, self.tokens.report)
+            t.windows.numel() for t in (tokens.calibration, tokens.selection, tokens.report)
         )
-        extent, methods = self.extent, self.methods
-        tried = sum(len(parse_transform(m.transform).choices) for m in methods.values() if m.transform)
-        elsewhere = 2 * len(self.tokens.bos) + len(extent.compared) * 4
-        against = sum(m.fits(s) for m in methods.values() for s in extent.compared)
-        tried_arms = len(extent.settings) * (8 + 2 * extent.few) + 2 * against
-        tried_arms += len(extent.rich) * len(self.request.asked_orders) * (len(extent.counts) - 1)
+        named = [s.name for pattern in self.request.sites for s in match_sites(pattern, self.every)]
+        sites = tuple(dict.fromkeys(named)) or tuple(s.name for s in self.every[: self.request.most])
+        compared = [setting.low for setting in self.asked.extent.compared]
+        fits = {name: {low: f"{name}/{low}" for low in compared} for name in self.asked.by("rewrites")}
+        planned = self.asked.arms(sites, lambda *_: [s.name for s in self.every], fits)
+        plans = {(a.world, a.scheme, a.protected, a.protection) for a in planned}
+        elsewhere = {a.world for a in planned} - {MAIN}
+        tried = sum(len(parse_transform(m.transform).choices) for m in self.asked.by("stats").values())
+        fitted = FITTING_FORWARDS * min(selection, PRICED_ON) * sum(map(len, fits.values()))
         return {
             "profile": calibration,
-            "damage": price_forwards(len(extent.rich)) * selection,
+            "damage": price_forwards(len(self.asked.priced)) * selection,
             "plan": PROTECTING_FORWARDS * selection,
             "continue": 3 * new_tokens(self.model),
-            "smooth": tried * (calibration + len(extent.compared) * selection),
-            "arms": (tried_arms + elsewhere) * _NEW_PART * report + elsewhere * calibration,
+            "smooth": tried * (calibration + len(compared) * selection),
+            "rewrite": fitted,
+            f"profile {len(elsewhere)} more": len(elsewhere) * calibration,
+            f"{len(plans)} arms": (_NEW_PART * len(plans) + 1 + len(tokens.bos)) * report,
         }
 
     def execute(self, run: Run) -> SpikeStudy:
         """Do every step that is not done yet, and put the folder into place."""
         ground = self._find_sites(run)
         self._continue(run, ground)
-        every = worlds.Worlds(self.model, self.tokens, ground.stats, self._key(), self.progress)
-        autos = {n: m.transform for n, m in self.methods.items() if m.transform.startswith("smooth")}
-        strengths = every.strengths(run, autos, [setting.low for setting in self.extent.compared])
-        planned, left = self._planned_arms(ground, strengths)
+        every = worlds.Worlds(self.model, self.tokens, ground.stats, self._key(), self.seed, {}, self.progress)
+        lows = [setting.low for setting in self.asked.extent.compared]
+        autos = {n: m.transform for n, m in self.asked.by("stats").items() if parse_transform(m.transform).choices}
+        chosen = every.strengths(run, autos, lows)
+        for name, method in self.asked.by("rewrites").items():
+            chosen[name] = every.fit(run, method.transform, lows, self.request.budget)
+        planned = self.asked.arms(ground.sites, functools.partial(self._ranked, ground), chosen)
+        left = self._left(ground)
         notes = every.columns(run, dict.fromkeys(a.scheme for a in planned))
         study = self._blank(ground, (*self.tokens.left, *left))
         for world in dict.fromkeys(a.world for a in planned):
@@ -155,7 +153,7 @@ class SpikeJob:
 
     def _find_sites(self, run: Run) -> Groundwork:
         model, calibration, selection = self.model, self.tokens.calibration, self.tokens.selection
-        lows = [s.low for s in self.extent.rich]
+        lows = self.asked.priced
         stats = PROFILE.make(
             run, self._key(), lambda: profile(model, calibration, attention=False, progress=self.progress)
         )
@@ -195,37 +193,20 @@ class SpikeJob:
         """Whether the model is not to be held in one piece; by its size alone, so that memory changes no result."""
         return self.model.block_bytes() * self.model.blocks > _WHOLE
 
-    def _planned_arms(
-        self, ground: Groundwork, strengths: dict[str, dict[str, str]]
-    ) -> tuple[list[PlannedArm], list[Left]]:
-        """Every arm, and what is left out."""
-        stats, menu, plan, sites = ground
-        planned: list[PlannedArm] = []
+    def _ranked(self, ground: Groundwork, order: str, setting: asking.Setting) -> list[str]:
+        return arms.rank_sites(order, setting, ground.stats, ground.menu, self.every)
+
+    def _left(self, ground: Groundwork) -> list[Left]:
+        """What is left out, and why."""
         left = list(self.unfit)
-        for setting in self.extent.settings:
-            rich = setting in self.extent.rich
-            planned += arms.protection_arms(setting, sites)
-            planned += arms.control_arms(setting, sites, self.every, self.extent.seeds if rich else self.extent.few)
-            for order in self.request.asked_orders if rich else ():
-                ranked = arms.rank_sites(order, setting, stats, menu, self.every)
-                planned += arms.order_arms(setting, order, ranked, self.extent.counts)
-            for name, method in self.methods.items() if setting in self.extent.compared else ():
-                if not method.fits(setting) or (method.prefix and not shared_front(self.tokens.calibration)):
-                    continue
-                world = worlds.PREFIX if method.prefix else strengths.get(name, {}).get(setting.low, method.transform)
-                planned += arms.method_arms(setting, name, method, world or MAIN, sites)
-        for setting in (asking.MAIN, asking.TWIN):
-            for rule in self.tokens.bos:
-                planned += arms.world_arms(setting, "bos", worlds.bos_world(rule), sites)
-            if self.tokens.other is not None:
-                planned += arms.world_arms(setting, "calibration", worlds.OTHER, sites)
-        if not shared_front(self.tokens.calibration) and worlds.PREFIX in self.methods:
+        if not self.asked.front and worlds.PREFIX in self.asked.methods:
             left.append(Left("the prefix", "windows do not begin with the same token; give `bos` each"))
         if self._too_large():
             left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
-        if not sites:
-            left.append(Left("protected sites and their controls", f"the planner protects nothing: {plan.note}"))
-        return planned, left
+        if not ground.sites:
+            why = f"the planner protects nothing: {ground.plan.note}"
+            left.append(Left("protected sites and their controls", why))
+        return left
 
     def _blank(self, ground: Groundwork, left: Sequence[Left]) -> SpikeStudy:
         """The study before its first arm."""
@@ -243,7 +224,7 @@ class SpikeJob:
         self, run: Run, study: SpikeStudy, world: worlds.World, planned: Sequence[PlannedArm], columns: dict[str, str]
     ) -> SpikeStudy:
         """The study with the arms of one more world; what there is lies in the folder, so that a kill loses little."""
-        meter = worlds.WorldMeter(run, world)
+        meter = WorldMeter(run, world)
         floats = dict(study.floats)
         if world.tokens not in floats:
             floats[world.tokens] = meter.float_loss()

@@ -9,42 +9,36 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import msgspec
-
-from qarat.ground.disk import hash_json
 from qarat.ground.runtime import Progress
-from qarat.jobs.bench import plan_meter
 from qarat.jobs.folder import PROFILE, Run, Step
 from qarat.jobs.protecting import profile
-from qarat.jobs.spike_study.arms import PlannedArm
+from qarat.jobs.rewriting import fit_asked, reaching, with_columns
 from qarat.model.model import Model
-from qarat.model.prefixes import check_prefix, prefix_of, shared_front
+from qarat.model.prefixes import shared_front
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.trials import TrialLog, plan_key
-from qarat.stages.measure.meter import prefix_order
 from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
-from qarat.stages.transforms import parse_transform
+from qarat.stages.transforms import TRANSFORMS, parse_transform
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash
-from qarat.values.records.scores import Evaluation, Failure
-from qarat.values.records.spike_study import MAIN, Left, SpikeArm
+from qarat.values.records.rewrites import Rewrites
+from qarat.values.records.spike_study import MAIN, Left
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import FLOAT, LinearScheme
+from qarat.values.requests.protect import ProtectRequest
+from qarat.values.schemes import LinearScheme
 from qarat.values.sites import short_name
 
 PREFIX, OTHER = "prefix", "other calibration"
 SMOOTH = Step[dict[str, dict[str, str]]]("smooth", ("strengths.json",), dict[str, dict[str, str]])
 COLUMNS = Step[dict[str, float]]("columns", ("columns.json",), dict[str, float])
-TOGETHER = 6
-"""Plans measured in one walk: so many are lost at the most when a study is killed."""
+_FOR = " for "  # between a rewrite and the low scheme that it is fitted to, in the name of its world
 _COLUMN_WINDOWS = 16  # selection windows in which outlier columns are counted
 
 
@@ -79,6 +73,7 @@ class World:
         report: Tokens.
         tokens: What the float loss to compare with goes by: a key of `SpikeStudy.floats`.
         transforms: Done to the model.
+        note: What else is to be known of its arms.
     """
 
     name: str
@@ -87,6 +82,7 @@ class World:
     report: TokenSet
     tokens: str = MAIN
     transforms: tuple[str, ...] = ()
+    note: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -104,7 +100,7 @@ class World:
             text = self.model.tokenizer.convert_ids_to_tokens(list(self.stats.prefix))
             return f"in float: the first {len(self.stats.prefix)} of every window, {' '.join(map(repr, text))}"
         if self.name == MAIN or not sites or self.transforms:
-            return ""
+            return self.note
         streams = {s.name: s.streams[0] for s in self.model.sites()}
         inputs = [(short_name(site), self.stats.stream(streams[site])) for site in sites]
         return "input of " + "; ".join(f"{site}: maximum {s.maximum:.3g}, r {s.ratio:.3g}" for site, s in inputs)
@@ -118,6 +114,8 @@ class Worlds(NamedTuple):
         tokens: Of every kind.
         main: Stats of the main world.
         key: Everything that decides them.
+        seed: Of the labels that rewrites are fitted with.
+        rewrites: Those fitted so far, by the world's name.
         progress: Called after every block.
     """
 
@@ -125,24 +123,50 @@ class Worlds(NamedTuple):
     tokens: SpikeTokens
     main: ActivationStats
     key: object
+    seed: int
+    rewrites: dict[str, Rewrites]
     progress: Progress
 
     def open(self, run: Run, name: str) -> World:
         """A world by its name, observed if it has not been; the run keeps its stats."""
-        model, tokens, transforms = self.model, self.tokens, ()
+        model, tokens, transforms, note = self.model, self.tokens, (), ""
         if name == MAIN:
             return World(MAIN, model, self.main, tokens.report)
         rules = {bos_world(rule): (*sets, bos_world(rule)) for rule, sets in tokens.bos.items()}
         calibration, report, key = rules.get(name, (tokens.calibration, tokens.report, MAIN))
         if name == OTHER and tokens.other is not None:
             calibration = tokens.other
-        if name.partition("/")[0] in ("smooth", "hadamard"):
-            model, transforms = parse_transform(name).apply(model, self.main), (name,)
+        if name.partition("/")[0] in TRANSFORMS.names():
+            text, _, low = name.partition(_FOR)
+            made_from = self.rewrites.get(name, self.main)
+            model, transforms = parse_transform(text).apply(model, made_from), (text,)
+            note = _words(text, low)
         observe = observe_front if name == PREFIX else functools.partial(profile, attention=False)
-        step = Step[ActivationStats](f"profile {name}", (f"stats-{re.sub('[/ ]', '-', name)}.safetensors",))
+        step = Step[ActivationStats](f"profile {name}", (f"stats-{_file_word(name)}.safetensors",))
         origin = [self.key, calibration.fingerprint]
         stats = step.make(run, origin, lambda: observe(model, calibration, progress=self.progress), [PROFILE])
-        return World(name, model, stats, report, key, transforms)
+        return World(name, model, stats, report, key, transforms, note)
+
+    def fit(self, run: Run, text: str, lows: Sequence[str], budget: str) -> dict[str, str]:
+        """Rewrites for every low scheme, as they are worlds: low scheme to the name of its world.
+
+        Args:
+            run: That keeps what is fitted.
+            text: Spelling of the transform; without a number of columns as few as the budget is predicted to allow.
+            lows: Low schemes.
+            budget: A loss.
+        """
+        names: dict[str, str] = {}
+        for low in lows:
+            request = ProtectRequest(reaching(low), budget=budget)
+            name = f"{text}{_FOR}{request.low}"
+            step = Step[Rewrites](name, (f"{_file_word(name)}.json",))
+            more = {"seed": self.seed, "progress": self.progress}
+            work = functools.partial(fit_asked, text, self.model, request, self.main, self.tokens.selection, **more)
+            rewrites = step.make(run, [self.key, name], lambda work=work: work()[1], [PROFILE])
+            names[low] = f"{with_columns(text, rewrites, budget)}{_FOR}{request.low}"
+            self.rewrites[names[low]] = rewrites
+        return names
 
     def columns(self, run: Run, schemes: Iterable[str]) -> dict[str, str]:
         """Of every scheme with outlier columns, a note on how many they are.
@@ -191,6 +215,21 @@ class Worlds(NamedTuple):
         return {low: min(by_text, key=by_text.__getitem__) for low, by_text in losses.items()}
 
 
+def _words(text: str, low: str) -> str:
+    """What copies of inner channels are, of a spelling that does not say it; empty for other transforms."""
+    name, _, channels = text.partition("/")
+    told = {
+        "split": f"the largest inner channels copied, into {channels} more",
+        "rewrite": f"streams scaled, inner channels copied into {channels} more, fitted to damage under {low}",
+    }
+    return told.get(name, "")
+
+
+def _file_word(name: str) -> str:
+    """A name without what paths and shells take apart."""
+    return re.sub("[/ =]", "-", name)
+
+
 def _has_outliers(scheme: str) -> bool:
     """Whether some columns of the inputs stay in float."""
     low = parse_scheme(scheme)
@@ -213,73 +252,3 @@ def observe_front(model: Model, tokens: TokenSet, progress: Progress) -> Activat
     assert shared_front(tokens)  # whoever asks has looked
     stats = profile(model, tokens, "auto", attention=False, progress=progress)
     return stats if stats.prefix else profile(model, tokens, 1, attention=False, progress=progress)
-
-
-class WorldMeter:
-    """Measures the arms of one world, each once, with what an earlier call left in the run's folder."""
-
-    def __init__(self, run: Run, world: World) -> None:
-        """Read the log; the model is not run yet.
-
-        Args:
-            run: Whose folder holds the log.
-            world: What the arms are measured in.
-
-        Raises:
-            UserError: Report windows that do not begin with the world's prefix, or a prefix that it cannot have.
-        """
-        model, report = world.model, world.report
-        check_prefix(report, world.stats.prefix)
-        self._world = world
-        origin = model.provenance(report.fingerprint, report.convention)
-        belongs_to = {"provenance": msgspec.to_builtins(origin), "stats": world.digest}
-        # The name says to what the log belongs, so that a study asked otherwise finds what it shares with this one.
-        log = TrialLog(run.path(f"arms-{hash_json(belongs_to)[:12]}.jsonl"), belongs_to)
-        prefix = prefix_of(model, world.plan(FLOAT))
-        self._meter = plan_meter(model, report, world.stats, log, prefix=prefix)
-
-    def float_loss(self) -> Evaluation:
-        """The float model's loss.
-
-        Raises:
-            UserError: It is no number.
-        """
-        return self._meter.loss(self._world.plan(FLOAT).in_float())
-
-    def measure(
-        self, wanted: Sequence[PlannedArm], notes: Mapping[str, str], progress: Progress
-    ) -> Iterator[list[SpikeArm]]:
-        """The arms known so far: before anything is measured, and again after every group.
-
-        Args:
-            wanted: Of this world; what is known is not measured again.
-            notes: By name.
-            progress: Called with the plans done.
-        """
-        meter = self._meter
-        arms = [(arm, self._plan(arm)) for arm in wanted]
-        missing = list({plan_key(plan): plan for _, plan in arms if not meter.knows(plan)}.values())
-        missing = [missing[i] for i in prefix_order(missing)]
-        measured: dict[str, SpikeArm] = {}
-        for first in range(0, len(missing) + TOGETHER, TOGETHER):
-            new = [(arm, plan) for arm, plan in arms if arm.name not in measured and meter.knows(plan)]
-            measured |= {arm.name: self._arm(arm, plan, notes.get(arm.name, "")) for arm, plan in new}
-            yield list(measured.values())
-            progress(f"arms: {self._world.name}", min(first, len(missing)), len(missing))
-            meter.losses(missing[first : first + TOGETHER])
-
-    def _plan(self, arm: PlannedArm) -> Plan:
-        changes = dict.fromkeys(arm.protected, parse_scheme(arm.protection))
-        return self._world.plan(arm.scheme).with_schemes(changes, "protected")
-
-    def _arm(self, wanted: PlannedArm, plan: Plan, note: str) -> SpikeArm:
-        (outcome,) = self._meter.losses([plan])
-        nats, failure = ((), outcome.error) if isinstance(outcome, Failure) else (outcome.nats, "")
-        sizes = {s.name: s.parameters for s in plan.sites}
-        share = sum(sizes[name] for name in wanted.protected) / sum(sizes.values())
-        world = self._world
-        return SpikeArm(
-            wanted.group, wanted.label, wanted.setting, wanted.scheme, wanted.protected, wanted.protection,
-            world.transforms, len(world.stats.prefix), world.tokens, share, plan.bits_per_weight(),
-            nats, failure, note,
-        )  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qarat.ground.errors import ArgumentError
-from qarat.jobs.compare import compare_named
-from qarat.jobs.open_any import Opened, open_for_evaluation
+from qarat.jobs.compare import compare_named, is_scheme
+from qarat.jobs.open_any import Opened, open_for_evaluation, open_low
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.conventions import load_by_convention
@@ -44,12 +44,15 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
         raise ArgumentError("--dry-run: what has to be measured is known once everything is opened; try `evaluate`")
     how = options.measure
     measured_anew = bool(how.tasks or how.against or how.convention) or options.text != Text()
+
+    def opened(name: str) -> Opened:
+        if not is_scheme(name):
+            return open_for_evaluation(name, common.runtime_of(options.machine), revision=options.general.revision)
+        model = common.open_float(options.names[0], options)
+        return open_low(model, name, common.load_tokens(options, model, screen)[0], screen.progress)
+
     comparison = compare_named(
-        options.names,
-        lambda opened: _measure(options, screen, opened),
-        common.runtime_of(options.machine),
-        revision=options.general.revision,
-        recorded=not measured_anew,
+        options.names, lambda one: _measure(options, screen, one), opened, recorded=not measured_anew
     )
     screen.show(comparison)
     return common.save(comparison, options.out)

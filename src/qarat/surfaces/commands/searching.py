@@ -180,7 +180,10 @@ def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
     tokens = _tokens(options, model, screen)
     job = SpikeJob(model, tokens, request, name=options.model, seed=options.general.seed, progress=screen.progress)
     if options.general.dry_run:
-        return common.show_estimate(screen, model, job.work(), states=tokens.report.windows.numel() * model.blocks)
+        work, windows = job.work(), tokens.report.windows.numel()
+        forwards = sum(work.values()) / windows
+        screen.note(f"as much as {forwards:.0f} forwards of the {len(tokens.report)} report windows")
+        return common.show_estimate(screen, model, work, states=windows * model.blocks)
     with folder.work(command=screen.command):
         study = job.execute(folder)
     screen.show(study)

@@ -47,7 +47,8 @@ class CompareOptions(OnText, frozen=True, kw_only=True):
     """Compare models, runs, exports or records with the first, pair by pair, with intervals.
 
     Attributes:
-        names: Files of evaluations, scores or divergences; runs; exports; or models. Those without a record are
+        names: Files of evaluations, scores or divergences; runs; exports; models; or schemes ('w=int8/channel
+            a=int8/tensor/static'), each for the first model with every projection under it. Those without a record are
             measured.
         out: Where the comparison goes. (default: nowhere)
     """

@@ -47,6 +47,11 @@ class Setting(NamedTuple):
         """Whether the inputs' scales come from calibration."""
         return self.inputs == "tensor/static"
 
+    @property
+    def brief(self) -> str:
+        """A word for it: ``8/channel/static``, ``6/tensor/token``."""
+        return f"{self.bits}/{self.weights}/{self.inputs.removeprefix('tensor/')}"
+
     def with_input(self, more: str) -> str:
         """The low scheme with another word for the input, such as ``/mse``."""
         return f"w=int{self.bits}/{self.weights} a=int{self.bits}/{self.inputs}{more}"
@@ -120,11 +125,15 @@ METHODS = {
     "llm-int8": Method(outliers="token"),  # LLM.int8(): per token, outlier columns in float
     "llm-int8-tensor": Method(outliers="tensor/dynamic"),
     "hadamard": Method("hadamard"),  # a rotation in front of down
+    "split": Method("split/64"),  # the largest inner channels copied
+    "rewrite": Method("rewrite"),  # scales and copies fitted to damage, as `qarat run` does
     "clip-p99.9": Method(clip="/p99.9"),  # inputs clipped at 99.9 %
     "clip-p99.99": Method(clip="/p99.99"),
     "clip-mse": Method(clip="/mse"),  # by mean squared error
     "prefix": Method(prefix=True),  # first tokens in float
 }
+ARMS = ("protection", "control", "order", "method", "bos", "calibration")
+"""Groups of arms beside naive."""
 ORDERS = ("damage", "snr", "ratio", "maximum")
 """What sites are protected in the order of: Fisher damage per parameter, or a statistic of the stream they read."""
 
@@ -134,8 +143,11 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         extent: How much is measured: quick, usual or full.
-        methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, clip-p99.9, clip-p99.99, clip-mse,
-            prefix. (default: all)
+        arms: Only these beside naive: protection, control, order, method, bos, calibration. (default: all)
+        settings: Only these, such as 8/channel/static, 6/tensor/dynamic or 8/channel/token. (default: as many as the
+            extent has)
+        methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, split, rewrite, clip-p99.9,
+            clip-p99.99, clip-mse, prefix; or transforms, such as smooth/0.8/all. (default: all)
         orders: Protect in the order of only these: damage, snr, ratio, maximum. (default: all)
         sites: Protect just these instead of what the planner chooses, such as 1.down.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
@@ -143,6 +155,8 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     extent: str = "usual"
+    arms: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     orders: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
@@ -157,7 +171,9 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         known = (
             ("extent", [self.extent], EXTENTS),
-            ("methods", self.methods, METHODS),
+            ("arms", self.arms, ARMS),
+            ("settings", self.settings, [setting.brief for setting in _EVERY]),
+            ("methods", [m for m in self.methods if "/" not in m], METHODS),
             ("orders", self.orders, ORDERS),
         )
         unknown = [
@@ -174,8 +190,25 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def asked_methods(self) -> dict[str, Method]:
-        """The methods, by name, in the order of `METHODS`."""
-        return {name: method for name, method in METHODS.items() if not self.methods or name in self.methods}
+        """The methods, by name, in the order of `METHODS`; then transforms."""
+        if not self.asks("method"):
+            return {}
+        known = {name: method for name, method in METHODS.items() if not self.methods or name in self.methods}
+        return known | {text: Method(text) for text in self.methods if "/" in text}
+
+    def asks(self, group: str) -> bool:
+        """Whether arms of a group are to be measured."""
+        return group == "naive" or not self.arms or group in self.arms
+
+    @property
+    def asked_extent(self) -> Extent:
+        """How much is measured; of what is asked for by name, all there is."""
+        extent = EXTENTS[self.extent]
+        if not self.settings:
+            return extent
+        asked = [setting for setting in _EVERY if setting.brief in self.settings]
+        rich, compared = (tuple(s for s in asked if s in where) for where in (extent.rich, extent.compared))
+        return extent._replace(settings=tuple(asked), rich=rich, compared=compared)
 
     @property
     def asked_orders(self) -> tuple[str, ...]:

@@ -11,10 +11,13 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import no_progress
 from qarat.model.model import Model
 from qarat.model.opening import open_model
+from qarat.model.tokens import make_token_set
 from qarat.stages.measure.tasks.harness_model import BATCH, wrap_model
+from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint, tiny_documents, tiny_tokenizer
 from qarat.values.plans import assign
+from qarat.values.records.files import content_hash
 
 pytest.importorskip("lm_eval")
 
@@ -61,12 +64,54 @@ def test_log_likelihoods_are_the_harness_own(tiny_model: Model, theirs: Any):
     assert len({nats for nats, _ in ours}) == len(requests)
 
 
-def test_a_dynamic_scale_is_that_of_one_question(tiny_model: Model):
+LENGTHS = ask("loglikelihood", *((text[: 9 * n], text[9 * n : 10 * n]) for n, text in enumerate(TEXTS, start=1)))
+"""Questions of as many lengths, of which all but one are padded where they are asked together."""
+
+
+def low_model(model: Model, low: str, *rules: tuple[str, str], prefix: tuple[int, ...] = ()) -> Model:
+    tokens = make_token_set("calibration", tiny_documents(4), model.tokenizer, length=32, bos="each")
+    stats = observe(model, tokens, prefix=len(prefix)) if "static" in low else None
+    digest = content_hash(stats) if stats else ""
+    return quantize(model, assign(model.fingerprint, 32, model.sites(), low, rules, digest, prefix), stats)
+
+
+@pytest.mark.parametrize(
+    ("low", "rules"),
+    [
+        ("w=int4/channel a=int4/tensor/dynamic", ()),
+        ("w=int4/channel a=int4/token/outliers-1", ()),
+        ("w=int4/channel a=nvfp4", ()),
+        ("w=int4/channel", (("*.av", "l=mxint4 r=mxint4"),)),
+    ],
+)
+def test_a_dynamic_scale_is_that_of_one_question(tiny_model: Model, low: str, rules: tuple[tuple[str, str], ...]):
     """Whatever is asked together with it."""
-    plan = assign(tiny_model.fingerprint, 32, tiny_model.sites(), "w=int4/channel a=int4/tensor/dynamic")
-    requests = ask("loglikelihood", *((text[: 9 * n], text[9 * n : 10 * n]) for n, text in enumerate(TEXTS, start=1)))
-    small = wrap_model(quantize(tiny_model, plan, None), "", no_progress)
-    assert small.loglikelihood(requests) == [small.loglikelihood([request])[0] for request in requests]
+    small = wrap_model(low_model(tiny_model, low, *rules), "", no_progress)
+    assert small.batch_size == 1
+    alone = small.loglikelihood(LENGTHS)
+    assert alone == [small.loglikelihood([request])[0] for request in LENGTHS]
+    small.batch_size_per_gpu = BATCH  # and would be another beside others
+    assert any(abs(a - b) > 1e-3 for (a, _), (b, _) in zip(small.loglikelihood(LENGTHS), alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("low", "prefix"),
+    [
+        ("w=int4/channel a=int4/tensor/static", 0),
+        ("w=int4/channel a=int4/tensor/static", 1),
+        ("w=int4/channel a=int4/token", 0),
+        ("w=int4/channel a=mxint4", 0),
+        ("w=int4/g16", 0),
+    ],
+)
+def test_questions_that_do_not_meet_in_a_scale_are_asked_together(tiny_model: Model, low: str, prefix: int):
+    """As the padding is behind them, each is answered as it is alone."""
+    bos: Any = tiny_model.tokenizer.bos_token_id
+    small = wrap_model(low_model(tiny_model, low, prefix=(bos,) * prefix), "", no_progress)
+    assert small.batch_size == BATCH
+    together, alone = small.loglikelihood(LENGTHS), [small.loglikelihood([request])[0] for request in LENGTHS]
+    assert [nats for nats, _ in together] == pytest.approx([nats for nats, _ in alone], rel=1e-6)
+    assert [greedy for _, greedy in together] == [greedy for _, greedy in alone]
 
 
 def test_rolling_log_likelihoods_are_the_harness_own(tiny_model: Model, theirs: Any):

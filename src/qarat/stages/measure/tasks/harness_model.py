@@ -11,13 +11,16 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from torch import nn
+
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
+from qarat.model.layers import QuantLinear, QuantProducts
 from qarat.model.model import Model
 from qarat.stages.measure.tasks.harness import import_harness
 
 BATCH = 16
-"""Log-likelihoods of a float model computed together; not part of the result beyond rounding."""
+"""Log-likelihoods computed together, those of about one length; not part of the result beyond rounding."""
 
 
 def wrap_model(model: Model, stage: str, progress: Progress) -> Any:
@@ -38,15 +41,23 @@ def wrap_model(model: Model, stage: str, progress: Progress) -> Any:
     # Where there is no padding token the harness adds one, which the embedding may have no row for.
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
+    module = model.module()
     return _reporting(model, _Steps(stage, progress))(
-        pretrained=model.module(),
+        pretrained=module,
         tokenizer=tokenizer,
         backend="causal",
-        # Shorter questions are padded behind, which only a dynamic scale of the whole tensor sees.
-        batch_size=BATCH if model.is_float else 1,
+        # Shorter questions are padded behind, which attention never sees, but scales of several tokens would.
+        batch_size=1 if _joins_tokens(module) else BATCH,
         max_length=model.length,
         device=model.runtime.device,
     )
+
+
+def _joins_tokens(module: nn.Module) -> bool:
+    """Whether any scale of a model is found in several tokens at hand."""
+    layers = list(module.modules())
+    linear = any(layer.scheme.joins_tokens for layer in layers if isinstance(layer, QuantLinear))
+    return linear or any(x.qk.joins_tokens or x.av.joins_tokens for x in layers if isinstance(x, QuantProducts))
 
 
 class _Steps:
