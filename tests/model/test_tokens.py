@@ -239,7 +239,7 @@ def test_no_file_is_the_bundled_text_that_suits_the_model(tiny_model: Model):
     [
         (["selection"], "calibration, report"),
         (["report"], "calibration, selection"),
-        (["calibration", "report"], "selection"),
+        (["calibration", "selection"], "report"),
         (["selection", "report"], "calibration"),
     ],
 )
