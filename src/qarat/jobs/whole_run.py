@@ -23,6 +23,7 @@ from qarat.jobs.estimates import (
     quantized_bytes,
     stats_bytes,
 )
+from qarat.jobs.float16 import float16_notes
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
@@ -105,6 +106,8 @@ class Pipeline:
         key = self._observed(model)
         stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
         show_stats(run.folder, self.show, self.draft.low)
+        for line in float16_notes(model, stats):
+            self.note(line)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
         menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])

@@ -42,6 +42,7 @@ class Checkpoint:
         folder: Where config and tokenizer lie; ``path`` itself, unless another format had to be translated.
         config: Of transformers.
         dtype: The narrowest that a float tensor is kept in.
+        declared: The dtype that the config declares, in which engines run it; that above where it says none.
         source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
         stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
     """
@@ -63,6 +64,7 @@ class Checkpoint:
         """
         self.path = self.folder = folder
         self.config = _read_config(folder, quantized=quantized)
+        said = self.config.dtype  # before a model is built by it, which writes its own there
         self._where = self._locate()
         if self.config.num_hidden_layers > len(self._where):  # before so many are built
             raise UserError(
@@ -72,6 +74,7 @@ class Checkpoint:
         kinds = sorted({entry.dtype for entry in self._where.values()} & _FLOATS.keys())
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
         self.dtype = min((_FLOATS[k] for k in kinds), key=lambda d: torch.finfo(d).bits, default=torch.float32)
+        self.declared = getattr(torch, str(said).removeprefix("torch."), None) or self.dtype
 
     def _locate(self) -> dict[str, Entry]:
         """Name of every tensor to where it lies; errors as of the constructor."""
@@ -134,6 +137,11 @@ class Checkpoint:
             raise UserError(
                 f"{path} describes no model: {error!r}; take it from the same model as the weights"
             ) from error
+
+    def largest_beyond(self, bound: float) -> dict[str, float]:
+        """Tensors wider than float16 whose largest magnitude is beyond a bound, with that magnitude."""
+        wide = [name for name, entry in self._where.items() if entry.dtype in ("F32", "BF16", "F64")]
+        return {name: most for name, tensor in self._tensors(wide) if (most := float(tensor.abs().max())) > bound}
 
     def weight_bytes(self) -> int:
         """Bytes of all tensors in the checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qarat.ground.disk import check_folder
-from qarat.ground.errors import ArgumentError, NotPassedError
+from qarat.ground.errors import ArgumentError, NotJudgedError, NotPassedError, judging
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
 from qarat.jobs.folder import Run
@@ -95,11 +95,16 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         raise ArgumentError("`dry_run`: verify writes nothing but -o; without --against it does little but read")
     common.check_out(options.out)
-    verification = _verify(options, screen)
-    screen.show(verification)
-    written = common.save(verification, options.out)
-    if not verification.passed:
+    with judging(options.model):
+        verification = _verify(options, screen)
+        screen.show(verification)
+        written = common.save(verification, options.out)
+    if verification.verdict == "fails":
         raise NotPassedError(f"{options.model} does not pass; its errors are listed first among the findings")
+    if verification.verdict == "not judged":
+        raise NotJudgedError(
+            f"{options.model} has no errors, but not all of it was judged; what was not is listed first"
+        )
     return written
 
 
