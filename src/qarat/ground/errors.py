@@ -25,8 +25,12 @@ class NotPassedError(UserError):
     """A verdict, not a mishap: the command did its work, what it found was shown, and it found fault."""
 
 
+class UndecidedError(NotPassedError):
+    """The verdict that there is none: no fault was found, but not everything was judged."""
+
+
 class NotJudgedError(UserError):
-    """No verdict: what was asked cannot be judged, or could not be on this machine."""
+    """Nothing can be said: what was asked is not computed by qarat, or could not be on this machine."""
 
 
 _SHORT = {
@@ -60,7 +64,7 @@ def local_cause(error: BaseException | None) -> str:
         if number not in _SHORT and not isinstance(error, UserError):
             number = next((n for n, said in _SAID.items() if re.search(said, str(error))), None)
         if number in _SHORT:
-            return f"{_SHORT[number]} ({error or type(error).__name__})"
+            return f"{_SHORT[number]} ({str(error) or type(error).__name__})"
         error = error.__cause__ or error.__context__
     return ""
 

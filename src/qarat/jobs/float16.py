@@ -13,6 +13,7 @@ from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.values.formats import FLOAT16_LARGEST, IN_BFLOAT16
 from qarat.values.records.streams import ActivationStats
+from qarat.values.sites import short_name
 
 _SHOWN = 6
 
@@ -26,25 +27,32 @@ def beyond_float16(checkpoint: Checkpoint, stats: ActivationStats) -> tuple[str,
     """
     if checkpoint.declared != torch.float16:
         return ()
-    streams = {name: stream.maximum for name, stream in stats.streams.items()}
+    streams = {short_name(name): stream.maximum for name, stream in stats.streams.items()}
     return tuple(
         filter(None, (_line("weights", checkpoint.largest_beyond(FLOAT16_LARGEST)), _line("streams", streams)))
     )
 
 
-def float16_notes(model: Model, stats: ActivationStats | None) -> tuple[str, ...]:
+def float16_notes(
+    model: Model, stats: ActivationStats | None, made_from: tuple[Model, ActivationStats] | None = None
+) -> tuple[str, ...]:
     """The same of a model, with what to do about it.
 
     Args:
         model: Float or quantized.
         stats: Of it; None where there are none: then what its static scales reach counts.
+        made_from: The model that it was transformed from, and its stats; None where that is itself.
     """
     if model.checkpoint.declared != torch.float16:
         return ()
-    found = (
-        (_line("static inputs", _static_reach(model)),) if stats is None else beyond_float16(model.checkpoint, stats)
-    )
-    return tuple(f"{line}; {IN_BFLOAT16}" for line in found if line)
+    if stats is None:
+        line = _line("static inputs", _static_reach(model))
+        return (f"{line}; {IN_BFLOAT16}",) if line else ()
+    found = beyond_float16(model.checkpoint, stats)
+    if not found and made_from is not None:
+        was = beyond_float16(made_from[0].checkpoint, made_from[1])
+        return tuple(f"before it was transformed: {line}; {IN_BFLOAT16}. Transformed it stays within" for line in was)
+    return tuple(f"{line}; {IN_BFLOAT16}" for line in found)
 
 
 def _line(kind: str, reached: dict[str, float]) -> str:
@@ -67,5 +75,5 @@ def _static_reach(model: Model) -> dict[str, float]:
             scheme = module.scheme.input if isinstance(module, QuantLinear) else None
             if isinstance(module, QuantLinear) and scheme is not None and module.input_scales is not None:
                 largest = float(module.input_scales.scale.max()) * scheme.number_format.values[-1]
-                reached[f"{model.family.blocks}.{index}.{inner}"] = largest
+                reached[short_name(f"{index}.{inner}")] = largest
     return reached

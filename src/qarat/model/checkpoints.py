@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
@@ -28,6 +29,7 @@ from qarat.ground.runtime import Runtime
 from qarat.model.families import family_of
 from qarat.model.shards import Entry, locate_tensors
 
+CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # as transformers 5 and 4 call them
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
@@ -100,6 +102,23 @@ class Checkpoint:
                 while chunk := file.read(1 << 18):
                     digest.update(chunk)
         return digest.hexdigest()
+
+    @property
+    def origin(self) -> str:
+        """What the model is called: its hub id, where the folder is the hub's cache, else the folder's name."""
+        place = self.path.resolve()
+        hub = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{place.as_posix()}/")
+        return f"{hub[1]}/{hub[2]}" if hub else place.name.removesuffix(".gguf")
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Licence, language and task as the head of the model's card has them; empty where there is none to read."""
+        path = self.folder / "README.md"
+        try:
+            head: Any = yaml.safe_load(re.split(r"^---\s*$", path.read_text(encoding="utf-8"), flags=re.M)[1])
+        except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+            return {}
+        return {key: head[key] for key in CARD if key in head} if isinstance(head, dict) else {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

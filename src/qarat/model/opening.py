@@ -11,6 +11,7 @@ from qarat.ground.registry import nearest_names
 from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.model import Model
+from qarat.model.native import is_native
 from qarat.model.reference_models import PACKAGED, find_packaged, reference_models
 
 GGUF = ".gguf"
@@ -68,7 +69,8 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # only where the network is asked for
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model"]
+        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "README.md"]
+        patterns += ["LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*"]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many kinds; all mean that the model could not be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -98,6 +100,11 @@ def _in_folder(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The float checkpoint that lies in a folder or a GGUF file; errors as of its class."""
+    if is_native(path):
+        raise UserError(
+            f"{path} is quantized already, by qarat: `qarat evaluate` and `qarat.open_model` open it; here the float "
+            "model is wanted that it was made from"
+        )
     if path.suffix == GGUF and path.is_file():
         from qarat.model.gguf import GgufCheckpoint  # only where there is one
 

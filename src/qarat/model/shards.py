@@ -27,14 +27,18 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
 
 
-def locate_tensors(folder: Path) -> dict[str, Entry]:
+def locate_tensors(folder: Path, index: str = "model.safetensors.index.json") -> dict[str, Entry]:
     """Tensor name to where it lies, from every shard's header.
+
+    Args:
+        folder: Where they lie.
+        index: Name of the file that says which shards there are, if there is one.
 
     Raises:
         UserError: No weights, a tensor in two files, or a file truncated or damaged; or as `_weight_files`.
     """
     where: dict[str, Entry] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, folder / index):
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -49,13 +53,12 @@ def locate_tensors(folder: Path) -> dict[str, Entry]:
     return where
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, index: Path) -> list[Path]:
     """The files transformers would read: the index's shards, else ``model.safetensors``, else all there are.
 
     Raises:
         UserError: No weights; an index that is damaged, or names files outside the folder or missing ones.
     """
-    index = folder / "model.safetensors.index.json"
     if not index.is_file():
         single = folder / "model.safetensors"
         paths = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))

@@ -24,7 +24,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from qarat import __version__
-from qarat.ground.errors import ArgumentError, NotJudgedError, NotPassedError, UserError, local_cause
+from qarat.ground.errors import ArgumentError, NotJudgedError, NotPassedError, UndecidedError, UserError, local_cause
 from qarat.ground.registry import nearest_names
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
@@ -70,7 +70,7 @@ def _run(typed: list[str]) -> None:
         screen = _Json(typed, bars) if options.general.json else _Tables(typed, bars)
         try:
             ending = command(options, screen)
-        except (NotPassedError, NotJudgedError):
+        except NotPassedError:
             screen.close(())
             raise
     screen.close(ending)
@@ -117,7 +117,7 @@ class _Screen:
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"qarat: {self._spell(text)}", file=sys.stderr)
+            print(f"note: {self._spell(text)}", file=sys.stderr)
 
     def _spell(self, text: str) -> str:
         """A message of the library, with flags for the arguments that it names."""
@@ -186,7 +186,7 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
         sys.stdout.flush()
     except ArgumentError as error:
         fail(MISUSED, str(error))
-    except NotJudgedError as error:
+    except (UndecidedError, NotJudgedError) as error:
         fail(UNJUDGED, str(error))
     except UserError as error:
         fail(FAILED, str(error))

@@ -203,7 +203,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise PlanError("the plan does not fit the model:\n  " + "\n  ".join(sorted(offences)))
 
     def check_ties(self) -> None:
-        """Check that tied sites can be merged: they share a scheme, and tiles of their weights end where one ends.
+        """Check that tied sites can be merged: they share a scheme, and tiles end where one of them does.
 
         Raises:
             PlanError: Listing every broken tie.
@@ -215,7 +215,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         broken = {f"block {block}: {why}" for (block, _), tied in groups.items() if (why := _why_apart(tied))}
         if broken:
             raise PlanError(
-                "tied sites must share one scheme, and tiles must end where one of them does, or vLLM refuses the model "
+                "tied sites must share one scheme, and end where a tile does, or vLLM refuses the model "
                 "(`runtime` any, if yours fuses none):\n  " + "\n  ".join(sorted(broken))
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qarat.ground.runtime import Runtime
 from qarat.jobs.verify import AgainstRun, verify
+from qarat.maths.tensors import QuantizedTensor
 from qarat.stages.read_back.folders import open_folder
 from qarat.stages.read_back.matching import match_modules
 from qarat.stages.read_back.simulation import open_stored, weight_of
@@ -219,9 +220,11 @@ def test_a_quantized_head_is_its_codes_times_its_scales(broken: Any) -> None:
     matches = match_modules(ENGINES["vllm"], folder.config, folder.modules)
     model = open_stored(folder, matches, Runtime())
     stored = folder.checkpoint.read_raw(f"{HEAD}.", "cpu")
-    assert matches[HEAD].group is not None
-    expected = weight_of(stored, matches[HEAD].group, "pack-quantized").dequantize()
-    assert model.outside()[f"{HEAD}.weight"].equal(expected)
+    group = matches[HEAD].group
+    assert group is not None
+    expected = weight_of(stored, group, "pack-quantized")
+    assert isinstance(expected, QuantizedTensor)
+    assert model.outside()[f"{HEAD}.weight"].equal(expected.dequantize())
 
 
 def test_a_head_whose_input_is_quantized_is_not_judged_but_resolved(made: Any, broken: Any) -> None:

@@ -47,7 +47,9 @@ def layers_of(model: Model) -> dict[str, QuantLinear]:
 
 def test_merged_fp8_weights_have_the_scale_of_the_largest(source: Path) -> None:
     model = open_model(str(source))
-    weights = {name: model.block(0).get_submodule(name[len("model.layers.0.") :]).weight for name in QKV}
+    weights = {
+        name: model.block(0).get_submodule(name[len("model.layers.0.") :]).get_parameter("weight") for name in QKV
+    }
     layers = layers_of(quantize(model, planned(model, FP8)))
     largest = max(float(w.abs().max()) for w in weights.values())
     for name in QKV:
@@ -67,7 +69,7 @@ def test_other_schemes_are_rounded_by_themselves(low: str, source: Path) -> None
     scheme = parse_scheme(low).weight
     assert scheme is not None
     for name in QKV:
-        weight = model.block(0).get_submodule(name[len("model.layers.0.") :]).weight
+        weight = model.block(0).get_submodule(name[len("model.layers.0.") :]).get_parameter("weight")
         quantized, alone = layers[name].quantized, quantize_tensor(weight, scheme)
         assert quantized is not None
         assert quantized.codes.equal(alone.codes)
@@ -99,7 +101,9 @@ def test_what_is_priced_is_what_is_quantized(source: Path) -> None:
         if site.name in QKV:
             assert changes.weight(site, scheme).equal(layers[site.name].value)  # type: ignore[arg-type]
             inner = site.name.removeprefix("model.layers.0.")
-            assert cached.get_submodule(inner).value.equal(layers[site.name].value)
+            layer = cached.get_submodule(inner)
+            assert isinstance(layer, QuantLinear)
+            assert layer.value.equal(layers[site.name].value)
 
 
 @pytest.mark.parametrize("low", [FP8, "w=nvfp4"])
@@ -146,8 +150,10 @@ def test_a_folder_quantized_under_several_scales_is_not_exported(source: Path, t
 
     def damaged(index: int) -> Any:
         block = quantized.block(index)
-        scales = block.get_submodule("self_attn.k_proj").quantized.scales.scale
-        scales *= 0.5
+        layer = block.get_submodule("self_attn.k_proj")
+        assert isinstance(layer, QuantLinear)
+        assert layer.quantized is not None
+        layer.quantized.scales.scale.mul_(0.5)
         return block
 
     with pytest.raises(UserError, match=r"q_proj and .*k_proj are merged by engines under one scale"):
