@@ -49,7 +49,7 @@ def test_the_streams_beyond_are_named_with_their_maximum(wide: Path) -> None:
     assert reached > 65504
     assert line.startswith("streams beyond 65504")
     assert f"0.down_in {reached:,.0f}" in line
-    assert float16_notes(model, stats) == (f"{line}; serve it in bfloat16 (vLLM: --dtype bfloat16)",)
+    assert float16_notes(model, stats) == (f"{line}; serve it in bfloat16 (vLLM: `dtype` bfloat16)",)
 
 
 def test_nothing_is_said_where_another_dtype_is_declared(tmp_path: Path) -> None:
@@ -93,6 +93,7 @@ def test_profile_run_export_and_verify_say_it(wide: Path, small: list[str], qara
     assert "note: streams beyond 65504" in ran.err
     exported = qarat("export", out, "-o", tmp_path / "exported")
     assert "0.down_in" in exported.err
+    assert "(vLLM: --dtype bfloat16)" in exported.err
     native = qarat("export", out / "model", "-o", tmp_path / "again")  # without the run's stats: 0.down is in float
     assert native.code == 0
     for against in (out, wide):

@@ -16,7 +16,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 
 FLOAT16_LARGEST = 65504.0
-IN_BFLOAT16 = "serve it in bfloat16 (vLLM: --dtype bfloat16)"
+IN_BFLOAT16 = "serve it in bfloat16 (vLLM: `dtype` bfloat16)"
 """What to do about numbers beyond that in a checkpoint whose config declares float16."""
 
 
