@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from qarat.model.folders import MARK
@@ -23,6 +24,8 @@ from qarat.stages.quantize import quantize
 from qarat.surfaces.cli import main
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import assign
+from qarat.values.records.files import decode_record
+from qarat.values.records.scores import Evaluation, paired_difference
 
 Qarat = Callable[..., Any]
 FORMAT = "compressed-tensors"
@@ -81,6 +84,52 @@ def test_a_run_exports_what_the_verb_exports(unbroken: Path, qarat: Qarat, tmp_p
     assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["format"]
     assert (tmp_path / "out" / MARK).read_bytes() == (unbroken / "plan.json").read_bytes()
     assert qarat("show", unbroken).code == 0
+
+
+def test_an_export_ends_with_what_to_do_next_and_what_it_weighs(unbroken: Path, qarat: Qarat, tmp_path: Path):
+    out = tmp_path / "out"
+    answer = qarat("export", unbroken, "-o", out)
+    weighs = sum(path.stat().st_size for path in out.glob("*.safetensors")) / 1e6
+    assert f"({weighs:.3f} MB of weights, in float " in answer.out.replace("\n", " ")
+    assert f"qarat verify {out} --against {unbroken}" in answer.out
+    assert f"vllm serve {out}" in answer.out
+    assert "qarat: " not in answer.err  # which is how errors begin
+    shown = qarat("show", out)
+    assert shown.code == 0
+    assert f"qarat verify {out} says what engines make of it" in shown.err
+    (out / MARK).unlink()
+    stranger = qarat("show", out)
+    assert stranger.code == 1
+    assert f"qarat verify {out} (quantized)" in stranger.err
+
+
+def test_an_export_has_a_card_that_the_hub_reads(unbroken: Path, native: Path, qarat: Qarat, tmp_path: Path):
+    card = ModelCard.load(unbroken / FORMAT / "README.md")
+    assert card.data.base_model == "model"  # the folder's name
+    assert card.data.base_model_relation == "quantized"
+    assert card.data.library_name == "transformers"
+    assert {"qarat", FORMAT, "int8"} <= set(card.data.tags)
+    assert "vllm serve" in card.text
+    before, after = (decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in ("float", "plan"))
+    assert f"| float | {before.perplexity:,.4f} | {before.loss:.4f} |" in card.text
+    assert f"{paired_difference(after, before).nats:+.4f} ± " in card.text
+    assert qarat("export", native, "-o", tmp_path / "out").code == 0
+    unmeasured = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "| `w=int8/channel` | 13 |" in unmeasured.text
+    assert "perplexity" not in unmeasured.text  # nobody measured it
+
+
+def test_a_card_says_the_licence(tiny_llama: Path, qarat: Qarat, tmp_path: Path):
+    source = Path(shutil.copytree(tiny_llama, tmp_path / "source"))
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\n---\n")
+    (source / "LICENSE").write_text("terms")
+    model = open_model(str(source))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int8/channel")
+    write_native(quantize(model, plan), plan, tmp_path / "native")
+    assert qarat("export", tmp_path / "native", "-o", tmp_path / "out").code == 0
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.license_name, data.license_link) == ("other", "mine", "LICENSE")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
 
 
 def test_a_run_in_bfloat16_writes_the_checkpoint_s_own_numbers(words: list[str], qarat: Qarat, tmp_path: Path):

@@ -234,7 +234,7 @@ def test_a_float_model(file: str, change: Change, times: int, source: Path):
     ("file", "change", "times"),
     [
         ("plan.json", mutate_text, 400),
-        ("model.safetensors.index.json", mutate_text, 200),
+        ("qarat.index.json", mutate_text, 200),
         ("block-000.safetensors", mutate_header, 200),
     ],
 )

@@ -1,5 +1,6 @@
 """`qarat verify`, from folder to exit code, and against the float model."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -202,3 +203,82 @@ def test_nothing_of_the_folder_is_run_or_unpickled(exported: tuple[Path, Path], 
     (folder / "trap.py").write_text("raise SystemExit('run!')")
     torch.save({"trap": 1}, folder / "pytorch_model.bin")
     assert verify(folder, ["transformers"]).passed
+
+
+# ---------------------------------------------------------------- no verdict
+
+
+def test_what_is_not_judged_has_an_exit_code_of_its_own(
+    qarat: Qarat, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported[1], tmp_path / "turned")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["transform_config"] = {"config_groups": {"u": {"type": "hadamard", "apply": []}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    answer = qarat("verify", folder, "--engine", "vllm")
+    assert answer.code == 3
+    assert "turned is not judged: 0 errors, 1 not judged, 1 warning" in answer.out
+    assert "not all of it was judged" in answer.err
+    assert json.loads(qarat("verify", folder, "--engine", "vllm", "--json").out)["record"]["folder"] == "turned"
+
+
+LACKING = {
+    "memory": MemoryError(),
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+    "threads": RuntimeError("can't start new thread"),
+    "disk": OSError(errno.ENOSPC, "No space left on device"),
+    "files": OSError("Too many open files (os error 24)"),
+    "permission": PermissionError(errno.EACCES, "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+@pytest.mark.parametrize("place", ["check_contents", "open_folder", "resolve"])
+def test_what_the_machine_lacks_is_no_fault_of_the_folder(
+    qarat: Qarat, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LACKING[name]
+
+    monkeypatch.setattr(f"qarat.jobs.verify.{place}", fail)
+    answer = qarat("verify", exported[1])
+    assert answer.code == 3, answer.err
+    assert "was not judged" in answer.err
+    assert "says nothing of it" in answer.err
+    assert answer.out == ""
+
+
+def test_a_fault_of_the_program_stays_one(exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the size of tensor a must match the size of tensor b")
+
+    monkeypatch.setattr("qarat.jobs.verify.check_contents", fail)
+    with pytest.raises(RuntimeError, match="must match"):
+        verify(exported[1])
+
+
+@pytest.mark.parametrize("name", ["memory", "threads"])
+def test_transformers_that_could_not_run_here_leaves_the_folder_unjudged(
+    qarat: Qarat, exported: tuple[Path, Path], small: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise LACKING[name]
+
+    monkeypatch.setattr("qarat.stages.read_back.readback.AutoModelForCausalLM.from_pretrained", fail)
+    native, folder = exported
+    answer = qarat("verify", folder, "--against", native, "--json", *small)
+    assert answer.code == 3
+    findings = json.loads(answer.out)["record"]["findings"]
+    assert [f["severity"] for f in findings if "not run in transformers" in f["what"]] == ["not judged"]
+
+
+def test_a_full_disk_under_the_record_is_no_fault_of_the_folder(
+    qarat: Qarat, exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qarat.ground.disk.os.fsync", fail)
+    answer = qarat("verify", exported[1], "-o", tmp_path / "v.json")
+    assert answer.code == 3
+    assert "the disk is full" in answer.err

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
@@ -315,7 +315,7 @@ def test_config_tokenizer_and_generation_config_come_along(tiny_llama: Path, tmp
     blocks = {"block-000.safetensors", "block-001.safetensors", "outside.safetensors"}
     beside = {p.name for p in source.iterdir()} - {"model.safetensors", "training.json", "README.md"}
     assert {"config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja"} <= beside
-    assert names == beside | blocks | {"plan.json", "model.safetensors.index.json"}
+    assert names == beside | blocks | {"plan.json", "qarat.index.json"}
     for name in beside:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     text = "the same tokenizer"
@@ -328,7 +328,7 @@ def test_config_tokenizer_and_generation_config_come_along(tiny_llama: Path, tmp
 def test_no_index_of_a_sharded_source_comes_along(tmp_path: Path):
     model, plan = quantized(tiny_checkpoint(tmp_path / "source", max_shard_size="40KB"), "w=int8/channel", {})
     write_native(model, plan, tmp_path / "out")
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    index = json.loads((tmp_path / "out" / "qarat.index.json").read_text())
     assert set(index["weight_map"].values()) == {p.name for p in (tmp_path / "out").glob("*.safetensors")}
     assert index["weight_map"].keys() == tensors(tmp_path / "out").keys()
 
@@ -341,8 +341,38 @@ def test_what_a_native_folder_is(written: Path, tiny_llama: Path):
 
 
 def test_a_float_model_cannot_be_opened_from_it(written: Path):
-    with pytest.raises(UserError, match="config and weights disagree"):
+    with pytest.raises(UserError, match="is quantized already, by qarat"):
         open_model(str(written))
+
+
+def test_transformers_does_not_load_it_with_projections_drawn_at_random(written: Path):
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        AutoModelForCausalLM.from_pretrained(written)
+
+
+def test_a_folder_with_the_index_of_earlier_versions_is_refused(written: Path, tmp_path: Path):
+    old = Path(shutil.copytree(written, tmp_path / "old"))
+    (old / "qarat.index.json").rename(old / "model.safetensors.index.json")
+    with pytest.raises(UserError, match=r"written by an earlier qarat.*quantize again"):
+        read_native(old)
+
+
+def test_licences_templates_and_the_head_of_the_card_come_along(tiny_llama: Path, tmp_path: Path):
+    source = Path(shutil.copytree(tiny_llama, tmp_path / "hub" / "models--org--name" / "snapshots" / "0"))
+    along = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "additional_chat_templates/tools.jinja")
+    (source / "additional_chat_templates").mkdir()
+    for name in along:
+        (source / name).write_text(name)
+    (source / "README.md").write_text("---\nlicense: llama3.2\nlanguage: [en]\nwidget: []\n---\n# It\n")
+    model, plan = quantized(source, "w=int8/channel", {})
+    write_native(model, plan, tmp_path / "out")
+    for name in along:
+        assert (tmp_path / "out" / name).read_text() == name
+    assert not (tmp_path / "out" / "README.md").exists()  # which is not of this folder
+    again, _ = read_native(tmp_path / "out")
+    for checkpoint in (model.checkpoint, again.checkpoint):
+        assert checkpoint.origin == "org/name"
+        assert checkpoint.card == {"license": "llama3.2", "language": ["en"]}
 
 
 # ---------------------------------------------------------------- damage
@@ -387,7 +417,7 @@ def claim_another_plan(old: str, new: str) -> Damage:
         before = (folder / "plan.json").read_bytes()
         rewrite("plan.json", old, new)(folder)
         digests = [hashlib.sha256(data).hexdigest() for data in (before, (folder / "plan.json").read_bytes())]
-        rewrite("model.safetensors.index.json", *digests)(folder)
+        rewrite("qarat.index.json", *digests)(folder)
 
     return damage
 
@@ -476,10 +506,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a missing block": (lambda f: (f / "block-001.safetensors").unlink(), r"missing: block-001\.safetensors"),
     "a truncated plan": (truncate("plan.json"), r"not a record"),
     "a missing plan": (lambda f: (f / "plan.json").unlink(), r"plan\.json or config\.json is missing"),
-    "a missing index": (lambda f: (f / "model.safetensors.index.json").unlink(), r"index\.json is missing or damaged"),
-    "a truncated index": (truncate("model.safetensors.index.json"), r"index\.json is missing or damaged"),
+    "a missing index": (lambda f: (f / "qarat.index.json").unlink(), r"index\.json is missing or damaged"),
+    "a truncated index": (truncate("qarat.index.json"), r"index\.json is missing or damaged"),
     "a later format": (
-        rewrite("model.safetensors.index.json", "qarat-native/1", "qarat-native/2"),
+        rewrite("qarat.index.json", "qarat-native/1", "qarat-native/2"),
         r"written as qarat-native/2, this qarat reads qarat-native/1",
     ),
     "a plan edited to a scheme of the same size": (
@@ -608,7 +638,7 @@ def test_progress_is_told_of_every_block(tiny_llama: Path, tmp_path: Path):
 
 
 def test_headers_are_those_of_plain_safetensors(written: Path):
-    index = json.loads((written / "model.safetensors.index.json").read_text())
+    index = json.loads((written / "qarat.index.json").read_text())
     for path in sorted(written.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}

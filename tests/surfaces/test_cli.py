@@ -307,5 +307,5 @@ def test_progress_and_notes_stay_off_stdout(qarat: Qarat, monkeypatch: pytest.Mo
     code, out, err = qarat("profile", "--json")
     assert code == 0
     assert json.loads(out) == {"answer": 42}
-    assert "qarat: something to know\n" in err
+    assert "note: something to know\n" in err
     assert "walk" in err

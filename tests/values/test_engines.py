@@ -33,7 +33,7 @@ KINDS = {
     ("w=int8/channel a=e4m3/token", "int-quantized"): "",
     ("w=int8/channel", "pack-quantized"): "packed int",
     ("w=int4/g128", "pack-quantized"): "packed int",
-    ("w=int4/g128/asymmetric", "pack-quantized"): "packed int",
+    ("w=int4/g128/asymmetric", "pack-quantized"): "packed int with zero points",
     ("w=int4/tensor", "pack-quantized"): "",
     ("w=int8/channel", "int-quantized"): "",
     ("w=int4/g128 a=int8/token", "pack-quantized"): "int4 weights, int8 inputs",

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from qarat.ground.errors import UserError
+from qarat.ground.errors import NotJudgedError, UserError, judging, local_cause
 from qarat.ground.runtime import Progress, Runtime, no_progress
+from qarat.jobs.float16 import beyond_float16
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -26,11 +27,12 @@ from qarat.stages.read_back.resolution import Matches, resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.stages.spikes import find_spikes
 from qarat.values.engines import DEFAULT_ENGINES, Engine, engine_named, generation_named
+from qarat.values.formats import IN_BFLOAT16
 from qarat.values.plans import Plan
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.streams import ActivationStats
-from qarat.values.records.verification import LogitsComparison, Verification
+from qarat.values.records.verification import LogitsComparison, Severity, Verification
 
 LOGITS_LIMIT = 1e-5
 """Relative, in float32, between our simulation of the folder and of the run: the same sums in the same order."""
@@ -106,7 +108,10 @@ class AgainstFloat(NamedTuple):
                 f"{resolved.folder.path} and {model.path} are models of different shapes; give the one it was made from"
             )
         damage = _measure_damage(stored, model, self.report, progress)
-        _measure_spikes(resolved, model, observe(model, self.calibration, attention=False, progress=progress))
+        stats = observe(model, self.calibration, attention=False, progress=progress)
+        _measure_spikes(resolved, model, stats)
+        for problem in beyond_float16(resolved.folder.checkpoint, stats):
+            resolved.findings.add("warning", problem, IN_BFLOAT16)
         return {"damage": (damage,)}
 
 
@@ -128,11 +133,23 @@ def verify(
         progress: Called as the work goes on.
 
     Raises:
+        NotJudgedError: This machine lacks what it takes: memory, threads, disk.
         UserError: Not such a folder, or damaged beyond reading; or the two are models of different shapes, or cannot be
             compared at all.
     """
     if against is not None:
         against.check()
+    with judging(folder):
+        return _verify(folder, engines, generation, against, progress)
+
+
+def _verify(
+    folder: Path,
+    engines: Sequence[str],
+    generation: str,
+    against: AgainstRun | AgainstFloat | None,
+    progress: Progress,
+) -> Verification:
     resolved = _resolve(folder, engines, generation)
     fields: dict[str, object] = {}
     if against is not None:
@@ -158,7 +175,7 @@ def _resolve(path: Path, names: Sequence[str], generation: str) -> _Resolved:
     folder, findings = open_folder(path), Findings()
     modules, matches = resolve(folder, engines, generation, findings, lenient=not names)
     reference = matches.get(_REFERENCE) or next(iter(matches.values()))
-    check_contents(folder, reference, [e.name for e in engines if e.fuses], findings)
+    check_contents(folder, reference, engines, findings, lenient=not names)
     packages = {package: metadata.version(package) for package in _PACKAGES}
     provenance = Provenance(folder.checkpoint.fingerprint, "", "", packages)
     versions = {engine.name: engine.versions for engine in engines}
@@ -174,11 +191,16 @@ def _simulated(resolved: _Resolved, runtime: Runtime) -> Model | None:
         reason = f"nothing was computed: with the errors above, {resolved.reference} would not run what is stored"
         resolved.findings.add("note", reason, "correct them and verify again")
         return None
+    if resolved.folder.config.kv_cache is not None:
+        what = "what rounding keys and values costs: computed here with the KV cache in float, all else as it is stored"
+        resolved.findings.add("not judged", what, "compare it in an engine")
     try:
         return open_stored(resolved.folder, resolved.matches[resolved.reference], runtime)
+    except NotJudgedError as error:
+        resolved.findings.add("not judged", str(error), "compare it in an engine instead")
     except UserError as error:
         resolved.findings.add("error", str(error), "compare it in an engine instead")
-        return None
+    return None
 
 
 def _compared(
@@ -195,17 +217,31 @@ def _compared(
         problem = "not run in transformers: it would not fit in memory"
         resolved.findings.add("note", problem, "free some, or give more with `memory`")
         return tuple(comparisons)
-    for dtype in (torch.float32, torch.bfloat16):
+    halves = (torch.float16,) if resolved.folder.checkpoint.declared == torch.float16 else ()
+    for dtype in (torch.float32, torch.bfloat16, *halves):
         try:
             engine = transformers_logits(resolved.folder.path, dtype, windows)
         except UserError as error:
-            # The library gives FP4 and MX weights in bfloat16 alone, which float32 inputs do not go with.
-            severity = "note" if dtype == torch.float32 else "error"
-            resolved.findings.add(severity, str(error), f"{dtype}: see what it says", engines=(_REFERENCE,))
+            resolved.findings.add(*_why_not_run(error, dtype), engines=(_REFERENCE,))
             continue
+        if dtype == torch.float16 and not engine.isfinite().all():
+            problem = "in float16, which the folder declares, transformers gives NaN or Inf: engines will too"
+            resolved.findings.add("warning", problem, IN_BFLOAT16)
         caption = f"transformers in {str(dtype).removeprefix('torch.')}, and simulation of the run"
         comparisons.append(LogitsComparison(caption, relative_difference(engine, theirs), 0.0, count))
     return tuple(comparisons)
+
+
+def _why_not_run(error: UserError, dtype: torch.dtype) -> tuple[Severity, str, str]:
+    """How grave it is that transformers did not run the folder, why that was, and what to do."""
+    if cause := local_cause(error):
+        return (
+            "not judged",
+            f"not run in transformers: {cause}",
+            "mend that and verify again; it is no fault of the folder",
+        )
+    # The library gives FP4 and MX weights in bfloat16 alone, which float32 inputs do not go with.
+    return "note" if dtype == torch.float32 else "error", str(error), f"{dtype}: see what it says"
 
 
 def _fits(folder: StoredFolder, runtime: Runtime) -> bool:

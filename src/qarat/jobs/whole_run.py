@@ -23,6 +23,8 @@ from qarat.jobs.estimates import (
     quantized_bytes,
     stats_bytes,
 )
+from qarat.jobs.exporting import measured_in
+from qarat.jobs.float16 import float16_notes
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
@@ -106,6 +108,8 @@ class Pipeline:
         key = self._observed(model)
         stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
         show_stats(run.folder, self.show, self.draft.low)
+        for line in float16_notes(model, stats, before and (self.source, before)):
+            self.note(line)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
         menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
@@ -125,7 +129,7 @@ class Pipeline:
         self._measure(run, key, plan, stats, before or stats)
         for format in self.exports:
             work = functools.partial(self._export, run, format)
-            run.step(f"export {format}", format, [format], work, after=["quantize"])
+            run.step(f"export {format}", format, [format], work, after=["quantize", *(s.name for s in EVALUATE)])
         run.finish()
 
     def _measure(
@@ -269,7 +273,8 @@ class Pipeline:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
         model = Model(self.model.checkpoint, EXPORTING, quantized.block, self.model.transforms)
-        notes = export_model(model, plan, run.path(format), format, overwrite=True, progress=self.progress)
+        more: dict[str, Any] = {"measured": measured_in(run.folder), "overwrite": True, "progress": self.progress}
+        notes = export_model(model, plan, run.path(format), format, **more)
         for note in notes:
             self.note(f"{format}: {note}")
 

@@ -48,6 +48,13 @@ class QuantizedTensor:
         s = self.scales
         return sum(t.nbytes for t in (self.codes, s.scale, s.zero_point, s.tensor_scale) if t is not None)
 
+    def rows(self, first: int, end: int) -> QuantizedTensor:
+        """Some rows of a matrix whose scales reach over single rows, or over all of them; a view."""
+        pick = slice(first, end) if len(self.scales.scale) == len(self.codes) else slice(None)
+        zeros = self.scales.zero_point
+        scales = Scales(self.scales.scale[pick], None if zeros is None else zeros[pick], self.scales.tensor_scale)
+        return QuantizedTensor(self.codes[first:end], scales, self.scheme)
+
     def dequantize(self) -> Tensor:
         """The numbers the codes stand for, scale × (table[code] − zero point); shape of ``codes``, float32."""
         values = as_matrices(decode(self.codes, self.scheme.number_format))

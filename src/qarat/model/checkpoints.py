@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ from qarat.model.recognition import (
 from qarat.model.shards import Entry, locate_tensors
 from qarat.model.tokenizing import read_tokenizer
 
+CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
@@ -43,6 +45,7 @@ class Checkpoint:
         config: Of transformers.
         dtype: The narrowest that a float tensor is kept in.
         notes: What a person should know of the folder, a line each.
+        declared: The dtype that the config declares, in which engines run it; that above where it says none.
         source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
         stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
     """
@@ -65,6 +68,7 @@ class Checkpoint:
         """
         self.path = self.folder = folder
         self.config = _read_config(folder, quantized=quantized)
+        said = self.config.dtype  # before a model is built by it, which writes its own there
         self._where = self._locate()
         if (folder / ADAPTER).is_file():
             self.notes = (
@@ -78,6 +82,7 @@ class Checkpoint:
         kinds = sorted({entry.dtype for entry in self._where.values()} & _FLOATS.keys())
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
         self.dtype = min((_FLOATS[k] for k in kinds), key=lambda d: torch.finfo(d).bits, default=torch.float32)
+        self.declared = getattr(torch, str(said).removeprefix("torch."), None) or self.dtype
 
     def _locate(self) -> dict[str, Entry]:
         """Name of every tensor to where it lies; errors as of the constructor."""
@@ -103,6 +108,23 @@ class Checkpoint:
                 while chunk := file.read(1 << 18):
                     digest.update(chunk)
         return digest.hexdigest()
+
+    @property
+    def origin(self) -> str:
+        """What the model is called: its hub id, where the folder is the hub's cache, else the folder's name."""
+        place = self.path.resolve()
+        hub = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{place.as_posix()}/")
+        return f"{hub[1]}/{hub[2]}" if hub else place.name.removesuffix(".gguf")
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Licence, language and task as the head of the model's card has them; empty where there is none to read."""
+        path = self.folder / "README.md"
+        try:
+            head: Any = yaml.safe_load(re.split(r"^---\s*$", path.read_text(encoding="utf-8"), flags=re.M)[1])
+        except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+            return {}
+        return {key: head[key] for key in CARD if key in head} if isinstance(head, dict) else {}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -136,6 +158,11 @@ class Checkpoint:
             raise UserError(
                 f"{path} describes no model: {error!r}; take it from the same model as the weights"
             ) from error
+
+    def largest_beyond(self, bound: float) -> dict[str, float]:
+        """Tensors wider than float16 whose largest magnitude is beyond a bound, with that magnitude."""
+        wide = [name for name, entry in self._where.items() if entry.dtype in ("F32", "BF16", "F64")]
+        return {name: most for name, tensor in self._tensors(wide) if (most := float(tensor.abs().max())) > bound}
 
     def weight_bytes(self) -> int:
         """Bytes of all tensors in the checkpoint."""

@@ -6,6 +6,7 @@ Nothing here reads a format; `qarat.model.native` is one, `qarat.stages.export` 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ MARK = "qarat-plan.json"
 PLAN = "plan.json"
 INDEX = "model.safetensors.index.json"
 BESIDE = (".json", ".txt", ".model", ".jinja")  # kinds of the files that are copied from the source
-NOT_BESIDE = (INDEX, PLAN, MARK, "training.json")  # ours, or of the source's weights
+LICENCE = re.compile(r"(licen[cs]e|notice|copying|use_policy)", re.IGNORECASE)  # beginnings of names that go along too
+TEMPLATES = "additional_chat_templates"
+NATIVE_INDEX = "qarat.index.json"
+"""Of a native folder. By the usual name others would take it for theirs, and draw what they miss at random."""
+NOT_BESIDE = (INDEX, NATIVE_INDEX, PLAN, MARK, "training.json")  # ours, or of the source's weights
 
 KINDS = {
     torch.float32: "F32",
@@ -49,7 +54,7 @@ def require_exact(model: Model) -> None:
 
 
 def copy_beside(model: Model, target: Path) -> None:
-    """Copy config, tokenizer, chat template and generation config as they lie beside the model's checkpoint.
+    """Copy config, tokenizer, chat templates, generation config and licence as they lie beside the model's checkpoint.
 
     Args:
         model: Of a config that says another inner width than its checkpoint's, that number is written.
@@ -58,9 +63,19 @@ def copy_beside(model: Model, target: Path) -> None:
     for path in sorted(model.folder.iterdir()):
         if path.suffix in BESIDE and path.name not in NOT_BESIDE and path.is_file():
             shutil.copyfile(path, target / path.name)
+    if (model.folder / TEMPLATES).is_dir():
+        shutil.copytree(model.folder / TEMPLATES, target / TEMPLATES, dirs_exist_ok=True)
+    copy_licence(model, target)
     field = model.family.inner_width
     if (width := getattr(model.config, field)) != getattr(model.checkpoint.config, field):
         write_config(target, {field: width})
+
+
+def copy_licence(model: Model, target: Path) -> None:
+    """Copy what says under which terms a model's weights may be used; arguments as `copy_beside`."""
+    for path in sorted(model.folder.iterdir()):
+        if LICENCE.match(path.name) and path.is_file():
+            shutil.copyfile(path, target / path.name)
 
 
 def write_config(folder: Path, fields: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ A float tensor keeps its name and the source's dtype. A quantized projection bec
 little-endian in bits), ``NAME.scale``, and where the scheme has them ``NAME.zero_point``, ``NAME.tensor_scale``,
 ``NAME.input_scale`` and ``NAME.input_zero_point``. ``plan.json`` says what they mean; the index keeps its hash, so that
 neither changes alone. One file a block, so that writing and reading need the memory of one. No engine loads this
-format; it is what `qarat` itself measures, and what exports are compared with.
+format, and none can by mistake, since the index has a name of its own; it is what `qarat` itself measures, and
+what exports are compared with.
 
 Of a plan with a prefix, ``prefix.safetensors`` holds what an engine's cache would begin with: for every block
 ``BLOCK.prefix_keys`` (position embeddings in them) and ``BLOCK.prefix_values``, (key heads, tokens, head width); and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 from safetensors.torch import save
@@ -26,16 +28,18 @@ from qarat.ground.disk import check_folder, new_folder
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.model.checkpoints import Checkpoint
-from qarat.model.folders import INDEX, KINDS, PLAN, copy_beside, require_exact
+from qarat.model.folders import INDEX, KINDS, NATIVE_INDEX, PLAN, copy_beside, require_exact
 from qarat.model.model import Model, Transform
 from qarat.model.native_tensors import block_tensors, expected_tensors, prefix_tensors, read_block
 from qarat.model.prefixes import PrefixedBlock
+from qarat.model.shards import Entry, locate_tensors
 from qarat.values.fingerprints import source_of, transforms_of
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
 
 FORMAT = "qarat-native/1"
+T = TypeVar("T")
 PREFIX = "prefix.safetensors"
 SOURCES = "source_map"  # which tensors lay together in the float checkpoint: an export keeps them together
 
@@ -91,7 +95,8 @@ def write_native(model: Model, plan: Plan, folder: Path, *, progress: Progress =
             metadata["source"] = model.checkpoint.source
         weight_map, source_map = dict(sorted(where.items())), dict(sorted(model.checkpoint.files.items()))
         index_file = {"metadata": metadata, "weight_map": weight_map, SOURCES: source_map}
-        (partial / INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
+        index_file |= {"origin": model.checkpoint.origin, "card": model.checkpoint.card}
+        (partial / NATIVE_INDEX).write_text(json.dumps(index_file, indent=1) + "\n")
         copy_beside(model, partial)
 
 
@@ -119,10 +124,10 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
 def _check_index(folder: Path, plan: Plan) -> str:
     """Check that the tensors were written in this format and under this plan; what the float model was made from."""
     try:
-        metadata: dict[str, str] = json.loads((folder / INDEX).read_text())["metadata"]
+        metadata: dict[str, str] = _read_index(folder)["metadata"]
         format, written_under = metadata["format"], metadata["plan"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX} is missing or damaged ({error!r}); quantize again") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / NATIVE_INDEX} is damaged ({error!r}); quantize again") from error
     if format != FORMAT:
         raise UserError(f"{folder} is written as {format}, this qarat reads {FORMAT}; quantize again")
     if written_under != content_hash(plan):
@@ -130,6 +135,21 @@ def _check_index(folder: Path, plan: Plan) -> str:
             f"{folder / PLAN} is not the plan that these tensors were written under; quantize again with it"
         )
     return str(metadata.get("source", ""))
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """What lies where, and under which plan it was written.
+
+    Raises:
+        UserError: Missing, damaged, or of a folder that was written under the name that others read.
+    """
+    path = folder / NATIVE_INDEX
+    if not path.is_file() and (folder / INDEX).is_file():
+        raise UserError(f"{folder} was written by an earlier qarat, under names that others read too; quantize again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error!r}); quantize again") from error
 
 
 class _NativeCheckpoint(Checkpoint):
@@ -150,11 +170,31 @@ class _NativeCheckpoint(Checkpoint):
         Raises:
             UserError: A damaged index.
         """
+        return self._of_index(SOURCES, dict[str, str])
+
+    @property
+    def origin(self) -> str:
+        """What the float model was called."""
+        return self._of_index("origin", str)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Of the float model."""
+        return self._of_index("card", dict[str, Any])
+
+    def _of_index(self, key: str, kind: type[T]) -> T:
+        """What the index has under a key.
+
+        Raises:
+            UserError: A damaged index.
+        """
         try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            return msgspec.convert(index[SOURCES], dict[str, str])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.folder / INDEX} is missing or damaged ({error!r}); quantize again") from error
+            return msgspec.convert(_read_index(self.folder)[key], kind)
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise UserError(f"{self.folder / NATIVE_INDEX} is damaged ({error!r}); quantize again") from error
+
+    def _locate(self) -> dict[str, Entry]:
+        return locate_tensors(self.folder, NATIVE_INDEX)
 
     def check(self, wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> None:
         """Check from the headers alone that the tensors are those of the plan.

@@ -11,6 +11,7 @@ from qarat.ground.registry import nearest_names
 from qarat.ground.runtime import Runtime, check_threads
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.model import Model
+from qarat.model.native import is_native
 from qarat.model.recognition import adapter_refusal, is_adapter
 from qarat.model.reference_models import PACKAGED, find_packaged, reference_models
 from qarat.values.hub_names import parse_hub_name
@@ -84,7 +85,8 @@ def _download(hub_id: str, revision: str | None, others: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "README.md"]
+        patterns += ["LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*"]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         reason = f"it is gated: agree to its terms at https://huggingface.co/{hub_id}, and log in (hf auth login)"
@@ -121,6 +123,11 @@ def _in_folder(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """The float checkpoint that lies in a folder or a GGUF file; errors as of its class."""
+    if is_native(path):
+        raise UserError(
+            f"{path} is quantized already, by qarat: `qarat evaluate` and `qarat.open_model` open it; here the float "
+            "model is wanted that it was made from"
+        )
     if path.suffix == GGUF and path.is_file():
         from qarat.model.gguf import GgufCheckpoint  # only where there is one
 

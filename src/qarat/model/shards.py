@@ -30,14 +30,18 @@ class Entry(NamedTuple):
         return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
 
 
-def locate_tensors(folder: Path) -> dict[str, Entry]:
+def locate_tensors(folder: Path, index: str = "model.safetensors.index.json") -> dict[str, Entry]:
     """Tensor name to where it lies, from every shard's header.
+
+    Args:
+        folder: Where they lie.
+        index: Name of the file that says which shards there are, if there is one.
 
     Raises:
         UserError: No weights, a tensor in two files, or a file truncated or damaged; or as `_weight_files`.
     """
     where: dict[str, Entry] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(folder, folder / index):
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -52,14 +56,14 @@ def locate_tensors(folder: Path) -> dict[str, Entry]:
     return where
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, index: Path) -> list[Path]:
     """The index's shards, else ``model.safetensors``, else all there are but an adapter's.
 
     Raises:
         UserError: No weights, or not all of them; an index that is damaged, names files outside the folder or missing
             ones, or is of another save than the files beside it.
     """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    single = folder / "model.safetensors"
     files = sorted(set(folder.glob("*.safetensors")) - {folder / "adapter_model.safetensors"})
     shards = {path.name for path in files if _SHARD.fullmatch(path.name)}
     if index.is_file():

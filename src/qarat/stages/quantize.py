@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
 
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from qarat.model.layers import QuantLinear, QuantProducts, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.model.tokens import TokenSet
-from qarat.stages.rounding import Context, check_roundings, round_weight
+from qarat.stages.rounding import Context, Merged, check_roundings, round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
@@ -51,13 +50,13 @@ class WeightCache:
         self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
 
     def quantized(
-        self, name: str, weight: Tensor, scheme: TensorScheme, context: Context | None = None
+        self, name: str, weight: Tensor | Merged, scheme: TensorScheme, context: Context | None = None
     ) -> QuantizedTensor:
         """A site's weight under a scheme.
 
         Args:
             name: Of the site.
-            weight: (out, in), always the same for a name.
+            weight: As `round_weight` takes it, always the same for a name.
             scheme: Of the weight.
             context: What the site reads, always the same for a name.
         """
@@ -151,9 +150,7 @@ def build_block(
             inner = site.name.removeprefix(inside)
             weight: QuantizedTensor | Tensor = floats[f"{inner}.weight"]
             if scheme.weight is not None:
-                whole = cast(
-                    nn.Linear, source.get_submodule(inner)
-                ).weight.detach()  # rounded once, by its scheme alone
+                whole = Merged.of(source, inside, site, model.sites())  # rounded once, by its scheme alone
                 context = calibration and calibration.of(site)
                 rounded = round_weight if cache is None else partial(cache.quantized, site.name)
                 weight = rounded(whole, scheme.weight, context)

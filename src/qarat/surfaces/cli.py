@@ -24,7 +24,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from qarat import __version__
-from qarat.ground.errors import ArgumentError, NotPassedError, UserError
+from qarat.ground.errors import ArgumentError, NotJudgedError, NotPassedError, UndecidedError, UserError, local_cause
 from qarat.ground.registry import nearest_names
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
@@ -34,7 +34,8 @@ from qarat.surfaces.tables.data import respelled
 from qarat.values.budgets import parse_share
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
-FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
+FAILED, MISUSED, UNJUDGED = 1, 2, 3
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 WIDTH = 100  # of tables, where stdout is no terminal
 
 
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Default: those of the process.
 
     Returns:
-        The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 130 after Ctrl-C.
+        The exit code: 0, 1 for an error that the user can mend, 2 for words that make no sense, 3 for no verdict, 130
+        after Ctrl-C.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     with _plain_errors(typed) as outcome:
@@ -116,7 +118,7 @@ class _Screen:
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"qarat: {self._spell(text)}", file=sys.stderr)
+            print(f"note: {self._spell(text)}", file=sys.stderr)
 
     def _spell(self, text: str) -> str:
         """A message of the library, with flags for the arguments that it names."""
@@ -185,6 +187,8 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
         sys.stdout.flush()
     except ArgumentError as error:
         fail(MISUSED, str(error))
+    except (UndecidedError, NotJudgedError) as error:
+        fail(UNJUDGED, str(error))
     except UserError as error:
         fail(FAILED, str(error))
     except KeyboardInterrupt:
@@ -198,6 +202,10 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
         where = f"{error.filename}: " if error.filename else ""
         full = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
         fail(FAILED, f"{where}{error.strerror or error}{full}")
+    except (MemoryError, RuntimeError) as error:
+        if not (cause := local_cause(error)):
+            raise
+        fail(FAILED, f"{cause}; give less with `memory` or `threads`, or free some, and run the same command again")
 
 
 def _parse(typed: Sequence[str]) -> Any:

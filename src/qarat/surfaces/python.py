@@ -16,8 +16,9 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.advising import Advisor
 from qarat.jobs.checks import check_plan_request
+from qarat.jobs.exporting import read_to_export
 from qarat.jobs.folder import Run
-from qarat.jobs.open_any import find_native, open_for_evaluation, open_to_export
+from qarat.jobs.open_any import find_native, open_for_evaluation
 from qarat.jobs.run_steps import KIND
 from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
@@ -177,8 +178,7 @@ def export(
         return export_model(model, plan, out, format, overwrite=overwrite, progress=progress)
     if plan is not None:
         raise UserError(f"{model} holds its own plan; give None in its place")
-    quantized, own = open_to_export(Path(model), source)
-    return export_model(quantized, own, out, format, overwrite=overwrite, progress=progress)
+    return read_to_export(Path(model), format, source).write(out, format, overwrite=overwrite, progress=progress)
 
 
 def verify(

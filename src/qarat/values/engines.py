@@ -1,9 +1,10 @@
 """Engine rules as data: how each engine assigns the groups of a compressed-tensors folder, and which kernels it has.
 
-The rows are in ``bundled/engines.toml``, each with its versions and where it was read. Three things differ between
-engines, and each has broken somebody's checkpoint: in which order targets are tried, whether a fused module (q, k and v
-as one) is looked up under its own name or under its parts', and whether a group's format counts or only the one at the
-top. What could not be read in a source says so in ``unverified``.
+The rows are in ``bundled/engines.toml``, each with its versions and where it was read. What differs between engines has
+broken somebody's checkpoint each time: in which order targets are tried, whether a fused module (q, k and v as one) is
+looked up under its own name or under its parts', whether a group's format counts or only the one at the top, and
+what becomes of a quantized head, embedding or KV cache, of sparse weights and of columns in another order. Where that
+changed from one version to the next, there are two rows. What could not be read in a source says so in ``unverified``.
 
 ONNX Runtime and llama.cpp take a file of their own, in which every tensor says what it is, so that nothing is looked
 up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,8 @@ from qarat.ground.registry import nearest_names
 from qarat.values.schemes import LinearScheme
 
 MatchStep = Literal["name", "fused", "class"]
+Part = Literal["head", "embedding", "kv_cache", "sparse", "order"]
+"""What an engine may read or not beside the projections' groups."""
 
 
 class Fusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +58,18 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fuses: Whether `FUSIONS` are merged.
         group_format: Whether a group's own ``format`` counts; otherwise the one at the top decides for all.
         unmatched: What becomes of a module that no target matches: left in ``float`` without a word, or ``refused``.
+        head: Whether the tensors of a quantized head are ``read``, or ``dropped`` without a word.
+        embedding: Whether a quantized embedding is ``read`` as any module, by the ``class`` in its target alone, or
+            ``dropped``.
+        kv_cache: Which kinds of ``kv_cache_scheme`` it follows, a regular expression on NUMBERS/STRATEGY, as in
+            ``float8/tensor``; empty for none.
+        other_kv_cache: What becomes of the others: ``refused``, or the cache is left in ``float``.
+        sparse: Whether sparse weights are ``held`` or ``refused``, or any ``targets`` of a sparsity config are.
+        order: Whether ``weight_g_idx`` is followed where actorder is ``group``, or ``never``.
         sources: Where this was read.
         unverified: What of it was not.
+        doubts: What users say fails on a head: a regular expression on KIND OF KERNEL: SCHEME to what happens, and
+            where that was read.
         all_kernels: Whether its choice of kernels was read whole, so that what is not in `KERNELS` is refused.
     """
 
@@ -68,9 +82,30 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fuses: bool
     group_format: bool
     unmatched: Literal["float", "refused"]
+    head: Literal["read", "dropped"]
+    embedding: Literal["read", "class", "dropped"]
+    kv_cache: str
+    other_kv_cache: Literal["refused", "float"]
+    sparse: Literal["held", "refused", "refused, dense too"]
+    order: Literal["group", "never"]
     sources: tuple[str, ...]
     unverified: str = ""
+    doubts: dict[str, str] = {}
     all_kernels: bool = True
+
+    @property
+    def family(self) -> str:
+        """Of all its versions: the name up to a hyphen."""
+        return self.name.partition("-")[0]
+
+    def change(self, part: Part) -> str:
+        """When what its family makes of a part changed, and where that was read; empty where it did not."""
+        return _ROWS.changes.get(self.family, {}).get(part, "")
+
+    def doubt(self, kind: str, scheme: LinearScheme) -> str:
+        """What users say fails on a head of that scheme under a kind of kernel; empty for nothing."""
+        said = (text for pattern, text in self.doubts.items() if re.fullmatch(pattern, f"{kind}: {scheme}"))
+        return next(said, "")
 
 
 class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,6 +120,7 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cpu: Whether it runs on x86 CPUs.
         source: Where this was read.
         unverified: What of it was not.
+        since: From when on, where that lies within the engine's versions.
     """
 
     engine: str
@@ -95,6 +131,7 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu: bool = False
     source: str = ""
     unverified: str = ""
+    since: str = ""
 
     @property
     def reach(self) -> str:
@@ -139,11 +176,13 @@ class EngineRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         kinds: Kind of kernel to what it computes, as a regular expression; the first that matches counts.
+        changes: Family of engines to when what they make of a part changed, and where that was read.
     """
 
     kinds: dict[str, str]
     fusions: tuple[Fusion, ...]
     engines: tuple[Engine, ...]
+    changes: dict[str, dict[Part, str]]
     kernels: tuple[EngineKernel, ...]
     file_engines: tuple[FileEngine, ...]
     generations: dict[str, float]
@@ -170,12 +209,26 @@ GENERATIONS = _ROWS.generations
 """NVIDIA's compute capability of each generation."""
 
 CPU = "cpu"
-_CLASSES = {"lm_head": "ParallelLMHead"}  # in vLLM and SGLang; everything else: RowParallelLinear
+# In vLLM and SGLang; everything else that they do not fuse: RowParallelLinear.
+_CLASSES = {"lm_head": "ParallelLMHead", "embed_tokens": "VocabParallelEmbedding"}
 
 
 def fusion_of(leaf: str) -> Fusion | None:
     """The fusion that a projection goes into, by the last part of its name."""
     return next((fusion for fusion in FUSIONS if leaf in fusion.parts), None)
+
+
+def cut_parts(rows: Mapping[str, int], tall: int) -> list[str]:
+    """The parts of a merged module, but the last, that are no whole number of tiles, in words.
+
+    The scales of a merged weight lie in one table, a row of it for every row of tiles: where a part ended within a
+    tile, the next would begin there.
+
+    Args:
+        rows: Last name of each part to its output channels, in the order they are merged.
+        tall: Rows of a tile.
+    """
+    return [f"{leaf} has {count} rows" for leaf, count in list(rows.items())[:-1] if count % tall]
 
 
 def class_name(leaf: str) -> str:
@@ -208,8 +261,7 @@ def generation_named(name: str) -> str:
 
 def kernel_for(engine: Engine, kind: str) -> EngineKernel | None:
     """The row of an engine for a kind of scheme; None if it has no kernel for it."""
-    family = engine.name.partition("-")[0]
-    return next((k for k in KERNELS if k.engine == family and k.kind == kind), None)
+    return next((k for k in KERNELS if k.engine == engine.family and k.kind == kind), None)
 
 
 def kernel_kind(scheme: LinearScheme, format: str) -> str:

@@ -15,6 +15,10 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 
+FLOAT16_LARGEST = 65504.0
+IN_BFLOAT16 = "serve it in bfloat16 (vLLM: `dtype` bfloat16)"
+"""What to do about numbers beyond that in a checkpoint whose config declares float16."""
+
 
 class NumberFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A finite set of representable numbers.

@@ -17,6 +17,7 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.ground.summaries import Summarized
+from qarat.values.engines import cut_parts
 from qarat.values.fingerprints import brief
 from qarat.values.parsing import parse_scheme
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
@@ -202,25 +203,31 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise PlanError("the plan does not fit the model:\n  " + "\n  ".join(sorted(offences)))
 
     def check_ties(self) -> None:
-        """Check that tied sites share a scheme.
+        """Check that tied sites can be merged: they share a scheme, and tiles end where one of them does.
 
         Raises:
             PlanError: Listing every broken tie.
         """
-        groups: dict[tuple[int, str], dict[str, str]] = {}
+        groups: dict[tuple[int, str], list[Assignment]] = {}
         for a in self.assignments:
             if a.site.tie:
-                groups.setdefault((a.site.block, a.site.tie), {})[a.site.leaf] = str(a.scheme)
-        broken = [
-            f"block {block}: " + ", ".join(f"{leaf} {scheme}" for leaf, scheme in schemes.items())
-            for (block, _), schemes in groups.items()
-            if len(set(schemes.values())) > 1
-        ]
+                groups.setdefault((a.site.block, a.site.tie), []).append(a)
+        broken = {f"block {block}: {why}" for (block, _), tied in groups.items() if (why := _why_apart(tied))}
         if broken:
             raise PlanError(
-                "tied sites must share one scheme, or vLLM refuses the model (`runtime` any, if yours fuses none):\n  "
-                + "\n  ".join(broken)
+                "tied sites must share one scheme, and end where a tile does, or vLLM refuses the model "
+                "(`runtime` any, if yours fuses none):\n  " + "\n  ".join(sorted(broken))
             )
+
+
+def _why_apart(tied: Sequence[Assignment]) -> str:
+    """Why an engine cannot merge tied sites; empty if it can."""
+    if len({str(a.scheme) for a in tied}) > 1:
+        return ", ".join(f"{a.site.leaf} {a.scheme}" for a in tied)
+    weight = tied[0].scheme.weight
+    tall = weight.granularity.rows if weight is not None else None
+    cut = cut_parts({a.site.leaf: a.site.shape[0] for a in tied}, tall) if tall else []
+    return f"{' and '.join(cut)}, no whole tiles of {tall}: use w=e4m3/channel, or tiles that fit" if cut else ""
 
 
 def match_sites(pattern: str, sites: Iterable[Site]) -> tuple[Site, ...]:

@@ -100,6 +100,14 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         across = self.granularity.rows != 1 or self.scale == "e4m3" or self.outliers is not None
         return across and not self.static
 
+    @property
+    def is_shared_when_merged(self) -> bool:
+        """Whether weights that an engine merges have one scale: floats per tensor, and what stands above NVFP4's.
+
+        Of integers per tensor every part keeps its own, spread over its channels.
+        """
+        return self.scale == "e4m3" or (self.granularity == Granularity() and not self.number_format.is_integer)
+
     def contradictions(self) -> tuple[str, ...]:
         """What in the scheme cannot go together, in words; empty if nothing is."""
         fmt, reasons = self.number_format, list[str]()

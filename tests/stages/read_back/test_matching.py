@@ -153,11 +153,18 @@ def test_the_head_is_no_linear_class_where_it_is_parallel(made: Any) -> None:
     assert match_modules(ENGINES["vllm"], config, modules)["lm_head"].group is None
 
 
-def test_embeddings_are_only_looked_up_by_transformers(made: Any) -> None:
-    config, _ = config_of([["re:.*"]], [])
+def test_embeddings_are_looked_up_by_name_by_class_or_not_at_all(made: Any) -> None:
     modules = open_folder(made.folder).modules
-    assert match_modules(ENGINES["transformers"], config, modules)["model.embed_tokens"].group is not None
-    for engine in ("vllm", "sglang"):
-        match = match_modules(ENGINES[engine], config, modules)["model.embed_tokens"]
-        assert match.group is None
-        assert not match.refusal
+    for target, finders in (("model.embed_tokens", {"transformers"}), ("Embedding", {"transformers", "vllm"})):
+        config, _ = config_of([[target]], [])
+        for engine in ("transformers", "vllm", "vllm-0.23", "sglang"):
+            match = match_modules(ENGINES[engine], config, modules)["model.embed_tokens"]
+            assert (match.group is not None) == (engine in finders), (target, engine)
+            assert not match.refusal
+
+
+def test_a_head_that_nothing_names_is_left_in_float_by_sglang_too(made: Any) -> None:
+    config, _ = config_of([["re:.*_proj$"]], [])
+    match = match_modules(ENGINES["sglang"], config, open_folder(made.folder).modules)["lm_head"]
+    assert match.group is None
+    assert not match.refusal

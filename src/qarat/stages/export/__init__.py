@@ -16,4 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPORTERS"]
 
-EXPORTERS: Registry[Exporter] = Registry(__name__, "export format", helpers=["base", "recipes"])
+EXPORTERS: Registry[Exporter] = Registry(__name__, "export format", helpers=["base", "card", "recipes"])

@@ -17,8 +17,10 @@ from qarat.ground.runtime import Progress, no_progress
 from qarat.model.folders import MARK, require_exact
 from qarat.model.model import ROTATION, Model
 from qarat.stages.export import EXPORTERS
+from qarat.stages.export.card import write_card
 from qarat.values.plan_files import encode_plan
 from qarat.values.plans import Plan
+from qarat.values.records.scores import Evaluation
 
 
 class Exporter(Protocol):
@@ -111,6 +113,7 @@ def export_model(
     out: Path,
     format: str,
     *,
+    measured: Sequence[Evaluation] = (),
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Sequence[str]:
@@ -121,6 +124,7 @@ def export_model(
         plan: Of the model.
         out: Folder to be made.
         format: Name of an exporter.
+        measured: Losses of the float model and of the plan, for the card of a folder that has one.
         overwrite: Whether an earlier export may be replaced; nothing else ever is.
         progress: Called after every block.
 
@@ -135,4 +139,7 @@ def export_model(
     check_export(model, plan, format)
     with new_folder(out, MARK) as partial:
         (partial / MARK).write_text(encode_plan(plan))  # first, as the mark of what is ours
-        return EXPORTERS.load(format).write(model, plan, partial, progress=progress)
+        notes = EXPORTERS.load(format).write(model, plan, partial, progress=progress)
+        if (partial / "config.json").is_file():
+            write_card(model, plan, partial, format, measured)
+        return notes

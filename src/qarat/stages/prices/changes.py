@@ -21,7 +21,7 @@ from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.capture import Captured
-from qarat.stages.rounding import round_weight
+from qarat.stages.rounding import Merged, round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
@@ -97,11 +97,12 @@ class BlockChanges:
         """The projection's weight as the scheme leaves it, (out, in)."""
         cached = (site.name, str(scheme.weight))
         if cached not in self._weights:
-            weight = self.linear(site).weight.detach()
-            if scheme.weight is not None:
+            if scheme.weight is None:
+                self._weights[cached] = self.linear(site).weight.detach()
+            else:
                 context = self._calibration and self._calibration.of(site)
-                weight = round_weight(weight, scheme.weight, context).dequantize()
-            self._weights[cached] = weight
+                merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
+                self._weights[cached] = round_weight(merged, scheme.weight, context).dequantize()
         return self._weights[cached]
 
     def output(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> Tensor:

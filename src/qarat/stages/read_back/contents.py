@@ -6,18 +6,22 @@ same projection elsewhere, an activation spike probably stands behind it, and ev
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from qarat.stages.read_back.arguments import Args
 from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match
-from qarat.stages.read_back.simulation import raw_codes
+from qarat.stages.read_back.merged import check_orders, check_shared, shared_numbers
+from qarat.stages.read_back.simulation import group_order, raw_codes
 from qarat.stages.read_back.stored import ConfigGroup
-from qarat.values.engines import FUSIONS
+from qarat.values.engines import Engine
+from qarat.values.formats import FLOAT16_LARGEST, IN_BFLOAT16
 
 SPIKE_FACTOR = 20.0
 """An input scale so many times the median of its siblings is called a spike's; without spikes they stay within 5."""
@@ -30,33 +34,68 @@ _AGAIN = "quantize again: the model would give NaN or nonsense"
 
 
 def check_contents(
-    folder: StoredFolder, matches: Mapping[str, Match], fusing: Sequence[str], findings: Findings
+    folder: StoredFolder, matches: Mapping[str, Match], engines: Sequence[Engine], findings: Findings, *, lenient: bool
 ) -> None:
     """Read every tensor of every module once and judge its numbers.
 
     Args:
         folder: Opened.
         matches: Module's name to its group, by one engine; modules whose tensors do not fit it are passed over.
-        fusing: The engines asked about that fuse projections.
+        engines: Those asked about.
         findings: What is found is added to it.
+        lenient: Whether what breaks in an engine's older versions alone is only a warning.
     """
-    scales: dict[str, float] = {}
+    numbers: dict[str, dict[str, float]] = {}
+    orders: dict[str, Tensor] = {}
     for name, module in folder.modules.items():
         group = matches[name].group
         tensors = folder.checkpoint.read_raw(f"{name}.", "cpu")
         if group is None or group.contradictions():
             if not float_offences(module):
                 _check_float(module, tensors, findings)
+                _check_range(folder, module, None, tensors, findings)
             continue
-        if layout_offences(module, group, folder.config.format_of(group)):
+        if folder.config.sparse or layout_offences(module, group, folder.config.format_of(group)):
             continue
-        _check_scales(module, tensors, findings)
+        _check_scales(module.name, tensors, _SCALES, findings)
+        numbers[name] = shared_numbers(group, tensors)
+        _check_range(folder, module, group, tensors, findings)
         if group.weights is not None:
             _check_codes(module, group, folder.config.format_of(group), tensors, findings)
-        if group.inputs is not None and group.inputs.kind == "tensor" and not group.inputs.dynamic:
-            scales[name] = float(tensors["input_scale"].float().reshape(()))
-    _check_ties(scales, fusing, findings)
+            if (order := _order_of(module, group, tensors, findings)) is not None:
+                orders[name] = order
+    for name in folder.cache_scales:
+        home, _, leaf = name.rpartition(".")
+        _check_scales(home, folder.checkpoint.read_raw(name, "cpu"), ("",), findings, leaf)
+    check_shared(numbers, engines, findings)
+    check_orders(orders, {name: _weights_of(matches[name]) for name in orders}, engines, findings, lenient)
+    scales = {name: own["input_scale"] for name, own in numbers.items() if "input_scale" in own}
     _check_spikes(folder, matches, scales, findings)
+
+
+def _weights_of(match: Match) -> Args:
+    assert match.group is not None
+    assert match.group.weights is not None
+    return match.group.weights
+
+
+def _order_of(
+    module: StoredModule, group: ConfigGroup, tensors: Mapping[str, Tensor], findings: Findings
+) -> Tensor | None:
+    """The group of every column, where they do not lie side by side, and what is wrong with it."""
+    order = group_order(tensors, module.shape[1], group)
+    if "weight_g_idx" in tensors and order is None and not _weights_of(Match(group, "")).reorders:
+        what = "weight_g_idx is there and says nothing: groups lie side by side"
+        remedy = "none is needed here; vLLM has no place for it without actorder group, and may stop: write without it"
+        findings.add("note", what, remedy, (module.name,))
+    if order is None:
+        return None
+    wide = tensors["weight_scale"].shape[-1]
+    if bad := int(((order < 0) | (order >= wide)).sum()):
+        what = f"weight_g_idx: {bad} of {len(order)} columns belong to none of the {wide} groups"
+        findings.add("error", what, _AGAIN, (module.name,))
+        return None
+    return order
 
 
 def _check_float(module: StoredModule, tensors: Mapping[str, Tensor], findings: Findings) -> None:
@@ -66,11 +105,22 @@ def _check_float(module: StoredModule, tensors: Mapping[str, Tensor], findings: 
             findings.add("error", f"{leaf}: {bad} of {tensor.numel()} values are NaN or Inf", _AGAIN, (module.name,))
 
 
-def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings: Findings) -> None:
-    for leaf in _SCALES:
+def _check_scales(
+    name: str, tensors: Mapping[str, Tensor], leaves: Sequence[str], findings: Findings, called: str = ""
+) -> None:
+    """Scales that are none.
+
+    Args:
+        name: Of the module.
+        tensors: By the rest of their names.
+        leaves: Those that are scales.
+        findings: What is found is added to it.
+        called: What they are called instead of by the rest of their names.
+    """
+    for leaf in leaves:
         if leaf not in tensors:
             continue
-        stored = tensors[leaf]
+        stored, word = tensors[leaf], called or leaf
         # An e8m0 byte is never zero or negative; 255 is its NaN.
         scale = torch.where(stored == 255, torch.nan, 1.0) if stored.dtype == torch.uint8 else stored.float()
         for defect, bad in (
@@ -80,11 +130,38 @@ def _check_scales(module: StoredModule, tensors: Mapping[str, Tensor], findings:
             ("zero", scale == 0),
         ):
             if (count := int(bad.sum())) and (defect, leaf) == ("negative", "weight_scale"):
-                problem = f"{leaf}: {count} of {scale.numel()} scales are negative: codes count downwards there"
+                problem = f"{word}: {count} of {scale.numel()} scales are negative: codes count downwards there"
                 why = "AutoRound means it so, to use the lowest code; engines multiply by them as by others"
-                findings.add("note", problem, why, (module.name,))
+                findings.add("note", problem, why, (name,))
             elif count:
-                findings.add("error", f"{leaf}: {count} of {scale.numel()} scales are {defect}", _AGAIN, (module.name,))
+                findings.add("error", f"{word}: {count} of {scale.numel()} scales are {defect}", _AGAIN, (name,))
+
+
+def _check_range(
+    folder: StoredFolder,
+    module: StoredModule,
+    group: ConfigGroup | None,
+    tensors: Mapping[str, Tensor],
+    findings: Findings,
+) -> None:
+    """Weights, and static inputs as far as they were seen to reach, beyond a float16 that the config declares."""
+    if folder.checkpoint.declared != torch.float16:
+        return
+    reached: dict[str, float] = {}
+    if group is None or group.weights is None:
+        reached["weight"] = float(tensors["weight"].abs().max()) if "weight" in tensors else 0.0  # a tied head has none
+    elif "weight_global_scale" not in tensors and tensors["weight_scale"].is_floating_point():
+        largest = max(map(abs, group.weights.scheme("weights").number_format.values))
+        reached["weight"] = float(tensors["weight_scale"].float().abs().max()) * largest
+    if group is not None and group.inputs is not None and "input_scale" in tensors:
+        largest = group.inputs.scheme("input_activations").number_format.values[-1]
+        reached["static input"] = float(tensors["input_scale"].float().max()) * largest
+    for what, value in reached.items():
+        if FLOAT16_LARGEST < value < math.inf:
+            problem = (
+                f"the {what} reaches {value:,.0f}, beyond the 65504 of float16, which the folder declares: NaN there"
+            )
+            findings.add("warning", problem, IN_BFLOAT16, (module.name,))
 
 
 def _check_codes(
@@ -104,23 +181,6 @@ def _check_codes(
     if group.weights.symmetric and limit is not None and share > limit + 2 * own:
         problem = f"{100 * share:.1f} % of the codes are at the ends of {number.name}: the scales clip"
         findings.add("warning", problem, "quantize again with larger scales, or measure the damage", (module.name,))
-
-
-def _check_ties(scales: Mapping[str, float], fusing: Sequence[str], findings: Findings) -> None:
-    """Static input scales of projections that engines fuse: one input, and so one scale."""
-    if not fusing:
-        return
-    for home in dict.fromkeys(name.rpartition(".")[0] for name in scales):
-        for fusion in FUSIONS:
-            own = {leaf: scales[f"{home}.{leaf}"] for leaf in fusion.parts if f"{home}.{leaf}" in scales}
-            if len(set(own.values())) > 1:
-                listed = ", ".join(f"{leaf} {scale:.6g}" for leaf, scale in own.items())
-                problem = (
-                    f"tie broken: input scales of one fused module differ ({listed}); the engine takes the largest"
-                )
-                names = [f"{home}.{leaf}" for leaf in own]
-                remedy = "calibrate them together: they read the same input"
-                findings.add("error", problem, remedy, names, fusing)
 
 
 def _check_spikes(

@@ -6,7 +6,8 @@ gathered: the same thing said of many modules or engines is said once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
@@ -24,6 +26,9 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor to its kind, as safetensors spells it, and its shape."""
 
 FLOAT_KINDS = ("F32", "F16", "BF16", "F64")
+_CACHE_SCALES = re.compile(
+    r"\.((q|k|v|kv|prob)_scale|(k|v)_zero_point|(k|v)_proj\.output_scale)$"
+)  # of keys, values, queries and probabilities; the last as compressed-tensors wrote them up to 2024
 
 
 class StoredModule(NamedTuple):
@@ -56,34 +61,17 @@ class StoredModule(NamedTuple):
         return bool(marks & self.tensors.keys()) or (weight is not None and weight[0] not in FLOAT_KINDS)
 
 
-class StoredFolder(NamedTuple):
-    """A quantized folder.
+class StoredCheckpoint(Checkpoint):
+    """A quantized folder's tensors; what lies in the blocks is judged elsewhere.
 
     Attributes:
-        path: Where it lies.
-        checkpoint: Its tensors.
-        config: Its quantization config.
-        family: The wiring of the model.
-        modules: Linear modules and the embedding, by name, in model order.
-        others: Every other tensor that the model has, by name, with its shape.
-        strays: Tensors on disk that the model has no place for.
+        unpacked: Weights outside the blocks that are stored quantized: name to what makes it, (out, in) float32.
     """
-
-    path: Path
-    checkpoint: Checkpoint
-    config: StoredConfig
-    family: Family
-    modules: dict[str, StoredModule]
-    others: dict[str, tuple[int, ...]]
-    strays: tuple[str, ...]
-
-
-class _StoredCheckpoint(Checkpoint):
-    """A quantized folder's tensors; what lies in the blocks is judged elsewhere."""
 
     def __init__(self, folder: Path, source: str) -> None:
         super().__init__(folder, quantized=True)
         self._source = source
+        self.unpacked: dict[str, Callable[[], Tensor]] = {}
         self.config.quantization_config = None  # or transformers would go by it
         self._blocks = family_of(list(self.config.architectures or [])).blocks
 
@@ -102,7 +90,7 @@ class _StoredCheckpoint(Checkpoint):
         Raises:
             UserError: Listing every tensor that is missing, of another shape, or not kept in float.
         """
-        outside = [name for name in wanted if not name.startswith(f"{self._blocks}.")]
+        outside = [n for n in wanted if not n.startswith(f"{self._blocks}.") and n not in self.unpacked]
         offences = [f"{name}: missing" for name in outside if name not in self]
         for name in outside:
             kind, shape = self.headers.get(name, ("F32", tuple(wanted[name].shape)))
@@ -110,6 +98,38 @@ class _StoredCheckpoint(Checkpoint):
                 offences.append(f"{name}: {kind} {shape}, not float {tuple(wanted[name].shape)}")
         if offences:
             raise UserError(f"{self.folder}: outside the blocks:\n  " + "\n  ".join(offences))
+
+    def read(self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+        """As `Checkpoint.read`, what is unpacked among them."""
+        packed = [name for name in wanted if prefix + name in self.unpacked]
+        plain = {name: tensor for name, tensor in wanted.items() if name not in packed}
+        values = {name: self.unpacked[prefix + name]() for name in packed}
+        cast = {name: value.to(runtime.device, runtime.torch_dtype) for name, value in values.items()}
+        return super().read(prefix, plain, runtime) | cast
+
+
+class StoredFolder(NamedTuple):
+    """A quantized folder.
+
+    Attributes:
+        path: Where it lies.
+        checkpoint: Its tensors.
+        config: Its quantization config.
+        family: The wiring of the model.
+        modules: Linear modules and the embedding, by name, in model order.
+        others: Every other tensor that the model has, by name, with its shape.
+        strays: Tensors on disk that the model has no place for.
+        cache_scales: Names of those that scale keys, values, queries or probabilities.
+    """
+
+    path: Path
+    checkpoint: StoredCheckpoint
+    config: StoredConfig
+    family: Family
+    modules: dict[str, StoredModule]
+    others: dict[str, tuple[int, ...]]
+    strays: tuple[str, ...]
+    cache_scales: tuple[str, ...]
 
 
 def open_folder(path: Path, source: str = "") -> StoredFolder:
@@ -125,7 +145,7 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
     if not path.is_dir():
         raise UserError(f"no such folder: {path}")
     config = read_config(path)
-    checkpoint = _StoredCheckpoint(path, source)
+    checkpoint = StoredCheckpoint(path, source)
     model = checkpoint.skeleton()
     headers = checkpoint.headers
     by_module: dict[str, Tensors] = {}
@@ -139,12 +159,14 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
     }
     state: Mapping[str, Tensor] = model.state_dict()
     others = {name: tuple(t.shape) for name, t in state.items() if name.rpartition(".")[0] not in modules}
-    strays = tuple(n for n in headers if n not in others and n.rpartition(".")[0] not in modules)
+    scales = tuple(filter(_CACHE_SCALES.search, headers))
+    known = {*others, *scales}
+    strays = tuple(n for n in headers if n not in known and n.rpartition(".")[0] not in modules)
     family = family_of(list(checkpoint.config.architectures or []))
     if checkpoint.config.tie_word_embeddings and family.head in modules and not modules[family.head].tensors:
         head = modules[family.head]
         modules[family.head] = head._replace(tensors=dict(modules[family.embedding].tensors))  # the same tensor
-    return StoredFolder(path, checkpoint, config, family, modules, others, strays)
+    return StoredFolder(path, checkpoint, config, family, modules, others, strays, scales)
 
 
 def _stored_module(name: str, module: nn.Module, tensors: Tensors) -> StoredModule:
@@ -153,7 +175,7 @@ def _stored_module(name: str, module: nn.Module, tensors: Tensors) -> StoredModu
     return StoredModule(name, classes, (rows, cols), isinstance(module, nn.Embedding), tensors)
 
 
-_ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
+_ORDER: dict[Severity, int] = {"error": 0, "not judged": 1, "warning": 2, "note": 3}
 
 
 class Findings:

@@ -65,9 +65,12 @@ def names_matched_by(entry: str, module: StoredModule) -> bool:
 def _match_alone(
     engine: Engine, config: StoredConfig, targets: Mapping[str, ConfigGroup], module: StoredModule
 ) -> Match:
-    if engine.fuses and module.is_embedding:
-        return Match(None, "an embedding, which is not looked up")
     classes = (class_name(module.leaf),) if engine.fuses else module.classes
+    if engine.fuses and module.is_embedding:
+        target = _of_class(engine, targets, classes) if engine.embedding == "class" else None
+        if target is None:
+            return Match(None, "an embedding, which is not looked up by its name")
+        return Match(targets[target], f"target {target!r} of {targets[target].name}")
     if entry := _ignored_by(engine, config.ignore, module.name, classes):
         return Match(None, f"ignored by {entry!r}")
     for step in engine.steps:
@@ -78,7 +81,8 @@ def _match_alone(
             target = _of_class(engine, targets, classes)
         if target is not None:
             return Match(targets[target], f"target {target!r} of {targets[target].name}")
-    return _unmatched(engine)
+    is_head = module.leaf == "lm_head"  # which SGLang does not look for a scheme for, unless it is named
+    return Match(None, "no target") if is_head else _unmatched(engine)
 
 
 def _match_fused(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from qarat.stages.read_back.besides import check_besides, graveness
 from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
 from qarat.stages.read_back.stored import MIXED, ConfigGroup
-from qarat.values.engines import Engine, EngineKernel, kernel_for, kernel_kind
+from qarat.values.engines import Engine, EngineKernel, cut_parts, fusion_of, kernel_for, kernel_kind
 from qarat.values.records.verification import ModuleReport, Running, Severity
 
 Matches = dict[str, dict[str, Match]]
@@ -33,18 +34,21 @@ def resolve(
         lenient: Whether what breaks in an engine's older versions alone is only a warning.
     """
     _check_config(folder, engines, findings)
-    _check_places(folder, findings)
+    check_besides(folder, engines, findings, lenient=lenient)
     matches = {engine.name: match_modules(engine, folder.config, folder.modules) for engine in engines}
     for engine in engines:
-        grave: Severity = "warning" if lenient and not engine.current else "error"
+        grave = graveness(engine, "error", lenient=lenient)
         cases = [
             _Case(folder, engine, m, matches[engine.name][m.name], grave, findings) for m in folder.modules.values()
         ]
+        if folder.config.sparse:  # so that no tensor is as its group says
+            continue
         for case in cases:
             _check_module(case)
         if engine.fuses:  # transformers computes in float, anywhere
             for case in cases:
                 _check_kernel(case, generation)
+            _check_tiles(cases)
     _check_overlaps(folder, findings)
     _check_agreement(folder, [e for e in engines if e.current or not lenient], matches, findings)
     reports = tuple(_report(folder, m, engines, matches) for m in folder.modules.values() if not m.is_embedding)
@@ -76,10 +80,6 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
     for group in config.groups:
         for why in group.contradictions():
             findings.add("error", f"{group.name}: {why}", "correct the group; engines refuse the config as it is")
-        if group.outputs:
-            findings.add(
-                "warning", f"{group.name} quantizes outputs, which qarat does not follow", "check it elsewhere"
-            )
         idle = [t for t in group.targets if not any(names_matched_by(t, m) for m in modules)]
         if len(idle) == len(group.targets):
             findings.add(
@@ -88,8 +88,6 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         else:
             for target in idle:
                 findings.add("warning", f"target {target!r} of {group.name} matches no module", "correct or remove it")
-    for key in config.beyond:
-        findings.add("warning", f"{key} is set, which qarat does not follow", "check it elsewhere")
     given = [target for group in config.groups for target in group.targets]
     for target in sorted({t for t in given if given.count(t) > 1}):
         last = listed_targets(config)[target].name
@@ -107,23 +105,13 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         findings.add("error", problem, 'set "quantization_status": "compressed"', engines=("transformers",))
 
 
-def _check_places(folder: StoredFolder, findings: Findings) -> None:
-    """Tensors of the model that are no linear module's, and tensors that nothing in the model asks for."""
-    headers = folder.checkpoint.headers
-    for name, shape in folder.others.items():
-        if name not in headers:
-            findings.add("error", f"the tensor {name} is missing", "write the folder again")
-        elif headers[name][1] != shape:
-            findings.add("error", f"{name} is {headers[name][1]}, the model asks for {shape}", "write the folder again")
-    for name in folder.strays:
-        findings.add("warning", f"the tensor {name} belongs to no module of the model", "remove it, or take its config")
-
-
 def _check_module(case: _Case) -> None:
     """Whether an engine will run a module as it is stored."""
     module, match, grave = case.module, case.match, case.grave
     if match.refusal:
         case.add(grave, f"refused: {match.refusal}", _EXPORT)
+    elif _is_dropped(case):
+        _report_dropped(case)
     elif match.group is None:
         for why in float_offences(module):
             lost = f"{why}, but {match.because}: engines load the codes as if they were weights, or fail"
@@ -143,6 +131,42 @@ def _check_module(case: _Case) -> None:
     else:
         for why in layout_offences(module, match.group, case.folder.config.format_of(match.group)):
             case.add(grave, f"{why} ({match.because})", _TENSORS)
+        if module.is_quantized and (part := _part_of(case)) and (since := case.engine.change(part)):
+            case.add("note", f"the {part} is stored quantized, which is read by some versions only", since)
+
+
+def _part_of(case: _Case) -> Literal["head", "embedding", ""]:
+    """What lies outside the blocks: not every version of every engine reads it where it is quantized."""
+    folder, module = case.folder, case.module
+    is_head = module.name == folder.family.head
+    if module.is_embedding or (is_head and folder.checkpoint.config.tie_word_embeddings):
+        return "embedding"
+    return "head" if is_head else ""
+
+
+def _is_dropped(case: _Case) -> bool:
+    """Whether an engine leaves the tensors of a quantized head or embedding out."""
+    part, engine = _part_of(case), case.engine
+    if not part or not case.module.is_quantized:
+        return False
+    reads = engine.head if part == "head" else engine.embedding
+    return reads == "dropped" or (reads == "class" and case.match.group is None)
+
+
+def _report_dropped(case: _Case) -> None:
+    part, engine = _part_of(case), case.engine
+    assert part
+    since = engine.change(part)
+    if part == "head" or engine.embedding == "dropped":
+        what = f"the {part} is stored quantized, and its tensors are dropped without a word: the output is gibberish"
+        remedy = f"leave it in float, or take another version ({since})"
+    elif case.module.is_embedding:
+        what = "the embedding is stored quantized, and loading stops: it is looked up by its class, which is no target"
+        remedy = f'give its group the target "Embedding" ({since})'
+    else:
+        what = "the head is the embedding, which is stored quantized, and cannot be multiplied with"
+        remedy = f"untie the two, or leave both in float ({since})"
+    case.add(case.grave, what, remedy, blocks=False)
 
 
 def _check_kernel(case: _Case, generation: str) -> None:
@@ -163,6 +187,10 @@ def _check_kernel(case: _Case, generation: str) -> None:
         if group.inputs is not None and kernel.kind.endswith(" weights"):
             partial = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
             case.add("warning", partial, "choose an input scheme it has a kernel for")
+        if kernel.since:
+            case.add("note", f"{kernel.kind}: not in all versions", kernel.since)
+        if _part_of(case) == "head" and (doubt := engine.doubt(kernel.kind, group.scheme)):
+            case.add("warning", f"users report that {kernel.kind} fails on a head", doubt)
         if generation:
             _check_generation(case, kernel, group, generation)
         else:
@@ -180,6 +208,23 @@ def _check_generation(case: _Case, kernel: EngineKernel, group: ConfigGroup, gen
     if kernel.unverified:
         doubt = f"not verified in a source: {kernel.kind}: {kernel.unverified}"
         case.findings.add("note", doubt, "try it on the machine itself", engines=(case.engine.name,))
+
+
+def _check_tiles(cases: Sequence[_Case]) -> None:
+    """Whether tiles of weights that an engine merges end where one weight does."""
+    rows = {case.module.name: case.module.shape[0] for case in cases}
+    for case in cases:
+        group, fusion = case.match.group, fusion_of(case.module.leaf)
+        if fusion is None or group is None or group.weights is None or group.contradictions() or _is_torn(case.match):
+            continue
+        if (block := group.weights.block) is None or group.weights.kind != "block":
+            continue
+        home = case.module.name.rpartition(".")[0]
+        cut = cut_parts({part: rows[f"{home}.{part}"] for part in fusion.parts}, block[0])
+        if cut:
+            what = f"refused: in {fusion.name}, one module there, {' and '.join(cut)}: no whole tiles of {block[0]}"
+            remedy = "quantize these weights per channel (w=e4m3/channel a=e4m3/token), or in tiles that fit"
+            case.add(case.grave, what, remedy, blocks=False)
 
 
 def _first(kernel: EngineKernel) -> str:

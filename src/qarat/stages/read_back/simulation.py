@@ -8,6 +8,7 @@ rounded to the dtype the scale is stored in, which is what transformers runs; th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -17,7 +18,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_in
 from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 
-from qarat.ground.errors import UserError
+from qarat.ground.errors import NotJudgedError
 from qarat.ground.runtime import Runtime
 from qarat.maths.kernels import reference
 from qarat.maths.rounding import encode, round_to_format
@@ -28,7 +29,7 @@ from qarat.model.layers import QuantLinear, fill_block
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import StoredFolder
 from qarat.stages.read_back.matching import Match
-from qarat.stages.read_back.stored import KV_CACHE, ConfigGroup
+from qarat.stages.read_back.stored import ConfigGroup
 from qarat.values.formats import FORMATS
 from qarat.values.schemes import LinearScheme, TensorScheme
 
@@ -66,20 +67,48 @@ def open_stored(folder: StoredFolder, matches: Mapping[str, Match], runtime: Run
         runtime: Device, dtype and limits.
 
     Raises:
-        UserError: Something outside the blocks is quantized, a group quantizes outputs, or weights are transformed or
-            sparse.
+        NotJudgedError: A group quantizes outputs, or the input of the head; weights are transformed or sparse.
+        UserError: Something outside the blocks is missing or damaged.
     """
-    beyond = sorted({m.group.name for m in matches.values() if m.group is not None and m.group.outputs})
-    if beyond:
-        raise UserError(f"{folder.path}: not simulated: {', '.join(beyond)} quantizes outputs")
-    if changed := [key for key in folder.config.beyond if key != KV_CACHE]:
-        raise UserError(f"{folder.path}: not simulated: {', '.join(changed)} changes what weights stand for")
+    groups = {name: match.group for name, match in matches.items() if match.group is not None}
+    outside = {name: groups[name] for name in (folder.family.embedding, folder.family.head) if name in groups}
+    reasons = [f"{name} quantizes outputs" for name in sorted({g.name for g in groups.values() if g.outputs})]
+    reasons += [f"the input of {name} is quantized" for name, group in outside.items() if group.inputs is not None]
+    reasons += ["transform_config changes what weights stand for"] if folder.config.transforms else []
+    reasons += [f"weights are sparse ({folder.config.sparse})"] if folder.config.sparse else []
+    if reasons:
+        raise NotJudgedError(f"{folder.path}: not computed: {'; '.join(reasons)}")
+    for name, group in outside.items():
+        if folder.modules[name].is_quantized:
+            folder.checkpoint.unpacked[f"{name}.weight"] = partial(_unpacked, folder, name, group)
     model = Model(folder.checkpoint, runtime)
     return model.with_blocks(lambda index: _read_block(model, folder, matches, index))
 
 
-def weight_of(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) -> QuantizedTensor:
-    """A stored weight as codes and scales.
+def _unpacked(folder: StoredFolder, name: str, group: ConfigGroup) -> Tensor:
+    """A quantized weight outside the blocks as numbers, (out, in) float32."""
+    weight = weight_of(folder.checkpoint.read_raw(f"{name}.", "cpu"), group, folder.config.format_of(group))
+    return weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+
+
+def group_order(tensors: Mapping[str, Tensor], cols: int, group: ConfigGroup) -> Tensor | None:
+    """The group of every column where a file says so, (cols,) int64; None where groups lie side by side.
+
+    Args:
+        tensors: What lies under a module's name, by the rest of it.
+        cols: Input channels.
+        group: Of the module, with weights.
+    """
+    assert group.weights is not None
+    stored = tensors.get("weight_g_idx")
+    if stored is None or bool((stored == -1).all()):
+        return None
+    plain = torch.arange(cols) // (group.weights.group_size or cols)
+    return None if stored.long().cpu().equal(plain) else stored.long()
+
+
+def weight_of(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) -> QuantizedTensor | Tensor:
+    """A stored weight as codes and scales; as numbers, (out, in) float32, where its groups do not lie side by side.
 
     Args:
         tensors: What lies under the module's name, by the rest of it.
@@ -89,7 +118,11 @@ def weight_of(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) ->
     assert group.weights is not None
     scheme = group.weights.scheme("weights")
     codes = raw_codes(tensors, group, format)
-    return QuantizedTensor(encode(codes, scheme.number_format), _weight_scales(tensors, codes, scheme, format), scheme)
+    scales = _weight_scales(tensors, codes, scheme, format)
+    if (order := group_order(tensors, codes.shape[1], group)) is not None:
+        zeros = 0.0 if scales.zero_point is None else scales.zero_point[:, order]
+        return (codes - zeros) * scales.scale[:, order]
+    return QuantizedTensor(encode(codes, scheme.number_format), scales, scheme)
 
 
 def raw_codes(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) -> Tensor:
@@ -107,7 +140,7 @@ def raw_codes(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str) ->
         if leaf in state:
             state[leaf] = _ones(tensors[leaf])
     assert group.weights is not None
-    fields = {**msgspec.structs.asdict(group.weights), "symmetric": True}
+    fields = {**msgspec.structs.asdict(group.weights), "symmetric": True, "actorder": None}
     scheme = QuantizationScheme.model_validate({"targets": [], "format": format, "weights": fields})
     decompressed = BaseCompressor.get_value_from_registry(format).decompress(state, scheme)
     return cast(Tensor, decompressed["weight"]).float()

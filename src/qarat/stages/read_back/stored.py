@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from compressed_tensors.quantization import QuantizationScheme
@@ -22,90 +22,11 @@ from pydantic import ValidationError
 from qarat.ground.errors import UserError
 from qarat.model.recognition import quantized_as
 from qarat.model.shards import locate_tensors
-from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
+from qarat.stages.read_back.arguments import Args
+from qarat.values.schemes import LinearScheme
 
 MIXED = "mixed-precision"
-KV_CACHE = "kv_cache_scheme"
-_FLOATS = {4: "e2m1", 6: "e2m3", 8: "e4m3"}
-_STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block", "token")
-
-
-class Args(msgspec.Struct, frozen=True):
-    """How one tensor is quantized, in the words of compressed-tensors; what is not needed here is left out."""
-
-    num_bits: int = 8
-    type: Literal["int", "float"] = "int"
-    symmetric: bool = True
-    group_size: int | None = None
-    strategy: str | None = None
-    block_structure: tuple[int, int] | str | None = None
-    dynamic: bool | Literal["local"] = False
-    scale_dtype: str | None = None
-
-    @property
-    def kind(self) -> str:
-        """The strategy, or what the library infers where none is given."""
-        if self.strategy is not None:
-            return self.strategy.lower()
-        return "tensor" if self.group_size is None else "channel" if self.group_size == -1 else "group"
-
-    @property
-    def block(self) -> tuple[int, int] | None:
-        """Rows and columns of a block, also where they are given as ``128x128``."""
-        if isinstance(self.block_structure, str):
-            match = re.fullmatch(r"(\d+)x(\d+)", self.block_structure)
-            return (int(match[1]), int(match[2])) if match else None
-        return self.block_structure
-
-    def contradictions(self, role: str) -> list[str]:
-        """What the library refuses to load, in words.
-
-        Args:
-            role: ``weights`` or ``input_activations``.
-        """
-        kind, size, in_groups = self.kind, self.group_size or 0, self.kind in ("group", "tensor_group")
-        is_weight, known_bits = role == "weights", _FLOATS if self.type == "float" else range(1, 9)
-        reasons = {
-            f"strategy {kind!r} is none of a projection's": kind not in _STRATEGIES,
-            "static token strategy: a scale per token cannot be known beforehand": kind == "token" and not self.dynamic,
-            f"strategy {kind} without a positive group_size": in_groups and size <= 0,
-            f"group_size {size} with strategy {kind}": not in_groups and size > 0,
-            "strategy block without block_structure": kind == "block" and self.block is None,
-            "weights quantized at run time (dynamic, or a scale per token)": is_weight
-            and bool(self.dynamic or kind == "token"),
-            f"strategy {kind} for an input": not is_weight and kind in ("channel", "block"),
-            f"{self.type} numbers of {self.num_bits} bits": self.num_bits not in known_bits,
-        }
-        return [reason for reason, holds in reasons.items() if holds]
-
-    def scheme(self, role: str) -> TensorScheme:
-        """The same in qarat's words; args without `contradictions` always have a scheme.
-
-        How a weight's scales were chosen is not stored and taken as ``absmax``.
-        """
-        number = _FLOATS[self.num_bits] if self.type == "float" else f"int{self.num_bits}"
-        choice, scale = "absmax", "float32"
-        if self.kind == "tensor_group":
-            scale = "e4m3"
-        elif self.is_mx:
-            choice, scale = "mx-even", "e8m0"  # as compressed-tensors rounds, also its dynamic inputs
-        static = role == "input_activations" and not self.dynamic
-        rows = None if static else 1
-        by_kind = {
-            "tensor": (None, None),
-            "channel": (1, None),
-            "token": (1, None),
-            "block": self.block or (None, None),
-        }
-        granularity = Granularity(*by_kind.get(self.kind, (rows, self.group_size)))
-        return TensorScheme(number, granularity, scale, choice, symmetric=self.symmetric, static=static)
-
-    @property
-    def is_mx(self) -> bool:
-        """Whether scales are powers of two (MX): floats in groups of 32, said so by the scales' dtype for 8 bits."""
-        if self.type != "float" or self.kind != "group" or self.group_size != 32:
-            return False
-        return self.num_bits < 8 or (self.scale_dtype or "").endswith("uint8")
+_SPARSE = ("marlin-24", "sparse-24-bitmask", "sparse-bitmask")
 
 
 class ConfigGroup(msgspec.Struct, frozen=True):
@@ -162,14 +83,20 @@ class StoredConfig(NamedTuple):
         status: ``quantization_status``; empty if missing.
         groups: In the order of the file.
         ignore: Names, patterns or classes left alone.
-        beyond: Keys of what engines would do besides, and qarat does not follow.
+        kv_cache: How keys and values are quantized; None if they are not.
+        sparse: The format of sparse weights; empty if they are dense.
+        sparse_targets: Whether a ``sparsity_config`` names targets, sparse or dense.
+        transforms: Whether inputs or outputs are transformed at run time.
     """
 
     format: str
     status: str
     groups: tuple[ConfigGroup, ...]
     ignore: tuple[str, ...]
-    beyond: tuple[str, ...] = ()
+    kv_cache: Args | None = None
+    sparse: str = ""
+    sparse_targets: bool = False
+    transforms: bool = False
 
     def format_of(self, group: ConfigGroup) -> str:
         """The format of a group's tensors: its own, the one on top, or else what the library would infer."""
@@ -186,21 +113,33 @@ class _GroupFile(msgspec.Struct):
     format: str | None = None
 
 
+class _SparsityFile(msgspec.Struct):
+    format: str = "dense"
+    targets: tuple[str, ...] | None = None
+
+
 class _ConfigFile(msgspec.Struct):
-    config_groups: dict[str, Any]
+    config_groups: dict[str, Any] = {}
     quant_method: str = ""
     format: str | None = None
     quantization_status: str | None = None
     ignore: tuple[str, ...] | None = None
-    kv_cache_scheme: Any = None
-    sparsity_config: Any = None
+    kv_cache_scheme: Args | None = None
+    sparsity_config: _SparsityFile | None = None
     transform_config: Any = None
 
     @property
-    def beyond(self) -> tuple[str, ...]:
-        """Those of this class's last three that say something; llm-compressor writes them empty."""
-        keys = (KV_CACHE, "sparsity_config", "transform_config")
-        return tuple(key for key in keys if (value := getattr(self, key)) and not _is_idle(value))
+    def sparse(self) -> str:
+        """The format of sparse weights; llm-compressor writes a dense one where there are none."""
+        formats = [self.sparsity_config.format if self.sparsity_config else "dense", self.format or ""]
+        formats += [group.get("format") or "" for group in self.config_groups.values() if isinstance(group, Mapping)]
+        return next((f for f in formats if f in _SPARSE or (f == formats[0] != "dense")), "")
+
+    @property
+    def transforms(self) -> bool:
+        """Whether a transform is more than an empty list of groups."""
+        value = self.transform_config
+        return bool(value) and not (isinstance(value, Mapping) and not value.get("config_groups", True))
 
 
 def read_config(folder: Path) -> StoredConfig:
@@ -225,25 +164,26 @@ def read_config(folder: Path) -> StoredConfig:
     if method != "compressed-tensors":
         raise UserError(f"{path}: quant_method is {method!r}; qarat verifies compressed-tensors folders")
     try:
-        file = msgspec.convert(raw, _ConfigFile)
+        file = msgspec.convert({key: part for key, part in raw.items() if part != {}}, _ConfigFile)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: quantization_config: {error}") from None
     offences: list[str] = []
     groups = [_read_group(name, body, offences) for name, body in file.config_groups.items()]
     offences += [f"ignore: {why}" for entry in file.ignore or () if (why := _bad_pattern(entry))]
-    if not groups:
+    if not groups and not file.sparse:
         offences.append("config_groups is empty, so that nothing would be quantized")
     if offences:
         raise UserError(f"{path}: quantization_config cannot be read:\n  " + "\n  ".join(offences))
-    readable = tuple(group for group in groups if group is not None)
-    return StoredConfig(file.format or "", file.quantization_status or "", readable, file.ignore or (), file.beyond)
-
-
-def _is_idle(value: Any) -> bool:
-    """Whether a part of the config is there without doing anything: no groups, or dense."""
-    if not isinstance(value, Mapping):
-        return False
-    return value.get("format") == "dense" or not value.get("config_groups", True)
+    return StoredConfig(
+        file.format or "",
+        file.quantization_status or "",
+        tuple(group for group in groups if group is not None),
+        file.ignore or (),
+        file.kv_cache_scheme,
+        file.sparse,
+        bool(file.sparsity_config and file.sparsity_config.targets),
+        file.transforms,
+    )
 
 
 def _read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None:
@@ -262,7 +202,12 @@ def _read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None
 
 
 def _ask_library(body: dict[str, Any]) -> str:
-    """What compressed-tensors says against a group; empty if it takes it."""
+    """What compressed-tensors says against a group; empty if it takes it.
+
+    Not of actorder: the versions that engines bring along differ on it (`qarat.values.engines.Engine.order`).
+    """
+    if isinstance(weights := body.get("weights"), dict):
+        body = body | {"weights": {key: value for key, value in weights.items() if key != "actorder"}}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it only warns of, it loads

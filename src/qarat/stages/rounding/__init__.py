@@ -14,19 +14,22 @@ rounded once can be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import Registry
 from qarat.maths.tensors import QuantizedTensor
 from qarat.values.schemes import Scheme, TensorScheme
+from qarat.values.sites import Site
 
 __all__ = [
     "ROUNDINGS",
     "Context",
+    "Merged",
     "Needs",
     "NoContext",
     "Rounding",
@@ -84,13 +87,55 @@ ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs"
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 
-def round_weight(weight: Tensor, scheme: TensorScheme, context: Context | None = None) -> QuantizedTensor:
-    """Round a weight as its scheme says; arguments as `Rounding.round_weight`.
+class Merged(NamedTuple):
+    """The weights that engines merge into one, of projections that read one stream.
+
+    Attributes:
+        parts: Each (out, in), in the order they are merged; one alone where engines merge it with nothing.
+        place: Which of them is meant.
+    """
+
+    parts: Sequence[Tensor]
+    place: int
+
+    @classmethod
+    def of(cls, block: nn.Module, prefix: str, site: Site, sites: Iterable[Site]) -> Merged:
+        """The weights that go with a projection's.
+
+        Args:
+            block: In float.
+            prefix: Of the full names of its modules.
+            site: The projection.
+            sites: Of the model, at least those of the block.
+        """
+        tied = [s for s in sites if s.block == site.block and site.tie and s.tie == site.tie] or [site]
+        parts = [block.get_submodule(s.name.removeprefix(prefix)).get_parameter("weight").detach() for s in tied]
+        return cls(parts, tied.index(site))
+
+
+def round_weight(weight: Tensor | Merged, scheme: TensorScheme, context: Context | None = None) -> QuantizedTensor:
+    """Round a weight as its scheme says; other arguments as `Rounding.round_weight`.
+
+    Where the merged weight has but one scale, the whole is rounded and the part taken from it, so that what engines
+    serve is what was priced and measured.
+
+    Args:
+        weight: (out, in), any float dtype, not written to; or that and those that engines merge it with.
+        scheme: Of the weight.
+        context: What the projection reads.
 
     Raises:
         UserError: An unknown rounding, or one that needs a context where there is none.
     """
-    return ROUNDINGS.load(scheme.rounding).round_weight(weight, scheme, context or NoContext())
+    rounding, context = ROUNDINGS.load(scheme.rounding), context or NoContext()
+    if not isinstance(weight, Merged):
+        return rounding.round_weight(weight, scheme, context)
+    part = weight.parts[weight.place]
+    if len(weight.parts) == 1 or not scheme.is_shared_when_merged:
+        return rounding.round_weight(part, scheme, context)
+    whole = rounding.round_weight(torch.cat(list(weight.parts)), scheme, context)
+    first = sum(len(part) for part in weight.parts[: weight.place])
+    return whole.rows(first, first + len(part))
 
 
 def needs_calibration(schemes: Iterable[Scheme]) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from qarat.ground.disk import check_folder
-from qarat.ground.errors import ArgumentError, NotPassedError
+from qarat.ground.errors import ArgumentError, NotPassedError, UndecidedError, judging
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
+from qarat.jobs.exporting import bytes_of, read_to_export
 from qarat.jobs.folder import Run
-from qarat.jobs.open_any import find_native, open_to_export
+from qarat.jobs.open_any import find_native
 from qarat.jobs.run_steps import KIND, MODEL
 from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
@@ -17,14 +19,16 @@ from qarat.jobs.whole_run import Pipeline
 from qarat.model.model import Model
 from qarat.model.native import read_native
 from qarat.model.token_sets import bundled_language
-from qarat.stages.export.base import MARK, check_export, export_model
+from qarat.stages.export.base import MARK
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.folders import ExportOptions, RunOptions, VerifyOptions
 from qarat.surfaces.page import write_report
+from qarat.surfaces.tables.wording import megabytes
 from qarat.values.records.verification import Verification
 from qarat.values.schemes import LOW
 
+FOLDER_FORMAT = "compressed-tensors"
 INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what spikes cost is plain to see
 
 
@@ -67,6 +71,7 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
         *([f"the page to look at: {quoted(out / 'report.html')}"] if options.page else []),
         *(f"exported: {quoted(out / format)}" for format in options.export),
         "try next:",
+        *(_serving(out / FOLDER_FORMAT, out) if FOLDER_FORMAT in options.export else ()),
         f"  qarat show {quoted(out)}",
         f"  qarat evaluate {quoted(out)}",
         f"  {common.command_line('run', options, '--low', harder, '-o', out.with_name(name))}",
@@ -77,17 +82,29 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
 def export(options: ExportOptions, screen: Screen) -> Lines:
     """Write a quantized model, or its plan, in the format of another program."""
     check_folder(options.out, MARK, overwrite=options.overwrite)
-    model, chosen = open_to_export(options.run, options.source)
-    check_export(model, chosen, options.format)
+    given = read_to_export(options.run, options.format, options.source)
     if options.dry_run:
-        return common.show_estimate(screen, model, {"export": ROUNDING}, disk=quantized_bytes(model, chosen))
-    notes = export_model(
-        model, chosen, options.out, options.format, overwrite=options.overwrite, progress=screen.progress
-    )
-    screen.show(chosen)
+        disk = quantized_bytes(given.model, given.plan)
+        return common.show_estimate(screen, given.model, {"export": ROUNDING}, disk=disk)
+    notes = given.write(options.out, options.format, overwrite=options.overwrite, progress=screen.progress)
+    screen.show(given.plan)
     for note in notes:
         screen.note(note)
-    return (f"written: {quoted(options.out)}",)
+    return _export_ending(options, given.model)
+
+
+def _export_ending(options: ExportOptions, model: Model) -> Lines:
+    """What was written, how large it is beside the float model, and what to do with it."""
+    out, size = quoted(options.out), bytes_of(options.out)
+    before = sum(math.prod(shape) for shape in model.tensor_shapes().values()) * model.source_bits // 8
+    sizes = f" ({megabytes(8 * size)} MB of weights, in float {megabytes(8 * before)} MB)" if size else ""
+    following = ("try next:", *_serving(options.out, options.run)) if options.format == FOLDER_FORMAT else ()
+    return (f"written: {out}{sizes}", *following)
+
+
+def _serving(out: Path, source: Path) -> Lines:
+    """What to do with a folder that engines load."""
+    return f"  qarat verify {quoted(out)} --against {quoted(source)}", f"  vllm serve {quoted(out)}"
 
 
 def verify(options: VerifyOptions, screen: Screen) -> Lines:
@@ -95,11 +112,16 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         raise ArgumentError("`dry_run`: verify writes nothing but -o; without --against it does little but read")
     common.check_out(options.out)
-    verification = _verify(options, screen)
-    screen.show(verification)
-    written = common.save(verification, options.out)
-    if not verification.passed:
+    with judging(options.model):
+        verification = _verify(options, screen)
+        screen.show(verification)
+        written = common.save(verification, options.out)
+    if verification.verdict == "fails":
         raise NotPassedError(f"{options.model} does not pass; its errors are listed first among the findings")
+    if verification.verdict == "not judged":
+        raise UndecidedError(
+            f"{options.model} has no errors, but not all of it was judged; what was not is listed first"
+        )
     return written
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qarat.ground.errors import ArgumentError
+from qarat.ground.errors import ArgumentError, UserError
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
 from qarat.values.parsing import parse_scheme
@@ -49,9 +49,10 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
     from qarat.jobs.advising import KIND as ADVICE
     from qarat.jobs.folder import PLAN, kind_of, read_command, result_of
     from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
+    from qarat.model.folders import MARK
     from qarat.model.native import is_native
 
-    kind = kind_of(folder)
+    kind, quoted = kind_of(folder), shlex.quote(str(folder))
     if kind and (folder / result_of(kind)).is_file():
         screen.show(decode_record(folder / result_of(kind)))
     elif kind == SPIKE_STUDY:
@@ -63,6 +64,11 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
         _note_begun_search(folder, screen)
     elif is_native(folder):
         return [decode_record(folder / PLAN)]
+    elif (folder / MARK).is_file():
+        screen.note(f"{folder} is an export of the plan below; qarat verify {quoted} says what engines make of it")
+        return [decode_record(folder / MARK)]
+    elif not kind and (folder / "config.json").is_file():
+        raise UserError(f"{folder} is a model, no run: qarat verify {quoted} (quantized) or qarat run {quoted} (float)")
     else:
         _show_run(folder, screen, low)
     return []

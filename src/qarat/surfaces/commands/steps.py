@@ -13,6 +13,7 @@ from qarat.jobs import protecting
 from qarat.jobs.bench import plan_meter
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
+from qarat.jobs.float16 import float16_notes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
@@ -48,6 +49,8 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
     )
     write_whole(options.out, encode_record(stats))
     screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
+    for line in float16_notes(model, stats):
+        screen.note(line)
     return common.ending(options.out, common.command_line("damage", options, "--stats", options.out))
 
 

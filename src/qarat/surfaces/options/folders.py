@@ -43,7 +43,8 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
         model: A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody.
         against: What to compare with: the run (or native folder) it was exported from, or the float model it was made
             from.
-        engine: Engines to follow: transformers, vllm, vllm-0.26, sglang, sglang-old. (default: all)
+        engine: Engines to follow: transformers, vllm, sglang; or older: vllm-0.26, vllm-0.23, vllm-0.18,
+            sglang-2026-08, sglang-old. (default: all)
         gpu: Where it must run: turing, ampere, ada, hopper, blackwell, blackwell-rtx or cpu.
         out: Where the verification goes. (default: nowhere)
     """

@@ -10,7 +10,7 @@ from qarat.values.records.verification import Finding, ModuleReport, Verificatio
 from qarat.values.sites import short_name
 
 NAMES = 6  # modules named in one cell
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_STYLES = {"error": "bold red", "not judged": "bold yellow", "warning": "yellow", "note": "dim"}
 
 
 def show_verification(record: Verification) -> Parts:
@@ -35,10 +35,12 @@ def show_verification(record: Verification) -> Parts:
         yield from ("", f"damage {loss} nats per token over the float model, paired")
     if record.findings:
         yield from ("", pairs(row for finding in record.findings for row in _finding(finding)))
-    errors, warnings = (sum(f.severity == severity for f in record.findings) for severity in ("error", "warning"))
-    verdict = "passes" if record.passed else "fails"
+    counted = [count(len(record.errors), "error")]
+    counted += [f"{len(record.unjudged)} not judged"] if record.unjudged else []
+    counted.append(count(sum(f.severity == "warning" for f in record.findings), "warning"))
     yield ""
-    yield bold(f"{record.folder} {verdict}: {count(errors, 'error')}, {count(warnings, 'warning')}")
+    said = "is not judged" if record.verdict == "not judged" else record.verdict
+    yield bold(f"{record.folder} {said}: {', '.join(counted)}")
 
 
 def _modules(modules: Sequence[ModuleReport]) -> DataTable:

@@ -8,14 +8,16 @@ import msgspec
 
 from qarat.values.records.origin import Difference, Provenance
 
-Severity = Literal["error", "warning", "note"]
+Severity = Literal["error", "not judged", "warning", "note"]
+Verdict = Literal["passes", "fails", "not judged"]
 
 
 class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is wrong, or worth knowing.
 
     Attributes:
-        severity: ``error`` makes the folder fail.
+        severity: ``error`` makes the folder fail; with ``not judged``, what qarat does not follow or could not do here,
+            it does not pass either.
         what: What is wrong, with numbers.
         remedy: What to do about it.
         modules: The modules it is about, by full name; none if it is about the whole folder.
@@ -119,9 +121,22 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that make the folder fail."""
-        return tuple(f for f in self.findings if f.severity == "error")
+        return self._findings("error")
+
+    @property
+    def unjudged(self) -> tuple[Finding, ...]:
+        """The findings of which nothing can be said."""
+        return self._findings("not judged")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fails; if not, whether everything in it was judged."""
+        return "fails" if self.errors else "not judged" if self.unjudged else "passes"
 
     @property
     def passed(self) -> bool:
-        """Whether there is no error."""
-        return not self.errors
+        """Whether everything was judged, and there is no error."""
+        return self.verdict == "passes"
+
+    def _findings(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == severity)

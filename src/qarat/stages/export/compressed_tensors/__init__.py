@@ -65,7 +65,8 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
         Where engines' arithmetic differs from the simulation, and ties that vLLM would refuse.
 
     Raises:
-        UserError: Projections that read one stream with different static scales: the quantized folder is damaged.
+        UserError: Projections that read one stream with different static scales: the quantized folder is damaged. Or
+            that engines merge under one weight scale, and that were quantized under several, as qarat once did.
     """
     groups = _groups(plan)
     layout = layout_of(model, plan, groups)
@@ -75,7 +76,9 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
     progress("export", 0, model.blocks)
     for index, block in model.walk():
         prefix = f"{model.family.blocks}.{index}"
-        _check_shared_inputs(block, f"{prefix}.", [site for site in plan.sites if site.block == index])
+        own = [site for site in plan.sites if site.block == index]
+        _check_shared_inputs(block, f"{prefix}.", own)
+        _check_shared_weights(block, f"{prefix}.", own)
         for name, module in block.named_modules(prefix=prefix):
             tensors = tensors_of(module, groups[name]) if isinstance(module, QuantLinear) else {}
             floats: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
@@ -143,6 +146,24 @@ def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -
                 )
 
 
+def _check_shared_weights(block: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
+    """Check that weights which engines merge under one scale have one and the same."""
+    first: dict[tuple[str, TensorScheme], tuple[str, float]] = {}
+    for site in sites:
+        module = block.get_submodule(site.name.removeprefix(prefix)) if site.tie else None
+        quantized = module.quantized if isinstance(module, QuantLinear) else None
+        if quantized is None or not quantized.scheme.is_shared_when_merged:
+            continue
+        scales = quantized.scales
+        scale = float(scales.scale if scales.tensor_scale is None else scales.tensor_scale)
+        other, known = first.setdefault((site.tie, quantized.scheme), (site.name, scale))
+        if scale != known:
+            raise UserError(
+                f"{other} and {site.name} are merged by engines under one scale, but were quantized under {known:.6g} "
+                f"and {scale:.6g}: engines would round them anew; quantize again, which now takes one for both"
+            )
+
+
 def _equal(a: Scales, b: Scales) -> bool:
     """Whether two static inputs are rounded alike."""
     pairs = (a.scale, b.scale), (a.zero_point, b.zero_point)
@@ -163,5 +184,5 @@ def _notes(plan: Plan) -> list[str]:
     try:
         plan.check_ties()
     except PlanError as error:
-        notes.append(f"vLLM fuses what this plan keeps apart and will refuse it, transformers will not: {error}")
+        notes.append(f"vLLM will refuse this folder, transformers will not: {error}")
     return notes

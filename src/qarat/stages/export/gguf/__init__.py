@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress
+from qarat.model.folders import copy_licence
 from qarat.model.gguf.config import ROPE, rope_factors
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
@@ -67,6 +68,7 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequ
             writer.write_tensor_data(_encoded(value, _type(model, name, tuple(value.shape), types)))
     finally:
         writer.close()
+    copy_licence(model, folder)
     rounded_twice = [name for name, kind in types.items() if kind not in FLOAT_TYPES.values() and not _has(model, name)]
     notes = [f"{len(rounded_twice)} sites are rounded a second time: only their codes were at hand"]
     return [*describe_types(plan, types), *(notes if rounded_twice else [])]
