@@ -71,6 +71,20 @@ def test_rewrites_take_back_most_of_what_everything_low_loses(model: Model, sets
     assert rewrites.damage(columns) < rewrites.damage(0) < rewrites.naive / 5
 
 
+@pytest.mark.parametrize(
+    ("low", "most"),  # of what everything low loses; measured: 0.18, 0.72, 0.97
+    [("w=int6/channel a=int6/tensor/static", 0.5), ("w=int6/channel a=int6/token", 1.0), ("w=int4/g32", 1.0)],
+)
+def test_rewrites_never_lose_more_than_doing_nothing(
+    low: str, most: float, model: Model, sets: Sets, stats: ActivationStats
+) -> None:
+    columns = columns_for(model)
+    rewrites = fit_rewrites(model, sets[1], stats, reaching(low), columns=columns)
+    rewritten = parse_transform(f"rewrite/{columns}").apply(model, rewrites)
+    assert rewrites.damage(columns) <= rewrites.naive
+    assert lost(rewritten, sets, reaching(low)) < most * lost(model, sets, low)
+
+
 def test_the_same_tokens_give_the_same_rewrites(
     model: Model, sets: Sets, stats: ActivationStats, rewrites: Rewrites
 ) -> None:
