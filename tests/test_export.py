@@ -105,10 +105,11 @@ def test_an_export_ends_with_what_to_do_next_and_what_it_weighs(unbroken: Path, 
 
 def test_an_export_has_a_card_that_the_hub_reads(unbroken: Path, native: Path, qarat: Qarat, tmp_path: Path):
     card = ModelCard.load(unbroken / FORMAT / "README.md")
-    assert card.data.base_model == "model"  # the folder's name
-    assert card.data.base_model_relation == "quantized"
-    assert card.data.library_name == "transformers"
-    assert {"qarat", FORMAT, "int8"} <= set(card.data.tags)
+    data: Any = card.data
+    assert data.base_model == "model"  # the folder's name
+    assert data.base_model_relation == "quantized"
+    assert data.library_name == "transformers"
+    assert {"qarat", FORMAT, "int8"} <= set(data.tags)
     assert "vllm serve" in card.text
     before, after = (decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in ("float", "plan"))
     assert f"| float | {before.perplexity:,.4f} | {before.loss:.4f} |" in card.text
@@ -127,7 +128,7 @@ def test_a_card_says_the_licence(tiny_llama: Path, qarat: Qarat, tmp_path: Path)
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int8/channel")
     write_native(quantize(model, plan), plan, tmp_path / "native")
     assert qarat("export", tmp_path / "native", "-o", tmp_path / "out").code == 0
-    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    data: Any = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (data.license, data.license_name, data.license_link) == ("other", "mine", "LICENSE")
     assert (tmp_path / "out" / "LICENSE").read_text() == "terms"
 
