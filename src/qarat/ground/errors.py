@@ -14,11 +14,19 @@ from collections.abc import Generator
 
 
 class UserError(ValueError):
-    """Something the caller can mend: the message says what is wrong, where, and what to do."""
+    """Something the caller can mend: the message says what is wrong, where, and what to do.
+
+    Attributes:
+        code: Exit code of a command that ends so.
+    """
+
+    code = 1
 
 
 class ArgumentError(UserError):
     """Words on the command line that make no sense together or at all."""
+
+    code = 2
 
 
 class NotPassedError(UserError):
@@ -33,9 +41,13 @@ def first_line(error: BaseException) -> str:
 class UndecidedError(NotPassedError):
     """The verdict that there is none: no fault was found, but not everything was judged."""
 
+    code = 3
+
 
 class NotJudgedError(UserError):
     """Nothing can be said: what was asked is not computed by qarat, or could not be on this machine."""
+
+    code = 3
 
 
 _SHORT = {

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
@@ -26,11 +25,12 @@ from qarat.model.recognition import (
     names_refusal,
     quantized_as,
     quantized_refusal,
+    read_card,
 )
 from qarat.model.shards import Entry, locate_tensors
 from qarat.model.tokenizing import read_tokenizer
+from qarat.values.hub_names import name_in_cache
 
-CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Computed, not learnt; old LLaMA checkpoints carry it all the same (transformers drops it too).
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$")
@@ -112,19 +112,12 @@ class Checkpoint:
     @property
     def origin(self) -> str:
         """What the model is called: its hub id, where the folder is the hub's cache, else the folder's name."""
-        place = self.path.resolve()
-        hub = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{place.as_posix()}/")
-        return f"{hub[1]}/{hub[2]}" if hub else place.name.removesuffix(".gguf")
+        return name_in_cache(self.path.resolve()) or self.path.resolve().name.removesuffix(".gguf")
 
     @property
     def card(self) -> dict[str, Any]:
         """Licence, language and task as the head of the model's card has them; empty where there is none to read."""
-        path = self.folder / "README.md"
-        try:
-            head: Any = yaml.safe_load(re.split(r"^---\s*$", path.read_text(encoding="utf-8"), flags=re.M)[1])
-        except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
-            return {}
-        return {key: head[key] for key in CARD if key in head} if isinstance(head, dict) else {}
+        return read_card(self.folder)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -7,9 +7,12 @@ What a tensor is called, and in what it is kept, decides; a file beside it only 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from qarat.model.shards import Entry
 
@@ -38,6 +41,7 @@ _FILES = {
     "quant_config.json": "AWQ",
     "quant_strategy.json": "AWQ",
 }
+_CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "DataParallel",
@@ -106,6 +110,16 @@ def names_refusal(path: Path, present: Collection[str], wanted: Collection[str])
             "language modelling; save that one, head and all"
         )
     return ""
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Of the head of a model's card what belongs to its derivatives' too; empty where there is none to read."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        head: Any = yaml.safe_load(re.split(r"^---\s*$", text, flags=re.M)[1])
+    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
+        return {}
+    return {key: head[key] for key in _CARD if key in head} if isinstance(head, dict) else {}
 
 
 def _common_prefix(longer: Collection[str], shorter: Collection[str]) -> str:

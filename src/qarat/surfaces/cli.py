@@ -24,7 +24,7 @@ from rich.console import Console
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from qarat import __version__
-from qarat.ground.errors import ArgumentError, NotJudgedError, NotPassedError, UndecidedError, UserError, local_cause
+from qarat.ground.errors import ArgumentError, NotPassedError, UserError, local_cause
 from qarat.ground.registry import nearest_names
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
@@ -34,8 +34,7 @@ from qarat.surfaces.tables.data import respelled
 from qarat.values.budgets import parse_share
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
-FAILED, MISUSED, UNJUDGED = 1, 2, 3
-INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
+FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
 WIDTH = 100  # of tables, where stdout is no terminal
 
 
@@ -185,12 +184,8 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
     try:
         yield outcome
         sys.stdout.flush()
-    except ArgumentError as error:
-        fail(MISUSED, str(error))
-    except (UndecidedError, NotJudgedError) as error:
-        fail(UNJUDGED, str(error))
     except UserError as error:
-        fail(FAILED, str(error))
+        fail(error.code, str(error))
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted; nothing is half-written, and the same command goes on from what is done")
     except SystemExit as error:  # from tyro, which has said why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from qarat.ground.errors import UserError
 
@@ -32,3 +33,9 @@ def parse_hub_name(name: str) -> tuple[str, str | None]:
     if host or "://" in name:
         raise UserError(f"{name} is no model's address on the hub; give OWNER/NAME, or fetch it and give its folder")
     return name, None
+
+
+def name_in_cache(path: Path) -> str:
+    """The id, ``OWNER/NAME``, of what lies in the hub's cache; empty elsewhere."""
+    found = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{path.as_posix()}/")
+    return f"{found[1]}/{found[2]}" if found else ""
