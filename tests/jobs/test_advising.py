@@ -239,3 +239,14 @@ def test_from_python(model: Model, sets: Sets) -> None:
     assert [s.name for s in found.schemes] == ["W8A16"]
     assert found.measured == {}
     assert found.schemes[0].request == {"low": "w=int8/channel", "budget": "ppl+1%"}
+
+
+def test_tiles_that_an_engine_cannot_merge_are_said(tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "model", hidden=64, intermediate=48, heads=4, kv_heads=1)))
+    for tiles, merged in (("32x16", False), ("16x16", True)):
+        scheme = parse_scheme(f"w=e4m3/{tiles} a=e4m3/g16")
+        assert isinstance(scheme, LinearScheme)
+        simulated, served = answers(model, scheme, ["transformers", "vllm"])
+        assert simulated.runs
+        assert bool(served.runs) == merged
+        assert merged or served.where == "tiles end within projections that it merges"

@@ -10,7 +10,7 @@ from qarat.stages.export import EXPORTERS
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
 from qarat.stages.export.gguf.types import nearest_type
 from qarat.values.engines import ENGINES, FILE_ENGINES, Engine, FileEngine, kernel_for, kernel_kind
-from qarat.values.plans import assign
+from qarat.values.plans import PlanError, assign
 from qarat.values.records.advice import NOT_KNOWN, EngineAnswer
 from qarat.values.schemes import LinearScheme
 
@@ -50,6 +50,10 @@ def _of_folder(model: Model, scheme: LinearScheme, engine: Engine) -> EngineAnsw
     kernel = kernel_for(engine, kernel_kind(scheme, str(group_of(scheme).format)))
     if kernel is None:
         return answer("", "no kernel" if engine.all_kernels else NOT_KNOWN)
+    try:
+        assign(model.fingerprint, model.source_bits, model.sites(), str(scheme)).check_ties()
+    except PlanError:
+        return answer("", "tiles end within projections that it merges")
     if scheme.input is not None and kernel.kind.endswith(" weights"):
         return answer("", f"its weights alone ({kernel.kind}), inputs in float")
     older = f"; on older ones {kernel.fallback}" if kernel.fallback else ""
