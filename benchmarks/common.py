@@ -146,6 +146,14 @@ def ratio(of: Timing, to: Timing) -> Ratio:
     return Ratio(statistics.median(wall), statistics.median(cpu), min(of.cpu) / min(to.cpu), sorted(cpu))
 
 
+def emit(result: Mapping[str, object], output: Path | None) -> None:
+    """Print a result as JSON, and write it to a file where one is named."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n")
+
+
 def report(
     chosen: argparse.Namespace,
     timings: Mapping[str, Timing],
@@ -187,10 +195,7 @@ def report(
         "machine": machine(),
         "seconds": {name: asdict(timing) for name, timing in timings.items()},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if chosen.output:
-        chosen.output.write_text(text + "\n")
+    emit(result, chosen.output)
 
 
 def machine() -> dict[str, object]:

@@ -11,7 +11,6 @@ measured besides: what a power law of the predicted sum leaves of them.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import time
@@ -53,10 +52,7 @@ def main() -> None:
         "settings": {key: value for key, value in vars(chosen).items() if key not in ("models", "output")},
         "machine": common.machine(),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if chosen.output:
-        chosen.output.write_text(text + "\n")
+    common.emit(result, chosen.output)
 
 
 def compare(name: str, chosen: argparse.Namespace) -> dict[str, object]:

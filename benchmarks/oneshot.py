@@ -284,10 +284,7 @@ def main() -> None:
         "settings": settings | schemes,
         "machine": common.machine() | packages,
     }
-    text = json.dumps(whole, indent=1)
-    print(text)
-    if chosen.output:
-        chosen.output.write_text(text + "\n")
+    common.emit(whole, chosen.output)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,7 @@ def main() -> None:
         "machine": common.machine() | {"onnxruntime": ort.__version__},
         "seconds": {name: asdict(timing) for name, timing in timings.items()},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if chosen.output:
-        chosen.output.write_text(text + "\n")
+    common.emit(result, chosen.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and, where the low scheme has static scales per tensor, the search finds without
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +84,7 @@ def main() -> None:
         }
         spikes = flagged(bench)
     result = {"model": asked.model, "formats": found, "flagged": spikes, "machine": common.machine()}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.output is not None:
-        asked.output.write_text(text + "\n")
+    common.emit(result, asked.output)
 
 
 if __name__ == "__main__":

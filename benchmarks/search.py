@@ -12,7 +12,6 @@ open, the rest in float, say how far each strategy is from the best.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -162,10 +161,7 @@ def main() -> None:
             runs = [bench.optimum()] if asked.optimum else [bench.compare(s, asked.metric) for s in range(asked.seeds)]
             found[name] = runs
     result = {"low": asked.low, "metric": asked.metric, "models": found, "machine": common.machine()}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if asked.output is not None:
-        asked.output.write_text(text + "\n")
+    common.emit(result, asked.output)
 
 
 if __name__ == "__main__":

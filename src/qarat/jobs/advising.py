@@ -82,7 +82,8 @@ class Advisor:
         """
         request.check()
         model.require_float("advise on")
-        self.model, self.request, self.seed, self.progress = model, request, seed, progress
+        # Blocks are not kept: bringing them in is a small part of going through them.
+        self.model, self.request, self.seed, self.progress = model.unkept(), request, seed, progress
         self.calibration, self.selection, _ = tokens
         self.budget = parse_loss_budget(request.budget)
         fuses = [ENGINES[name].fuses for name in request.engine if name in ENGINES]
@@ -151,16 +152,15 @@ class Advisor:
     def _measure(self, drafted: Sequence[Drafted], stats: ActivationStats) -> dict[str, Difference]:
         """What recipes lose over float on the selection tokens, by name."""
         float_loss = measure_perplexity(self.model, self.selection, label="float", progress=self.progress)
-        self.model.forget_blocks()
         lost: dict[str, Difference] = {}
         for advised, request, rewrites in drafted:
             model, seen, static = self.model, stats, is_static(parse_scheme(advised.scheme))
             if rewrites is not None:
-                model = parse_transform(advised.transform).apply(model, rewrites)
+                model = parse_transform(advised.transform).apply(model, rewrites).unkept()
                 if static:
                     seen = profile(model, self.calibration, attention=False, progress=self.progress)
             plan = draft_plan(model, request).with_schemes(dict.fromkeys(advised.kept, LinearScheme()), KEPT)
-            low = quantize(model.unkept(), plan, seen if static else None, self.calibration)
+            low = quantize(model, plan, seen if static else None, self.calibration)
             loss = measure_perplexity(low, self.selection, label=advised.name, progress=self.progress)
             lost[advised.name] = paired_difference(loss, float_loss)
         return lost

@@ -50,8 +50,9 @@ def _of_folder(model: Model, scheme: LinearScheme, engine: Engine) -> EngineAnsw
     kernel = kernel_for(engine, kernel_kind(scheme, str(group_of(scheme).format)))
     if kernel is None:
         return answer("", "no kernel" if engine.all_kernels else NOT_KNOWN)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), str(scheme))
     try:
-        assign(model.fingerprint, model.source_bits, model.sites(), str(scheme)).check_ties()
+        plan.check_ties()
     except PlanError:
         return answer("", "tiles end within projections that it merges")
     if scheme.input is not None and kernel.kind.endswith(" weights"):

@@ -74,6 +74,6 @@ def _static_reach(model: Model) -> dict[str, float]:
         for inner, module in block.named_modules():
             scheme = module.scheme.input if isinstance(module, QuantLinear) else None
             if isinstance(module, QuantLinear) and scheme is not None and module.input_scales is not None:
-                largest = float(module.input_scales.scale.max()) * scheme.number_format.values[-1]
+                largest = float(module.input_scales.scale.max()) * scheme.number_format.largest
                 reached[short_name(f"{index}.{inner}")] = largest
     return reached

@@ -52,7 +52,8 @@ def check_kept(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None
     Raises:
         UserError: Showing the first place where something is lost.
     """
-    controls = sorted({str(token) for token in _tokenizers_own(tokenizer) if str(token).strip()}, key=len, reverse=True)
+    own = {str(token) for token in _added(tokenizer).values()}
+    controls = sorted(filter(str.strip, own), key=len, reverse=True)
     for text in texts[:: max(1, len(texts) // _SAMPLES)][:_SAMPLES]:
         sample = text[:_SAMPLE]
         for control in controls:  # they stand for themselves, but some take the blank space beside them along
@@ -86,10 +87,9 @@ def _check_sample(tokenizer: Any, sample: str) -> None:
         )
 
 
-def _tokenizers_own(tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
-    """Tokens that are found in a text before anything else is done to it."""
-    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    return list(added.values())
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, Any]:
+    """Tokens that are found in a text before anything else is done to it, by id."""
+    return getattr(tokenizer, "added_tokens_decoder", {})
 
 
 def _normalized(tokenizer: Any, text: str) -> tuple[str, bool]:
@@ -131,8 +131,7 @@ def _shown(text: str, at: int) -> str:
 
 def count_controls(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> Counter[str]:
     """How often each control token stands in the windows of a set, a BOS or EOS in front of a window aside."""
-    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-    control = {i: str(token) for i, token in added.items() if token.special and i != tokenizer.unk_token_id}
+    control = {i: str(token) for i, token in _added(tokenizer).items() if token.special and i != tokenizer.unk_token_id}
     front = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     windows = tokens.windows
     found = Counter(windows[:, 1:].flatten().tolist()) + Counter(i for i in windows[:, 0].tolist() if i not in front)

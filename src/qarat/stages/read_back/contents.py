@@ -154,7 +154,7 @@ def _check_range(
         largest = max(map(abs, group.weights.scheme("weights").number_format.values))
         reached["weight"] = float(tensors["weight_scale"].float().abs().max()) * largest
     if group is not None and group.inputs is not None and "input_scale" in tensors:
-        largest = group.inputs.scheme("input_activations").number_format.values[-1]
+        largest = group.inputs.scheme("input_activations").number_format.largest
         reached["static input"] = float(tensors["input_scale"].float().max()) * largest
     for what, value in reached.items():
         if FLOAT16_LARGEST < value < math.inf:
@@ -192,7 +192,7 @@ def _check_spikes(
         group = matches[name].group
         assert group is not None
         assert group.inputs is not None
-        code = group.inputs.scheme("input_activations").number_format.values[-1]
+        code = group.inputs.scheme("input_activations").number_format.largest
         largest.setdefault(folder.modules[name].leaf, {})[name] = scale * code
     for leaf, values in largest.items():
         for name, value in values.items():

@@ -52,7 +52,7 @@ class _LocalLinear(QuantLinear):
         scheme = self.scheme.input
         assert scheme is not None
         tiles = to_tiles(as_matrices(x), scheme.granularity)
-        ideal = tiles.abs().amax(dim=(2, 4)) / scheme.number_format.values[-1] / self.above
+        ideal = tiles.abs().amax(dim=(2, 4)) / scheme.number_format.largest / self.above
         scale = round_to_format(ideal, FORMATS["e4m3"]).clamp_(min=E4M3_SMALLEST)
         scales = Scales(scale, None, self.above.expand(len(scale), 1, 1))
         return reference.linear(x, self.value, self.bias, scheme, scales).to(x.dtype)
