@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import msgspec
 import torch
 
 from qarat.ground.runtime import Runtime
@@ -76,7 +77,7 @@ def smoothed(source: Path, out: Path, calibration: TokenSet, strength: float, ig
     }
     modifiers = {"SmoothQuantModifier": {"smoothing_strength": strength}, "QuantizationModifier": quantized}
     recipe = out.with_suffix(".json")
-    recipe.write_text(json.dumps({"stage": {"quant_modifiers": modifiers}}))
+    recipe.write_text(json.dumps({"quant_stage": {"quant_modifiers": modifiers}}))
     oneshot(
         model=AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(source),
@@ -124,7 +125,8 @@ def compare(home: Path, asked: argparse.Namespace) -> dict[str, Any]:
     float_ = measure_perplexity(model, report, label="float")
 
     def note(arm: str, evaluation: Evaluation, began: float, **more: object) -> None:
-        lost = paired_difference(evaluation, float_)
+        # A folder counts as a model of its own; these were all made of this one.
+        lost = paired_difference(msgspec.structs.replace(evaluation, provenance=float_.provenance), float_)
         found[arm] = {"nats": lost.nats, "standard error": lost.standard_error, "seconds": time.time() - began, **more}
         print(arm, json.dumps(found[arm]), file=sys.stderr, flush=True)
 
