@@ -40,6 +40,7 @@ class Measured(NamedTuple):
 
 
 Measuring = Callable[[Sequence[Plan]], list[Measured]]
+Remake = Callable[[Model], Model]
 
 
 class MeterSpec:
@@ -50,6 +51,7 @@ class MeterSpec:
         name: By which they do: of a local folder or file its full path, else a reference model's name or a hub id.
         fingerprint: What the model opened there has to have.
         tokens: The selection set.
+        remake: From the model that is opened there to the one that is open here; None where they are the same.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MeterSpec:
         tokens: TokenSet,
         stats: ActivationStats | None,
         *,
+        remake: Remake | None = None,
         revision: str | None = None,
         keep_bytes: int | None = None,
         share: int = 1,
@@ -70,6 +73,7 @@ class MeterSpec:
             name: That it was opened by.
             tokens: The selection set.
             stats: Behind static scales; None where no plan has any.
+            remake: As the attribute; it can be pickled.
             revision: Of the hub id.
             keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
             share: Workers of one machine, each of which takes its part of the memory and of the threads.
@@ -78,6 +82,7 @@ class MeterSpec:
         self.model: Model | None = model
         self.name = str(Path(name).absolute()) if Path(name).exists() else name
         self.fingerprint, self.tokens = model.fingerprint, tokens
+        self.remake = remake
         self._runtime, self._stats, self._revision, self._share = model.runtime, stats, revision, share
         self._keep_bytes = None if keep_bytes is None else keep_bytes // share
 
@@ -98,6 +103,8 @@ class MeterSpec:
         threads = max(1, (self._runtime.threads or _threads_here()) // self._share)
         runtime = msgspec.structs.replace(self._runtime, memory=memory, threads=threads)
         model = open_model(self.name, runtime, revision=self._revision)
+        if self.remake is not None:
+            model = self.remake(model)
         if model.fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.name} on {platform.node()} is another model ({model.fingerprint[:12]}…) than the one searched "
@@ -230,11 +237,13 @@ class Member(NamedTuple):
         name: That it was opened by, for workers that open it anew.
         model: In float.
         tokens: Calibration, selection and report.
+        remake: As of `MeterSpec`.
     """
 
     name: str
     model: Model
     tokens: tuple[TokenSet, TokenSet, TokenSet]
+    remake: Remake | None = None
 
 
 class Bench(NamedTuple):
@@ -266,6 +275,7 @@ class Bench(NamedTuple):
         if self.elsewhere:
             member.model.forget_blocks()  # the memory is the workers'
         more: dict[str, Any] = {"revision": self.revision, "keep_bytes": self.keep_bytes, "share": self.runner.share}
+        more["remake"] = member.remake
         return Measurer(self.runner, MeterSpec(member.model, member.name, tokens, stats, **more), tally)
 
     def within(self, place: str) -> Bench:

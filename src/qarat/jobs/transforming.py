@@ -127,7 +127,7 @@ def prepare_in(
     stats: ActivationStats | None,
     seed: int,
     progress: Progress,
-) -> tuple[Model, tuple[str, ...]]:
+) -> Prepared:
     """`prepare` as a step of a run: what was chosen and measured is kept, and not done again.
 
     Args:
@@ -141,9 +141,9 @@ def prepare_in(
         progress: Called as the work goes on.
 
     Returns:
-        The transformed model, and its transforms as they were applied.
+        As `prepare`.
     """
-    files = [_kept(number, text) for number, text in enumerate(request.transforms)]
+    files = kept_files(request.transforms)
 
     def work() -> None:
         done = prepare(model, request, calibration, selection, stats=stats, seed=seed, progress=progress)
@@ -156,7 +156,8 @@ def prepare_in(
     key = [msgspec.to_builtins(origin), request.transforms, request.low, request.rules, request.budget, request.prefix]
     run.step("transform", key, [APPLIED, *filter(None, files)], work)
     applied = msgspec.json.decode(run.path(APPLIED).read_bytes(), type=tuple[str, ...])
-    return apply_again(model, applied, [read_made_from(run.path(file)) if file else None for file in files]), applied
+    made_from = tuple(read_made_from(run.path(file)) if file else None for file in files)
+    return Prepared(apply_again(model, applied, made_from), applied, made_from)
 
 
 def read_made_from(path: Path) -> MadeFrom:
@@ -239,16 +240,16 @@ def options_for(fingerprint: str, folder: Path) -> str:
     transforms = spellings_of(fingerprint)
     if not transforms:
         return "no `transforms`"
-    kept = [folder / name for name in (_kept(n, text) for n, text in enumerate(transforms)) if name]
+    kept = [folder / name for name in kept_files(transforms) if name]
     files = [str(file) if file.is_file() else "STATS" for file in kept]
     arguments = f"`transforms` {shlex.join(transforms)}" + (f" `transform_stats` {shlex.join(files)}" if files else "")
     return arguments + (", STATS being what was given when it was profiled" if "STATS" in files else "")
 
 
-def _kept(number: int, text: str) -> str:
-    """The file in which a run keeps what its transform of that number, from 0 on, was made from; empty for nothing."""
-    endings = {"": "", "stats": f"before-transform-{number}.safetensors", "rewrites": f"rewrites-{number}.json"}
-    return endings[parse_transform(text).needs]
+def kept_files(transforms: Sequence[str]) -> list[str]:
+    """The files in which a run keeps what its transforms were made from, in their order; empty for nothing."""
+    names = {"": "", "stats": "before-transform-{}.safetensors", "rewrites": "rewrites-{}.json"}
+    return [names[parse_transform(text).needs].format(number) for number, text in enumerate(transforms)]
 
 
 def _apply(model: Model, text: str, made_from: MadeFrom) -> Model:

@@ -216,9 +216,9 @@ class Pipeline:
         options: dict[str, Any] = {"attention": bool(self.request.rules), "progress": self.progress}
         before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
         more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
-        model, applied = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
-        self.model = model.unkept()
-        self.note(f"transformed before planning: {', '.join(applied)}")
+        done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
+        self.model = done.model.unkept()
+        self.note(f"transformed before planning: {', '.join(done.transforms)}")
         return before
 
     def estimate(self) -> Estimate:

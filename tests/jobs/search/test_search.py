@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.choose import trials
 from qarat.surfaces.commands.common import pricing_work
 from qarat.values.budgets import AccuracyBudget, parse_budget
+from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash, decode_record
 from qarat.values.records.origin import Difference, Provenance
@@ -83,16 +85,61 @@ def test_the_same_from_python(
     assert not list(tmp_path.glob("q*"))
 
 
+@pytest.mark.parametrize("rewritten", [True, False])
 def test_the_plan_of_a_budget_loses_what_the_search_says(
-    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    qarat: Qarat,
+    tiny_llama: Path,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    rewritten: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = searched(qarat, tiny_llama, small, tmp_path / "s", "--low", INT8, "--budget", "ratio=0.6")
-    plan, stats = tmp_path / "s" / plan_file("ratio=0.6"), tmp_path / "s" / "stats.safetensors"
-    assert qarat("quantize", tiny_llama, "--plan", plan, "--stats", stats).code == 0
+    words = ["--low", INT8, "--budget", "ratio=0.6", *([] if rewritten else ["--no-rewrites"])]
+    answer = qarat("search", tiny_llama, *small, "-o", "s", *words)
+    result = decode_record(tmp_path / "s" / "search.json", SearchResult)
+    assert spellings_of(result.provenance.model) == (("rewrite/64",) if rewritten else ())
+    (line,) = [line for line in answer.out.splitlines() if "qarat quantize" in line]
+    assert qarat(*shlex.split(line)[1:]).code == 0
     assert qarat("evaluate", "quantized", *small, "-o", "loss.json").code == 0
     measured = decode_record(Path("loss.json"), Evaluation)
     assert measured.nats == pytest.approx(result.reached[0].report, rel=1e-6)
+
+
+def test_a_rewritten_model_is_searched_by_workers_too(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    words = ["--low", INT8, "--budget", "ratio=0.6", "--threads", "2"]
+    one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)
+    two = searched(qarat, tiny_llama, small, tmp_path / "two", *words, "--workers", "2")
+    assert two.reached == one.reached
+    assert spellings_of(two.provenance.model) == ("rewrite/64",)
+
+
+def test_formats_that_no_steps_fit_are_searched_as_they_are_and_that_is_said(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    answer = qarat("search", tiny_llama, *small, "-o", tmp_path / "s", "--low", "mxint4", "--budget", "ratio=0.6")
+    assert "nothing is rewritten" in answer.err
+    assert not spellings_of(decode_record(tmp_path / "s" / "search.json", SearchResult).provenance.model)
+
+
+@pytest.mark.parametrize("strategy", ["predicted", "random"])
+def test_no_plan_is_worse_than_one_scheme_in_as_many_bits(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path, strategy: str
+) -> None:
+    schemes = {"w=int4/channel": 5.0, "w=int6/channel": 7.0, "w=int8/channel": 9.0}
+    words = ["--low", "int4/channel", "--menu", "int6/channel, int8/channel", "--strategy", strategy, "--trials", "2"]
+    budgets = [f"bits={bits}" for bits in schemes.values()]
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", *words, "--budget", *budgets)
+    uniform = {trial.label: trial for trial in result.trials if trial.label.endswith("everywhere")}
+    assert list(uniform) == [f"{scheme} everywhere" for scheme in schemes]
+    for budget, scheme in zip(budgets, schemes, strict=True):
+        alike = uniform[f"{scheme} everywhere"]
+        assert len(set(alike.choice)) == 1
+        assert alike.bits <= schemes[scheme]
+        assert result.trials[result.budget(budget).trial].damage.nats <= alike.damage.nats
 
 
 def test_layers_macs_and_menus(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,8 +18,10 @@ from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request
 from qarat.jobs.folder import DAMAGE, PROFILE, Run, result_of
 from qarat.jobs.protecting import draft_plan
+from qarat.jobs.rewriting import with_rewrites
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.budgets import Scores, check_tasks, choice_of, correction_of, plan_file, reach_accuracy
+from qarat.jobs.transforming import apply_again, outline, prepare_in
 from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.token_sets import check_disjoint
@@ -74,14 +78,13 @@ class SearchJob:
                 "process alone (workers=1)"
             )
         check_disjoint(*member.tokens)
-        self.member, self.request, self.setting = member, request, setting
-        self.model, self.progress = member.model, setting.progress
+        self.member, self.setting, self.progress = member, setting, setting.progress
+        self.planning, self.said = with_rewrites(member.model, request.as_plan_request())
+        self.request = msgspec.structs.replace(request, low=self.planning.low)
         self.calibration, self.selection, self.report = member.tokens
         self.strategy = STRATEGIES.load(request.strategy)
-        base = draft_plan(self.model, request.as_plan_request())
-        self.schemes = request.ordered_schemes(base)
-        self.space = self._space(base)
-        self.points = points_of(request, self.space, draws=self.strategy.DRAWS)
+        # Until it is rewritten, one of the shapes that it will have.
+        self._search_on(outline(member.model, self.planning))
         check_tasks(request.parsed_budgets())
 
     @property
@@ -105,6 +108,7 @@ class SearchJob:
 
     def execute(self, run: Run) -> SearchResult:
         """Do every step that is not done yet, and put the folder into place."""
+        self._rewrite(run)
         whole = self.key
         key = {name: whole[name] for name in ("model", "versions", "dtype", "calibration")}
         stats = None
@@ -124,9 +128,27 @@ class SearchJob:
         run.finish()
         return result
 
+    def _search_on(self, model: Model) -> None:
+        """Take a model as the one to be searched."""
+        self.model = model
+        base = draft_plan(model, self.planning)
+        self.schemes = self.request.ordered_schemes(base)
+        self.space = self._space(base)
+        self.points = points_of(self.request, self.space, draws=self.strategy.DRAWS)
+
+    def _rewrite(self, run: Run) -> None:
+        """Take the rewritten model in the place of the one asked for, if it is to be rewritten."""
+        if not self.planning.transforms:
+            return
+        more: dict[str, Any] = {"stats": None, "seed": self.setting.seed, "progress": self.progress}
+        done = prepare_in(run, self.member.model, self.planning, self.calibration, self.selection, **more)
+        again = functools.partial(apply_again, transforms=done.transforms, made_from=done.made_from)
+        self._search_on(done.model)
+        self.member = self.member._replace(model=done.model, remake=again)
+
     def _space(self, base: Plan) -> Space:
         request = self.request
-        matched = [match_sites(pattern, base.sites) for pattern, _ in request.as_plan_request().overrides()]
+        matched = [match_sites(pattern, base.sites) for pattern, _ in self.planning.overrides()]
         return make_space(
             base,
             tuple(map(request.option, self.schemes)),
@@ -151,9 +173,7 @@ class SearchJob:
         return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
 
     def _search(self, run: Run, stats: ActivationStats | None, menu: Menu | None) -> None:
-        space = self._space(
-            draft_plan(self.model, self.request.as_plan_request(), content_hash(stats) if stats else "")
-        )
+        space = self._space(draft_plan(self.model, self.planning, content_hash(stats) if stats else ""))
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
         # Of this request: another one in the same folder takes the log over, and not what the first one spent.
@@ -161,7 +181,10 @@ class SearchJob:
         measurer = self.setting.measurer(self.member, self.selection, stats, run.path(TALLY.format(digest)))
         log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
         driver = Driver(space, measurer.meter(log), self.request.parsed_budgets(), self.progress)
-        driver.run(self.strategy, self._goal(space, menu))
+        goal = self._goal(space, menu)
+        if space.axis == "bits":
+            driver.measure_uniform(goal)
+        driver.run(self.strategy, goal)
         reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
         float_report, reached = self._on_report(run, stats, space, driver, reached)
         result = SearchResult(

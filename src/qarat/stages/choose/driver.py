@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qarat.ground.runtime import Progress, no_progress
@@ -45,6 +46,22 @@ class Driver:
         self.float_plan = space.base.in_float()
         progress(STAGE, 0, 1)
         self.float_loss = meter.loss(self.float_plan, self._tell)
+
+    def measure_uniform(self, goal: Goal) -> None:
+        """Measure every option everywhere, so that what is chosen is never worse than one scheme in as many bytes.
+
+        Args:
+            goal: Whose predictions are noted beside what is measured.
+        """
+        uniform = [(index,) * len(self._space.units) for index in range(len(self._space.options))]
+        sums = None if goal.predictions is None else goal.predictions.sum(axis=0)
+        self._answer(
+            [
+                Proposal(choice, f"{option.projection} everywhere", math.nan if sums is None else float(sums[index]))
+                for index, (choice, option) in enumerate(zip(uniform, self._space.options, strict=True))
+                if not (self._space.loses_nothing and choice == self._space.highest)
+            ]
+        )
 
     def run(self, strategy: Strategy, goal: Goal) -> None:
         """Let a strategy ask until it knows enough; its trials are added to `trials`."""

@@ -25,6 +25,7 @@ from qarat.jobs.spike_study import job as spike_study
 from qarat.jobs.spike_study.job import SpikeJob
 from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
+from qarat.jobs.transforming import kept_files, tokens_to_prepare
 from qarat.model.model import Model
 from qarat.model.texts import read_documents
 from qarat.model.token_sets import check_disjoint
@@ -35,6 +36,7 @@ from qarat.surfaces.options.groups import OnText, Searching
 from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
 from qarat.surfaces.page import write_report
 from qarat.values.budgets import parse_size
+from qarat.values.fingerprints import spellings_of
 from qarat.values.records.search import SearchResult
 from qarat.values.records.spike_study import Left
 from qarat.values.requests.spike_study import SpikeRequest
@@ -60,27 +62,33 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
     member = _open_member(options.model, options, screen)
     with _bench(options, screen) as bench:
         job = SearchJob(member, options.search, bench)
+        if job.said:
+            screen.note(job.said)
         if options.general.dry_run:
             return _estimate(screen, job, member.tokens[1].windows.numel())
         with folder.work(TRIALS, command=screen.command):
             result = job.execute(folder)
     screen.show(result)
-    return _ending(options, options.folder, result, job.static)
+    return _ending(options, options.folder, result, job)
 
 
 def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
     plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
-    work = {"search": float(plans * tokens)}
+    rewriting = tokens_to_prepare(job.planning, job.calibration.windows.numel(), tokens)
+    work = {**({"transform": float(rewriting)} if rewriting else {}), "search": float(plans * tokens)}
     if job.strategy.PREDICTS:
         priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
-        work = {"damage": priced, **work}
+        work["damage"] = priced
     return common.show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
 
 
-def _ending(options: SearchOptions, out: Path, result: SearchResult, static: bool) -> Lines:
-    stats = ["--stats", out / STATS] if static else []
+def _ending(options: SearchOptions, out: Path, result: SearchResult, job: SearchJob) -> Lines:
+    stats = ["--stats", out / STATS] if job.static else []
+    if transforms := spellings_of(job.model.fingerprint):
+        made_from = [out / name for name in kept_files(transforms) if name]
+        stats += ["--transform", *transforms, "--transform-stats", *made_from]
     plans = [out / plan_file(reached.budget) for reached in result.reached if reached.trial >= 0]
     quantizing = [f"  {common.command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (

@@ -8,7 +8,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.values.budgets import Budget, CostBudget, parse_budget
+from qarat.values.budgets import Budget, CostBudget, LossBudget, parse_budget
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.requests.protect import ProtectRequest
@@ -45,6 +45,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rules: Override the scheme of some sites; may be given several times, the last match wins.
         runtime: Engine whose fused projections must share a scheme: any or vllm.
         price_windows: At most so many selection windows, that prices come from.
+        rewrites: Do not scale and split channels first, for the low scheme, which is free at run time.
     """
 
     low: str = "w=mxint4 a=mxint4"
@@ -60,6 +61,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[str, ...] = ()
     runtime: str = "any"
     price_windows: int = 16
+    rewrites: bool = True
 
     def check(self) -> None:
         """Check everything that can be checked without a model.
@@ -168,7 +170,15 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def as_plan_request(self) -> ProtectRequest:
         """What drafting a plan needs to know."""
-        return ProtectRequest(full_spelling(self.low), full_spelling(self.high), rules=self.rules, runtime=self.runtime)
+        nats = min((b.nats for b in self.parsed_budgets() if isinstance(b, LossBudget)), default=0.0)
+        return ProtectRequest(
+            full_spelling(self.low),
+            full_spelling(self.high),
+            budget=f"nats+{nats:.12f}",
+            rules=self.rules,
+            runtime=self.runtime,
+            rewrites=self.rewrites,
+        )
 
 
 def _has_more_bits(high: TensorScheme | None, low: TensorScheme | None) -> bool:

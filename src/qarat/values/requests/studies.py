@@ -78,6 +78,7 @@ class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             metric=self.metric,
             trials=self.trials,
             price_windows=self.price_windows,
+            rewrites=False,
         )
         return msgspec.structs.replace(request, **more)
 
@@ -136,6 +137,7 @@ class FamilyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 budgets=budgets,
                 metric=self.metric,
                 price_windows=self.price_windows,
+                rewrites=False,
             )
             for low in low_schemes(self.formats, self.blocks)
         )
