@@ -51,11 +51,13 @@ class Transform(NamedTuple):
         fold: Index and state of a block in float to its new state, tensors of the old one left alone; None where the
             blocks that are brought in have it folded in already, or no block will be.
         inner: Channels of the MLP's inner activation behind it; None where they stay as many.
+        outside: The same as ``fold`` for the state of what lies outside the blocks; None where that stays as it is.
     """
 
     word: str
     fold: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None
     inner: int | None = None
+    outside: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 class Model(Summarized):
@@ -96,6 +98,8 @@ class Model(Summarized):
         self._stored = self._skeleton.get_submodule(f"{self.family.blocks}.0").state_dict()
         if widths := [t.inner for t in transforms if t.inner is not None]:
             self.config = widen(self._skeleton, self.family, widths[-1])
+        for fold in filter(None, (t.outside for t in transforms)):
+            self._skeleton.load_state_dict(fold(self.outside()), assign=True, strict=False)
         self._load_block = load_block or self.load_float_block
         self._sites = list_sites(self._skeleton, self.family)
         self.transforms = transforms

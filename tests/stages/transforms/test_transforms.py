@@ -28,7 +28,7 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW
 
 KINDS = ("llama", "qwen2", "mistral", "qwen3", "llama-bf16", "gemma2", "gemma3_text")
-SPELLINGS = ("hadamard", "smooth/0.5", "smooth/0.8/all", "split/24")
+SPELLINGS = ("hadamard", "rotate/values", "smooth/0.5", "smooth/0.8/all", "split/24")
 WIDTH = 80  # of the MLP: 20 · 4
 
 
@@ -250,7 +250,7 @@ def test_a_rotated_down_proj_cannot_be_smoothed(llama: Model, tiny_text: Path):
 
 
 def test_the_folder_is_the_registry():
-    assert TRANSFORMS.names() == ["hadamard", "rewrite", "smooth", "split"]
+    assert TRANSFORMS.names() == ["hadamard", "rewrite", "rotate", "smooth", "split"]
 
 
 def test_auto_leaves_the_strength_to_be_chosen():

@@ -164,7 +164,8 @@ def _estimate_sweep(
     screen: Screen, models: Sequence[str], open_member: Callable[[str], Member], searches: int
 ) -> Lines:
     for name in models:
-        _, model, tokens = open_member(name)
+        member = open_member(name)
+        model, tokens = member.model, member.tokens
         common.check_weights(model)
         windows = tokens[1].windows.numel()
         work = {f"{searches} searches": float(searches * (price_forwards(1) + CHOOSING_FORWARDS) * windows)}
