@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(typed: list[str]) -> None:
-    options = _parse(typed)
+    options = parse(typed)
     command = load_command(_split_verb(typed)[0])
     with StageProgress() as bars:
         screen = _Json(typed, bars) if options.general.json else _Tables(typed, bars)
@@ -203,7 +203,7 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
         fail(FAILED, f"{cause}; give less with `memory` or `threads`, or free some, and run the same command again")
 
 
-def _parse(typed: Sequence[str]) -> Any:
+def parse(typed: Sequence[str]) -> Any:
     """The options of a verb, from a config file and the words behind the verb, which win.
 
     Raises:
