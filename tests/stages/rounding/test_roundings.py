@@ -125,6 +125,28 @@ def test_moments_are_of_what_the_float_model_reads(tiny_llama: Path) -> None:
     assert torch.allclose(context.moments, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("memory", "times"), [(1, 4), (1 << 30, 1)])
+def test_a_block_s_moments_come_from_one_run_where_they_fit(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, memory: int, times: int
+) -> None:
+    model = open_model(str(tiny_llama))
+    model.memory = memory
+    sites = [s for s in model.sites() if s.block == 0 and s.kind == "projection"]
+    apart = {s.name: Calibration(model, tokens()).moments(s) for s in sites}
+    runs: list[int] = []
+    run = model.run_block
+
+    def counted(index: int, *operands: Any) -> Tensor:
+        runs.append(index)
+        return run(index, *operands)
+
+    monkeypatch.setattr(model, "run_block", counted)
+    together = Calibration(model, tokens())
+    for site in sites:
+        assert torch.equal(together.moments(site), apart[site.name])
+    assert len(runs) == times * len(tokens().batches(model.runtime.batch_tokens))
+
+
 def test_prices_and_quantization_use_the_rounding_that_the_plan_names(tmp_path: Path, tiny_llama: Path) -> None:
     model = open_model(str(tiny_llama))
     plan = plan_of(model, GPTQ)

@@ -28,7 +28,7 @@ Objective = Callable[[Tensor, int, int], Tensor]
 """What is differentiated, a sum over tokens: from the log-probabilities at some neighbouring tokens of a window,
 (tokens, vocabulary) float32, its index in the token set, and the place of the first of them in it, to a scalar."""
 
-THROUGH_HEAD = 128
+THROUGH_HEAD = 32
 """Tokens that go through the head at once: with a large vocabulary, a window's logits alone would be the peak."""
 
 

@@ -1,16 +1,18 @@
 """What projections read on the calibration tokens, for the roundings that ask for it: a walk of the float model.
 
-Nothing runs before a rounding asks. Then the blocks up to its own run once, and its own once for every stream that is
-asked about: a matrix of inputs by inputs is kept of one stream at a time (q, k and v read the same), never of a block.
+Nothing runs before a rounding asks. Then the blocks up to its own run once, and its own once more for all its streams
+together, whose matrices of inputs by inputs are kept until another block is asked about; once for every stream where
+memory has no room for them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
@@ -30,7 +32,7 @@ class Calibration:
         """
         self._model, self._tokens, self._first = model, tokens, first
         self._entrances: dict[int, list[Tensor]] = {}
-        self._moments: tuple[str, Tensor] | None = None
+        self._moments: dict[str, Tensor] = {}
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
 
@@ -39,44 +41,50 @@ class Calibration:
         return SiteInputs(self, site)
 
     def moments(self, site: Site) -> Tensor:
-        """As `qarat.stages.rounding.Context`; kept until another stream is asked about."""
-        stream = site.streams[0]
-        if self._moments is None or self._moments[0] != stream:
-            width = site.shape[1]
-            total = torch.zeros(width, width, device=self._model.runtime.device)
+        """As `qarat.stages.rounding.Context`; of a whole block at once, kept until another block is asked about."""
+        if site.streams[0] not in self._moments:
+            every = {s.streams[0]: s for s in self._model.sites() if s.block == site.block and s.kind == "projection"}
+            room = self._model.memory // 4
+            together = sum(s.shape[1] ** 2 for s in every.values()) * torch.float32.itemsize <= room
+            sums: dict[str, Tensor] = {}
             rows = 0
 
-            def add(x: Tensor) -> None:
+            def add(x: Tensor, stream: str) -> None:
                 nonlocal rows
-                rows += len(x)
-                total.addmm_(x.T, x)
+                rows += len(x) * (stream == site.streams[0])
+                sums[stream] = sums[stream].addmm_(x.T, x) if stream in sums else x.T @ x
 
-            self._watch(site, add)
-            self._moments = stream, total / rows
-        return self._moments[1]
+            self._moments = {}  # the last block's, before there are new ones
+            self._watch(every.values() if together else [site], add)
+            self._moments = {stream: total / rows for stream, total in sums.items()}
+        return self._moments[site.streams[0]]
 
     def inputs(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`."""
         rows: list[Tensor] = []
-        self._watch(site, rows.append)
+        self._watch([site], lambda x, stream: rows.append(x))
         return torch.cat(rows)
 
     @torch.no_grad()
-    def _watch(self, site: Site, see: Callable[[Tensor], object]) -> None:
-        """Run the site's block, and hand over what the site reads, (tokens, in) float32 a batch."""
-        model = self._model
-        block = model.block(site.block)
-        linear = block.get_submodule(site.name.removeprefix(f"{model.family.blocks}.{site.block}."))
+    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> None:
+        """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream."""
+        model, (index,) = self._model, {site.block for site in sites}
+        block = model.block(index)
 
-        def hand_over(_: object, operands: tuple[Tensor, ...]) -> None:
-            see(operands[0][:, self._first :].flatten(0, 1).float())
+        def watch(site: Site) -> RemovableHandle:
+            def hand_over(_: object, operands: tuple[Tensor, ...]) -> None:
+                see(operands[0][:, self._first :].flatten(0, 1).float(), site.streams[0])
 
-        handle = linear.register_forward_pre_hook(hand_over)
+            linear = block.get_submodule(site.name.removeprefix(f"{model.family.blocks}.{index}."))
+            return linear.register_forward_pre_hook(hand_over)
+
+        handles = list(map(watch, sites))
         try:
-            for states in self._entrance(site.block):
-                model.run_block(site.block, block, states)
+            for states in self._entrance(index):
+                model.run_block(index, block, states)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _entrance(self, index: int) -> list[Tensor]:
         """Hidden states at a block's entrance, by batch.
