@@ -314,7 +314,7 @@ def test_an_unmet_budget_takes_the_best_and_says_so() -> None:
     assert len(protected(plan)) == len(record.trials[losses.index(min(losses))].sites) == 6
     assert record.verdict == (
         f"nats+0.0001 (0.0001 nats) is not met: the best of {len(losses)} plans measured protects 6 and loses "
-        f"{min(losses):.4f} nats over float; a finer low scheme may do"
+        f"{min(losses):.4f} nats over float; a finer low scheme may do, and `qarat advise` prices a dozen"
     )
 
 

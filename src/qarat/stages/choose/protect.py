@@ -148,7 +148,7 @@ def _by_price(bench: _Bench, candidates: Candidates, budget: LossBudget) -> _Cho
     held = f", or more protected than the {candidates.allowed} allowed" if candidates.are_limited else ""
     verdict = (
         f"{_words(budget)} is not met: the best of {_plans(tried)} measured protects {len(best.units) or 'nothing'} "
-        f"and loses {best.loss:.4f} nats over float; a finer low scheme may do{held}"
+        f"and loses {best.loss:.4f} nats over float; a finer low scheme may do, and `qarat advise` prices a dozen{held}"
     )
     return tried, best, verdict
 
