@@ -104,11 +104,12 @@ def test_stats_of_another_model_are_refused(model: Model, sets: Sets, stats: Act
         (LOW, f"{LOW}/reach-{REACH}"),
         ("w=int8/channel a=int8/tensor/static/reach-1.5", "w=int8/channel a=int8/tensor/static/reach-1.5"),
         ("w=int8/channel a=int8/tensor/static/mse", "w=int8/channel a=int8/tensor/static/mse"),
+        ("w=int6/channel a=int6/tensor/static", "w=int6/channel a=int6/tensor/static"),
         ("w=int8/channel a=int8/token", "w=int8/channel a=int8/token"),
         ("w=int8/channel", "w=int8/channel"),
     ],
 )
-def test_only_static_maxima_are_told_to_reach_further(low: str, spelled: str) -> None:
+def test_only_fine_static_maxima_are_told_to_reach_further(low: str, spelled: str) -> None:
     assert reaching(low) == spelled
 
 
