@@ -24,22 +24,27 @@ VLLM = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # a window as long as the model, and the token that has to follow
     "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # or a compiler runs, for minutes on a busy machine, to no one's gain
     "HF_HUB_OFFLINE": "1",
 }
 
 
-def run_vllm(request: Any) -> Any:
-    """In float32, without graphs and caches of prefixes, so that nothing but the kernels differs."""
-    vllm = importlib.import_module("vllm")
-    windows = request["windows"]
-    llm = vllm.LLM(
-        model=request["folder"],
+def load_vllm(folder: str, length: int) -> Any:
+    """In float32, without graphs and caches of prefixes: a plain forward, but for the kernels."""
+    return importlib.import_module("vllm").LLM(
+        model=folder,
         dtype="float32",
         enforce_eager=True,
         enable_prefix_caching=False,
-        max_model_len=max(map(len, windows)) + 1,
+        max_model_len=length + 1,
     )
-    how = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+
+
+def run_vllm(request: Any) -> Any:
+    """Losses by `prompt_logprobs`; modules as they are once they are loaded."""
+    windows = request["windows"]
+    llm = load_vllm(request["folder"], max(map(len, windows)))
+    how = importlib.import_module("vllm").SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in windows], how, use_tqdm=False)
     losses = [
         [-step[token].logprob for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]

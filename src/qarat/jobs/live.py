@@ -76,7 +76,9 @@ class Live(NamedTuple):
             raise UserError(f"`engine_python` {self.python} is no program; give the bin/python of an environment")
 
 
-class _Module(msgspec.Struct, frozen=True):
+class Ran(msgspec.Struct, frozen=True):
+    """A module as `bundled/run_engine.py` lists it; transformers' scheme is compressed-tensors' own arguments."""
+
     name: str
     scheme: Any
     kernel: str
@@ -88,7 +90,7 @@ class _Answer(msgspec.Struct, frozen=True):
     version: str = ""
     absent: str = ""
     refusal: str = ""
-    modules: tuple[_Module, ...] = ()
+    modules: tuple[Ran, ...] = ()
     losses: tuple[tuple[float, ...], ...] = ()
 
 
@@ -128,7 +130,7 @@ def run_live(
     if not _ran(live, answer, findings):
         return ()
     row = ENGINES[live.engine]
-    modules = tuple(_modules(row, folder.config, answer.modules, matches))
+    modules = tuple(beside_resolution(row, folder.config, answer.modules, matches))
     wanted = {_merged_name(row, name) for name, module in folder.modules.items() if not _is_shared(folder, module)}
     _judge_modules(row, answer.version, modules, wanted, findings)
     run = LiveRun(live.engine, answer.version, modules)
@@ -195,10 +197,17 @@ def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
     return not answer.refusal
 
 
-def _modules(
-    engine: Engine, config: StoredConfig, ran: Sequence[_Module], matches: Mapping[str, Match]
+def beside_resolution(
+    engine: Engine, config: StoredConfig, ran: Sequence[Ran], matches: Mapping[str, Match]
 ) -> Iterator[LiveModule]:
-    """Every module that ran, with what the resolution says of it."""
+    """Every module that ran, with what the resolution says of it.
+
+    Args:
+        engine: Its row.
+        config: Of the folder.
+        ran: What the engine lists.
+        matches: Module's name to what the engine makes of it by its row.
+    """
     by_name = {_merged_name(engine, name): match for name, match in matches.items()}
     for module in ran:
         match = by_name.get(module.name)
