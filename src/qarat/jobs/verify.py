@@ -16,6 +16,7 @@ import torch
 from qarat.ground.errors import NotJudgedError, UserError, judging, local_cause
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.float16 import beyond_float16
+from qarat.jobs.live import Live, run_live
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -121,6 +122,7 @@ def verify(
     generation: str = "",
     *,
     against: AgainstRun | AgainstFloat | None = None,
+    live: Live | None = None,
     progress: Progress = no_progress,
 ) -> Verification:
     """Verify a folder: what each engine will run, whether the numbers in it can be meant, and how it compares.
@@ -130,6 +132,7 @@ def verify(
         engines: Names of engines; none stands for all, of which older versions only warn.
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
         against: What it is compared with; None verifies it by itself.
+        live: An installed engine that is to run it; None reads what is known of engines.
         progress: Called as the work goes on.
 
     Raises:
@@ -137,10 +140,10 @@ def verify(
         UserError: Not such a folder, or damaged beyond reading; or the two are models of different shapes, or cannot be
             compared at all.
     """
-    if against is not None:
-        against.check()
+    for given in filter(None, (against, live)):
+        given.check()
     with judging(folder):
-        return _verify(folder, engines, generation, against, progress)
+        return _verify(folder, engines, generation, against, live, progress)
 
 
 def _verify(
@@ -148,14 +151,21 @@ def _verify(
     engines: Sequence[str],
     generation: str,
     against: AgainstRun | AgainstFloat | None,
+    live: Live | None,
     progress: Progress,
 ) -> Verification:
+    if live is not None and engines and live.engine not in engines:
+        engines = (*engines, live.engine)
     resolved = _resolve(folder, engines, generation)
     fields: dict[str, object] = {}
+    runtime = against.model.runtime if against is not None else live.runtime if live is not None else None
+    stored = None if runtime is None else _simulated(resolved, runtime)
+    if live is not None:
+        matches = resolved.matches[live.engine]
+        fields["live"] = run_live(live, resolved.folder, matches, stored, resolved.findings, progress)
     if against is not None:
         runtime, report, made = against.model.runtime, against.report, resolved.record.provenance
-        stored = _simulated(resolved, runtime)
-        fields = {} if stored is None else against.compare(resolved, stored, progress)
+        fields |= {} if stored is None else against.compare(resolved, stored, progress)
         fields["against"] = "run" if isinstance(against, AgainstRun) else "float"
         fields["provenance"] = msgspec.structs.replace(
             made,

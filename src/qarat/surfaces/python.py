@@ -7,6 +7,7 @@ everywhere: the model, its tokens or its plan, what was measured, where to; opti
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qarat.jobs.advising import Advisor
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.exporting import read_to_export
 from qarat.jobs.folder import Run
+from qarat.jobs.live import Live
 from qarat.jobs.open_any import find_native, open_for_evaluation
 from qarat.jobs.run_steps import KIND
 from qarat.jobs.verify import AgainstFloat, AgainstRun
@@ -188,6 +190,8 @@ def verify(
     *,
     engines: Sequence[str] = (),
     generation: str = "",
+    live: str = "",
+    engine_python: Path | None = None,
     runtime: Runtime | None = None,
     progress: Progress = no_progress,
 ) -> Verification:
@@ -199,25 +203,31 @@ def verify(
         tokens: To compare on; None cuts them from the bundled text.
         engines: Names of engines; none stands for all, of which older versions only warn.
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
-        runtime: For what ``against`` names; default CPU, float32.
+        live: An installed engine that is to run it, ``vllm`` or ``transformers``; empty for none.
+        engine_python: The interpreter of the environment that holds that engine; None for this one.
+        runtime: For what is computed here; default CPU, float32.
         progress: Called as the work goes on.
 
     Raises:
         UserError: As `qarat.jobs.verify.verify`.
     """
     path = Path(folder)
+    engine = None
+    if live:
+        python = engine_python or Path(sys.executable)
+        engine = Live(live, lambda m: tokens[2] if tokens else load_report_set(m), runtime or Runtime(), python)
     if against is None:
-        return verify_folder(path, engines, generation)
+        return verify_folder(path, engines, generation, live=engine, progress=progress)
     native = None if isinstance(against, Model) else find_native(Path(against))
     if native is not None:
         quantized, plan = read_native(native, runtime)
         report = tokens[2] if tokens else load_report_set(quantized)
         run = AgainstRun(quantized, plan, report)
-        return verify_folder(path, engines, generation, against=run, progress=progress)
+        return verify_folder(path, engines, generation, against=run, live=engine, progress=progress)
     model = against if isinstance(against, Model) else open_model(against, runtime)
     calibration, _, report = tokens or load_token_sets(model)
     source = AgainstFloat(model, calibration, report)
-    return verify_folder(path, engines, generation, against=source, progress=progress)
+    return verify_folder(path, engines, generation, against=source, live=engine, progress=progress)
 
 
 def report(sources: str | Path | Sequence[str | Path], out: Path, *, progress: Progress = no_progress) -> Path:

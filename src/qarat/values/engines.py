@@ -71,6 +71,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         doubts: What users say fails on a head: a regular expression on KIND OF KERNEL: SCHEME to what happens, and
             where that was read.
         all_kernels: Whether its choice of kernels was read whole, so that what is not in `KERNELS` is refused.
+        ran: Versions in which folders were run, and every module found to be as the row says (`tests/vllm`).
     """
 
     name: str
@@ -92,6 +93,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unverified: str = ""
     doubts: dict[str, str] = {}
     all_kernels: bool = True
+    ran: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -118,6 +120,8 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         below: Compute capability from which it no longer does.
         fallback: What runs on GPUs from 7.5 to ``least`` instead; empty if nothing does.
         cpu: Whether it runs on x86 CPUs.
+        on_cpu: Where its arithmetic there is another than the scheme says; empty if it is not.
+        runs: What the engine itself calls the scheme of a module that it runs so; empty where that was not seen.
         source: Where this was read.
         unverified: What of it was not.
         since: From when on, where that lies within the engine's versions.
@@ -129,6 +133,8 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     below: float = math.inf
     fallback: str = ""
     cpu: bool = False
+    on_cpu: str = ""
+    runs: str = ""
     source: str = ""
     unverified: str = ""
     since: str = ""

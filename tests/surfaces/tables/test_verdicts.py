@@ -1,11 +1,15 @@
 """A verification on the terminal: everything it holds is said, and nothing is read as markup."""
 
+import msgspec
 from rich.console import Console
 
 from qarat.surfaces.terminal import render
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.verification import (
     Finding,
+    LiveLoss,
+    LiveModule,
+    LiveRun,
     LogitsComparison,
     ModuleReport,
     Running,
@@ -65,3 +69,22 @@ def test_everything_is_said() -> None:
 
 def test_a_folder_without_faults_passes() -> None:
     assert "passes: 0 errors, 1 warning" in shown(verification(Finding("warning", "x", "y")))
+
+
+def test_what_really_ran_is_said() -> None:
+    modules = [
+        LiveModule(f"model.layers.{i}.mlp.down_proj", "W8A8[x]", "CPUKernel", "int8", "W8A8[x]") for i in range(3)
+    ]
+    odd = LiveModule("lm_head", "float", "Plain", "fp8", "W8A8Fp8")
+    loss = LiveLoss(3.25, 3.125, 0.0625, 4, 2044, "f" * 64, "windows-512-bos")
+    record = msgspec.structs.replace(verification(), live=(LiveRun("vllm", "0.32.0", (*modules, odd), (loss,)),))
+    text = shown(record)
+    for said in (
+        "run in vllm 0.32.0",
+        "0.down, 1.down, 2.down",
+        "W8A8[x]",
+        "CPUKernel",
+        "mean loss 3.250000, simulated here 3.125000: +0.125000 ± 0.062500 nats per token on 4 windows, 2,044",
+    ):
+        assert said in text, said
+    assert [m.agrees for m in (*modules, odd)] == [True, True, True, False]

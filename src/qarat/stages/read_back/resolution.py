@@ -10,7 +10,7 @@ from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
 from qarat.stages.read_back.stored import MIXED, ConfigGroup
-from qarat.values.engines import Engine, EngineKernel, cut_parts, fusion_of, kernel_for, kernel_kind
+from qarat.values.engines import CPU, Engine, EngineKernel, cut_parts, fusion_of, kernel_for, kernel_kind
 from qarat.values.records.verification import ModuleReport, Running, Severity
 
 Matches = dict[str, dict[str, Match]]
@@ -205,6 +205,9 @@ def _check_generation(case: _Case, kernel: EngineKernel, group: ConfigGroup, gen
         case.add(case.grave, refused, f"choose another scheme or GPU ({_first(kernel)})", blocks=False)
     elif runs != kernel.kind:
         case.add("warning", f"{refused}, there is {runs} instead", f"see {_first(kernel)}")
+    if generation == CPU and kernel.on_cpu:
+        what = f"{kernel.kind}: {kernel.on_cpu}"
+        case.findings.add("warning", what, f"see {_first(kernel)}", engines=(case.engine.name,))
     if kernel.unverified:
         doubt = f"not verified in a source: {kernel.kind}: {kernel.unverified}"
         case.findings.add("note", doubt, "try it on the machine itself", engines=(case.engine.name,))

@@ -168,7 +168,7 @@ def read_config(folder: Path) -> StoredConfig:
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: quantization_config: {error}") from None
     offences: list[str] = []
-    groups = [_read_group(name, body, offences) for name, body in file.config_groups.items()]
+    groups = [read_group(name, body, offences) for name, body in file.config_groups.items()]
     offences += [f"ignore: {why}" for entry in file.ignore or () if (why := _bad_pattern(entry))]
     if not groups and not file.sparse:
         offences.append("config_groups is empty, so that nothing would be quantized")
@@ -186,7 +186,8 @@ def read_config(folder: Path) -> StoredConfig:
     )
 
 
-def _read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None:
+def read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None:
+    """A group of a config; None, and what is wrong with it among the offences, where it cannot be read."""
     if isinstance(body, list):
         offences.append(f"{name}: a preset's name with a list of targets, which engines do not know; spell it out")
         return None

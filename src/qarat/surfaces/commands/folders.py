@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 from qarat.ground.disk import check_folder
@@ -11,6 +12,7 @@ from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
 from qarat.jobs.exporting import bytes_of, read_to_export
 from qarat.jobs.folder import Run
+from qarat.jobs.live import Live
 from qarat.jobs.open_any import find_native
 from qarat.jobs.run_steps import KIND, MODEL
 from qarat.jobs.verify import AgainstFloat, AgainstRun
@@ -126,16 +128,26 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
 
 
 def _verify(options: VerifyOptions, screen: Screen) -> Verification:
-    folder, engines, gpu = Path(options.model), options.engine, options.gpu or ""
+    folder, engines, gpu, live = Path(options.model), options.engine, options.gpu or "", _live(options, screen)
     if options.against is None:
-        return verify_folder(folder, engines, gpu)
+        return verify_folder(folder, engines, gpu, live=live, progress=screen.progress)
     native = find_native(Path(options.against))
     if native is not None:
         run, chosen = read_native(native, common.runtime_of(options.machine))
         report = common.load_report(options, run, screen)
         against = AgainstRun(run, chosen, report)
-        return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)
+        return verify_folder(folder, engines, gpu, against=against, live=live, progress=screen.progress)
     model = common.open_float(options.against, options)
     calibration, _, report = common.load_tokens(options, model, screen)
     against = AgainstFloat(model, calibration, report)
-    return verify_folder(folder, engines, gpu, against=against, progress=screen.progress)
+    return verify_folder(folder, engines, gpu, against=against, live=live, progress=screen.progress)
+
+
+def _live(options: VerifyOptions, screen: Screen) -> Live | None:
+    if options.live is None:
+        if options.engine_python is not None:
+            raise ArgumentError("`engine_python` without `live` has no engine to run; give `live` vllm, for instance")
+        return None
+    python = options.engine_python or Path(sys.executable)
+    runtime = common.runtime_of(options.machine)
+    return Live(options.live, lambda m: common.load_report(options, m, screen), runtime, python, options.seconds)

@@ -46,6 +46,10 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
         engine: Engines to follow: transformers, vllm, sglang; or older: vllm-0.26, vllm-0.23, vllm-0.18,
             sglang-2026-08, sglang-old. (default: all)
         gpu: Where it must run: turing, ampere, ada, hopper, blackwell, blackwell-rtx or cpu.
+        live: Run the folder in an installed engine, vllm or transformers, and set what really ran beside the rest:
+            module, scheme, kernel, and the mean loss on the first windows of the report text.
+        engine_python: The Python of the environment that --live is installed in. (default: this one)
+        seconds: After so many --live is ended.
         out: Where the verification goes. (default: nowhere)
     """
 
@@ -53,6 +57,9 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
     against: str | None = None
     engine: tuple[str, ...] = ()
     gpu: str | None = None
+    live: str | None = None
+    engine_python: Path | None = None
+    seconds: int = 600
     out: Path | None = None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qarat.surfaces.tables.data import DataTable, Marked, Parts, bold, dim, marked, numbers, pairs, table, texts, title
 from qarat.surfaces.tables.wording import GAP, count, decimals, loss_and_error
-from qarat.values.records.verification import Finding, ModuleReport, Verification
+from qarat.values.records.verification import Finding, LiveRun, ModuleReport, Verification
 from qarat.values.sites import short_name
 
 NAMES = 6  # modules named in one cell
@@ -33,6 +33,8 @@ def show_verification(record: Verification) -> Parts:
     for damage in record.damage:
         loss = " ± ".join(loss_and_error(damage, decimals([damage.nats])))
         yield from ("", f"damage {loss} nats per token over the float model, paired")
+    for live in record.live:
+        yield from ("", *_live(live))
     if record.findings:
         yield from ("", pairs(row for finding in record.findings for row in _finding(finding)))
     counted = [count(len(record.errors), "error")]
@@ -51,6 +53,20 @@ def _modules(modules: Sequence[ModuleReport]) -> DataTable:
         alike.setdefault((kinds, tuple((run.engine, run.scheme) for run in module.runs)), []).append(module.name)
     rows = ((_names(names), stored or "nothing", _runs(runs)) for (stored, runs), names in alike.items())
     return table(texts("modules", "stored as", "runs"), rows)
+
+
+def _live(live: LiveRun) -> Parts:
+    """What an engine really ran, a row for each way, and its loss beside ours."""
+    yield bold(f"run in {live.engine} {live.version}")
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for module in live.modules:
+        alike.setdefault((module.scheme, module.kernel, module.resolved), []).append(module.name)
+    rows = ((_names(names), *ran) for ran, names in alike.items())
+    yield table(texts("modules", "ran", "kernel", "resolved"), rows)
+    for loss in live.losses:
+        apart = f"{loss.nats - loss.ours:+.6f} ± {loss.standard_error:.6f}"
+        where = f"{count(loss.windows, 'window')}, {loss.predicted:,} tokens"
+        yield dim(f"mean loss {loss.nats:.6f}, simulated here {loss.ours:.6f}: {apart} nats per token on {where}")
 
 
 def _runs(runs: Sequence[tuple[str, str]]) -> str:

