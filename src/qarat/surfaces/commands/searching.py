@@ -62,7 +62,7 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
         job = SearchJob(member, options.search, bench)
         if options.general.dry_run:
             return _estimate(screen, job, member.tokens[1].windows.numel())
-        with folder.work(TRIALS, command=screen.command):
+        with folder.work(TRIALS, **common.facts_of(options.model, member.model, screen)):
             result = job.execute(folder)
     screen.show(result)
     return _ending(options, options.folder, result, job.static)
@@ -184,7 +184,7 @@ def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
         forwards = sum(work.values()) / windows
         screen.note(f"as much as {forwards:.0f} forwards of the {len(tokens.report)} report windows")
         return common.show_estimate(screen, model, work, states=windows * model.blocks)
-    with folder.work(command=screen.command):
+    with folder.work(**common.facts_of(options.model, model, screen)):
         study = job.execute(folder)
     screen.show(study)
     page = write_report([out], out, progress=screen.progress)
