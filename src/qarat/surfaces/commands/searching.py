@@ -65,6 +65,8 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
         with folder.work(TRIALS, **common.facts_of(options.model, member.model, screen)):
             result = job.execute(folder)
     screen.show(result)
+    if options.page:
+        write_report([options.folder], options.folder, progress=screen.progress)
     return _ending(options, options.folder, result, job.static)
 
 
@@ -85,6 +87,7 @@ def _ending(options: SearchOptions, out: Path, result: SearchResult, static: boo
     quantizing = [f"  {common.command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (
         f"written: {quoted(out)} (every trial in search.json, a plan for each budget)",
+        *([f"the page to look at: {quoted(out / 'report.html')}"] if options.page else []),
         "try next:",
         *quantizing,
         f"  qarat show {quoted(out / 'search.json')}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from qarat.surfaces.page.parts import Part, Terms, figures_in
 from qarat.surfaces.page.rendering import DARK, LIGHT, PAGE_FONT, script, vega_config
@@ -89,9 +90,16 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True
     )
-    environment.filters["prose"] = lambda text: text.replace(" %", "\u00a0%")
+    environment.filters["prose"] = _prose
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """A sentence: a number and its per cent sign on one line, exponents and the letters of Q_r and Q_b in place."""
+    harmless = str(escape(visible(text))).replace(" %", "\u00a0%")
+    raised = re.sub(r"\^(?:\(([^()]*)\)|([\w.−-]+))", lambda m: f"<sup>{m[1] or m[2]}</sup>", harmless)
+    return Markup(re.sub(r"\bQ_([rb])\b", r"Q<sub>\1</sub>", raised))
 
 
 def _shown(value: Any) -> Any:

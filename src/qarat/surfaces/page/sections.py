@@ -71,7 +71,7 @@ def _advice(story: Story) -> Iterator[Part]:
         if advice.measured:
             yield Titled("Measured", measurements(advice))
         yield Titled("Where they run", where_they_run(advice))
-        yield from (versions(advice), *unrun(advice))
+        yield Points([versions(advice), *unrun(advice)])
         yield Titled("What to type next", commands(advice))
         yield f"{cost(advice).capitalize()}."
 

@@ -36,6 +36,7 @@ class About(NamedTuple):
     """What the log of a folder, and the folder itself, say of a job beside its records.
 
     Attributes:
+        folder: Its name.
         model: As it was called; empty where that is not known.
         date: Of the last step.
         float_bytes: Of the float model's tensors; 0 where that is not known.
@@ -44,6 +45,7 @@ class About(NamedTuple):
         serving: Lines to type for vLLM to serve the quantized model.
     """
 
+    folder: str = ""
     model: str = ""
     date: str = ""
     float_bytes: int = 0
@@ -129,6 +131,7 @@ def _about(folder: Path, called: Path, *, finished: bool) -> About:
     log, model = read_log(folder), folder / MODEL
     there = finished and model.is_dir()
     return About(
+        called.name,
         portable(log["model"]) if "model" in log else "",
         _date(log["time"]) if "time" in log else "",
         log.get("float_bytes", 0),

@@ -6,6 +6,8 @@ import math
 import shlex
 from typing import NamedTuple
 
+from qarat.jobs.folder import STATS
+from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.spike_study.arms import PROTECTED
 from qarat.jobs.spike_study.verdicts import outcome_of, verdict_lines
 from qarat.stages.laws.forms import FORMS
@@ -24,7 +26,8 @@ from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference
 from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation, paired_difference
-from qarat.values.records.search import SearchResult
+from qarat.values.records.search import Reached, SearchResult
+from qarat.values.records.search import interval_words as reach_words
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PLANNING_RULES
@@ -52,14 +55,14 @@ def verdict(story: Story) -> Verdict:
     if len(story.evaluations) > 1:
         return _comparison(story.evaluations)
     if advice := story.one(Advice):
-        return Verdict(f"{of_advice(advice)}.")
+        return _advised(advice)
     if search := story.one(SearchResult):
         return _search(search)
     if stats := story.one(ActivationStats):
         return _spikes(stats, low_input(story))
     if law := story.one(Law):
         return _law(law)
-    return Verdict("There is nothing to judge by yet.")
+    return Verdict("There is nothing to judge by yet")
 
 
 def subject(story: Story) -> str:
@@ -73,7 +76,7 @@ def subject(story: Story) -> str:
 def about(story: Story) -> list[str]:
     """When it was made, and of which weights."""
     model, job = next(story.models, ""), story.about
-    size = [f"{megabytes(8 * job.float_bytes)} MB in float"] if job.float_bytes else []
+    size = [f"{megabytes(8 * job.float_bytes)} MB in float"] if job.float_bytes and not job.bytes else []
     known = subject(story).startswith("model ")
     return [*filter(None, [job.date]), *size, *([f"model {model[:12]}"] if model and not known else [])]
 
@@ -86,6 +89,12 @@ def next_lines(story: Story) -> Command | None:
         chosen = [s for s in advice.schemes if s.name in advice.measured] or advice.meeting[:1]
         lines = [shlex.join(["qarat", "run", story.about.model, *words_of(s)]) for s in chosen]
         return Command("To go on", "\n".join(lines)) if lines else None
+    chosen = [r for search in story.all(SearchResult) for r in search.reached if r.trial >= 0]
+    if chosen and story.about.model:
+        folder, search = story.about.folder, story.all(SearchResult)[0]
+        stats = ["--stats", f"{folder}/{STATS}"] if any("static" in scheme for scheme in search.menu) else []
+        words = [story.about.model, "--plan", f"{folder}/{plan_file(chosen[0].budget)}", *stats]
+        return Command("To go on", shlex.join(["qarat", "quantize", *words]))
     return None
 
 
@@ -103,10 +112,21 @@ def facts(story: Story) -> list[tuple[str, str, str]]:
         before = story.about.float_bytes
         beside = f"instead of {megabytes(8 * before)} MB in float" if before else "with what is not quantized"
         figures.append(("weights on disk", f"{megabytes(8 * story.about.bytes)} MB", beside))
+    if search := story.one(SearchResult):
+        figures += [_reached(search, reached) for reached in search.reached if reached.trial >= 0]
     if plan:
         low = f"{fixed(100 * plan.ratio(), 1)} % of the parameters low (Q_r)"
         figures.append(("bits per weight", fixed(plan.bits_per_weight(), 2), low))
     return figures
+
+
+def _reached(search: SearchResult, reached: Reached) -> tuple[str, str, str]:
+    """What one budget of a search reaches."""
+    trial = search.trials[reached.trial]
+    if search.axis == "ratio":
+        share_low, ends = f"{fixed(trial.ratio, 3)} low (Q_r)", reach_words(reached.low, reached.high)
+        return reached.budget, share_low, f"{f'95 %: {ends}; ' if ends else ''}{fixed(trial.bits, 2)} bits per weight"
+    return reached.budget, f"{fixed(trial.bits, 2)} bits", "per weight, scales included"
 
 
 def interval_words(lost: Difference) -> str:
@@ -146,7 +166,7 @@ def _study(study: SpikeStudy) -> Verdict:
     outcome = outcome_of(study, study.main)
     if outcome is None or not study.sites or not any(rule.flagged for rule in study.rules):
         first, _, rest = next(iter(verdict_lines(study)), "There is nothing to judge by yet").strip().partition(": ")
-        return Verdict(f"{first}.", f"{rest[:1].upper()}{rest[1:]}." if rest else "")
+        return Verdict(first, f"{rest[:1].upper()}{rest[1:]}." if rest else "")
     arm = study.find(study.main, PROTECTED)
     size = f" ({share(arm.share, 1, 2)} % of the parameters)" if arm else ""
     low, names = scheme_words(parse_scheme(study.main)), listed([short_name(site) for site in study.sites])
@@ -183,7 +203,10 @@ def _extent(plan: Plan, story: Story) -> str:
     """Of how many projections the low scheme is, and which are protected."""
     kept, projections = story.protected, sum(a.site.kind == "projection" for a in plan.assignments)
     if not kept:
-        return f"in {projections - len(plan.exceptions())} of {projections} projections"
+        others = len(plan.exceptions())
+        return (
+            f"in {projections - others} of {projections} projections" if others else f"in all {projections} projections"
+        )
     names = [u.label for u in make_units([a.site for a in kept], tied=True)]
     named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     size = share(sum(a.site.parameters for a in kept), sum(a.site.parameters for a in plan.assignments))
@@ -208,13 +231,24 @@ def _comparison(evaluations: tuple[Evaluation, ...]) -> Verdict:
     return Verdict(f"Perplexity over {first.label}: {listed(changes)}", f"Perplexity is {listed(values)}.")
 
 
+def _advised(advice: Advice) -> Verdict:
+    """The smallest that was measured within the budget, in a number; else what there is to say."""
+    within = [s for s in advice.meeting if s.name in advice.measured]
+    for scheme in within:
+        if (lost := advice.measured[scheme.name]).nats <= advice.budget_nats:
+            headline = f"{scheme.name}: {perplexity_change(lost.nats)} % perplexity at {megabytes(8 * scheme.size)} MB"
+            return Verdict(headline, f"The smallest that was measured within {advice.budget} ({interval_words(lost)}).")
+    first, _, rest = of_advice(advice).partition("; " if within else ". ")
+    return Verdict(first, f"{rest[:1].upper()}{rest[1:]}." if rest else "")
+
+
 def _search(search: SearchResult) -> Verdict:
     """The most that the first budget reaches."""
     for reached in search.reached:
         if reached.trial >= 0:
             trial, lost = search.trials[reached.trial], search.on_report(reached)
             low = scheme_words(parse_scheme(search.menu[0]))
-            share_low = f"{fixed(100 * trial.ratio, 1)} % in {low} within {reached.budget}"
+            share_low = f"{fixed(100 * trial.ratio, 1)} % of the weights in {low} within {reached.budget}"
             bits = f"{fixed(trial.bits, 2)} bits per weight within {reached.budget}"
             unseen = f"On text that the search has not seen, {perplexity_change(lost.nats)} % perplexity "
             said = f"{unseen}({interval_words(lost)})." if reached.report else ""

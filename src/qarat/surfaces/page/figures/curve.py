@@ -64,7 +64,8 @@ class Series:
         dots: Its points, in order.
         line: Whether a line joins them.
         marked: Whether the points themselves are drawn; if not, they are left out of the table too.
-        bars: Whether the intervals of points that are not marked are drawn all the same, and the table has both.
+        bars: Whether points that are not marked stand in the table all the same, and their intervals, if they have any,
+            are drawn as a band.
         group: Series of one group share a colour and a place in the legend.
         named: Whether the points carry their labels.
     """
@@ -168,7 +169,8 @@ def curve(
         "diagonal": [{"x": v, "y": v} for v in ends],
         "lines": lines,
         "x_bars": [row for row in marked if "x_low" in row],
-        "y_bars": [row for row in marked if "y_low" in row],
+        "bands": [row for row in marked if "y_low" in row and not row["mark"]],
+        "y_bars": [row for row in marked if "y_low" in row and row["mark"]],
         "dot": [row for row in marked if row["mark"] == "dot"],
         "open": [row for row in marked if row["mark"] == "open"],
         "cut": [row for row in marked if "cut" in row],
@@ -232,7 +234,7 @@ def _marked(series: Sequence[Series], x: Axis, y: Axis, table: DataTable) -> lis
             if ends and all(map(math.isfinite, ends)):
                 low, row[f"{name}_high"] = ends
                 row[f"{name}_low"] = max(low, floors[name]) if axis.log else low
-                if axis.log and low <= 0 and name == "y":
+                if mark and axis.log and low <= 0 and name == "y":
                     row["cut"] = True
         rows.append(row)
     return rows

@@ -26,22 +26,24 @@ def frontier(search: SearchResult, axis: str) -> Figure:
     trials = [t for t in search.trials if not t.failure]
     best = pareto(trials, search.axis)
     where = {t: getattr(t, axis) for t in trials}
-    series = [
-        Series("measured, and none is both cheaper and better", _measured(best, where)),
-        Series("measured", _measured([t for t in trials if t not in best], where), line=False),
-    ]
+    expected: tuple[Dot, ...] = ()
     if any(math.isfinite(t.predicted) for t in trials) and search.correction.pairs:
         expected = tuple(
             Dot(where[t], search.correction.apply(t.predicted), label=t.label)
             for t in sorted(trials, key=lambda t: where[t])
         )
-        series.append(Series("predicted, corrected by what was measured", expected, line=False))
     chosen = tuple(
         Dot(where[search.trials[r.trial]], lost.nats, y_range=lost.interval, label=r.budget)
         for r in search.reached
         if r.trial >= 0 and math.isfinite((lost := search.on_report(r)).nats)
     )
-    series.append(Series("chosen, on text not seen before", chosen, line=False, named=True))
+    beaten = _measured([t for t in trials if t not in best], where)
+    series = [
+        Series("measured, and none is both cheaper and better", _measured(best, where)),
+        Series("chosen, on text not seen before", chosen, line=False, named=True),
+        Series("measured, and another is", beaten, line=False),
+        Series("predicted, corrected by what was measured", expected, marked=False, bars=True),
+    ]
     budgets = [b for b in (parse_budget(r.budget) for r in search.reached) if isinstance(b, LossBudget)]
     return curve(
         f"frontier-{axis}",
@@ -74,8 +76,8 @@ def price_of_bits(advice: Advice) -> Figure:
     measured = [(s, advice.measured[s.name]) for s in low if s.name in advice.measured]
     tried = tuple(Dot(s.bits, lost.nats, y_range=lost.interval, label=s.name) for s, lost in measured)
     series = [
-        Series("everything low, nothing done, predicted", dots("naive", advice.schemes), line=False),
         Series("with its recipe, predicted", dots("predicted", low), line=False),
+        Series("everything low, nothing done, predicted", dots("naive", advice.schemes), line=False),
         Series("with its recipe, measured", tried, line=False, named=True),
     ]
     return curve(

@@ -16,8 +16,8 @@ from qarat.surfaces.page.figures.base import Figure, chart
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import decimals, fixed, interval
 
-_LINE, _BETWEEN = 15, 15  # pixels: of a label's line, and from one arm to the next beside those
-_WIDE = 25  # characters of a label's line
+_LINE, _BETWEEN = 15, 10  # pixels: of a label's line, and from one arm to the next beside those
+_WIDE = 30  # characters of a label's line
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def intervals(
     limit: tuple[float, str] | None = None,
     groups: Sequence[str] = (),
     columns: Sequence[str] = (),
+    noun: str = "arm",
     told: bool = False,
 ) -> Figure:
     """Arms as dots with intervals.
@@ -66,10 +67,11 @@ def intervals(
         limit: Where a broken line marks a bound, and its name.
         groups: Order of the groups, which decides their colours; empty takes them as they come.
         columns: Headers of the arms' details.
+        noun: What an arm is: header of its label in the table.
         told: Whether the table is seen without being asked for.
     """
     digits = decimals([arm.value for arm in arms], least=2)
-    shown = _table(arms, unit, columns, digits)
+    shown = _table(arms, noun, unit, columns, digits)
     drawn = _rows(arms, shown, digits)
     rows = {
         "arms": drawn,
@@ -78,8 +80,9 @@ def intervals(
     }
     there = list(dict.fromkeys(arm.group for arm in arms))
     order = list(groups) or there
-    labels = [textwrap.wrap(str(row["arm"]), _WIDE) for row in drawn]
+    labels = [textwrap.wrap(arm.label, _WIDE) for arm in arms if math.isfinite(arm.value)]
     step = _BETWEEN + _LINE * max(map(len, labels), default=1)
+    legend = {"values": [g for g in order if g in there], "columns": 2, "offset": 22}
     drawing = chart(
         "intervals",
         shown,
@@ -88,19 +91,19 @@ def intervals(
         unit=unit,
         groups=order,
         zero=reference == 0,
-        legend={"values": [g for g in order if g in there], "columns": 2} if 1 < len(there) < len(arms) else None,
+        legend=legend if 1 < len(there) < len(arms) else None,
         labels=f"{json.dumps(labels)}[datum.value]",
         values=f"{json.dumps([row['shown'] for row in drawn])}[datum.value]",
     )
     return Figure(key, title, caption, drawing, shown, told)
 
 
-def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
+def _table(arms: Sequence[Arm], noun: str, unit: str, columns: Sequence[str], digits: int) -> DataTable:
     rows = (
         (arm.label, fixed(arm.value, digits, sign=True), interval((arm.low, arm.high), digits), *arm.details)
         for arm in arms
     )
-    return table((*texts("arm"), *numbers(unit, "95 % interval", *columns)), rows).used()
+    return table((*texts(noun), *numbers(unit, "95 % interval", *columns)), rows).used()
 
 
 def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, object]]:

@@ -65,6 +65,7 @@ def outcome(remedies: Sequence[Remedy], base: Evaluation, budget: tuple[float, s
         limit=budget,
         groups=tuple(dict.fromkeys(("plan", "naive", base.label, *(arm.group for arm in arms)))),
         columns=("perplexity", "perplexity change (%)", "predicted change (%)"),
+        noun="remedy",
         told=True,
     )
 
