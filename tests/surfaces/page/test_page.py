@@ -167,8 +167,8 @@ def test_intervals_keep_what_cannot_be_drawn_in_the_table() -> None:
     figure = intervals("key", "Title", "Caption.", arms, unit="nats")
     assert [row[0] for row in figure.table.rows] == ["first", "overflowed", "one source"]
     assert [row[2] for row in figure.table.rows] == ["+0.0050 to +0.0150", "n/a", "n/a"]
-    drawn = [row["arm"] for row in rows_of(figure)]
-    assert drawn == ["first", "one source"]
+    drawn = [(row["row"], row["arm"]) for row in rows_of(figure)]
+    assert drawn == [(0, "first"), (1, "one source")]  # which labels and values beside the marks go by
 
 
 def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:

@@ -96,10 +96,10 @@ def _environment() -> Environment:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence: a number and its per cent sign on one line, exponents and the letters of Q_r and Q_b in place."""
+    """A sentence: a number and its per cent sign on one line, exponents and letters below in place."""
     harmless = str(escape(visible(text))).replace(" %", "\u00a0%")
     raised = re.sub(r"\^(?:\(([^()]*)\)|([\w.−-]+))", lambda m: f"<sup>{m[1] or m[2]}</sup>", harmless)
-    return Markup(re.sub(r"\bQ_([rb])\b", r"Q<sub>\1</sub>", raised))
+    return Markup(re.sub(r"(?<=\w)_([A-Za-z])\b", r"<sub>\1</sub>", raised))
 
 
 def _shown(value: Any) -> Any:

@@ -85,6 +85,10 @@ def next_lines(story: Story) -> Command | None:
     """What to type next, where the page is of a job's folder."""
     if story.about.serving:
         return Command("To serve it", "\n".join(story.about.serving))
+    if story.about.bytes:
+        return Command(
+            "vLLM does not run this plan as it is; why, says", shlex.join(["qarat", "export", story.about.folder])
+        )
     if (advice := story.one(Advice)) and story.about.model:
         chosen = [s for s in advice.schemes if s.name in advice.measured] or advice.meeting[:1]
         lines = [shlex.join(["qarat", "run", story.about.model, *words_of(s)]) for s in chosen]

@@ -111,13 +111,12 @@ def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, 
     return [
         {
             **table.details(i),
-            "row": i,
+            "row": place,
             "group": arm.group,
             "value": arm.value,
             "low": arm.low if math.isfinite(arm.low) else arm.value,
             "high": arm.high if math.isfinite(arm.high) else arm.value,
             "shown": fixed(arm.value, digits, sign=True),
         }
-        for i, arm in enumerate(arms)
-        if math.isfinite(arm.value)
+        for place, (i, arm) in enumerate((i, arm) for i, arm in enumerate(arms) if math.isfinite(arm.value))
     ]
