@@ -1,8 +1,8 @@
 """The page: a run, or any records, as one HTML file that people want to look at.
 
 `story` gathers the records, `verdict` says what they come to, `figures` draws, `sections` has what comes where, and
-`document` fills `page.html`, which alone is HTML. `rendering` says how figures look and makes files of the same.
-Colours live in `theme.json` alone.
+`document` fills `page.html` and `parts.html`, which alone are HTML. `rendering` says how figures look and makes
+files of the same. Colours live in `theme.json` alone.
 """
 
 from __future__ import annotations

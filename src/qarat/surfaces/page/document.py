@@ -82,7 +82,7 @@ def document(story: Story, assembled: tuple[Assembled, ...]) -> str:
 
 def part_html(part: Part) -> str:
     """One part by itself."""
-    return _environment().get_template("page.html").module.any(part)  # pyright: ignore[reportAttributeAccessIssue]
+    return _environment().get_template("parts.html").module.any(part)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _environment() -> Environment:

@@ -1,4 +1,4 @@
-"""What a section of a page is made of, beside figures; `page.html` has a macro for each, called as its class."""
+"""What a section of a page is made of, beside figures; `parts.html` has a macro for each, called as its class."""
 
 from __future__ import annotations
 
