@@ -13,9 +13,12 @@ from qarat.stages.laws.tables import load_table
 from qarat.surfaces.cli import main
 from qarat.surfaces.page import write_report
 from qarat.testing import plant_spike, tiny_checkpoint
+from qarat.values.records.advice import Advice, AdvisedScheme, EngineAnswer
 from qarat.values.records.files import encode_record
-from qarat.values.records.origin import Provenance
+from qarat.values.records.origin import Difference, Provenance
+from qarat.values.records.prices import Correction
 from qarat.values.records.scores import Evaluation
+from qarat.values.records.search import Reached, SearchCost, SearchResult, SearchTrial
 from qarat.values.records.spike_study import MAIN, RuleSays, SpikeArm, SpikeStudy
 
 INT8, INT6, TOKEN = (
@@ -93,3 +96,41 @@ def study() -> SpikeStudy:
         ORIGIN, "meta-llama/Llama-2-7b-hf", "s" * 64, "ppl+1%", math.log(1.01), INT8, INT6, SITES[:1], "1 protected",
         rules, {MAIN: base}, ARMS,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def search() -> SearchResult:
+    """Three plans, one of them beaten; the budget takes the second."""
+    base = Evaluation("float", ORIGIN, "", BASE, (10,) * 4, tuple("abcd"))
+
+    def trial(label: str, choice: tuple[int, ...], ratio: float, nats: float) -> SearchTrial:
+        return SearchTrial(label, choice, ratio, 16 - 11 * ratio, nats, Difference(nats, 0.002, 4))
+
+    trials = (
+        trial("few", (0, 1, 1), 0.3, 0.01),
+        trial("many", (0, 0, 1), 0.6, 0.04),
+        trial("bad", (1, 1, 0), 0.5, 0.06),
+    )
+    lost = tuple(b + 10 * 0.045 + s for b, s in zip(BASE, SHAPE, strict=True))
+    return SearchResult(
+        ORIGIN, "predicted", "fisher", "matmul", "parameters", "ratio", ("w=mxint4 a=mxint4", "float"), ("q", "k", "v"),
+        "b" * 64, base, base, trials, (Reached("ppl+5%", 1, 0.55, 0.7, "many: loses 0.04 nats, within 0.0488", lost),),
+        SearchCost(1000, 3000), Correction(1.1, 1.0, math.nan, 3, 0.01, 0.06),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def advice() -> Advice:
+    """Two schemes, of which the recipe of one was measured."""
+    engine = EngineAnswer("vllm", "0.27 and later", "int8", "GPUs")
+
+    def scheme(name: str, bits: float, predicted: float, kept: tuple[str, ...] = ()) -> AdvisedScheme:
+        request = {"low": "w=int8/channel", "budget": "ppl+1%"}
+        share = 0.1 if kept else 0.0
+        return AdvisedScheme(
+            name, "w=int8/channel", 0.05, "", predicted, predicted, kept, share, bits, 900_000, (engine,), request
+        )
+
+    schemes = (scheme("W8A8", 8.4, 0.004, SITES[:1]), scheme("W8A16", 8.5, 0.001))
+    measured = {"W8A8": Difference(0.005, 0.001, 4)}
+    return Advice(ORIGIN, "ppl+1%", math.log(1.01), 1.5, (), schemes, measured, (), 4096, 12.5)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.engine_answers import answers
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.folder import PROFILE, kind_of, read_manifest
 from qarat.jobs.open_any import open_to_export
@@ -16,6 +19,10 @@ from qarat.stages.export.base import check_export, export_model
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import LinearScheme
+
+SERVED = "compressed-tensors"
+"""The format that engines serve."""
 
 
 class ToExport(NamedTuple):
@@ -68,6 +75,23 @@ def measured_in(folder: Path) -> tuple[Evaluation, ...]:
 
 def _steps(folder: Path) -> set[str]:
     return set(read_manifest(folder).steps) if kind_of(folder) == KIND else set()
+
+
+def serving_lines(folder: Path) -> tuple[str, ...]:
+    """What to type, beside a finished run's folder, for vLLM to serve its model; nothing where vLLM does not run it."""
+    name, ready = folder.name, folder / SERVED
+    if not ready.is_dir():
+        try:
+            model, plan, *_ = read_to_export(folder, SERVED)
+            plan.check_ties()
+        except UserError:
+            return ()
+        low = {s for s in plan.projections.values() if s != LinearScheme()}
+        if not all(answer.runs for s in low for answer in answers(model, s, ["vllm"])):
+            return ()
+        out = f"{name}-vllm"
+        return shlex.join(["qarat", "export", name, "-o", out]), shlex.join(["vllm", "serve", out])
+    return (shlex.join(["vllm", "serve", f"{name}/{SERVED}"]),)
 
 
 def bytes_of(folder: Path) -> int:

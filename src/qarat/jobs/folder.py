@@ -252,11 +252,16 @@ def read_manifest(folder: Path) -> Manifest:
     raise UserError(f"{path} is damaged; delete {folder} and run the command again")
 
 
-def read_command(folder: Path) -> str:
-    """The command that last worked on a run's folder, as its log has it; empty if it has none."""
-    command = ""
+def read_log(folder: Path) -> dict[str, Any]:
+    """What the log of a job's folder says, by name, and of several the last; empty if it has none."""
+    said: dict[str, Any] = {}
     path = folder / Run.LOG
     for line in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a line that a kill cut short
-            command = json.loads(line).get("command", command)
-    return command
+            said |= json.loads(line)
+    return said
+
+
+def read_command(folder: Path) -> str:
+    """The command that last worked on a job's folder, as its log has it; empty if it has none."""
+    return read_log(folder).get("command", "")

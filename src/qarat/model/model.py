@@ -13,6 +13,7 @@ What stands in front of the blocks, and what they are called with, is transforme
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
@@ -141,6 +142,11 @@ class Model(Summarized):
     def source_bits(self) -> int:
         """Bits of an element in the checkpoint's own dtype."""
         return torch.finfo(self.checkpoint.dtype).bits
+
+    @property
+    def source_bytes(self) -> int:
+        """Of all tensors, in the checkpoint's own dtype."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values()) * self.source_bits // 8
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

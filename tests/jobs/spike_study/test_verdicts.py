@@ -86,8 +86,8 @@ def test_an_estimate_alone_is_not_said_to_be_within() -> None:
     base = alone.floats[MAIN]
     single = Evaluation(base.label, base.provenance, "", base.nats, base.predicted, ("a",) * 6)
     first, _, fp8, _ = verdict_lines(msgspec.structs.replace(alone, floats={MAIN: single}))
-    assert first.endswith(", not shown within ppl+1% (the estimate is)")
-    assert fp8.endswith(", not shown within ±0.2 % (the estimate is)")
+    assert first.endswith(", perhaps within ppl+1%: the estimate is, its interval is not")
+    assert fp8.endswith(", perhaps within ±0.2 %: the estimate is, its interval is not")
 
 
 def test_the_verdict_in_words() -> None:

@@ -15,14 +15,16 @@ import altair as alt
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qarat.ground.errors import UserError
 from qarat.jobs.folder import read_manifest
+from qarat.model.opening import open_model
 from qarat.stages.laws.fitting import fit_law
 from qarat.stages.laws.prediction import predict
 from qarat.stages.laws.tables import Table, load_table, narrow
 from qarat.surfaces.page import write_report
-from qarat.surfaces.page.document import assemble, document
+from qarat.surfaces.page.document import assemble, document, part_html
 from qarat.surfaces.page.figures.base import Figure, log_ticks
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
@@ -30,19 +32,22 @@ from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
 from qarat.surfaces.page.figures.losses import recovery
 from qarat.surfaces.page.figures.streams import laid_over, profile
+from qarat.surfaces.page.parts import figures_in
+from qarat.surfaces.page.remedies import remedies, rewritten_streams
 from qarat.surfaces.page.rendering import DARK, LIGHT, to_svg, vega_config
-from qarat.surfaces.page.sections import PARTS, portable_command
-from qarat.surfaces.page.story import Story, gather
-from qarat.surfaces.page.verdict import scheme_words, verdict
+from qarat.surfaces.page.sections import PARTS
+from qarat.surfaces.page.story import About, Story, gather, portable
+from qarat.surfaces.page.verdict import facts, next_lines, scheme_words, subject, verdict
 from qarat.surfaces.tables.data import table, texts
-from qarat.surfaces.tables.html import record_html
+from qarat.surfaces.tables.scores import show_continuations
 from qarat.values.formats import FORMATS
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Provenance
-from qarat.values.records.prices import Protection
+from qarat.values.records.prices import Menu, Protection
+from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
 from qarat.values.records.scores import Continuations
 from qarat.values.records.streams import ActivationStats
 
@@ -58,8 +63,11 @@ def story(tiny_run: Path, law_file: Path) -> Story:
 
 @pytest.fixture(scope="module")
 def figures(story: Story) -> dict[str, Figure]:
-    parts = [part for _, parts in assemble(story) for part in parts]
-    return {part.key: part for part in parts if isinstance(part, Figure)}
+    return figures_of(story)
+
+
+def figures_of(story: Story) -> dict[str, Figure]:
+    return {figure.key: figure for section in assemble(story) for figure in figures_in(section.parts)}
 
 
 def rows_of(figure: Figure) -> list[dict[str, object]]:
@@ -108,7 +116,7 @@ def test_the_profile_is_the_record_s(figures: dict[str, Figure], story: Story) -
     stats = story.one(ActivationStats)
     assert stats is not None
     spike = stats.streams["model.layers.1.down_in"]
-    line = [row["maximum"] for row in rows_of(figures["profile-1-down_in"]) if "floor" in row]
+    line = [row["maximum"] for row in rows_of(figures["profile-1-down_in"]) if "maximum" in row]
     assert line == spike.arrays["position_maxima"].tolist()
     means = [row for row in figures["profile-1-down_in"].table.rows if row[0] == "mean"]
     assert len(means) == stats.length
@@ -121,7 +129,7 @@ def test_a_long_window_s_profile_is_drawn_by_the_largest_of_neighbours(story: St
     long = torch.ones(4096)
     long[1001] = 7.0
     figure = profile(msgspec.structs.replace(spike, arrays={"position_maxima": long}), FORMATS["int8"])
-    line = [(row["position"], row["maximum"]) for row in rows_of(figure) if "floor" in row]
+    line = [(row["position"], row["maximum"]) for row in rows_of(figure) if "maximum" in row]
     assert len(line) == 1024
     assert (1000, 7.0) in line
 
@@ -159,8 +167,8 @@ def test_intervals_keep_what_cannot_be_drawn_in_the_table() -> None:
     figure = intervals("key", "Title", "Caption.", arms, unit="nats")
     assert [row[0] for row in figure.table.rows] == ["first", "overflowed", "one source"]
     assert [row[2] for row in figure.table.rows] == ["+0.0050 to +0.0150", "n/a", "n/a"]
-    drawn = [row["arm"] for row in rows_of(figure)]
-    assert drawn == ["first", "one source"]
+    drawn = [(row["row"], row["arm"]) for row in rows_of(figure)]
+    assert drawn == [(0, "first"), (1, "one source")]  # which labels and values beside the marks go by
 
 
 def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
@@ -304,7 +312,8 @@ def test_residuals_have_the_sign_that_the_terminal_s_have() -> None:
 def test_a_law_s_page_has_its_coefficients_forms_and_notes() -> None:
     law = fit_law(load_table("t2"), "weak", standard_error=0.003, draws=100)
     law = msgspec.structs.replace(law, refused={"strong": "strong needs block"})
-    said = html.unescape("".join(part for part in PARTS["law"](Story((law,))) if isinstance(part, str)))
+    parts = [part for part in PARTS["law"](Story((law,))) if not isinstance(part, Figure)]
+    said = html.unescape("".join(map(part_html, parts)))
     for fit in law.fits:
         for p in fit.parameters:
             interval = " to ".join(f"{end:.4g}" for end in p.interval)
@@ -333,9 +342,9 @@ def test_each_model_is_drawn_with_the_tokens_that_it_had() -> None:
 def test_a_verdict_on_forms_that_cannot_be_compared_names_none_as_the_best() -> None:
     law = fit_law(narrow(load_table("t1"), ["size!=1.8B", "size!=4B", "size!=7B", "size!=14B"]), draws=0)
     assert law.uncompared == ("high-share", "weak")
-    said = verdict(Story((law,)))
+    headline, said = verdict(Story((law,)))
     assert "No form can be called the best: without some size there are too few data for high-share and weak" in said
-    assert said.startswith("The weak law is off by")
+    assert headline.startswith("The weak law is off by")
 
 
 # ---------------------------------------------------------------- the page
@@ -386,16 +395,16 @@ def test_the_page_names_no_place_on_the_machine(report: Path, tiny_run: Path) ->
 
 
 def test_a_command_keeps_its_words_and_loses_its_places() -> None:
-    command = "qarat run ../m --low 'w=int8/channel a=int8/tensor/static' -o /home/me/out --text=/data/x.txt --by ratio"
-    assert portable_command(command) == (
-        "qarat run m --low 'w=int8/channel a=int8/tensor/static' -o out --text=x.txt --by ratio"
-    )
+    words = ["../m", "w=int8/channel a=int8/tensor/static", "/home/me/out", "--text=/data/x.txt", "owner/name", "ratio"]
+    kept = ["m", "w=int8/channel a=int8/tensor/static", "out", "--text=x.txt", "owner/name", "ratio"]
+    assert list(map(portable, words)) == kept
 
 
 def test_text_of_a_model_is_never_markup() -> None:
     origin = Provenance("m", "t", "c", {})
     wild = "</pre><script>alert(1)</script>\x1b[31m"
-    page = record_html(Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"}))
+    texts = Continuations(origin, "a <b>", {"float": "same", "naive": f"sa{wild}\n   more"})
+    page = part_html(next(show_continuations(texts)))
     assert "<script" not in page
     assert "\x1b" not in page
     assert "&lt;script&gt;" in page
@@ -406,10 +415,102 @@ def test_text_of_a_model_is_never_markup() -> None:
 
 
 def test_the_verdict_has_the_numbers(story: Story) -> None:
-    said = verdict(story)
-    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
-    assert "against float's " in said
-    assert "INT8 everywhere" in said
+    headline, said = verdict(story)
+    assert re.fullmatch(r"[+-]\d+\.\d\d % perplexity instead of [+-]\d+\.\d\d %", headline)
+    assert said.startswith("INT8 with 1 of 14 projections in float (1.down; ")
+    assert len(f"{headline} {said}".split()) < 30  # read in ten seconds
+    evaluations = {e.label: e for e in story.evaluations}
+    lost = [math.expm1(evaluations[label].loss - evaluations["float"].loss) for label in ("plan", "naive")]
+    assert [float(number) for number in re.findall(r"[+-]\d+\.\d\d", headline)] == pytest.approx(
+        [100 * change for change in lost], abs=0.006
+    )
+
+
+def test_a_page_names_the_model_its_sizes_and_the_line_that_serves_it(story: Story, tiny_run: Path) -> None:
+    assert subject(story) == "model"  # as the command called it, without its place
+    assert re.fullmatch(r"\d+ [A-Z][a-z]+ 20\d\d", story.about.date)
+    model = open_model(tiny_run.parent / "model")
+    assert story.about.float_bytes == sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in load_file(tiny_run.parent / "model" / "model.safetensors").values()
+    ) == model.source_bytes  # fmt: skip
+    assert story.about.bytes == sum(path.stat().st_size for path in (tiny_run / "model").glob("*.safetensors"))
+    (size,) = [fact for fact in facts(story) if fact[0] == "weights on disk"]
+    assert size[1:] == (f"{story.about.bytes / 1e6:.3f} MB", f"instead of {model.source_bytes / 1e6:.3f} MB in float")
+    following = next_lines(story)
+    assert following is not None
+    assert following.text == "qarat export out -o out-vllm\nvllm serve out-vllm"
+    page = html.unescape(document(story, assemble(story)))
+    assert "<title>model: " in page
+    assert following.text in page
+    assert Story(story.records).about == About()
+    assert subject(Story(story.records)).startswith("model ")
+
+
+def test_a_plan_that_vllm_does_not_run_has_no_line_that_serves_it(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(tiny_run, folder)
+    plan = decode_record(folder / "model" / "plan.json", Plan)
+    site = "model.layers.0.self_attn.q_proj"
+    split = plan.with_schemes({site: parse_scheme("float")}, "not as its neighbours")
+    (folder / "model" / "plan.json").write_bytes(encode_record(split))
+    assert gather([folder]).about.serving == ()
+
+
+def test_remedies_are_measured_or_said_to_be_predicted(story: Story) -> None:
+    naive, plan = remedies(story)
+    assert (naive.label, plan.label) == ("naive: everything low", "1 site in float: the plan")
+    menu, sweep = story.one(Menu), story.one(Protection)
+    assert menu is not None
+    assert sweep is not None
+    assert naive.predicted == pytest.approx(sum(menu.damages(decode_low(story)).values()))
+    assert plan.predicted in sweep.predicted
+    rows = figures_of(story)["outcome"].table.rows
+    assert [row[0] for row in rows] == ["float", naive.label, plan.label]
+
+
+def decode_low(story: Story) -> str:
+    plan = story.one(Plan)
+    assert plan is not None
+    return plan.low
+
+
+def rewritten(story: Story) -> Story:
+    """The story as if its plan were of the rewritten model, whose rewrites are at hand."""
+    plan = story.one(Plan)
+    assert plan is not None
+    fitted = FittedScales(0, 0.001, 0.002, b""), FittedScales(4, 0.0005, 0.0015, b"")
+    streams = tuple(
+        StreamRewrite(f"model.layers.{block}.down_in", (f"model.layers.{block}.mlp.down_proj",), naive, fitted)
+        for block, naive in enumerate((0.01, 0.04))
+    )
+    origin = next(e.provenance for e in story.evaluations)
+    record = Rewrites(origin, "s", plan.low, 1.2, (0, 4), streams)
+    model = f"{plan.model}+rewrite/4@0123456789ab"
+    there = {e.label: e for e in story.evaluations}
+    done = msgspec.structs.replace(there["plan"], provenance=msgspec.structs.replace(origin, model=model))
+    return Story(
+        (
+            *changed(story, msgspec.structs.replace(plan, model=model), there["float"], there["naive"], done).records,
+            record,
+        )
+    )
+
+
+def test_what_rewrites_take_is_predicted_stream_by_stream(story: Story) -> None:
+    whole = rewritten(story)
+    naive, alone, plan = remedies(whole)
+    assert naive.predicted == pytest.approx(0.05)
+    assert (alone.label, alone.measured) == ("rewrites alone", None)
+    assert plan.label == "rewrites and 1 site in float: the plan"
+    (row,) = [row for row in figures_of(whole)["outcome"].table.rows if row[0] == "rewrites alone"]
+    assert "not measured" in row
+    streams = rewritten_streams(whole)
+    assert streams is not None
+    assert streams.rows == (("1.down_in", "0.0400", "80.0", "0.0020"), ("0.down_in", "0.0100", "20.0", "0.0020"))
+    assert rewritten_streams(story) is None
+    measured = msgspec.structs.replace(whole.evaluations[-1], label="without protection")
+    assert remedies(Story((*whole.records, measured)))[1].measured == measured
 
 
 def changed(story: Story, *records: Record) -> Story:
@@ -429,25 +530,24 @@ def test_overrides_are_no_protection(story: Story) -> None:
     plan = overridden(overridden(plan, "0.mlp.up", "float"), "0.mlp.gate", "w=int4/g32 a=int8/token")
     several = changed(story, plan)
     assert [a.site.name for a in several.protected] == ["model.layers.1.mlp.down_proj"]
-    said = verdict(several)
-    assert said.startswith("Keeping 1 of 14 projections in float (1.down; ")
-    assert "INT8 everywhere (as in the plan, with 2 projections as --set decides) " in said
+    said = verdict(several).said
+    assert said.startswith("INT8 with 1 of 14 projections in float (1.down; ")
+    assert said.endswith("; the other number is with 2 projections as --set decides too.")
     table = {row[0]: row[3] for row in several_rows(several)}
     assert table.keys() == {"1.down", "0.up", "0.gate"}
     assert table["0.up"] == "matches it"
     assert table["1.down"].startswith("protected: low it is predicted to cost ")
     nothing = msgspec.structs.replace(sweep, kept=(), budget_nats=9.0)
     low = overridden(plan, "1.mlp.down", plan.low)
-    said = verdict(changed(story, low, nothing))
-    assert said.startswith(
-        "Nothing needs protection: with 2 projections as --set decides and the other 12 projections in INT8, perplexity"
-    )
+    said = verdict(changed(story, low, nothing)).said
+    assert said.startswith("INT8 in 12 of 14 projections; the other number is with 2 projections as --set decides too.")
+    assert said.endswith("Nothing needs protection.")
 
 
 def several_rows(story: Story) -> tuple[tuple[str, ...], ...]:
     """The page's table of what is not in the low scheme."""
     page = document(story, assemble(story))
-    body = page.partition("<th>not low</th>")[2].partition("</table>")[0]
+    body = page.partition('<th scope="col">not low</th>')[2].partition("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
     return tuple(tuple(re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)) for row in rows)
 
@@ -463,13 +563,15 @@ def test_a_transformed_run_does_not_call_protection_what_its_transforms_bought(s
     ]
     floats = [e for e in story.evaluations if e.label == "float"]
     rotated = changed(story, msgspec.structs.replace(plan, model=model, prefix=(0,)), *floats, *evaluations)
-    said = "INT8 everywhere (as in the plan, with smooth/0.6, hadamard and a prefix of 1 token in float) "
-    assert said in verdict(rotated)
-    (figure,) = [p for _, parts in assemble(rotated) for p in parts if isinstance(p, Figure) and p.key == "outcome"]
+    said = "; the other number is with smooth/0.6, hadamard and a prefix of 1 token in float too."
+    assert said in verdict(rotated).said
+    figure = figures_of(rotated)["outcome"]
     assert [row[0] for row in figure.table.rows] == [
-        "float", "naive, with smooth/0.6, hadamard", "plan, with smooth/0.6, hadamard",
-    ]  # fmt: skip
-    assert "Naive and plan alike are of the model with smooth/0.6, hadamard" in figure.caption
+        "float",
+        "naive: everything low, with smooth/0.6 and hadamard",
+        "smooth/0.6 and hadamard alone",
+        "smooth/0.6, hadamard and 1 site in float: the plan",
+    ]
     assert {row["group"] for row in rows_of(figure) if "group" in row} == {"float", "naive", "plan"}
 
 
@@ -497,14 +599,14 @@ def test_an_unfinished_run_shows_what_is_there_and_says_what_is_missing(tiny_run
     (folder / "manifest.json").write_text(json.dumps({"kind": "run", "steps": kept}))
     half = gather([tmp_path / "out"])  # as it will be called
     assembled = assemble(half)
-    keys = {part.key for _, parts in assembled for part in parts if isinstance(part, Figure)}
+    keys = figures_of(half).keys()
     assert "spike-map" in keys
     assert not keys & {"plan", "recovery", "outcome"}
     page = html.unescape(document(half, assembled))
     assert "This run is not finished. Missing: plan, quantize, evaluate float" in page
     assert "It continues with the same command: qarat run model" in page
     assert "Not there yet: plan." in page
-    assert "starve ordinary tokens" in verdict(half)
+    assert "starve ordinary tokens" in verdict(half).headline
 
 
 def test_stats_of_an_older_version_say_what_they_lack(tiny_run: Path, tmp_path: Path) -> None:
@@ -513,8 +615,9 @@ def test_stats_of_an_older_version_say_what_they_lack(tiny_run: Path, tmp_path: 
         del stream.arrays["position_maxima"]
     old = tmp_path / "stats.safetensors"
     old.write_bytes(encode_record(stats))
-    parts = [part for _, parts in assemble(gather([old])) for part in parts]
-    assert not any(isinstance(part, Figure) and part.key.startswith("profile") for part in parts)
+    story = gather([old])
+    assert not any(key.startswith("profile") for key in figures_of(story))
+    parts = [part for section in assemble(story) for part in section.parts]
     assert any("profile the model again" in part for part in parts if isinstance(part, str))
 
 

@@ -19,6 +19,8 @@ import pytest
 
 from qarat.surfaces.page.document import assemble, document
 from qarat.surfaces.page.story import Story
+from qarat.values.records.advice import Advice
+from qarat.values.records.search import SearchResult
 from qarat.values.records.spike_study import SpikeStudy
 
 PATIENCE = 120  # seconds
@@ -122,6 +124,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     running.close()
 
 
+@pytest.fixture(scope="module")
+def pages(
+    report: Path, study: SpikeStudy, search: SearchResult, advice: Advice, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """One of every kind."""
+    folder = tmp_path_factory.mktemp("pages")
+    written = [report]
+    for name, record in {"study": study, "search": search, "advice": advice}.items():
+        story = Story((record,))
+        (folder / f"{name}.html").write_text(document(story, assemble(story)), encoding="utf-8")
+        written.append(folder / f"{name}.html")
+    return written
+
+
 @pytest.fixture
 def no_complaints(browser: Browser) -> Iterator[None]:
     """Whatever the test did, the console stayed silent and nothing but the page was fetched."""
@@ -154,6 +170,15 @@ def drawn_marks(browser: Browser) -> dict[str, int]:
     return browser.ask(script)
 
 
+def unfold(browser: Browser) -> None:
+    """Open every fold, and wait until its figures are drawn."""
+    browser.ask("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    deadline = time.monotonic() + PATIENCE
+    while not all(drawn_marks(browser).values()):
+        assert time.monotonic() < deadline, drawn_marks(browser)
+        time.sleep(0.1)
+
+
 @pytest.mark.usefixtures("no_complaints")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [SCREEN, PHONE], ids=["screen", "phone"])
@@ -162,6 +187,7 @@ def test_every_figure_is_drawn_and_nothing_scrolls_sideways(
 ) -> None:
     browser.open(report, size, scheme)
     figures = {path.stem for path in (report.parent / "figures").glob("*.svg")}
+    unfold(browser)
     marks = drawn_marks(browser)
     assert marks.keys() == figures
     assert all(marks.values()), marks
@@ -184,11 +210,7 @@ def test_folded_figures_are_drawn_when_they_are_opened(browser: Browser, study: 
     browser.open(page, PHONE, "light")
     folded = "study-8-channel-token"
     assert [key for key, marks in drawn_marks(browser).items() if not marks] == [folded]
-    browser.ask("document.querySelector('details.fold').open = true")
-    deadline = time.monotonic() + 20
-    while not drawn_marks(browser)[folded]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    unfold(browser)
     assert browser.ask("document.documentElement.scrollWidth") <= PHONE[0]
 
 
@@ -235,3 +257,23 @@ def test_a_cell_of_the_map_tells_its_story_on_hover(browser: Browser, report: Pa
         time.sleep(0.1)
     for word in ("stream", "r", "maximum", "value", "token", "position", "channel"):
         assert word in told.split(), told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(browser: Browser, pages: list[Path], scheme: str) -> None:
+    """WCAG 2.2, levels A and AA, with everything unfolded: of a run and a law, a study, a search, and advice."""
+    axe = os.environ.get("AXE_CORE", "")
+    if not axe:
+        pytest.skip("needs axe-core: npm install axe-core, and AXE_CORE=node_modules/axe-core/axe.min.js")
+    for page in pages:
+        browser.open(page, SCREEN, scheme)
+        unfold(browser)
+        browser.ask(f"{Path(axe).read_text('utf-8')};0")
+        levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+        found = browser.call(
+            "Runtime.evaluate",
+            expression=f"axe.run(document, {{ runOnly: {levels} }}).then((r) => JSON.stringify(r.violations))",
+            awaitPromise=True,
+            returnByValue=True,
+        )
+        assert json.loads(found["result"]["value"]) == []

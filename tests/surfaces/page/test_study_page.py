@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from qarat.surfaces.page.document import assemble, document
-from qarat.surfaces.page.figures.base import Figure, Folded, figures_in
+from qarat.surfaces.page.figures.base import Figure
+from qarat.surfaces.page.parts import Folded, figures_in
 from qarat.surfaces.page.story import Story
 from qarat.surfaces.page.verdict import facts, verdict
 from qarat.values.records.scores import Continuations
@@ -17,7 +18,7 @@ from qarat.values.records.spike_study import RuleSays, SpikeStudy
 
 
 def figures_of(study: SpikeStudy) -> dict[str, Figure]:
-    return {f.key: f for _, parts in assemble(Story((study,))) for f in figures_in(parts)}
+    return {f.key: f for section in assemble(Story((study,))) for f in figures_in(section.parts)}
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +32,18 @@ def page_of(study: SpikeStudy) -> str:
 
 
 def test_a_spike_is_what_the_headline_is_about(study: SpikeStudy) -> None:
-    assert verdict(Story((study,))).startswith("Keeping 1.down in float")
+    headline, said = verdict(Story((study,)))
+    assert headline == "+0.50 % perplexity instead of +5.13 %"
+    assert said == "INT8 with 1.down in float (1.00 % of the parameters), which takes back 90 % of the loss."
 
 
 def test_where_no_rule_sees_a_spike_the_headline_says_so(study: SpikeStudy) -> None:
     quiet = msgspec.structs.replace(study, rules=(RuleSays("ratio", (), 3.0, "r > 64"),))
-    said = verdict(Story((quiet,)))
-    assert said.startswith("There is no spike to protect: none of 1 spike rules flags a stream. Naive loses +0.0500")
+    headline, said = verdict(Story((quiet,)))
+    assert headline == "There is no spike to protect"
+    assert said.startswith("None of 1 spike rules flags a stream. Naive loses +0.0500 nats (+5.13 % perplexity; 95 %: ")
     assert said.endswith(".")
-    assert verdict(Story((msgspec.structs.replace(quiet, sites=()),))).startswith("No protection that was tried helps")
+    assert verdict(Story((msgspec.structs.replace(quiet, sites=()),)))[0] == "No protection that was tried helps"
 
 
 def test_every_group_of_arms_has_its_figure(study: SpikeStudy) -> None:
@@ -74,9 +78,9 @@ def test_a_method_against_protection_has_its_interval_and_a_winner(study: SpikeS
 
 
 def test_other_settings_are_folded_away(study: SpikeStudy, page: str) -> None:
-    parts = next(parts for key, parts in assemble(Story((study,))) if key == "study")
+    parts = next(section.parts for section in assemble(Story((study,))) if section.key == "study")
     (folded,) = (part for part in parts if isinstance(part, Folded))
-    assert [figure.key for figure in folded.figures] == ["study-8-channel-token"]
+    assert [figure.key for figure in figures_in(folded.parts)] == ["study-8-channel-token"]
     fold = page.index(
         '<details class="fold"><summary>What weights and inputs share a scale over: 1 more figure</summary>'
     )
@@ -108,7 +112,7 @@ def test_float_naive_and_planned_are_the_arms_of_the_main_setting(study: SpikeSt
 def test_a_study_that_has_just_begun_has_a_page(study: SpikeStudy) -> None:
     begun = msgspec.structs.replace(study, arms=study.of_group(study.main, "control"), missing=("naive, w=int8/…",))
     assert figures_of(begun).keys() == {"study-8-channel-static"}
-    assert verdict(Story((begun,))) == "There is nothing to judge by yet."
+    assert verdict(Story((begun,))).headline == "There is nothing to judge by yet"
 
 
 def test_continuations_of_a_study_are_shown(study: SpikeStudy) -> None:

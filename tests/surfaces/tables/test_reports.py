@@ -10,8 +10,9 @@ from typing import get_args
 
 import pytest
 
+from qarat.surfaces.page.document import part_html
+from qarat.surfaces.page.parts import Titled
 from qarat.surfaces.tables.data import DataTable, Line, Marked, Quoted, numbers, pairs, respelled, table, texts
-from qarat.surfaces.tables.html import part_html, record_html
 from qarat.surfaces.tables.reports import _KINDS, report_of  # pyright: ignore[reportPrivateUsage]
 from qarat.values.records.files import Record
 from qarat.values.records.origin import Difference, Provenance
@@ -26,7 +27,7 @@ def test_every_record_has_a_report_and_every_report_a_function() -> None:
 
 
 def test_laws_scores_and_prices_are_shown_without_torch() -> None:
-    modules = ("reports", "html", "laws", "law_data", "scores", "prices", "listings")
+    modules = ("reports", "laws", "law_data", "scores", "prices", "listings")
     names = ", ".join(f"qarat.surfaces.tables.{name}" for name in modules)
     code = f"import sys, qarat.surfaces.terminal, {names}; print('torch' in sys.modules, 'vl_convert' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -34,24 +35,28 @@ def test_laws_scores_and_prices_are_shown_without_torch() -> None:
 
 
 def test_html_says_what_the_terminal_says_and_takes_nothing_as_markup() -> None:
-    trial = Trial("nothing protected", (), Difference(0.1234, 0.01, 2))
+    trial = Trial("nothing <i>\x1b", (), Difference(0.1234, 0.01, 2))
     origin = Provenance("m" * 64, "t" * 64, "windows-8-bos", {})
-    markup = record_html(Protection(origin, "<b>\x1b", "ppl+1%", 0.01, (trial,), (0.1,), ("a",), "a <verdict>"))
-    assert "<td>nothing protected</td>" in markup
+    (data,) = (
+        part
+        for part in report_of(Protection(origin, "order", "ppl+1%", 0.01, (trial,), (0.1,), ("a",), "verdict"))
+        if isinstance(part, DataTable)
+    )
+    markup = part_html(Titled("<b>\x1b", data))
+    assert "<td>nothing <i>\\x1b</td>".replace("<i>", "&lt;i&gt;") in markup
     assert '<td class="n">0.1234</td>' in markup
-    assert '<th class="n">loss over float (nats)</th>' in markup
-    assert "chosen by &lt;b&gt;\\x1b" in markup
-    assert "<b>a &lt;verdict&gt;</b>" in markup
-    assert not re.search(r"<(script|verdict)", markup)
+    assert '<th scope="col" class="n">loss over float (nats)</th>' in markup
+    assert "<h3>&lt;b&gt;\\x1b</h3>" in markup
+    assert not re.search(r"<(script|i)>", markup)
 
 
 def test_a_table_may_lose_what_nothing_stands_in() -> None:
     data = table((*texts("a", "b"), *numbers("c\n(d)")), [("1", "", "2"), (Marked("3", "bold"), "", "")])
     assert data.used().names == ("a", "c (d)")
     assert data.used().details(0) == {"a": "1", "c (d)": "2"}
-    assert part_html(data.used()).count("<td") == 4
-    assert "<b>3</b>" in part_html(data)
-    assert "<thead>" not in part_html(pairs([("x", "y")]))
+    assert part_html(Titled("", data.used())).count("<td") == 4
+    assert "<b>3</b>" in part_html(Titled("", data))
+    assert "<thead>" not in part_html(Titled("", pairs([("x", "y")])))
 
 
 def test_what_has_no_report_is_named() -> None:

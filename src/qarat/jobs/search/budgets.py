@@ -132,7 +132,8 @@ def reach_accuracy(
         return Reached(budget.spelling, -1, math.nan, math.nan, verdict)
     chosen, trial = scores[within], curve[within][1]
     drop, error = score_difference(base, chosen)
-    fall = f"it falls by {drop:.3f}" + ("" if math.isnan(error) else f" ± {Z * error:.3f}")
+    sure = "" if math.isnan(error) else f" (95 %: {drop - Z * error:.3f} to {drop + Z * error:.3f})"
+    fall = f"it falls by {drop:.3f}{sure}"
     verdict = f"{trial.label}: accuracy {chosen.value:.3f}, float {base.value:.3f}; {fall}"
     return Reached(budget.spelling, curve[within][0], math.nan, math.nan, verdict)
 

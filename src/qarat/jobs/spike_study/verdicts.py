@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.values.records.origin import Difference, Z
+from qarat.values.records.origin import Difference
 from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
 
@@ -16,7 +16,11 @@ FP8_MARGIN = 0.002  # of perplexity: within so much, FP8 is taken to be as good 
 _SLACK = 0.05  # of the twin's naive loss; a gain below it is not worth a dearer remedy
 
 Inside = Literal["yes", "estimate only", "no"]
-_INSIDE = {"yes": "within {}", "estimate only": "not shown within {} (the estimate is)", "no": "not within {}"}
+_INSIDE = {
+    "yes": "within {}",
+    "estimate only": "perhaps within {}: the estimate is, its 95 % interval is not",
+    "no": "not within {}",
+}
 _WINNERS = {
     "protection": "protection beats",
     "equal within error": "equal within error are",
@@ -268,10 +272,10 @@ def _protection(study: SpikeStudy, outcome: SettingOutcome) -> list[str]:
         name = outcome.closest.label.partition(": ")[2]
         lines.append(f"  Random controls: {worse}; the closest, {name}, loses {_loss_words(closest)}")
     if outcome.fp8 is not None:
-        lines.append(
-            f"  E4M3 instead of float: {100 * math.expm1(outcome.fp8.nats):+.2f} % perplexity{_error(outcome.fp8)}, "
-            f"{_INSIDE[outcome.fp8_within].format(f'±{100 * FP8_MARGIN:g} %')}"
-        )
+        change = f"{100 * math.expm1(outcome.fp8.nats):+.2f} % perplexity"
+        error = _error(outcome.fp8, ", ")
+        margin = _INSIDE[outcome.fp8_within].format(f"±{100 * FP8_MARGIN:g} %")
+        lines.append(f"  E4M3 instead of float: {change}{error}, {margin}")
     return lines
 
 
@@ -288,12 +292,13 @@ def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
 
 
 def _loss_words(difference: Difference) -> str:
-    error = "" if math.isnan(difference.standard_error) else f" ± {Z * difference.standard_error:.4f}"
-    return f"{difference.nats:+.4f}{error} nats ({100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity)"
+    change = 100 * math.expm1(min(difference.nats, 700))
+    return f"{difference.nats:+.4f} nats ({change:+.2f} % perplexity{_error(difference, '; ')})"
 
 
-def _error(difference: Difference) -> str:
+def _error(difference: Difference, before: str) -> str:
+    """A difference's interval in per cent of perplexity; nothing where none is known."""
     if math.isnan(difference.standard_error):
         return ""
     low, high = (100 * math.expm1(min(bound, 700)) for bound in difference.interval)
-    return f" ({low:+.2f} to {high:+.2f})"
+    return f"{before}95 %: {low:+.2f} to {high:+.2f}"

@@ -155,4 +155,6 @@ def _nothing(budget: LossBudget | CostBudget, verdict: str) -> Reached:
 
 
 def _loss(trial: SearchTrial) -> str:
-    return f"loses {trial.damage.nats:.4f} ± {Z * trial.damage.standard_error:.4f} nats"
+    low, high = trial.damage.interval
+    sure = "" if math.isnan(low) else f" (95 %: {low:.4f} to {high:.4f})"
+    return f"loses {trial.damage.nats:.4f} nats{sure}"

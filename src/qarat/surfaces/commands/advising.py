@@ -26,7 +26,7 @@ def advise(options: AdviseOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         states = max(t.windows.numel() for t in tokens[:2])
         return common.show_estimate(screen, model, advisor.work(), states=states)
-    with folder.work(command=screen.command):
+    with folder.work(**common.facts_of(options.model, model, screen)):
         advice = advise_in(folder, advisor)
     screen.show(advice)
     if options.page:

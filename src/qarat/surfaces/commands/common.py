@@ -215,6 +215,11 @@ def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[
     return (forwards + len(schemes)) * tokens.windows.numel() if forwards else 0.0
 
 
+def facts_of(name: str, model: Model, screen: Screen) -> dict[str, object]:
+    """What the log of a job's folder says of it, for its page: the command, and the model as it was called."""
+    return {"command": screen.command, "model": name, "float_bytes": model.source_bytes}
+
+
 def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
     """The last lines: what was written, and what to try next."""
     return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"

@@ -10,7 +10,7 @@ from qarat.ground.disk import check_folder
 from qarat.ground.errors import ArgumentError, NotPassedError, UndecidedError, judging
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import ROUNDING, quantized_bytes
-from qarat.jobs.exporting import bytes_of, read_to_export
+from qarat.jobs.exporting import SERVED, bytes_of, read_to_export
 from qarat.jobs.folder import Run
 from qarat.jobs.live import Live
 from qarat.jobs.open_any import find_native
@@ -30,7 +30,6 @@ from qarat.surfaces.tables.wording import megabytes
 from qarat.values.records.verification import Verification
 from qarat.values.schemes import LOW
 
-FOLDER_FORMAT = "compressed-tensors"
 INT6 = "w=int6/channel a=int6/tensor/static"  # harder than the default: what spikes cost is plain to see
 
 
@@ -58,7 +57,7 @@ def run(options: RunOptions, screen: Screen) -> Lines:
         common.check_weights(model)
         screen.show(job.estimate())
         return ()
-    with folder.work(command=screen.command):
+    with folder.work(**common.facts_of(options.model, model, screen)):
         job.execute(folder)
     if options.page:
         write_report([out], out, progress=screen.progress)
@@ -73,7 +72,7 @@ def _run_ending(options: RunOptions, out: Path, model: Model) -> Lines:
         *([f"the page to look at: {quoted(out / 'report.html')}"] if options.page else []),
         *(f"exported: {quoted(out / format)}" for format in options.export),
         "try next:",
-        *(_serving(out / FOLDER_FORMAT, out) if FOLDER_FORMAT in options.export else ()),
+        *(_serving(out / SERVED, out) if SERVED in options.export else ()),
         f"  qarat show {quoted(out)}",
         f"  qarat evaluate {quoted(out)}",
         f"  {common.command_line('run', options, '--low', harder, '-o', out.with_name(name))}",
@@ -98,9 +97,8 @@ def export(options: ExportOptions, screen: Screen) -> Lines:
 def _export_ending(options: ExportOptions, model: Model) -> Lines:
     """What was written, how large it is beside the float model, and what to do with it."""
     out, size = quoted(options.out), bytes_of(options.out)
-    before = sum(math.prod(shape) for shape in model.tensor_shapes().values()) * model.source_bits // 8
-    sizes = f" ({megabytes(8 * size)} MB of weights, in float {megabytes(8 * before)} MB)" if size else ""
-    following = ("try next:", *_serving(options.out, options.run)) if options.format == FOLDER_FORMAT else ()
+    sizes = f" ({megabytes(8 * size)} MB of weights, in float {megabytes(8 * model.source_bytes)} MB)" if size else ""
+    following = ("try next:", *_serving(options.out, options.run)) if options.format == SERVED else ()
     return (f"written: {out}{sizes}", *following)
 
 

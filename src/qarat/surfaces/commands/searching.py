@@ -66,9 +66,11 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
             screen.note(job.said)
         if options.general.dry_run:
             return _estimate(screen, job, member.tokens[1].windows.numel())
-        with folder.work(TRIALS, command=screen.command):
+        with folder.work(TRIALS, **common.facts_of(options.model, member.model, screen)):
             result = job.execute(folder)
     screen.show(result)
+    if options.page:
+        write_report([options.folder], options.folder, progress=screen.progress)
     return _ending(options, options.folder, result, job)
 
 
@@ -93,6 +95,7 @@ def _ending(options: SearchOptions, out: Path, result: SearchResult, job: Search
     quantizing = [f"  {common.command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (
         f"written: {quoted(out)} (every trial in search.json, a plan for each budget)",
+        *([f"the page to look at: {quoted(out / 'report.html')}"] if options.page else []),
         "try next:",
         *quantizing,
         f"  qarat show {quoted(out / 'search.json')}",
@@ -193,7 +196,7 @@ def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
         forwards = sum(work.values()) / windows
         screen.note(f"as much as {forwards:.0f} forwards of the {len(tokens.report)} report windows")
         return common.show_estimate(screen, model, work, states=windows * model.blocks)
-    with folder.work(command=screen.command):
+    with folder.work(**common.facts_of(options.model, model, screen)):
         study = job.execute(folder)
     screen.show(study)
     page = write_report([out], out, progress=screen.progress)

@@ -19,9 +19,12 @@ class SearchOptions(Searching, frozen=True, kw_only=True):
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it.
             (default: MODEL-search)
+        page: Leave the page (FOLDER/report.html) and its figures out.
     """
 
     SUFFIX = "search"
+
+    page: bool = True
 
     search: SearchRequest = SearchRequest()
 

@@ -1,7 +1,8 @@
 """The page: a run, or any records, as one HTML file that people want to look at.
 
-`story` gathers the records, `figures` draws, `sections` says what comes in which order, `document` puts it together,
-`rendering` says how figures look and makes files of the same. Colours live in `theme.json` alone.
+`story` gathers the records, `verdict` says what they come to, `figures` draws, `sections` has what comes where, and
+`document` fills `page.html` and `parts.html`, which alone are HTML. `rendering` says how figures look and makes
+files of the same. Colours live in `theme.json` alone.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def write_report(sources: Sequence[Path], out: Path, *, progress: Progress = no_
     """
     # Here, because drawing takes long to import, which every other verb would pay.
     from qarat.surfaces.page.document import assemble, document
-    from qarat.surfaces.page.figures.base import figures_in
+    from qarat.surfaces.page.parts import figures_in
     from qarat.surfaces.page.rendering import write_figure
     from qarat.surfaces.page.story import gather
 
     story = gather(sources)
     assembled = assemble(story)
-    figures = [figure for _, parts in assembled for figure in figures_in(parts)]
+    figures = [figure for section in assembled for figure in figures_in(section.parts)]
     progress("report", 0, len(figures) + 1)
     page = document(story, assembled)
     for done, figure in enumerate(figures, 1):

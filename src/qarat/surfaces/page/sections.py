@@ -7,29 +7,33 @@ on a machine.
 
 from __future__ import annotations
 
-import shlex
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import msgspec
 
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
-from qarat.surfaces.page.figures.base import Part
+from qarat.surfaces.page.figures.base import Figure
+from qarat.surfaces.page.figures.frontier import frontier, price_of_bits
 from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
 from qarat.surfaces.page.figures.losses import outcome, recovery
 from qarat.surfaces.page.figures.maps import spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
+from qarat.surfaces.page.parts import Command, Folded, Part, Points, Terms, Titled
+from qarat.surfaces.page.remedies import remedies, rewritten_streams
 from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts
 from qarat.surfaces.page.verdict import low_input
 from qarat.surfaces.tables.advice import commands, cost, landscape, measurements, unrun, versions, where_they_run
 from qarat.surfaces.tables.choices import not_low
-from qarat.surfaces.tables.data import DataTable, table, texts
-from qarat.surfaces.tables.html import definitions, element, escaped, paragraph, part_html, scrolled, table_html
+from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
 from qarat.surfaces.tables.scores import show_continuations
+from qarat.surfaces.tables.search import adding_up, budgets, verdicts
+from qarat.surfaces.tables.search import cost as search_cost
 from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
@@ -37,12 +41,13 @@ from qarat.values.records.advice import Advice
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Continuations, Evaluation
+from qarat.values.records.search import SearchResult
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats
 from qarat.values.requests.protect import PLANNING_RULES
 from qarat.values.schemes import TensorScheme
 
-_SPIKES = 4  # streams whose profile and grids are shown
+_SPIKES = 6  # streams whose profile and grids are shown, all but the first folded
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,22 +66,37 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _advice(story: Story) -> Iterator[Part]:
     if advice := story.one(Advice):
-        yield element("div", scrolled(landscape(advice), "The landscape"), class_="tabled")
+        yield price_of_bits(advice)
+        yield Titled("The landscape", landscape(advice))
         if advice.measured:
-            yield from _titled("Measured", measurements(advice))
-        yield from _titled("Where they run", where_they_run(advice))
-        yield from map(paragraph, (versions(advice), *unrun(advice)))
-        yield from _titled("What to type next", commands(advice))
-        yield paragraph(f"{cost(advice).capitalize()}.")
+            yield Titled("Measured", measurements(advice))
+        yield Titled("Where they run", where_they_run(advice))
+        yield Points([versions(advice), *unrun(advice)])
+        yield Titled("What to type next", commands(advice))
+        yield f"{cost(advice).capitalize()}."
+
+
+def _search(story: Story) -> Iterator[Part]:
+    if search := story.one(SearchResult):
+        if any(not t.failure for t in search.trials):
+            axes = ("ratio", "bits") if search.axis == "ratio" else ("bits",)
+            yield from (frontier(search, axis) for axis in axes)
+        if search.reached:
+            yield Titled("What each budget reaches", budgets(search))
+            yield Points([f"{line}." for line in verdicts(search)])
+        yield from (f"{line}." for line in (*adding_up(search), search_cost(search)))
 
 
 def _cost(story: Story) -> Iterator[Part]:
     sweep, continuations = story.one(Protection), story.one(Continuations)
     if len(story.evaluations) > 1:
-        yield outcome(story.evaluations, (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None)
+        budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
+        yield outcome(remedies(story), story.evaluations[0], budget)
+    if streams := rewritten_streams(story):
+        yield Titled("What rewrites take from the dearest streams, predicted", streams)
     if continuations and continuations.texts:
-        passages = next(show_continuations(continuations))
-        yield part_html(passages._replace(title="The same prompt, continued greedily"))
+        passages = next(show_continuations(continuations))._replace(title="One prompt shows no more than luck")
+        yield Folded("The same prompt, continued greedily", (passages,))
 
 
 def _study(story: Story) -> Iterator[Part]:
@@ -90,45 +110,47 @@ def _spikes(story: Story) -> Iterator[Part]:
         return
     low = low_input(story)
     yield spike_map(stats, low)
-    streams, left = _notable(stats, low, story.protected)
+    streams = _notable(stats, low, story.protected)
     if not streams:
         read = [s for s in stats.streams.values() if s.kind.endswith("_in")]
         streams = [max(read, key=lambda s: s.ratio)]
-        yield paragraph("No stream is flagged and none is protected. The next figures show the nearest to one.")
+        yield "No stream is flagged and none is protected. The next figures show the nearest to one."
     formats = list(dict.fromkeys([low.format if low and low.format in FORMATS else "int8", "int8", "e4m3"]))
-    for stream in streams:
-        if "position_maxima" in stream.arrays:
-            yield profile(stream, FORMATS[formats[0]])
-        yield grids(stream, stats.edges, formats)
+    first, *others = ((*_profiled(s, formats), grids(s, stats.edges, formats)) for s in streams[:_SPIKES])
+    yield from first
     if any("position_maxima" not in s.arrays for s in streams):
-        yield paragraph("These stats hold no profile by position; profile the model again to see it.")
-    if left:
-        yield paragraph(f"{count(left, 'more stream')} flagged or protected; the map has them all.")
+        yield "These stats hold no profile by position; profile the model again to see it."
+    if others:
+        more = f"The next {count(len(others), 'stream')} by r, of {len(streams)} that are flagged or protected"
+        yield Folded(more, tuple(itertools.chain(*others)))
 
 
-def _notable(
-    stats: ActivationStats, low: TensorScheme | None, kept: Sequence[Assignment]
-) -> tuple[list[StreamStats], int]:
-    """What protected sites read, then what rules flag, up to so many; and how many are left."""
-    protected = [name for a in kept for name in a.site.streams]
-    flagged = [name for rule in PLANNING_RULES for name in find_spikes(stats, rule, low).flagged]
-    names = [name for name in dict.fromkeys([*protected, *flagged]) if name in stats.streams]
-    return [stats.streams[name] for name in names[:_SPIKES]], len(names[_SPIKES:])
+def _profiled(stream: StreamStats, formats: Sequence[str]) -> Iterator[Figure]:
+    if "position_maxima" in stream.arrays:
+        yield profile(stream, FORMATS[formats[0]])
+
+
+def _notable(stats: ActivationStats, low: TensorScheme | None, kept: Sequence[Assignment]) -> list[StreamStats]:
+    """What protected sites read and what rules flag, the largest spike first."""
+    protected = {name for a in kept for name in a.site.streams}
+    flagged = {name for rule in PLANNING_RULES for name in find_spikes(stats, rule, low).flagged}
+    names = (protected | flagged) & stats.streams.keys()
+    return sorted((stats.streams[name] for name in names), key=lambda s: (-s.ratio, s.name))
 
 
 def _recovery(story: Story) -> Iterator[Part]:
     if sweep := story.one(Protection):
-        if plan := story.one(Plan):
+        plan = story.one(Plan)
+        if plan and len(sweep.trials) > 1:
             yield recovery(sweep, plan)
-        yield paragraph(f"{sweep.verdict}.")
+        yield f"{sweep.verdict[:1].upper()}{sweep.verdict[1:]}."
 
 
 def _plan(story: Story) -> Iterator[Part]:
     if plan := story.one(Plan):
         yield strip(plan)
         if plan.exceptions():
-            kept = table_html(not_low(plan))
-            yield element("div", kept, class_="scroll", tabindex="0")
+            yield Titled("Not in the low scheme", not_low(plan))
 
 
 def _law(story: Story) -> Iterator[Part]:
@@ -137,48 +159,35 @@ def _law(story: Story) -> Iterator[Part]:
     if law is None:
         return
     form = FORMS.load(law.shown)
-    yield paragraph(f"{form.title}: {form.equation}")
+    yield (f"{form.title}: {form.equation}")
     if any(fit.quality for fit in law.fits):
-        yield from _titled("Forms compared", compared_forms(law))
+        yield Titled("Forms compared", compared_forms(law))
     if any(fit.points for fit in law.fits):
         figures = (law_along(law, "ratio"), law_reach(law), law_along(law, "block"), law_fit(law), law_residuals(law))
         yield from (figure for figure in figures if figure is not None)
     else:
-        yield paragraph("This law comes without the points it was fitted to, so there is nothing to draw.")
+        yield ("This law comes without the points it was fitted to, so there is nothing to draw.")
     # The form that is shown first, those that are fitted in groups, which may be many, last.
     fits = sorted(law.fits, key=lambda fit: (fit.form != law.shown, bool(fit.group)))
-    yield from _titled("Coefficients", coefficients(fits))
-    yield from _titled("What must be known of the fits", notes_table(law, fits))
+    yield Titled("Coefficients", coefficients(fits))
+    yield Titled("What must be known of the fits", notes_table(law, fits))
 
 
-def _titled(title: str, data: DataTable) -> tuple[str, ...]:
-    return element("h3", escaped(title)), element("div", scrolled(data, title), class_="tabled")
-
-
-_SETS = {"calibration": (ActivationStats,), "selection": (Advice, Menu, Protection), "report": (Evaluation, SpikeStudy)}
+_SETS = {
+    "calibration": (ActivationStats,),
+    "selection": (Advice, Menu, Protection, SearchResult),
+    "report": (Evaluation, SpikeStudy),
+}
 
 
 def _provenance(story: Story) -> Iterator[Part]:
     """The facts that decide every number above, and the hash of every record."""
     if not story.records:
         return
-    if story.command:
-        yield element("pre", escaped(portable_command(story.command)), tabindex="0", aria_label="command")
-    yield definitions(_facts(story), "provenance")
-    records = table_html(table(texts("record", "SHA-256 of its content"), story.hashes.items()))
-    yield element("div", records, class_="scroll", tabindex="0")
-
-
-def portable_command(command: str) -> str:
-    """A command without the places of one machine: of an absolute path, its last part."""
-    return shlex.join(_portable(word) for word in shlex.split(command))
-
-
-def _portable(word: str) -> str:
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    path = PurePath(value)
-    away = path.is_absolute() or value.startswith("~") or ".." in path.parts
-    return option + equals + (path.name if away else value)
+    if story.about.command:
+        yield Command("command", story.about.command)
+    yield Terms("provenance", _facts(story))
+    yield Titled("Records", table(texts("record", "SHA-256 of its content"), story.hashes.items()))
 
 
 def _facts(story: Story) -> list[tuple[str, ...]]:
@@ -209,6 +218,7 @@ SECTIONS = msgspec.json.decode((Path(__file__).parent / "sections.json").read_by
 """By their places on the page, in its order."""
 PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "advice": _advice,
+    "search": _search,
     "cost": _cost,
     "study": _study,
     "spikes": _spikes,

@@ -1,16 +1,20 @@
-"""What a page tells of: records, and where they lie. Gathered from a run's folder, from files, or from both."""
+"""What a page tells of: records, where they lie, and what made them. Gathered from a job's folder, files, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import NamedTuple, TypeVar
 
 from qarat.ground.errors import UserError
 from qarat.jobs.advising import KIND as ADVICE
-from qarat.jobs.folder import PROFILE, kind_of, read_command, read_manifest, result_of
-from qarat.jobs.run_steps import BEFORE, KIND, LABELS, OPTIONAL, STEPS
+from qarat.jobs.exporting import bytes_of, serving_lines
+from qarat.jobs.folder import PROFILE, kind_of, read_command, read_log, read_manifest, result_of
+from qarat.jobs.run_steps import BEFORE, KIND, LABELS, MODEL, OPTIONAL, STEPS
+from qarat.jobs.search.job import KIND as SEARCH
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
 from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
 from qarat.jobs.spike_study.job import read_study
@@ -19,11 +23,35 @@ from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Protection
+from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 
 R = TypeVar("R")
-_SEVERAL = (Evaluation,)  # of these a page may tell of more than one
+_OF_ONE_RECORD = (ADVICE, SEARCH)
+_SEVERAL = (Evaluation, Rewrites)  # of these a page may tell of more than one
+
+
+class About(NamedTuple):
+    """What the log of a folder, and the folder itself, say of a job beside its records.
+
+    Attributes:
+        folder: Its name.
+        model: As it was called; empty where that is not known.
+        date: Of the last step.
+        float_bytes: Of the float model's tensors; 0 where that is not known.
+        bytes: Of the quantized model's; 0 without one.
+        command: That last worked on it, without the places of one machine.
+        serving: Lines to type for vLLM to serve the quantized model.
+    """
+
+    folder: str = ""
+    model: str = ""
+    date: str = ""
+    float_bytes: int = 0
+    bytes: int = 0
+    command: str = ""
+    serving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,13 +62,13 @@ class Story:
         records: Of one model; a law beside them, or alone.
         hashes: What each record's file is called, and its content's SHA-256.
         missing: Steps that a run has not come to yet.
-        command: That last worked on the run.
+        about: The job behind them.
     """
 
     records: tuple[Record, ...]
     hashes: Mapping[str, str] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
-    command: str = ""
+    about: About = field(default_factory=About)
 
     def all(self, kind: type[R]) -> tuple[R, ...]:
         """Every record of a kind."""
@@ -49,6 +77,11 @@ class Story:
     def one(self, kind: type[R]) -> R | None:
         """The record of a kind that has one at the most."""
         return next(iter(self.all(kind)), None)
+
+    @property
+    def models(self) -> Iterator[str]:
+        """Fingerprints of the records' models."""
+        return filter(None, map(_model, self.records))
 
     @property
     def protected(self) -> tuple[Assignment, ...]:
@@ -77,12 +110,12 @@ def gather(paths: Sequence[Path]) -> Story:
     """
     records: dict[str, Record] = {}
     missing: tuple[str, ...] = ()
-    command = ""
+    about = About()
     for path in paths:
         folder = path if path.exists() else path.with_name(path.name + ".partial")
         if folder.is_dir():
             read, missing = _read_run(folder)
-            command = read_command(folder)
+            about = _about(folder, path, finished=not missing)
         else:
             read = {path.name: decode_record(path)}
         if twice := records.keys() & read.keys():
@@ -90,7 +123,35 @@ def gather(paths: Sequence[Path]) -> Story:
         records |= read
     _check_one_of_each(records)
     _check_one_model(records)
-    return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, command)
+    return Story(tuple(records.values()), {n: content_hash(r) for n, r in records.items()}, missing, about)
+
+
+def _about(folder: Path, called: Path, *, finished: bool) -> About:
+    """What there is to say of a job's folder, which goes by the name that it has when it is finished."""
+    log, model = read_log(folder), folder / MODEL
+    there = finished and model.is_dir()
+    return About(
+        called.name,
+        portable(log["model"]) if "model" in log else "",
+        _date(log["time"]) if "time" in log else "",
+        log.get("float_bytes", 0),
+        bytes_of(model) if there else 0,
+        shlex.join(map(portable, shlex.split(log.get("command", "")))),
+        serving_lines(folder) if there else (),
+    )
+
+
+def _date(time: str) -> str:
+    day = datetime.fromisoformat(time)
+    return f"{day.day} {day:%B %Y}"
+
+
+def portable(word: str) -> str:
+    """A word of a command without the places of one machine: of an absolute path, its last part."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = PurePath(value)
+    away = path.is_absolute() or value.startswith("~") or ".." in path.parts
+    return option + equals + (path.name if away else value)
 
 
 def _evaluations_of(study: SpikeStudy) -> tuple[Evaluation, ...]:
@@ -107,18 +168,22 @@ def _read_run(folder: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
     kind = kind_of(folder)
     if kind == SPIKE_STUDY:
         return read_study(folder)
-    if kind == ADVICE:
-        return {result_of(kind): decode_record(folder / result_of(kind))}, ()
+    if kind in _OF_ONE_RECORD:
+        result = result_of(kind)
+        if not (folder / result).is_file():
+            raise UserError(f"{folder} is not finished; it continues with the same command: {read_command(folder)}")
+        return {result: decode_record(folder / result)}, ()
     if kind not in ("", KIND):
         raise UserError(
-            f"{folder} is of searching, of which there is no page: `qarat show {folder}` prints it, and a law fitted "
-            "to a sweep has one (`qarat law fit`, then `qarat report law.json`)"
+            f"{folder} is of many searches, of which there is no page: `qarat show {folder}` prints it, each search in "
+            "it has a page, and so has a law fitted to a sweep (`qarat law fit`, then `qarat report law.json`)"
         )
     done = read_manifest(folder).steps
     steps = STEPS | OPTIONAL
     if BEFORE.name in done:  # the spikes are those of the model as it was asked for
         steps |= {PROFILE.name: BEFORE.files}
     names = [name for step, outputs in steps.items() if step in done for name in outputs]
+    names += [name for files in done.values() for name in files if name.startswith("rewrites")]
     records = {name: decode_record(folder / name) for name in names if (folder / name).is_file()}
     return records, tuple(step for step in STEPS if step not in done)
 

@@ -12,11 +12,11 @@ from itertools import groupby
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
 from qarat.jobs.spike_study.published import CAVEAT, published_of
 from qarat.jobs.spike_study.verdicts import Duel, duels, steadied, verdict_lines
-from qarat.surfaces.page.figures.base import Figure, Folded, Part
+from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
+from qarat.surfaces.page.parts import Folded, Part, Points, Titled
 from qarat.surfaces.tables.data import table, texts
-from qarat.surfaces.tables.html import element, paragraph, prose, scrolled
 from qarat.surfaces.tables.spike_study import notes_of
 from qarat.surfaces.tables.wording import count, fixed, perplexity_change, share, sites_listed
 from qarat.values.records.origin import Difference
@@ -77,7 +77,7 @@ def orders_of(study: SpikeStudy, setting: str) -> Figure:
         Axis("sites in float, k", ticks=tuple(sorted({d.x for s in series for d in s.dots})), digits=0),
         Axis("loss over float (nats per token)", log=positive, digits=4, zero=True),
         noun="adds",
-        limit=(study.budget_nats, f"budget {study.budget}"),
+        limits=[(study.budget_nats, f"budget {study.budget}")],
     )
 
 
@@ -210,7 +210,7 @@ def study_parts(study: SpikeStudy, stats: ActivationStats | None) -> tuple[Part,
         parts.append(Folded(f"What weights and inputs share a scale over: {count(len(others), 'more figure')}", others))
     parts += _published(study, stats)
     parts += _failed(study)
-    return (*parts, *(paragraph(f"Left out, {left.what}: {left.why}.") for left in study.left))
+    return (*parts, *(f"Left out, {left.what}: {left.why}." for left in study.left))
 
 
 def _figures(study: SpikeStudy, setting: str) -> Iterator[Figure]:
@@ -225,17 +225,17 @@ def _figures(study: SpikeStudy, setting: str) -> Iterator[Figure]:
         yield elsewhere_of(study, setting)
 
 
-def _points(lines: Sequence[str]) -> Iterator[str]:
+def _points(lines: Sequence[str]) -> Iterator[Part]:
     """Paragraphs; indented lines are a list below the one before them."""
     for inner, group in groupby(lines, key=lambda line: line.startswith(" ")):
         sentences = [line.strip() + "." for line in group]
         if inner:
-            yield element("ul", *(element("li", prose(line)) for line in sentences))
+            yield Points(sentences)
         else:
-            yield from map(paragraph, sentences)
+            yield from sentences
 
 
-def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[str]:
+def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[Part]:
     """Published figures of this checkpoint, and below them the study's own; nothing where none is known."""
     rows = [tuple(row) for row in published_of(study.name).rows]
     if not rows:
@@ -251,15 +251,15 @@ def _published(study: SpikeStudy, stats: ActivationStats | None) -> Iterator[str
             figure = ", ".join(f"{a.label} {fixed(study.perplexity(a), 3)}" for a in arms)
             base = fixed(study.floats[arms[0].tokens].perplexity, 3)
             rows.append((study.name, f"perplexity, {setting_words(setting)}", f"{figure} (float {base})", source))
-    yield element("h3", "Published for this checkpoint, and measured here")
-    yield scrolled(table(texts("model", "what, and its scheme", "figure", "source"), rows), "Published figures")
-    yield paragraph(CAVEAT)
+    published = table(texts("model", "what, and its scheme", "figure", "source"), rows)
+    yield Titled("Published for this checkpoint, and measured here", published)
+    yield CAVEAT
 
 
-def _failed(study: SpikeStudy) -> Iterator[str]:
+def _failed(study: SpikeStudy) -> Iterator[Part]:
     """The arms that have no number, and why."""
     failed = [a for a in study.arms if a.failure]
     if failed:
         rows = ((a.label, setting_words(a.setting), sites_listed(a.protected, "nothing"), a.failure) for a in failed)
-        yield element("h3", f"Could not be measured: {count(len(failed), 'arm')}")
-        yield scrolled(table(texts("arm", "setting", "protected", "why"), rows), "Arms that could not be measured")
+        arms = table(texts("arm", "setting", "protected", "why"), rows)
+        yield Titled(f"Could not be measured: {count(len(failed), 'arm')}", arms)

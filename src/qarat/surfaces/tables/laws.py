@@ -158,7 +158,7 @@ def compared_forms(law: Law) -> DataTable:
         for fit in sorted(law.fits, key=lambda fit: bool(fit.group))  # those for all points, which compare, first
         for quality in fit.quality
     )
-    return table((*texts("form", wrap=False), *texts("fitted for"), *columns, *texts("")), rows)
+    return table((*texts("form", wrap=False), *texts("fitted for"), *columns, *texts("choice")), rows).used()
 
 
 def coefficients(fits: list[Fit]) -> DataTable:
@@ -168,7 +168,7 @@ def coefficients(fits: list[Fit]) -> DataTable:
         for fit in fits
         for p in fit.parameters
     )
-    return table((*texts("form", "fitted for", "parameter"), *numbers("value", "95 % interval")), rows)
+    return table((*texts("form", "fitted for", "parameter"), *numbers("value", "95 % interval")), rows).used()
 
 
 def fit_lines(fit: Fit) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
-from qarat.surfaces.tables.data import Parts, dim, numbers, table, texts, title
+from qarat.surfaces.tables.data import DataTable, Parts, dim, numbers, table, texts, title
 from qarat.surfaces.tables.wording import count, decimals, fixed, loss_and_error, perplexity_change, with_error
 from qarat.values.records.search import Reached, SearchResult, SearchTrial, interval_words, pareto
 
@@ -16,17 +17,28 @@ def show_search(record: SearchResult) -> Parts:
     facts = (record.strategy, f"{record.granularity}-wise", f"Q_r by {record.basis}", f"low {record.menu[0]}")
     yield title("search", record.provenance.model, *facts)
     if record.reached:
-        losses = ("Δ loss, selection\n(nats)", "Δ loss, report\n(nats)", "Δ perplexity,\nreport (%)")
-        kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
-        columns = (*texts("budget"), *numbers(*kept, *losses))
-        yield table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))
-        yield from ("", *(f"{r.budget}: {r.verdict}" for r in record.reached), "")
-    yield from _curve(record)
-    yield from _adding_up(record)
-    yield dim(_cost(record))
+        yield budgets(record)
+        yield from ("", *verdicts(record), "")
+    yield dim("The curve: no measured plan is both cheaper and better than one of these")
+    yield _curve(record)
+    yield from adding_up(record)
+    yield dim(cost(record))
     failed = [t for t in record.trials if t.failure]
     if failed:
         yield f"{count(len(failed), 'plan')} could not be measured; the first: {failed[0].failure}"
+
+
+def budgets(record: SearchResult) -> DataTable:
+    """What each budget reaches."""
+    losses = ("Δ loss, selection\n(nats)", "Δ loss, report\n(nats)", "Δ perplexity,\nreport (%)")
+    kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
+    columns = (*texts("budget"), *numbers(*kept, *losses))
+    return table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))
+
+
+def verdicts(record: SearchResult) -> list[str]:
+    """Why each budget reaches that."""
+    return [f"{r.budget}: {r.verdict}" for r in record.reached]
 
 
 def _reached(record: SearchResult, reached: Reached) -> tuple[str, ...]:
@@ -44,15 +56,14 @@ def _reached(record: SearchResult, reached: Reached) -> tuple[str, ...]:
     )
 
 
-def _curve(record: SearchResult) -> Parts:
+def _curve(record: SearchResult) -> DataTable:
     trials = pareto(record.trials, record.axis)
     step = max(1, -(-len(trials) // ROWS))
     shown = [t for i, t in enumerate(trials) if i % step == 0 or i == len(trials) - 1]
     digits = decimals([t.damage.nats for t in shown if not t.failure])
     predicted = f"predicted\n({record.metric or 'none'})"
     heads = ("Q_r", "bits per\nweight", predicted, "Δ loss\n(nats)", "± SE", "Δ perplexity\n(%)")
-    yield dim("The curve: no measured plan is both cheaper and better than one of these")
-    yield table((*texts("trial"), *numbers(*heads)), (_trial(trial, digits) for trial in shown))
+    return table((*texts("trial"), *numbers(*heads)), (_trial(trial, digits) for trial in shown))
 
 
 def _trial(trial: SearchTrial, digits: int) -> tuple[str, ...]:
@@ -61,7 +72,7 @@ def _trial(trial: SearchTrial, digits: int) -> tuple[str, ...]:
     return trial.label, fixed(trial.ratio, 3), fixed(trial.bits, 2), predicted, *losses
 
 
-def _adding_up(record: SearchResult) -> Parts:
+def adding_up(record: SearchResult) -> Iterator[str]:
     """How the plans' losses compare with the sums of their sites' predictions."""
     fit = record.correction
     if fit.pairs:
@@ -72,7 +83,8 @@ def _adding_up(record: SearchResult) -> Parts:
         yield f"Damages add up to {times} times their sum{power} over {count(fit.pairs, 'plan')}{left}"
 
 
-def _cost(record: SearchResult) -> str:
+def cost(record: SearchResult) -> str:
+    """What finding out cost."""
     total = record.cost.pricing + record.cost.measuring
     return (
         f"{count(len(record.trials), 'plan')} tried; {total:,} block × token forwards "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Figure:
         caption: What to see in it.
         chart: As `chart` makes it; as wide as what it stands in.
         table: Its data.
+        told: Whether the table is seen without being asked for.
     """
 
     key: str
@@ -40,37 +41,12 @@ class Figure:
     caption: str
     chart: Mapping[str, Any]
     table: DataTable
+    told: bool = False
 
     def definition(self) -> dict[str, Any]:
         """The Vega-Lite definition, without any theme."""
         beside = {"width": "container", "description": f"{self.title}. {self.caption}"}
         return {**self.chart, **beside, "autosize": {"type": "fit-x", "resize": True}}
-
-
-@dataclass(frozen=True)
-class Folded:
-    """Figures that a reader opens before they are drawn.
-
-    Attributes:
-        title: What they show.
-        figures: In their order.
-    """
-
-    title: str
-    figures: tuple[Figure, ...]
-
-
-Part = Figure | Folded | str
-"""What a section is made of: figures, folded or not, and markup of other kinds."""
-
-
-def figures_in(parts: Iterable[Part]) -> list[Figure]:
-    """Every figure of a section, folded or not."""
-    figures: list[Figure] = []
-    for part in parts:
-        if not isinstance(part, str):
-            figures += part.figures if isinstance(part, Folded) else [part]
-    return figures
 
 
 def chart(template: str, table: DataTable, rows: Mapping[str, Rows], **values: Any) -> dict[str, Any]:

@@ -64,8 +64,10 @@ class Series:
         dots: Its points, in order.
         line: Whether a line joins them.
         marked: Whether the points themselves are drawn; if not, they are left out of the table too.
-        bars: Whether the intervals of points that are not marked are drawn all the same, and the table has both.
+        bars: Whether points that are not marked stand in the table all the same, and their intervals, if they have any,
+            are drawn as a band.
         group: Series of one group share a colour and a place in the legend.
+        named: Whether the points carry their labels.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Series:
     marked: bool = True
     bars: bool = False
     group: str = ""
+    named: bool = False
 
     @property
     def listed(self) -> bool:
@@ -139,9 +142,8 @@ def curve(
     y: Axis,
     *,
     noun: str = "point",
-    limit: tuple[float, str] | None = None,
+    limits: Sequence[tuple[float, str]] = (),
     diagonal: bool = False,
-    labelled: bool = False,
     ordered: bool = False,
 ) -> Figure:
     """Series as lines and dots.
@@ -154,9 +156,8 @@ def curve(
         x: First axis.
         y: Second axis.
         noun: What a point is: header of its label in the table.
-        limit: A bound on y, and its name.
+        limits: Bounds on y, and their names.
         diagonal: Whether a line marks where x equals y.
-        labelled: Whether points carry their labels.
         ordered: Whether the groups run from small to large, so that one colour darkens along them.
     """
     table = series_table(series, x, y, noun)
@@ -164,15 +165,19 @@ def curve(
     drawn = [*marked, *lines]
     ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at") if diagonal else ()
     rows = {
-        "limit": [] if limit is None else [{"at": limit[0], "name": limit[1]}],
+        "limit": [{"at": at, "name": name} for at, name in limits],
         "diagonal": [{"x": v, "y": v} for v in ends],
         "lines": lines,
         "x_bars": [row for row in marked if "x_low" in row],
-        "y_bars": [row for row in marked if "y_low" in row],
+        "bands": [row for row in marked if "y_low" in row and not row["mark"]],
+        "y_bars": [row for row in marked if "y_low" in row and row["mark"]],
         "dot": [row for row in marked if row["mark"] == "dot"],
         "open": [row for row in marked if row["mark"] == "open"],
-        "named": marked if labelled else [],
+        "cut": [row for row in marked if "cut" in row],
+        "named": [row for row in marked if row["named"]],
     }
+    if rows["cut"]:
+        caption += " An arrow: the bar goes on to zero or below, where a logarithm has no place."
     along = {"x": _along(x, _extent(drawn, "x")), "y": _along(y, _extent(drawn, "y"))}
     return Figure(key, title, caption, chart("curve", table, rows, **along, colour=_colour(series, ordered)), table)
 
@@ -224,10 +229,13 @@ def _marked(series: Sequence[Series], x: Axis, y: Axis, table: DataTable) -> lis
     for i, s, d in drawn:
         mark = ("open" if d.least else "dot") if s.marked else ""
         row = {**table.details(i), "group": s.colour, "label": d.label, "mark": mark, "x": d.x, "y": d.y}
+        row["named"] = s.named
         for name, axis, ends in (("x", x, d.x_range), ("y", y, d.y_range)):
             if ends and all(map(math.isfinite, ends)):
                 low, row[f"{name}_high"] = ends
                 row[f"{name}_low"] = max(low, floors[name]) if axis.log else low
+                if mark and axis.log and low <= 0 and name == "y":
+                    row["cut"] = True
         rows.append(row)
     return rows
 

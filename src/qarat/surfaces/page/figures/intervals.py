@@ -1,12 +1,14 @@
 """A dot with an error bar for each of several arms, one below the other.
 
-Labels stand above their lines instead of beside them, so that long ones need no column of their own and a phone shows
-what a screen shows.
+Labels stand left of the marks and values right of them, each in a column of its own; long labels are broken into lines,
+so that a phone shows what a screen shows. Colours have a legend where several arms share one.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +16,8 @@ from qarat.surfaces.page.figures.base import Figure, chart
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import decimals, fixed, interval
 
-_STEP = 46  # pixels from one arm to the next
+_LINE, _BETWEEN = 15, 10  # pixels: of a label's line, and from one arm to the next beside those
+_WIDE = 30  # characters of a label's line
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def intervals(
     limit: tuple[float, str] | None = None,
     groups: Sequence[str] = (),
     columns: Sequence[str] = (),
+    noun: str = "arm",
+    told: bool = False,
 ) -> Figure:
     """Arms as dots with intervals.
 
@@ -62,28 +67,43 @@ def intervals(
         limit: Where a broken line marks a bound, and its name.
         groups: Order of the groups, which decides their colours; empty takes them as they come.
         columns: Headers of the arms' details.
+        noun: What an arm is: header of its label in the table.
+        told: Whether the table is seen without being asked for.
     """
     digits = decimals([arm.value for arm in arms], least=2)
-    shown = _table(arms, unit, columns, digits)
+    shown = _table(arms, noun, unit, columns, digits)
     drawn = _rows(arms, shown, digits)
     rows = {
         "arms": drawn,
         "reference": [] if reference is None else [{"at": reference}],
         "limit": [] if limit is None else [{"at": limit[0], "name": limit[1]}],
     }
-    order = list(groups) or list(dict.fromkeys(arm.group for arm in arms))
-    height, zero = _STEP * len(drawn), reference == 0
-    return Figure(
-        key, title, caption, chart("intervals", shown, rows, height=height, unit=unit, groups=order, zero=zero), shown
+    there = list(dict.fromkeys(arm.group for arm in arms))
+    order = list(groups) or there
+    labels = [textwrap.wrap(arm.label, _WIDE) for arm in arms if math.isfinite(arm.value)]
+    step = _BETWEEN + _LINE * max(map(len, labels), default=1)
+    legend = {"values": [g for g in order if g in there], "columns": 2, "offset": 22}
+    drawing = chart(
+        "intervals",
+        shown,
+        rows,
+        height=step * len(drawn),
+        unit=unit,
+        groups=order,
+        zero=reference == 0,
+        legend=legend if 1 < len(there) < len(arms) else None,
+        labels=f"{json.dumps(labels)}[datum.value]",
+        values=f"{json.dumps([row['shown'] for row in drawn])}[datum.value]",
     )
+    return Figure(key, title, caption, drawing, shown, told)
 
 
-def _table(arms: Sequence[Arm], unit: str, columns: Sequence[str], digits: int) -> DataTable:
+def _table(arms: Sequence[Arm], noun: str, unit: str, columns: Sequence[str], digits: int) -> DataTable:
     rows = (
         (arm.label, fixed(arm.value, digits, sign=True), interval((arm.low, arm.high), digits), *arm.details)
         for arm in arms
     )
-    return table((*texts("arm"), *numbers(unit, "95 % interval", *columns)), rows)
+    return table((*texts(noun), *numbers(unit, "95 % interval", *columns)), rows).used()
 
 
 def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, object]]:
@@ -91,13 +111,12 @@ def _rows(arms: Sequence[Arm], table: DataTable, digits: int) -> list[dict[str, 
     return [
         {
             **table.details(i),
-            "row": i,
+            "row": place,
             "group": arm.group,
             "value": arm.value,
             "low": arm.low if math.isfinite(arm.low) else arm.value,
             "high": arm.high if math.isfinite(arm.high) else arm.value,
             "shown": fixed(arm.value, digits, sign=True),
         }
-        for i, arm in enumerate(arms)
-        if math.isfinite(arm.value)
+        for place, (i, arm) in enumerate((i, arm) for i, arm in enumerate(arms) if math.isfinite(arm.value))
     ]

@@ -69,7 +69,7 @@ def _allowed(law: Law, allowed: Shares) -> tuple[list[Series], str]:
     caption = (
         f"Lines are what the fitted form {allowed.fit.form} allows each model within each budget{allowed.conditions}"
     )
-    caption += ", with 95 % of the law." if allowed.fit.parameters[0].draws else "."
+    caption += "; bands are 95 % of the law." if allowed.fit.parameters[0].draws else "."
     if models:
         caption += f" Dots are measured{where}: the share at which a model meets the budget, between two of its own "
         caption += "points by the logarithm of the loss."

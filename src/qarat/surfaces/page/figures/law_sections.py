@@ -193,7 +193,7 @@ def law_residuals(law: Law) -> Figure:
         [Series("points", dots, line=False)],
         Axis("parameters N", log=True, counts=True) if variable == "size" else Axis("low share Q_r", digits=3),
         Axis("off by: predicted over measured (%)", digits=1),
-        limit=(0.0, ""),
+        limits=[(0.0, "")],
     )
 
 

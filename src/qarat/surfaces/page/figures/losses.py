@@ -2,54 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
 from qarat.surfaces.tables.choices import protected_shares
-from qarat.surfaces.tables.scores import arm_label, shared_transforms
 from qarat.surfaces.tables.wording import count, decimals, fixed, perplexity_change
 from qarat.values.plans import Plan
 from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation, paired_difference
 
 
-def outcome(evaluations: Sequence[Evaluation], budget: tuple[float, str] | None = None) -> Figure:
-    """Loss over the first evaluation's, with intervals.
+class Remedy(NamedTuple):
+    """One thing done against the loss.
+
+    Attributes:
+        label: In words.
+        measured: On the report tokens; None where it was not.
+        predicted: Nats per token; NaN where nothing was.
+        group: Decides its colour.
+    """
+
+    label: str
+    measured: Evaluation | None
+    predicted: float = math.nan
+    group: str = ""
+
+
+def outcome(remedies: Sequence[Remedy], base: Evaluation, budget: tuple[float, str] | None = None) -> Figure:
+    """What each remedy leaves of the loss over float, with intervals.
 
     Args:
-        evaluations: Of the same tokens, float's first.
+        remedies: Measured on the tokens of ``base``, or predicted alone.
+        base: Float's.
         budget: In nats per token, and its spelling.
 
     Raises:
         UserError: They are of other models or tokens.
     """
-    first, *others = evaluations
-    arms = [Arm(arm_label(first), 0.0, group=first.label, details=(fixed(first.perplexity, 2), ""))]
+    arms = [Arm(base.label, 0.0, group=base.label, details=(fixed(base.perplexity, 2), "", ""))]
     clusters = 0
-    for evaluation in others:
-        difference = paired_difference(evaluation, first)
-        clusters = difference.clusters
-        details = (fixed(evaluation.perplexity, 2), perplexity_change(difference.nats))
-        arms.append(Arm(arm_label(evaluation), difference.nats, *difference.interval, evaluation.label, details))
-    windows = count(len(first.nats), "window")
-    caption = (
-        f"Loss over {first.label} on {windows} of text that neither calibration nor planning has seen. Bars: 95 %, "
-        f"paired by window, over {count(clusters, 'source')}."
-    )
-    if note := shared_transforms(evaluations):
-        caption += f" {note[0].upper()}{note[1:]}."
+    for label, evaluation, predicted, group in remedies:
+        expected = "" if math.isnan(predicted) else perplexity_change(predicted)
+        if evaluation is None:
+            arms.append(Arm(label, math.nan, group=group, details=("not measured", "", expected)))
+            continue
+        lost = paired_difference(evaluation, base)
+        clusters = lost.clusters
+        details = (fixed(evaluation.perplexity, 2), perplexity_change(lost.nats), expected)
+        arms.append(Arm(label, lost.nats, *lost.interval, group, details))
     return intervals(
         "outcome",
-        "Loss over float",
-        caption,
+        "What each remedy leaves of the loss",
+        f"Loss over {base.label} on {count(len(base.nats), 'window')} of text that neither calibration nor planning "
+        f"has seen. Bars: 95 %, paired by window, over {count(clusters, 'source')}.",
         arms,
         unit="nats per token",
         reference=0.0,
         limit=budget,
-        groups=("plan", "naive", "float", *(e.label for e in evaluations if e.label not in ("plan", "naive", "float"))),
-        columns=("perplexity", "perplexity change (%)"),
+        groups=tuple(dict.fromkeys(("plan", "naive", base.label, *(arm.group for arm in arms)))),
+        columns=("perplexity", "perplexity change (%)", "predicted change (%)"),
+        noun="remedy",
+        told=True,
     )
 
 
@@ -77,9 +94,9 @@ def recovery(sweep: Protection, plan: Plan) -> Figure:
         "recovery",
         "Loss with more and more protected",
         caption,
-        [Series("measured plans", tuple(dots))],
+        [Series("measured plans", tuple(dots), line=False, named=True)],
         Axis("protected (% of the parameters)", digits=2, zero=True),
         Axis("loss over float (nats per token)", digits=digits, zero=True),
         noun="plan",
-        limit=(sweep.budget_nats, f"budget {sweep.budget}"),
+        limits=[(sweep.budget_nats, f"budget {sweep.budget}")],
     )

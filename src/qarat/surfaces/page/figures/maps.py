@@ -8,7 +8,7 @@ from collections import Counter
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
 from qarat.surfaces.page.figures.base import Figure, cells
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
-from qarat.surfaces.tables.wording import count, fixed
+from qarat.surfaces.tables.wording import count, fixed, listed
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
@@ -68,11 +68,12 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
 
 def _caption(diagnoses: list[Diagnosis]) -> str:
     worst = max(diagnoses, key=lambda d: d.ratio)
-    flagged = sum(bool(d.flagged_by) for d in diagnoses)
-    flags = f"{flagged} outlined: flagged by at least one rule." if flagged else "No rule flags any."
+    rules = Counter(rule for d in diagnoses for rule in d.flagged_by)
+    named = listed([f"{rule} ({n})" for rule, n in rules.items()] or ["none"])
+    flags = f"An outline is a rule's flag, whatever r is: {named}." if rules else "No rule flags any."
     return (
-        f"{len(diagnoses)} streams, blocks across, data flowing down. r is the largest token's maximum over the median "
-        f"token's; the largest is {fixed(worst.ratio, 1)}, at {short_name(worst.stream)}. {flags}"
+        f"{len(diagnoses)} streams, blocks across, data flowing down. Colour is r, the largest token's maximum over "
+        f"the median token's; the largest is {fixed(worst.ratio, 1)}, at {short_name(worst.stream)}. {flags}"
     )
 
 

@@ -38,9 +38,9 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     wide = -(-len(maxima) // _MOST)
     means = [(start, max(maxima[start : start + wide])) for start in range(0, len(maxima), wide)]
     step = stream.maximum / low.largest
-    floor = min([step, *(m for _, m in means if m > 0)]) / 2
+    floor = min([step, *(m for _, m in means if m > 0)])
     shown = _profile_table(stream, means)
-    line = [{"position": at, "maximum": max(m, floor), "floor": floor} for at, m in means]
+    line = [{"position": at, "maximum": max(m, floor)} for at, m in means]
     peaks: list[dict[str, Any]] = [
         {**shown.details(i), "at": p.position, "size": abs(p.value), "name": repr(p.text)}
         for i, p in enumerate(stream.peaks)
@@ -158,10 +158,17 @@ def grids(stream: StreamStats, edges: Tensor, formats: Sequence[str]) -> Figure:
     }
     shown = _grids_table(laid, bars)
     extent = {"left": left, "right": stream.maximum * 1.15, "ticks": log_ticks(left, stream.maximum)}
-    top = max(bar["density"] for bar in bars) * height / _BARS  # the bars stand at the foot of the chart
+    most = max(bar["density"] for bar in bars)
+    extent |= {"levels": _levels(most), "top": most * height / _BARS}  # the bars stand at the foot of the chart
     name = short_name(stream.name)
-    drawn = chart("grids", shown, rows, height=height, top=top, **extent)
+    drawn = chart("grids", shown, rows, height=height, **extent)
     return Figure(f"grids-{name.replace('.', '-')}", f"{name}, under the grids", _grids_caption(laid), drawn, shown)
+
+
+def _levels(most: float) -> list[float]:
+    """Two or three round shares from zero on, up to the largest."""
+    step = next(s for s in (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0) if 2 * s <= most)
+    return [step * i for i in range(math.floor(most / step) + 1)] if step else [0.0]
 
 
 def _bars(stream: StreamStats, edges: Tensor) -> list[dict[str, Any]]:

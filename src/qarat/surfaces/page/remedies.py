@@ -1,0 +1,92 @@
+"""What each thing that a run did against the loss bought: measured where the run measured it, else predicted."""
+
+from __future__ import annotations
+
+import math
+
+from qarat.surfaces.page.figures.losses import Remedy
+from qarat.surfaces.page.story import Story
+from qarat.surfaces.tables.data import DataTable, numbers, table, texts
+from qarat.surfaces.tables.scores import arm_label
+from qarat.surfaces.tables.wording import count, decimals, fixed, listed, share
+from qarat.values.fingerprints import spellings_of
+from qarat.values.plans import Plan
+from qarat.values.records.prices import NATS, Menu, Protection
+from qarat.values.records.rewrites import Rewrites
+from qarat.values.records.scores import Evaluation
+from qarat.values.sites import short_name
+
+_STREAMS = 8  # of the rewritten streams, those that a table has
+
+
+def remedies(story: Story) -> list[Remedy]:
+    """Everything low, what parts of the plan do alone, and the plan; of evaluations without a plan, those."""
+    plan, measured = story.one(Plan), {e.label: e for e in story.evaluations if e.label != "float"}
+    if plan is None or "plan" not in measured:
+        return [Remedy(arm_label(e), e, group=e.label) for e in measured.values()]
+    done, kept = done_words(plan.model), count(len(story.protected), "site") + " in float"
+    low, all_of_it = _predicted_low(story), listed([*done, *([kept] if story.protected else [])] or ["everything low"])
+    found = [Remedy(_naive_label(measured["naive"]), measured["naive"], _predicted_naive(story), "naive")]
+    if done and story.protected:
+        found.append(Remedy(f"{listed(done)} alone", measured.get("without protection"), low, "part"))
+        if alone := measured.get("without transforms"):
+            found.append(Remedy(f"{kept} alone", alone, group="part"))
+    found.append(Remedy(f"{all_of_it}: the plan", measured["plan"], _predicted_plan(story, low), "plan"))
+    named = [remedy.measured for remedy in found]
+    return found + [Remedy(arm_label(e), e, group=e.label) for e in measured.values() if e not in named]
+
+
+def done_words(model: str) -> list[str]:
+    """What was done to the float model, as one says it."""
+    return ["rewrites" if word.startswith("rewrite") else word for word in spellings_of(model)]
+
+
+def _naive_label(naive: Evaluation) -> str:
+    done = done_words(naive.provenance.model)
+    return f"naive: everything low, with {listed(done)}" if done else "naive: everything low"
+
+
+def _predicted_naive(story: Story) -> float:
+    """Of the model as it was asked for; its rewrites know it, and without those its prices."""
+    plan, rewrites, menu = story.one(Plan), story.one(Rewrites), story.one(Menu)
+    if rewrites is not None:
+        return rewrites.naive
+    priced = plan is not None and menu is not None and menu.in_nats and not spellings_of(plan.model)
+    return math.fsum(menu.damages(plan.low).values()) if priced else math.nan
+
+
+def _predicted_low(story: Story) -> float:
+    """Of the planned model with nothing protected."""
+    sweep = story.one(Protection)
+    known = sweep is not None and sweep.unit == NATS and not sweep.trials[0].sites
+    return sweep.predicted[0] if known else math.nan
+
+
+def _predicted_plan(story: Story, low: float) -> float:
+    sweep = story.one(Protection)
+    if sweep is None or sweep.unit != NATS:
+        return low
+    own = (p for p, t in zip(sweep.predicted, sweep.trials, strict=True) if frozenset(t.sites) == sweep.protected)
+    return next(own, math.nan)
+
+
+def rewritten_streams(story: Story) -> DataTable | None:
+    """The streams that would cost most, before and after rewrites, predicted; None where nothing was rewritten."""
+    plan, rewrites = story.one(Plan), story.one(Rewrites)
+    columns = [word for word in spellings_of(plan.model) if word.startswith("rewrite/")] if plan else []
+    if rewrites is None or not columns:
+        return None
+    after = rewrites.choose(int(columns[0].partition("/")[2]))
+    dearest = sorted(rewrites.streams, key=lambda s: -s.naive)[:_STREAMS]
+    digits = decimals([s.naive for s in dearest])
+    rows = [
+        (
+            short_name(s.stream),
+            fixed(s.naive, digits),
+            share(s.naive, rewrites.naive),
+            fixed(after[s.stream].damage, digits),
+        )
+        for s in dearest
+    ]
+    heads = ("before (nats)", "of all before (%)", "after (nats)")
+    return table((*texts("stream", wrap=False), *numbers(*heads)), rows)
