@@ -14,7 +14,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.jobs.open_any import Opened, open_for_evaluation
-from qarat.model.opening import GGUF
+from qarat.model.finding import GGUF
 from qarat.values.records.comparison import Comparable, Comparison, compare
 from qarat.values.records.files import decode_record
 from qarat.values.records.scores import Divergence, Evaluation, ZeroShot

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.values.records.origin import Difference, Z
+from qarat.values.records.origin import Difference, spell_bounds
 from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting, setting_words
 from qarat.values.sites import short_name
 
@@ -288,12 +288,12 @@ def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
 
 
 def _loss_words(difference: Difference) -> str:
-    error = "" if math.isnan(difference.standard_error) else f" ± {Z * difference.standard_error:.4f}"
-    return f"{difference.nats:+.4f}{error} nats ({100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity)"
+    bounds = spell_bounds(difference.nats, difference.standard_error, sign=True)
+    return f"{difference.nats:+.4f} nats{bounds}, {100 * math.expm1(min(difference.nats, 700)):+.2f} % perplexity"
 
 
 def _error(difference: Difference) -> str:
     if math.isnan(difference.standard_error):
         return ""
     low, high = (100 * math.expm1(min(bound, 700)) for bound in difference.interval)
-    return f" ({low:+.2f} to {high:+.2f})"
+    return f" (95 %: {low:+.2f} to {high:+.2f})"

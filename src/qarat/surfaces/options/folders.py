@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tyro.conf import Positional
 
 from qarat.stages.export import EXPORTERS
-from qarat.surfaces.options.groups import IntoFolder, OnText, Reading
+from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading
 from qarat.values.requests.protect import ProtectRequest
 
 
@@ -36,7 +36,7 @@ class ExportOptions(Reading, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class VerifyOptions(OnText, frozen=True, kw_only=True):
+class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     """Check what each engine will run of a quantized folder, and compare it with its run or float model.
 
     Attributes:
@@ -47,6 +47,7 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
             sglang-2026-08, sglang-old. (default: all)
         gpu: Where it must run: turing, ampere, ada, hopper, blackwell, blackwell-rtx or cpu.
         out: Where the verification goes. (default: nowhere)
+        overwrite: Replace FILE if it is there.
     """
 
     model: Positional[str]
@@ -54,6 +55,7 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
     engine: tuple[str, ...] = ()
     gpu: str | None = None
     out: Path | None = None
+    overwrite: bool = False
 
 
 class RunOptions(IntoFolder, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from qarat.surfaces.tables.wording import (
 )
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.comparison import Comparison, Contrast, score_difference
-from qarat.values.records.origin import same_origin
+from qarat.values.records.origin import same_origin, spell_bounds
 from qarat.values.records.scores import (
     Continuations,
     Divergence,
@@ -136,11 +136,11 @@ def show_divergence(record: Divergence) -> Parts:
     yield title(
         record.label,
         record.provenance.model,
-        f"KL from float {fixed(mean, digits)} ± {fixed(error, digits)} nats per token",
+        f"KL from float {fixed(mean, digits)} nats per token{spell_bounds(mean, error, digits)}",
         f"99 % of tokens below {fixed(record.percentile_99, 3)}",
     )
-    agreement, spread = (share(part, 1, 2) for part in record.agreement)
-    yield f"same likeliest token on {agreement} % ± {spread} % of tokens"
+    agreement, spread = (100 * part for part in record.agreement)
+    yield f"same likeliest token on {agreement:.2f} % of tokens{spell_bounds(agreement, spread, 2)}"
     yield from (dim(_tokens(record, "token")), "", _by_position(record), "", _worst(record))
 
 

@@ -16,7 +16,7 @@ def show_search(record: SearchResult) -> Parts:
     facts = (record.strategy, f"{record.granularity}-wise", f"Q_r by {record.basis}", f"low {record.menu[0]}")
     yield title("search", record.provenance.model, *facts)
     if record.reached:
-        losses = ("Δ loss, selection\n(nats)", "Δ loss, report\n(nats)", "Δ perplexity,\nreport (%)")
+        losses = ("Δ loss ± SE,\nselection (nats)", "Δ loss ± SE,\nreport (nats)", "Δ perplexity,\nreport (%)")
         kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
         columns = (*texts("budget"), *numbers(*kept, *losses))
         yield table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))
