@@ -18,7 +18,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -262,11 +262,15 @@ _PLAINLY = {
 def _unboxed(text: str) -> str:
     """What tyro says is wrong, in a line as every other error: its first paragraph, out of the frame it is drawn in."""
     lines = [line.strip(" │|") for line in text.splitlines()[1:]]
-    words = " ".join(takewhile(lambda line: not line or set(line) - set("─-+╰╯"), lines))
-    words = " ".join(words.split())
+    body = dropwhile(_is_rule, lines)  # without colours there is one under the title
+    words = " ".join(" ".join(takewhile(lambda line: not _is_rule(line), body)).split())
     for said, plain in _PLAINLY.items():
         words = re.sub(said, plain, words)
     return " ".join(words.split()).rstrip(".")
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and not set(line) - set("─-╰╯")
 
 
 def _unknown(verb: str, words: Sequence[str]) -> str:
