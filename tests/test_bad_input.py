@@ -330,7 +330,10 @@ def test_damaged_records(name: str, refused: Callable[..., str], run: Path) -> N
 
 
 def test_a_record_of_another_kind(refused: Callable[..., str], run: Path, tiny_llama: Path) -> None:
-    refused(["quantize", tiny_llama, "--plan", run / "menu.json", "-o", "out"], "menu.json holds", "is needed")
+    refused(
+        ["quantize", tiny_llama, "--plan", run / "menu.json", "-o", "out"],
+        "menu.json is of kind menu; plan is needed here, which `qarat plan` writes",
+    )
 
 
 def test_a_plan_edited_badly(refused: Callable[..., str], run: Path, tiny_llama: Path) -> None:

@@ -112,6 +112,10 @@ def _law(name: str) -> Law:
 
     if Path(name).exists():
         return decode_record(Path(name), Law)
+    if name in FORMS.forms and name not in published_names():
+        shipped = [other for other in published_names() if other.startswith(f"{name}:")]
+        way = f"give one of {', '.join(shipped)}, or fit it" if shipped else "nobody printed coefficients of it: fit it"
+        raise UserError(f"{name} is a form; {way} (qarat law fit DATA --form {name}) and give the law's file")
     if name not in published_names():
         raise UserError(f"{name} is no file, and no published law; published: {', '.join(published_names())}")
     return published_law(name)

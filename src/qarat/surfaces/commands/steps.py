@@ -183,4 +183,5 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
         return common.show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
     write_native(quantized, chosen, options.out, progress=screen.progress)
     screen.show(chosen)
-    return common.ending(options.out, f"qarat evaluate {quoted(options.out)}")
+    out = quoted(options.out)
+    return f"written: {out} (read by qarat alone)", "try next:", f"  qarat export {out}", f"  qarat evaluate {out}"
