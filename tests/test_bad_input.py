@@ -330,7 +330,10 @@ def test_damaged_records(name: str, refused: Callable[..., str], run: Path) -> N
 
 
 def test_a_record_of_another_kind(refused: Callable[..., str], run: Path, tiny_llama: Path) -> None:
-    refused(["quantize", tiny_llama, "--plan", run / "menu.json", "-o", "out"], "menu.json holds", "is needed")
+    refused(
+        ["quantize", tiny_llama, "--plan", run / "menu.json", "-o", "out"],
+        "menu.json is of kind menu; plan is needed here, which `qarat plan` writes",
+    )
 
 
 def test_a_plan_edited_badly(refused: Callable[..., str], run: Path, tiny_llama: Path) -> None:
@@ -395,7 +398,30 @@ def test_evaluations_that_cannot_be_compared(refused: Callable[..., str], run: P
 def test_a_folder_in_the_place_of_a_file(
     verb: str, refused: Callable[..., str], tiny_llama: Path, small: Any, tmp_path: Path
 ) -> None:
-    refused([verb, tiny_llama, *small, "-o", tmp_path], f"cannot write {tmp_path}", "it is a folder", "give -o")
+    refused(
+        [verb, tiny_llama, *small, "-o", tmp_path],
+        f"cannot write {tmp_path}",
+        "it is a folder",
+        "give --out a file's name",
+    )
+
+
+def test_a_file_is_replaced_only_where_that_is_asked_for(
+    refused: Callable[..., str], qarat: Any, tiny_llama: Path, small: Any, tmp_path: Path
+) -> None:
+    """As folders are; before anything is computed, and what was there stays."""
+    there = tmp_path / "there"
+    there.write_text("mine")
+    for words in (
+        ["profile", tiny_llama, *small],
+        ["evaluate", tiny_llama],
+        ["law", "fit", "t1"],
+        ["law", "data", "t1"],
+    ):
+        refused([*words, "-o", there], f"{there} exists already", "another --out", "--overwrite to replace it")
+    assert there.read_text() == "mine"
+    assert qarat("law", "data", "t1", "-o", there, "--overwrite").code == 0
+    assert there.read_text().startswith("#")
 
 
 @pytest.mark.parametrize("verb", ["profile", "evaluate", "run"])

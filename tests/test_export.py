@@ -113,7 +113,7 @@ def test_an_export_has_a_card_that_the_hub_reads(unbroken: Path, native: Path, q
     assert "vllm serve" in card.text
     before, after = (decode_record(unbroken / f"evaluation-{label}.json", Evaluation) for label in ("float", "plan"))
     assert f"| float | {before.perplexity:,.4f} | {before.loss:.4f} |" in card.text
-    assert f"{paired_difference(after, before).nats:+.4f} ± " in card.text
+    assert f"{paired_difference(after, before).nats:+.4f} nats per token (95 %: " in card.text
     assert qarat("export", native, "-o", tmp_path / "out").code == 0
     unmeasured = ModelCard.load(tmp_path / "out" / "README.md")
     assert "| `w=int8/channel` | 13 |" in unmeasured.text

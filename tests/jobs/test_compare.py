@@ -145,7 +145,7 @@ def test_other_tokens_are_refused(made: tuple[Path, Path, Path], measure: Measur
     with pytest.raises(UserError, match="elsewhere and native do not belong together: tokens: "):
         compare_named([str(record), str(made[1])], measure)
     record.write_bytes(encode_record(assign(model.fingerprint, 32, model.sites(), LOW)))
-    with pytest.raises(UserError, match="holds a Plan; give an evaluation"):
+    with pytest.raises(UserError, match="is of kind plan; give an evaluation"):
         compare_named([str(record), str(made[1])], measure)
     with pytest.raises(UserError, match="named twice"):
         compare_named([str(made[1]), str(made[1])], measure)

@@ -14,7 +14,8 @@ from torch import Tensor
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.model.checkpoints import Checkpoint
-from qarat.model.opening import find_checkpoint, open_model
+from qarat.model.finding import find_checkpoint
+from qarat.model.opening import open_model
 from qarat.model.reference_models import reference_models
 from qarat.testing import plant_spike, tiny_checkpoint, tiny_tokenizer
 

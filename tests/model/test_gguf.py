@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.model.attention import transformers_attention
+from qarat.model.finding import find_checkpoint
 from qarat.model.gguf.config import ROPE
 from qarat.model.gguf.file import GgufFile
 from qarat.model.gguf.tokenizer import build_tokenizer
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
-from qarat.model.opening import find_checkpoint, open_model, read_checkpoint
+from qarat.model.opening import open_model, read_checkpoint
 from qarat.stages.export.base import export_model
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qarat.ground.errors import UserError
-from qarat.model.opening import find_checkpoint, open_model
+from qarat.model.finding import find_checkpoint
+from qarat.model.opening import open_model
 from qarat.stages.read_back.stored import read_config
 from qarat.testing import tiny_checkpoint
 

@@ -32,8 +32,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, qarat: Qarat) -> Callable[..., Any]:
-    """The options that a command line comes to, without the command being run."""
+    """The options that a command line comes to, without the command being run; of models that are there."""
     seen: list[Any] = []
+    for name in ("my-model", "other"):
+        Path(name).mkdir()
 
     def keep(given: Any, screen: Screen) -> tuple[str, ...]:
         seen.append(given)
@@ -69,7 +71,7 @@ def test_the_help_of_a_verb_explains_every_option(verb: str, qarat: Qarat) -> No
     assert code == 0
     assert (options.VERBS[verb].__doc__ or "").partition("\n")[0].rstrip(".") in " ".join(out.split())
     for leaf in leaves(options.VERBS[verb]):
-        several = leaf.flag in ("paths", "names", "models")  # whose metavar is not their name
+        several = leaf.flag in ("paths", "names", "models", "shell")  # whose metavar is not their name
         assert several or any(word in out for word in (leaf.flag.upper(), f"--{leaf.flag}", f"--no-{leaf.flag}"))
     assert "None" not in out
     assert qarat("help", *words) == qarat(*words, "-h") == (code, out, "")
@@ -142,12 +144,25 @@ def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
         (["run", "--config", "a.yaml", "--config=b.yaml"], "2 times"),
         (["run", "--threads", "0"], "--threads 0"),
         (["run", "--threads", "100000"], "--threads 100000: give 1 to "),
+        (["run", "--samples", "many"], "qarat: --samples: 'many' is no whole number; see qarat run --help"),
+        (["run", "--samples"], "qarat: --samples needs a value; see qarat run --help"),
+        (["run", "--device", "tpu"], "qarat: --device tpu is none of 'auto', 'cpu', 'cuda'; see qarat run --help"),
+        (["run", "a", "b"], "qarat: `qarat run` does not take b as well; see qarat run --help"),
+        (["run", "--lwo", "x"], "qarat: `qarat run` has no option --lwo (--low, --"),
+        (["verify"], "qarat: give FOLDER: A folder in the compressed-tensors format: "),
+        (["profile", "--prefix", "x"], "qarat: --prefix: 'x' is no whole number, nor 'auto'; see "),
+        (["law", "predict", "a", "--ratio", "x"], "qarat: --ratio: 'x' is no number; see qarat law predict --help"),
+        (["completion", "tcsh"], "is none of 'bash', 'zsh', 'fish'"),
+        (["search", "--workers", "0"], "qarat: --workers 0: give at least 1"),
     ],
 )
 def test_words_that_make_no_sense_are_code_2(words: list[str], says: str, qarat: Qarat) -> None:
+    """In a line and without a frame, as every other error."""
     code, out, err = qarat(*words)
     assert (code, out) == (2, "")
     assert says in err
+    assert err.startswith("qarat: ")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,6 +184,61 @@ def test_a_plan_that_cannot_be_asked_for_is_refused_at_once(words: list[str], sa
     code, out, err = qarat("run", "-o", "/nonexistent/out", *words)
     assert (code, out) == (1, "")
     assert says in err
+
+
+def test_quiet_leaves_errors_and_results(qarat: Qarat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_: Any, screen: Screen) -> tuple[str, ...]:
+        screen.progress("walk", 2, 2)
+        screen.note("something to know")
+        return ("written: nothing",)
+
+    monkeypatch.setattr(steps, "profile", answer)
+    for flag in ("-q", "--quiet"):
+        assert qarat("profile", flag) == (0, "\nwritten: nothing\n", "")
+    assert "--seed -1" in qarat("profile", "-q", "--seed", "-1").err
+
+
+def test_verbose_says_where_an_error_arose(qarat: Qarat) -> None:
+    brief, whole = (qarat("show", "none.json", *flag) for flag in ((), ("-v",)))
+    assert brief.err == "qarat: no such file: none.json\n"
+    assert whole.err.startswith("Traceback")
+    assert "in decode_record" in whole.err
+    assert whole.err.endswith(brief.err)
+
+
+# ---------------------------------------------------------------- completion
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    line = " ".join(f"'{word}'" for word in words)
+    ask = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _qarat; echo "${{COMPREPLY[@]}}"'
+    return subprocess.run(["bash", "-c", ask], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_bash_completes_verbs_options_and_choices(qarat: Qarat) -> None:
+    script = qarat("completion", "bash").out
+    assert complete(script, "qarat", "") == list(dict.fromkeys(verb.split()[0] for verb in options.VERBS))
+    assert complete(script, "qarat", "la") == ["law"]
+    assert complete(script, "qarat", "law", "") == ["data", "forms", "fit", "predict", "check"]
+    assert complete(script, "qarat", "law", "fit", "--dr") == ["--draws"]
+    assert complete(script, "qarat", "run", "--no-p") == ["--no-page"]
+    assert complete(script, "qarat", "run", "--device", "") == ["auto", "cpu", "cuda"]
+    assert complete(script, "qarat", "export", "run", "--format", "g") == ["gguf"]
+    assert complete(script, "qarat", "completion", "") == ["bash", "zsh", "fish"]
+    assert complete(script, "qarat", "run", "m") == []  # files, by bash itself
+    for verb in options.VERBS:
+        offered = complete(script, "qarat", *verb.split(), "--")
+        assert offered == [leaf.typed for leaf in leaves(options.VERBS[verb]) if not leaf.positional]
+
+
+def test_the_other_shells_are_told_the_same(qarat: Qarat) -> None:
+    assert qarat("completion", "zsh").out.endswith(qarat("completion", "bash").out)
+    fish = qarat("completion", "fish").out.splitlines()
+    assert all(line.startswith("complete -c qarat -n ") for line in fish)
+    flags = [line.partition(" -l ")[2].split()[0] for line in fish if " -l " in line]
+    own = [leaf for verb in options.VERBS.values() for leaf in leaves(verb) if not leaf.positional]
+    assert flags == [leaf.typed.removeprefix("--") for leaf in own]
 
 
 # ---------------------------------------------------------------- config files

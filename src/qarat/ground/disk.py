@@ -63,14 +63,20 @@ def explained(path: Path) -> Generator[None]:
         raise UserError(f"cannot write {path}: {remedy}") from error
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, overwrite: bool) -> None:
     """Check, before any work, that a file can be written.
 
+    Args:
+        path: Of the file.
+        overwrite: Whether one that is there may be replaced.
+
     Raises:
-        UserError: If a folder is in its place, or its folder cannot be written to.
+        UserError: If a folder is in its place, or a file that may not be replaced, or its folder cannot be written to.
     """
     if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; give -o a file's name")
+        raise UserError(f"cannot write {path}: it is a folder; give `out` a file's name")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; give another `out`, or `overwrite` to replace it")
     _check_parent(path)
 
 

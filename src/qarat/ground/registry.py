@@ -11,7 +11,7 @@ import ast
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -20,10 +20,15 @@ from qarat.ground.errors import UserError
 T = TypeVar("T")
 
 
+def near(name: str, names: Sequence[str]) -> list[str]:
+    """Those of the names that one may have been meant, the nearest first; empty where none is near."""
+    return difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+
+
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """The words of an unknown-name error: the nearest known names, or all of them where none is near."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = near(name, names)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
 
 

@@ -14,9 +14,9 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.jobs.open_any import Opened, open_for_evaluation
-from qarat.model.opening import GGUF
+from qarat.model.finding import GGUF
 from qarat.values.records.comparison import Comparable, Comparison, compare
-from qarat.values.records.files import decode_record
+from qarat.values.records.files import decode_record, kind_of
 from qarat.values.records.scores import Divergence, Evaluation, ZeroShot
 
 RUN_EVALUATION = "evaluation-plan.json"
@@ -64,7 +64,7 @@ def is_scheme(name: str) -> bool:
 def _read(path: Path) -> Comparable:
     record = decode_record(path)
     if not isinstance(record, Evaluation | ZeroShot | Divergence):
-        raise UserError(f"{path} holds a {type(record).__name__}; give an evaluation, scores or a divergence")
+        raise UserError(f"{path} is of kind {kind_of(type(record))}; give an evaluation, scores or a divergence")
     return record
 
 

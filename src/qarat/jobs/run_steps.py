@@ -9,7 +9,7 @@ from typing import Any
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Step, read_manifest
 from qarat.jobs.open_any import RUN_MODEL
 from qarat.values.parsing import input_scheme
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Divergence, Evaluation
 from qarat.values.records.streams import ActivationStats
 
 Shower = Callable[..., None]
@@ -22,7 +22,8 @@ TITLES = {
     "damage": "What each site would cost, predicted",
     "protection": "Protecting what is predicted to cost most, measured",
     "plan": "The plan",
-    "continue": "The same prompt, continued greedily",
+    "divergence": "How often float's likeliest token stays the likeliest",
+    "continue": "One prompt, continued greedily: an example, as where two texts part is chance",
 }
 
 
@@ -34,9 +35,12 @@ WITHOUT = {
     for part in ("protection", "transforms")
 }
 """Of a plan that has both: what each of them alone would lose."""
+DIVERGE = Step[tuple[Divergence, Divergence]]("divergence", ("divergence-naive.json", "divergence-plan.json"))
+DIVERGED_ON = 8192
+"""Tokens of the report that both models' predictions are compared on, one by one: each is a whole vocabulary."""
 OPTIONAL = {step.name: step.files for step in WITHOUT.values()}
 STEPS: dict[str, tuple[str, ...]] = {
-    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, QUANTIZE, *EVALUATE, CONTINUE)
+    step.name: step.files for step in (PROFILE, DAMAGE, PROTECT, QUANTIZE, *EVALUATE, DIVERGE, CONTINUE)
 }
 """What each step writes, in the order they are done."""
 
@@ -65,6 +69,8 @@ def show_run(folder: Path, show: Shower, low: str) -> tuple[str, ...]:
         show(DAMAGE.read(folder), title=TITLES["damage"])
     if not any(step.startswith("evaluate") for step in missing):
         show_outcome(folder, show)
+    if DIVERGE.name in done:
+        show_divergence(folder, show)
     if "continue" in done:
         show_continuations(folder, show)
     return missing
@@ -89,6 +95,11 @@ def show_outcome(folder: Path, show: Shower) -> None:
     without = [step for step in WITHOUT.values() if step.name in read_manifest(folder).steps]
     records = (step.read(folder) for step in (*EVALUATE, *without))
     show(*records, title="What it cost, on the report tokens")
+
+
+def show_divergence(folder: Path, show: Shower) -> None:
+    """How far from float's the predictions are, token by token."""
+    show(*DIVERGE.read(folder), title=TITLES["divergence"])
 
 
 def show_continuations(folder: Path, show: Shower) -> None:

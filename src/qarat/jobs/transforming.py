@@ -27,7 +27,7 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import MadeFrom, parse_transform
 from qarat.values.fingerprints import spellings_of
-from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.files import decode_record, encode_record, kind_of
 from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
@@ -168,7 +168,7 @@ def read_made_from(path: Path) -> MadeFrom:
     """
     record = decode_record(path)
     if not isinstance(record, ActivationStats | Rewrites):
-        raise UserError(f"{path} holds a {type(record).__name__}: transforms are made from stats or from rewrites")
+        raise UserError(f"{path} is of kind {kind_of(type(record))}: transforms are made from stats or from rewrites")
     return record
 
 

@@ -7,7 +7,7 @@ the same story from the files alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,8 @@ from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
 from qarat.jobs.rewriting import with_rewrites
 from qarat.jobs.run_steps import (
     BEFORE,
+    DIVERGE,
+    DIVERGED_ON,
     EVALUATE,
     LABELS,
     MODEL,
@@ -39,6 +41,7 @@ from qarat.jobs.run_steps import (
     Shower,
     show_choices,
     show_continuations,
+    show_divergence,
     show_outcome,
     show_stats,
 )
@@ -48,6 +51,7 @@ from qarat.model.native import read_native, write_native
 from qarat.model.prefixes import check_prefix, leading_tokens
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import check_export, export_model
+from qarat.stages.measure.divergence import measure_divergence
 from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
@@ -56,7 +60,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Divergence, Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme
@@ -157,20 +161,35 @@ class Pipeline:
             digest = content_hash(plan) if plan else ""
             return measure_perplexity(model().unkept(), self.report, label=label, plan=digest, progress=self.progress)
 
+        behind = [PROFILE, PROTECT, QUANTIZE]
         for (label, model), planned, step in zip(models.items(), (None, naive, plan), EVALUATE, strict=True):
-            behind = [PROFILE, PROTECT, QUANTIZE] if label == "plan" else [PROFILE, PROTECT]
-            step.make(run, key, functools.partial(evaluate, label, planned, model), behind)
+            after = behind if label == "plan" else [PROFILE, PROTECT]
+            step.make(run, key, functools.partial(evaluate, label, planned, model), after)
         for label, (planned, model) in self._without_parts(plan, stats, naive, before).items():
             name = f"without {label}"
             WITHOUT[label].make(run, key, functools.partial(evaluate, name, planned, model), [PROFILE, PROTECT])
         show_outcome(run.folder, self.show)
+        DIVERGE.make(run, key, lambda: self._diverge(models, (content_hash(naive), content_hash(plan))), behind)
+        show_divergence(run.folder, self.show)
         CONTINUE.make(
             run,
             key | {"prompt": self.prompt},
             lambda: continue_all(self.model, self.report, models, self.prompt, self.progress),
-            [PROFILE, PROTECT, QUANTIZE],
+            behind,
         )
         show_continuations(run.folder, self.show)
+
+    def _diverge(
+        self, models: Mapping[str, Callable[[], Model]], plans: tuple[str, str]
+    ) -> tuple[Divergence, Divergence]:
+        """How far from float's the predictions of naive and of the plan are, on the first of the report tokens."""
+        tokens = self.report.at_most(DIVERGED_ON)
+
+        def measure(label: str, plan: str) -> Divergence:
+            pair = models[label]().unkept(), models["float"]()
+            return measure_divergence(*pair, tokens, label=label, plan=plan, progress=self.progress)
+
+        return measure("naive", plans[0]), measure("plan", plans[1])
 
     def _without_parts(
         self, plan: Plan, stats: ActivationStats, naive: Plan, before: ActivationStats
@@ -232,6 +251,7 @@ class Pipeline:
             "plan": PROTECTING_FORWARDS * selection,
             "quantize": ROUNDING,
             **{f"evaluate {label}": report for label in LABELS},
+            "divergence": 4 * min(report, DIVERGED_ON),
             "continue": len(LABELS) * self.new_tokens,
         }
         states = max(calibration, selection * (self.model.blocks + 1), report)

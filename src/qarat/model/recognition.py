@@ -10,11 +10,10 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from qarat.model.shards import Entry
+if TYPE_CHECKING:  # what is merely looked for need not wait for safetensors
+    from qarat.model.shards import Entry
 
 ADAPTER = "adapter_config.json"
 _LORA = (".lora_A.", ".lora_B.", ".lora_embedding_")
@@ -114,6 +113,8 @@ def names_refusal(path: Path, present: Collection[str], wanted: Collection[str])
 
 def read_card(folder: Path) -> dict[str, Any]:
     """Of the head of a model's card what belongs to its derivatives' too; empty where there is none to read."""
+    import yaml  # here: a folder that is merely looked for need not wait for it
+
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         head: Any = yaml.safe_load(re.split(r"^---\s*$", text, flags=re.M)[1])

@@ -25,12 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from qarat.ground.errors import UserError
 from qarat.model.texts import Document
 from qarat.model.tokenizing import check_kept
+from qarat.values.limits import check_seed, check_windows
 
 Bos = Literal["each", "once", "never"]
 
 _CONVENTIONS: dict[str, str] = {"each": "bos", "once": "once", "never": "nobos"}
-_MOST = 1_000_000  # windows; a limit beyond it is a slip
-_SEEDS = 2**32  # what every generator that is seeded takes
 NOTHING = -100
 """The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
 
@@ -172,8 +171,7 @@ def make_token_set(
             that loses some of it, or a limit or seed out of range.
     """
     _check_request(name, documents, tokenizer, length, bos, limit, model_length)
-    if not 0 <= seed < _SEEDS:
-        raise UserError(f"`seed` {seed}: give a whole number from 0 to {_SEEDS - 1}")
+    check_seed(seed)
     texts = [d.text for d in documents]
     front: list[int] = [] if bos == "never" else [tokenizer.bos_token_id]  # type: ignore[list-item]
     check_kept(tokenizer, texts)
@@ -217,8 +215,8 @@ def _check_request(
         raise UserError(f"unknown BOS rule {bos!r}; known: {', '.join(_CONVENTIONS)}")
     if length < 2:
         raise UserError(f"a window of {length} tokens predicts nothing; it needs at least 2")
-    if limit is not None and not 1 <= limit <= _MOST:
-        raise UserError(f"the {name} set cannot have {limit} windows; ask for at least 1 and at most {_MOST:,}")
+    if limit is not None:
+        check_windows(name, limit)
     if model_length is not None and length > model_length:
         raise UserError(
             f"window of {length} tokens, the model was trained for {model_length}; give `length` {model_length} or less"

@@ -9,23 +9,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import os
+import re
 import shlex
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import tyro
 from rich.console import Console
+from rich.text import Text
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from qarat import __version__
 from qarat.ground.errors import ArgumentError, NotPassedError, UserError, local_cause
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import near, nearest_names
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags
@@ -59,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif typed[0] in ("-V", "--version"):
             print(f"qarat {__version__}")
         else:
-            _run(typed)
+            _run(typed, outcome)
     return outcome.code
 
 
-def _run(typed: list[str]) -> None:
+def _run(typed: list[str], outcome: _Outcome) -> None:
     options = parse(typed)
+    outcome.verbose = options.general.verbose
+    options.check()
     command = load_command(_split_verb(typed)[0])
-    with StageProgress() as bars:
+    with StageProgress(Console(stderr=True, quiet=options.general.quiet)) as bars:
         screen = _Json(typed, bars) if options.general.json else _Tables(typed, bars)
         try:
             ending = command(options, screen)
@@ -117,7 +124,7 @@ class _Screen:
 
     def note(self, text: str) -> None:
         with self._bars.aside():
-            print(f"note: {self._spell(text)}", file=sys.stderr)
+            self._bars.console.print(Text(f"note: {self._spell(text)}"), soft_wrap=True)
 
     def _spell(self, text: str) -> str:
         """A message of the library, with flags for the arguments that it names."""
@@ -169,7 +176,7 @@ class _Json(_Screen):
 
 
 class _Outcome:
-    code = 0
+    code, verbose = 0, False
 
 
 @contextlib.contextmanager
@@ -178,6 +185,8 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
     outcome = _Outcome()
 
     def fail(code: int, text: str) -> None:
+        if outcome.verbose:
+            traceback.print_exc()
         print(f"qarat: {spell_flags(text, _flags_of(typed))}", file=sys.stderr)
         outcome.code = code
 
@@ -188,8 +197,8 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
         fail(error.code, str(error))
     except KeyboardInterrupt:
         fail(INTERRUPTED, "interrupted; nothing is half-written, and the same command goes on from what is done")
-    except SystemExit as error:  # from tyro, which has said why
-        outcome.code = error.code if isinstance(error.code, int) else MISUSED
+    except SystemExit:  # from tyro, after help
+        pass
     except BrokenPipeError:  # whoever read stdout has had enough
         outcome.code = PIPE_CLOSED
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -207,8 +216,8 @@ def parse(typed: Sequence[str]) -> Any:
     """The options of a verb, from a config file and the words behind the verb, which win.
 
     Raises:
-        ArgumentError: No such verb; or as `_read_config`.
-        SystemExit: After tyro has printed help, or what is wrong with an option.
+        ArgumentError: No such verb or option, or a value that is none; or as `_read_config`.
+        SystemExit: After tyro has printed help.
     """
     verb, rest = _split_verb(typed)
     if verb not in VERBS:
@@ -216,15 +225,62 @@ def parse(typed: Sequence[str]) -> Any:
             raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")
         raise ArgumentError(f"there is no verb {verb!r}; {nearest_names(verb, list(VERBS))}; see qarat --help")
     rest, config = _take_config(rest)
-    return tyro.cli(
-        VERBS[verb],
-        prog=f"qarat {verb}",
-        description=_first_line(VERBS[verb]),
-        args=rest,
-        registry=rules(VERBS[verb]),
-        **({} if config is None else {"default": _read_config(config, verb)}),
-        config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
-    )
+    given = {} if config is None else {"default": _read_config(config, verb)}
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            options, unknown = tyro.cli(
+                VERBS[verb],
+                prog=f"qarat {verb}",
+                description=_first_line(VERBS[verb]),
+                args=rest,
+                return_unknown_args=True,
+                registry=rules(VERBS[verb]),
+                config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
+                **given,
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise ArgumentError(f"{_unboxed(boxed.getvalue())}; see qarat {verb} --help") from None
+    if unknown:
+        raise ArgumentError(f"{_unknown(verb, unknown)}; see qarat {verb} --help")
+    return options
+
+
+_PLAINLY = {
+    r"Missing value for argument '(\S+)'.*": r"\1 needs a value",
+    r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*)\)": r"\2 \1 is none of \3",
+    r"Missing from qarat [a-z ]+: (\S+) (.*?)\.? \(required\)": r"give \1: \2",
+    r"Error parsing (\S+): (?:no type matching .* Got errors:)?": r"\1: ",
+    r"- <class '\w+'>: ": "",
+    r" - typing.*does not match choices \((.*?),?\)": r", nor \1",
+}
+"""What tyro says is wrong, and how it is said here."""
+
+
+def _unboxed(text: str) -> str:
+    """What tyro says is wrong, in a line as every other error: its first paragraph, out of the frame it is drawn in."""
+    lines = [line.strip(" │|") for line in text.splitlines()[1:]]
+    body = dropwhile(_is_rule, lines)  # without colours there is one under the title
+    words = " ".join(" ".join(takewhile(lambda line: not _is_rule(line), body)).split())
+    for said, plain in _PLAINLY.items():
+        words = re.sub(said, plain, words)
+    return " ".join(words.split()).rstrip(".")
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and not set(line) - set("─-╰╯")
+
+
+def _unknown(verb: str, words: Sequence[str]) -> str:
+    """What to say of words that a verb does not take: its nearest options, where they look like some."""
+    known = [f"--{leaf.flag}" for leaf in leaves(VERBS[verb])]
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if not flags:
+        return f"`qarat {verb}` does not take {shlex.join(words)} as well"
+    told = (f"{flag} ({', '.join(close)}?)" if (close := near(flag, known)) else flag for flag in flags)
+    return f"`qarat {verb}` has no option {', '.join(told)}"
 
 
 def _first_line(options: type) -> str:

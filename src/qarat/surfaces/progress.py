@@ -45,10 +45,13 @@ class StageProgress:
     Args:
         console: Where to draw; stderr unless given.
         clock: Seconds that only go forward.
+
+    Attributes:
+        console: Where it is drawn.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True)
         self._clock = clock
         self._bars: Progress | None = None
         self._task: TaskID | None = None
@@ -75,8 +78,8 @@ class StageProgress:
         if name != self._name or done < self._done:
             self._finish()
             self._name, self._begun, self._said = name, now, now
-            if self._bars is None and self._console.is_terminal and not self._console.is_dumb_terminal:
-                self._bars = _start_bars(self._console)
+            if self._bars is None and self.console.is_terminal and not self.console.is_dumb_terminal:
+                self._bars = _start_bars(self.console)
             if self._bars is not None:
                 self._task = self._bars.add_task(visible(stage), total=total)
         self._stage, self._done, self._total, self._seen = stage, done, total, now
@@ -110,7 +113,7 @@ class StageProgress:
 
     def _say(self, seconds: float, more: str) -> None:
         parts = [f"{visible(self._stage):<20}", f"{self._done}/{self._total}", duration(seconds), more]
-        self._console.print(Text("  ".join(filter(None, parts))), soft_wrap=True)
+        self.console.print(Text("  ".join(filter(None, parts))), soft_wrap=True)
 
 
 def left(elapsed: float, done: float, total: float) -> str:

@@ -160,5 +160,17 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 
+def parse_scheme_in(field: str, text: str) -> Scheme:
+    """Read the scheme that an argument is given as.
+
+    Raises:
+        SchemeError: Naming the argument.
+    """
+    try:
+        return parse_scheme(text)
+    except SchemeError as error:
+        raise SchemeError(f"`{field}`: {error}") from None
+
+
 def _fail(text: str, at: int, why: str) -> NoReturn:
     raise SchemeError(f"{why}\n  {text}\n  {' ' * at}^")

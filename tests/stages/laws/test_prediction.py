@@ -218,12 +218,15 @@ def test_a_prediction_says_what_the_data_count(make_table: MakeTable) -> None:
 @pytest.mark.parametrize(
     ("known", "says"),
     [
-        ({"size": 1e9}, "ratio, a budget is open: give all of these but one"),
-        ({"size": 1e9, "ratio": 0.8, "loss": 0.1}, "nothing is open: leave one out"),
-        ({"size": 1e9, "ratio": 0.8, "block": 32}, "weak does not model block"),
-        ({"size": 1e9, "ratio": 1.5}, "ratio 1.5 cannot be"),
-        ({"size": 0.0, "ratio": 0.5}, "size 0 cannot be"),
-        ({"size": 1e9, "loss": 0.0}, "loss 0 cannot be"),
+        ({"size": 1e9}, "weak takes all of `ratio`, `size`, `loss` but the one it answers with; `ratio`, `loss` lack"),
+        (
+            {"size": 1e9, "ratio": 0.8, "loss": 0.1},
+            "the one of `ratio`, `size`, `loss` that is left out; leave one out",
+        ),
+        ({"size": 1e9, "ratio": 0.8, "block": 32}, "weak does not model `block`"),
+        ({"size": 1e9, "ratio": 1.5}, "`ratio` 1.5 cannot be"),
+        ({"size": 0.0, "ratio": 0.5}, "`size` 0 cannot be"),
+        ({"size": 1e9, "loss": 0.0}, "`loss` 0 cannot be"),
     ],
 )
 def test_questions_are_checked(weak: Law, known: dict[str, float], says: str) -> None:

@@ -39,9 +39,9 @@ def evaluation(label: str, *nats: float) -> Evaluation:
 
 def test_divergence():
     text = show(DIVERGENCE)
-    assert "KL from float 0.0300 ± 0.0100 nats per token" in text
+    assert "KL from float 0.0300 nats per token (95 %: 0.0104 to 0.0496)" in text
     assert "99 % of tokens below 0.190" in text
-    assert "same likeliest token on 85.00 % ± 5.00 % of tokens" in text
+    assert "same likeliest token on 85.00 % of tokens (95 %: 75.20 to 94.80)" in text
     assert "2 windows of 2 sources, 200 predicted tokens, windows-256-bos" in text
     assert "2 to 3" in text
     assert "…x = 1⏎␣8 [bold]y" in text

@@ -36,7 +36,7 @@ def test_metrics_stand_side_by_side_the_best_ranking_first():
     assert row.split()[:3] == ["weight-error", "0.30", "2"]
     assert "squared weight error" in row
     assert "12 sites, each alone, sum to 15.6000 nats" in shown
-    assert "all together lose 20.0000 ± 0.5000" in " ".join(shown.split())
+    assert "all together lose 20.0000 (95 %: 19.0200 to 20.9800)" in " ".join(shown.split())
 
 
 def test_every_scheme_has_its_own_table():

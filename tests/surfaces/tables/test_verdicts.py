@@ -58,7 +58,7 @@ def test_everything_is_said() -> None:
         "largest relative difference 0.5",
         "2e-06",
         "reported",
-        "damage +0.0123 ± 0.0010 nats per token",
+        "damage +0.0123 nats per token over the float model (95 %: +0.0103 to +0.0143)",
         "input_scale [red]is missing",
         "1.down  in vllm",
         "→ write it",

@@ -17,7 +17,7 @@ from qarat.values.budgets import AccuracyBudget, Budget, CostBudget
 from qarat.values.plans import Plan
 from qarat.values.records.comparison import score_difference
 from qarat.values.records.files import decode_record, encode_record
-from qarat.values.records.origin import Z
+from qarat.values.records.origin import spell_bounds
 from qarat.values.records.prices import Correction
 from qarat.values.records.scores import TaskScore, ZeroShot
 from qarat.values.records.search import NO_CORRECTION, Choice, Reached, SearchTrial
@@ -132,8 +132,7 @@ def reach_accuracy(
         return Reached(budget.spelling, -1, math.nan, math.nan, verdict)
     chosen, trial = scores[within], curve[within][1]
     drop, error = score_difference(base, chosen)
-    sure = "" if math.isnan(error) else f" (95 %: {drop - Z * error:.3f} to {drop + Z * error:.3f})"
-    fall = f"it falls by {drop:.3f}{sure}"
+    fall = f"it falls by {drop:.3f}{spell_bounds(drop, error, 3)}"
     verdict = f"{trial.label}: accuracy {chosen.value:.3f}, float {base.value:.3f}; {fall}"
     return Reached(budget.spelling, curve[within][0], math.nan, math.nan, verdict)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from qarat.ground.errors import UserError
 from qarat.stages.choose.space import ROUNDING, Space
 from qarat.values.budgets import AccuracyBudget, CostBudget, LossBudget
-from qarat.values.records.origin import Z
+from qarat.values.records.origin import Z, spell_bounds
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.search import Reached, SearchTrial
 from qarat.values.requests.search import BITS, POINTS, SearchRequest
@@ -142,11 +142,12 @@ def _doubt(budget: LossBudget, trial: SearchTrial, float_loss: Evaluation) -> st
     if noise <= budget.nats:
         return ""
     if not budget.nats:
-        return f"; its error is ±{noise:.4f}, and no measurement tells a loss of exactly nothing"
+        return f"; that is known to within {noise:.4f} nats (95 %), and no measurement tells a loss of exactly nothing"
     tokens = sum(float_loss.predicted)
     needed = tokens * (noise / budget.nats) ** 2
     return (
-        f"; but its error of ±{noise:.4f} is larger than the budget: some {needed:,.0f} tokens would do, not {tokens:,}"
+        f"; but that is known to within {noise:.4f} nats only (95 %), more than the budget: some {needed:,.0f} tokens "
+        f"would do, not {tokens:,}"
     )
 
 
@@ -155,6 +156,4 @@ def _nothing(budget: LossBudget | CostBudget, verdict: str) -> Reached:
 
 
 def _loss(trial: SearchTrial) -> str:
-    low, high = trial.damage.interval
-    sure = "" if math.isnan(low) else f" (95 %: {low:.4f} to {high:.4f})"
-    return f"loses {trial.damage.nats:.4f} nats{sure}"
+    return f"loses {trial.damage.nats:.4f} nats{spell_bounds(trial.damage.nats, trial.damage.standard_error)}"

@@ -12,6 +12,7 @@ import yaml
 from qarat import __version__
 from qarat.model.model import Model
 from qarat.values.plans import Plan
+from qarat.values.records.origin import spell_bounds
 from qarat.values.records.scores import Evaluation, paired_difference
 
 CARD = "README.md"
@@ -64,6 +65,6 @@ def _losses(measured: Sequence[Evaluation]) -> list[str]:
     )
     return [
         f"| | perplexity | nats per token |\n| --- | --- | --- |\n{rows}",
-        f"{more.nats:+.4f} ± {more.standard_error:.4f} nats per token (one standard error, paired), measured by qarat "
+        f"{more.nats:+.4f} nats per token{spell_bounds(more.nats, more.standard_error, sign=True)}, measured by qarat "
         f"on {sum(after.predicted):,} tokens ({after.provenance.convention}, set {after.provenance.tokens[:12]}).",
     ]

@@ -8,7 +8,7 @@ law, from its bootstrap estimates, and that of a measurement, which scatters abo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def choose_fit(law: Law, known: Mapping[str, float], form: str = "") -> tuple[Fi
     if strange := [fit for fit in fits if tuple(p.name for p in fit.parameters) != shape.names]:
         theirs = ", ".join(p.name for p in strange[0].parameters)
         raise UserError(f"this law's {name} has the parameters {theirs}, not {', '.join(shape.names)}; fit it again")
-    variable = _open_variable(shape, name, known)
+    variable = _open_variable(shape, name, known, fits)
     matching = [fit for fit in fits if all(_same(known.get(k), v) for k, v in fit.group.items())]
     if not matching:  # a size of 3145728 is listed as 3.15M, and may be given so
         matching = [fit for fit in fits if all(_spelt_same(k, known.get(k), v) for k, v in fit.group.items())]
@@ -141,29 +141,32 @@ def published_law(name: str) -> Law:
     return Law(form.source, "", {}, {}, 0, fits)
 
 
-def _open_variable(form: Form, name: str, known: Mapping[str, float]) -> str:
-    """The one variable left open."""
+def _open_variable(form: Form, name: str, known: Mapping[str, float], fits: Sequence[Fit]) -> str:
+    """The one variable left open; messages name variables as arguments."""
     variables = form.question
     if strange := sorted(set(known) - set(variables)):
-        listed = ", ".join(f"{v} ({VARIABLES[v]})" for v in strange)
-        raise UserError(f"{name} does not model {listed}; it is about {', '.join(variables)}")
+        listed = ", ".join(f"`{v}` ({VARIABLES[v]})" for v in strange)
+        raise UserError(f"{name} does not model {listed}; it is about {_named(variables)}")
     missing = [v for v in variables if v not in known]
     if lacking := [v for v in missing if v in form.by]:
-        raise UserError(f"{name} was fitted once for each {' and '.join(form.by)}; give {' and '.join(lacking)} too")
-    if len(missing) != 1:
-        which = ", ".join("a budget" if v == "loss" else v for v in missing) or "nothing"
-        raise UserError(
-            f"{name} answers with the one of {', '.join(variables)} that is not given; {which} is open: "
-            + ("give all of these but one" if missing else "leave one out")
-        )
+        groups = "; ".join(spell_values(fit.group) for fit in fits)
+        raise UserError(f"{name} was fitted for single values alone; give {_named(lacking)} of one of these: {groups}")
+    if not missing:
+        raise UserError(f"{name} answers with the one of {_named(variables)} that is left out; leave one out")
+    if len(missing) > 1:
+        raise UserError(f"{name} takes all of {_named(variables)} but the one it answers with; {_named(missing)} lack")
     return missing[0]
+
+
+def _named(variables: Sequence[str]) -> str:
+    return ", ".join(f"`{v}`" for v in variables)
 
 
 def _check_values(known: Mapping[str, float]) -> None:
     for variable, value in known.items():
         low, high = _POSSIBLE.get(variable, (0.0, math.inf))
         if not low <= value <= high or value == math.inf or (value == 0 and variable != "ratio"):
-            raise UserError(f"{variable} {value:g} cannot be: {VARIABLES[variable]}")
+            raise UserError(f"`{variable}` {value:g} cannot be: {VARIABLES[variable]}")
 
 
 def _answer(form: Form, theta: Vector, variable: str, known: Mapping[str, float], noise: float) -> float:

@@ -169,9 +169,12 @@ def narrow(table: Table, conditions: Sequence[str]) -> Table:
         column, comparison, wanted = match.groups()
         if column not in COLUMNS:
             raise UserError(f"{text!r}: there is no column {column!r}; {nearest_names(column, COLUMNS)}")
+        there = list(dict.fromkeys(_spell(getattr(row, column)) for row in rows))
         rows = [row for row in rows if _meets(getattr(row, column), comparison, _convert(column, wanted))]
         if not rows:
-            raise UserError(f"{table.name} has no rows left where {text}")
+            more = f" and {len(there) - _MOST_SHOWN} more" if len(there) > _MOST_SHOWN else ""
+            choices = ", ".join(map(repr, there[:_MOST_SHOWN]))
+            raise UserError(f"{table.name} has no rows left where {text}; there {column} is {choices}{more}")
     title = f"{table.title}, where {', '.join(conditions)}" if conditions else table.title
     return msgspec.structs.replace(table, rows=tuple(rows), title=title)
 

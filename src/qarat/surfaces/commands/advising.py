@@ -18,7 +18,6 @@ from qarat.values.records.advice import Advice
 def advise(options: AdviseOptions, screen: Screen) -> Lines:
     """Show the landscape of a model, in a folder that survives a kill."""
     began, out = time.perf_counter(), options.folder
-    options.advice.check()
     folder = Run(out, KIND, overwrite=options.overwrite)
     model = common.open_float(options.model, options)
     tokens = common.load_tokens(options, model, screen)

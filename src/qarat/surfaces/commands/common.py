@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from qarat.ground.disk import check_file, write_whole
-from qarat.ground.errors import ArgumentError, UserError
-from qarat.ground.runtime import Runtime, check_threads
+from qarat.ground.disk import write_whole
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Runtime
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
@@ -28,46 +28,22 @@ from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
-from qarat.surfaces.options.groups import Machine, OnText, Runners, Text
+from qarat.surfaces.options.groups import Machine, OnText, Text
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import Record, decode_record, encode_record
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, Scheme, SchemeError
-
-
-def scheme_of(field: str, spelling: str) -> Scheme:
-    """Read an option's scheme.
-
-    Raises:
-        SchemeError: Naming the option.
-    """
-    try:
-        return parse_scheme(spelling)
-    except SchemeError as error:
-        raise SchemeError(f"`{field}`: {error}") from None
-
-
-def check_workers(runners: Runners) -> None:
-    """Refuse fewer than one worker, before anything is opened.
-
-    Raises:
-        ArgumentError: If that was asked for.
-    """
-    if runners.workers < 1:
-        raise ArgumentError(f"--workers {runners.workers}: give at least 1")
+from qarat.values.schemes import LinearScheme, Scheme
 
 
 def runtime_of(machine: Machine) -> Runtime:
     """Where to compute, as a value of the library.
 
     Raises:
-        UserError: No CUDA device, fewer than one thread, or a malformed size.
+        UserError: No CUDA device.
     """
-    if machine.threads is not None:
-        check_threads(machine.threads)
     memory = parse_size(machine.memory) if machine.memory else 0
     return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
@@ -223,16 +199,6 @@ def facts_of(name: str, model: Model, screen: Screen) -> dict[str, object]:
 def ending(out: Path, next_command: str, *, also: str = "", why: str = "") -> Lines:
     """The last lines: what was written, and what to try next."""
     return f"written: {quoted(out)}{also}", f"try next{f' ({why})' if why else ''}: {next_command}"
-
-
-def check_out(out: Path | None) -> None:
-    """Refuse a file that cannot be written, before any work is done for it.
-
-    Raises:
-        UserError: As `qarat.ground.disk.check_file`.
-    """
-    if out is not None:
-        check_file(out)
 
 
 def save(record: Record, out: Path | None) -> Lines:

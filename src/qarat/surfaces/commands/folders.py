@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -111,7 +110,6 @@ def verify(options: VerifyOptions, screen: Screen) -> Lines:
     """Check a quantized folder, alone or against its run or float model; fails where it has errors."""
     if options.general.dry_run:
         raise ArgumentError("`dry_run`: verify writes nothing but -o; without --against it does little but read")
-    common.check_out(options.out)
     with judging(options.model):
         verification = _verify(options, screen)
         screen.show(verification)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from qarat.ground.disk import check_file, write_whole
+from qarat.ground.disk import write_whole
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.laws.tables import Table, bundled_tables, join, load_table, narrow, write_table
@@ -34,7 +34,6 @@ def law_data(options: LawDataOptions, screen: Screen) -> Lines:
         return "try next: qarat law data t1", "try next: qarat law fit t1"
     table = narrow(load_table(options.table), options.where)
     if options.out is not None:
-        check_file(options.out)
         write_whole(options.out, write_table(table).encode())
     screen.show(table)
     return () if options.out is None else (f"written: {shlex.quote(str(options.out))}",)
@@ -50,7 +49,6 @@ def law_fit(options: LawFitOptions, screen: Screen) -> Lines:
     """Fit one form, or all that the data allow."""
     from qarat.stages.laws.fitting import fit_law
 
-    check_file(options.out)
     table = _table(options.data, options.where)
     law = fit_law(
         table,
@@ -114,6 +112,10 @@ def _law(name: str) -> Law:
 
     if Path(name).exists():
         return decode_record(Path(name), Law)
+    if name in FORMS.forms and name not in published_names():
+        shipped = [other for other in published_names() if other.startswith(f"{name}:")]
+        way = f"give one of {', '.join(shipped)}, or fit it" if shipped else "nobody printed coefficients of it: fit it"
+        raise UserError(f"{name} is a form; {way} (qarat law fit DATA --form {name}) and give the law's file")
     if name not in published_names():
         raise UserError(f"{name} is no file, and no published law; published: {', '.join(published_names())}")
     return published_law(name)

@@ -20,7 +20,6 @@ from qarat.values.records.comparison import Comparable
 
 def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
     """Measure perplexity, divergence from float, or zero-shot accuracy."""
-    common.check_out(options.out)
     _check(options.measure, options.text)
     opened = open_for_evaluation(options.model, common.runtime_of(options.machine), revision=options.general.revision)
     if options.general.dry_run:
@@ -38,7 +37,6 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
     """Compare models, runs, exports and records with the first."""
     if len(options.names) < 2:
         raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
-    common.check_out(options.out)
     _check(options.measure, options.text)
     if options.general.dry_run:
         raise ArgumentError("--dry-run: what has to be measured is known once everything is opened; try `evaluate`")

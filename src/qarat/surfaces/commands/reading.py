@@ -9,21 +9,19 @@ from typing import Any
 
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.surfaces.commands import Lines, Screen
-from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
-from qarat.values.parsing import parse_scheme
+from qarat.surfaces.options import VERBS
+from qarat.surfaces.options.reading import CompletionOptions, ModelsOptions, ReportOptions, ShowOptions
+from qarat.values.parsing import parse_scheme_in
 from qarat.values.records.files import Record, decode_record
 from qarat.values.records.scores import Evaluation, ZeroShot
-from qarat.values.schemes import LinearScheme, SchemeError
+from qarat.values.schemes import LinearScheme
 
 
 def show(options: ShowOptions, screen: Screen) -> Lines:
     """Print records, or a run's folder."""
     if not options.paths:
         raise ArgumentError("give `qarat show` files, or the folder of a run")
-    try:
-        low = parse_scheme(options.low)
-    except SchemeError as error:
-        raise SchemeError(f"`low`: {error}") from None
+    low = parse_scheme_in("low", options.low)
     context = {"low": low.input if isinstance(low, LinearScheme) else None}
     records: list[Record] = []
     for path in options.paths:
@@ -116,6 +114,14 @@ def models(options: ModelsOptions, screen: Screen) -> Lines:
     from qarat.model.reference_models import describe_reference_models
 
     screen.show(*describe_reference_models())
+    return ()
+
+
+def completion(options: CompletionOptions, screen: Screen) -> Lines:
+    """Print the script of a shell."""
+    from qarat.surfaces.completion import script_for
+
+    print(script_for(options.shell, VERBS))
     return ()
 
 

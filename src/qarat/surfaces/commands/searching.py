@@ -57,7 +57,6 @@ def _bench(options: Searching | SweepOptions, screen: Screen) -> Iterator[Bench]
 def search(options: SearchOptions, screen: Screen) -> Lines:
     """Find the plans that budgets allow, in a folder that survives a kill."""
     check_search_request(options.search)
-    common.check_workers(options.runners)
     folder = Run(options.folder, KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
     with _bench(options, screen) as bench:
@@ -112,7 +111,6 @@ def study_ratio(options: StudyRatioOptions, screen: Screen) -> Lines:
     """Do the second founding paper's experiment on a model, in a folder that survives a kill."""
     request = options.study
     check_searches(request)
-    common.check_workers(options.runners)
     folder = Run(options.folder, ratio_study.KIND, overwrite=options.overwrite)
     member = _open_member(options.model, options, screen)
     with _bench(options, screen) as bench:
@@ -135,7 +133,6 @@ def sweep(options: SweepOptions, screen: Screen) -> Lines:
     """Search a family of models, and write the table that laws are fitted to."""
     request = options.sweep
     check_searches(request)
-    common.check_workers(options.runners)
     folder = Run(options.out, family_sweep.KIND, overwrite=options.overwrite)
 
     def open_member(name: str) -> Member:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from qarat.ground.disk import check_file, write_whole
+from qarat.ground.disk import write_whole
 from qarat.ground.errors import ArgumentError
 from qarat.jobs import protecting
 from qarat.jobs.bench import plan_meter
@@ -28,6 +28,7 @@ from qarat.stages.rounding import needs_calibration
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
+from qarat.values.parsing import parse_scheme_in
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record, encode_record
 from qarat.values.records.prices import Menu
@@ -38,8 +39,7 @@ from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme
 
 def profile(options: ProfileOptions, screen: Screen) -> Lines:
     """Measure every stream of a model in one pass."""
-    low = common.scheme_of("low", options.low)
-    check_file(options.out)
+    low = parse_scheme_in("low", options.low)
     model = common.open_transformed(options)
     calibration, _, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
@@ -56,9 +56,8 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
 
 def damage(options: DamageOptions, screen: Screen) -> Lines:
     """Price every scheme at every site, and say how well the prices predict what is measured."""
-    schemes = [common.scheme_of("schemes", text) for text in options.schemes]
+    schemes = [parse_scheme_in("schemes", text) for text in options.schemes]
     wanted = _metrics_of(options, schemes, screen)
-    check_file(options.out)
     model = common.open_transformed(options)
     stats = common.load_stats(options.stats, model, any(is_static(s) for s in schemes))
     calibration, selection, _ = common.load_tokens(options, model, screen)
@@ -66,8 +65,8 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
         work = {f"damage {name}": common.pricing_work(name, model, selection, schemes) for name in wanted}
         return common.show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
     prefix = stats.prefix if stats is not None else ()
-    if prefix and (wanted != ["fisher"] or options.check):
-        raise ArgumentError("with a prefix in float, fisher alone prices, and `check` measures without one")
+    if prefix and (wanted != ["fisher"] or options.alone):
+        raise ArgumentError("with a prefix in float, fisher alone prices, and `alone` measures without one")
     menus: list[Menu] = []
     for name in wanted:
         menu = price(
@@ -84,7 +83,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
         write_whole(_menu_file(options.out, name, wanted), encode_record(menu))
         menus.append(menu)
     screen.show(*menus)
-    if options.check:
+    if options.alone:
         _check_metrics(options, screen, model, selection, stats, menus)
     # A plan's low scheme is one of projections.
     priced = [text for text, scheme in zip(options.schemes, schemes, strict=True) if isinstance(scheme, LinearScheme)]
@@ -103,11 +102,11 @@ def _metrics_of(options: DamageOptions, schemes: Sequence[Scheme], screen: Scree
     """
     every = options.metrics == ("all",)
     named = METRICS.names() if every else list(options.metrics)
-    needed = schemes[:1] if options.check else schemes
+    needed = schemes[:1] if options.alone else schemes
     products = all(isinstance(scheme, MatmulScheme) for scheme in needed)
     unable = [name for name in named if METRICS.load(name).weights_only and products]
     if unable and not every:
-        what = "the first scheme is checked, and it is" if options.check else "the schemes are"
+        what = "the first scheme is checked, and it is" if options.alone else "the schemes are"
         raise ArgumentError(f"{', '.join(unable)} has no price of attention products: {what} of no projection (w=…)")
     if unable:
         screen.note(f"{', '.join(unable)} is left out: it has no price of attention products")
@@ -132,14 +131,14 @@ def _check_metrics(
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
     origin = model.provenance(selection.fingerprint, selection.convention)
     belongs_to = {"provenance": msgspec.to_builtins(origin), "stats": stats_hash}
-    meter = plan_meter(model, selection, stats, TrialLog(options.out.with_suffix(".trials.jsonl"), belongs_to))
+    meter = plan_meter(model, selection, stats, TrialLog(options.trials, belongs_to))
 
     def measure(plan: Plan, label: str) -> Evaluation:
         return meter.loss(msgspec.structs.replace(plan, note=label))
 
-    scheme = common.scheme_of("schemes", options.schemes[0])
+    scheme = parse_scheme_in("schemes", options.schemes[0])
     measured = measure_sites(plan, scheme, measure, progress=screen.progress)
-    write_whole(options.out.with_suffix(".measured.json"), encode_record(measured))
+    write_whole(options.measured, encode_record(measured))
     screen.show(*(check(menu, measured) for menu in menus))
 
 
@@ -147,7 +146,6 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     """Decide which sites to protect, by prices and a few measured plans."""
     request = msgspec.structs.replace(options.planning, transforms=options.transforms.transforms)
     check_plan_request(request)
-    check_file(options.out)
     model = common.open_transformed(options)
     stats, menu = decode_record(options.stats, ActivationStats), decode_record(options.menu, Menu)
     common.check_transforms(options.stats, stats.provenance.model, model)
@@ -185,4 +183,5 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
         return common.show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
     write_native(quantized, chosen, options.out, progress=screen.progress)
     screen.show(chosen)
-    return common.ending(options.out, f"qarat evaluate {quoted(options.out)}")
+    out = quoted(options.out)
+    return f"written: {out} (read by qarat alone)", "try next:", f"  qarat export {out}", f"  qarat evaluate {out}"

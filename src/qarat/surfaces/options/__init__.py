@@ -18,7 +18,7 @@ from qarat.surfaces.options.laws import (
     LawPredictOptions,
 )
 from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions
-from qarat.surfaces.options.reading import ModelsOptions, ReportOptions, ShowOptions
+from qarat.surfaces.options.reading import CompletionOptions, ModelsOptions, ReportOptions, ShowOptions
 from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
 
@@ -47,4 +47,5 @@ VERBS: dict[str, type[Group]] = {
     "law fit": LawFitOptions,
     "law predict": LawPredictOptions,
     "law check": LawCheckOptions,
+    "completion": CompletionOptions,
 }

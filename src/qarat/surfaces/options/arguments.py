@@ -38,6 +38,7 @@ FLAGS: dict[str, str] = _SPELLING["flags"]
 """Flags that are not their field's name; a group in front where a field of that name has another flag elsewhere."""
 ALSO: dict[str, str] = _SPELLING["also"]
 """Flags of arguments that messages name and no field of the verb is."""
+_SHORT = {"out": ["-o"], "quiet": ["-q"], "verbose": ["-v"]}
 METAVARS: dict[str, str] = {name: shown for names, shown in _SPELLING["metavars"].items() for name in names.split()}
 """What stands for a value in help, by field; numbers are N and paths FILE where nothing else is said."""
 
@@ -50,12 +51,19 @@ class Leaf(NamedTuple):
         group: The struct that it is a field of.
         kind: Its type.
         default: ``tyro.MISSING`` where it must be given.
+        positional: Whether it stands without a flag.
     """
 
     path: tuple[str, ...]
     group: type[msgspec.Struct]
     kind: Any
     default: Any
+    positional: bool
+
+    @property
+    def typed(self) -> str:
+        """The flag as it is typed: what is on already can only be switched off."""
+        return f"--no-{self.flag}" if self.default is True else f"--{self.flag}"
 
     @property
     def flag(self) -> str:
@@ -71,11 +79,12 @@ def leaves(verb: type[msgspec.Struct]) -> list[Leaf]:
 
 def _leaves(group: type[msgspec.Struct], defaults: Any, path: tuple[str, ...]) -> Iterator[Leaf]:
     for name, kind, default in _fields(group, defaults):
-        plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+        positional = typing.get_origin(kind) is Annotated
+        plain = typing.get_args(kind)[0] if positional else kind
         if is_group(plain):
             yield from _leaves(plain, default, (*path, name))
         else:
-            yield Leaf((*path, name), group, plain, default)
+            yield Leaf((*path, name), group, plain, default, positional)
 
 
 def is_group(kind: Any) -> bool:
@@ -134,19 +143,27 @@ def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
         return StructConstructorSpec(partial(info.type, **hidden), tuple(shown))
 
     @registry.primitive_rule
-    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-        """Numbers, which may be percentages."""
-        if info.type is not float:
+    def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        """Numbers; those that are not whole may be percentages."""
+        if info.type not in (int, float):
             return None
+        kinds = (int,) if info.type is int else (int, float)
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="N",
-            instance_from_str=lambda words: float(parse_share(words[0])),
-            is_instance=lambda value: isinstance(value, int | float),
+            instance_from_str=lambda words: _read_number(info.type, words[0]),
+            is_instance=lambda value: isinstance(value, kinds) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )
 
     return registry
+
+
+def _read_number(kind: Any, word: str) -> Any:
+    try:
+        return int(word) if kind is int else float(parse_share(word))
+    except ValueError:
+        raise ValueError(f"{word!r} is no {'whole ' if kind is int else ''}number") from None
 
 
 def _fields(group: type[msgspec.Struct], defaults: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -172,7 +189,7 @@ def _argument(group: type[Any], name: str, kind: Any, default: Any, flags: Mappi
         name=_special(FLAGS, group, name),
         metavar=_metavar(group, name, kind),
         help_behavior_hint="" if quiet else None,
-        aliases=["-o"] if name == "out" else None,
+        aliases=_SHORT.get(name),
     )
     kind = Annotated[kind, metadata]
     return StructFieldSpec(name, cast(Any, UseAppendAction[kind] if name == "rules" else kind), default, told)

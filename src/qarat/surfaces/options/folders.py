@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from tyro.conf import Positional
 
 from qarat.stages.export import EXPORTERS
-from qarat.surfaces.options.groups import IntoFolder, OnText, Reading
+from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading
 from qarat.values.requests.protect import ProtectRequest
 
 
@@ -36,7 +36,7 @@ class ExportOptions(Reading, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class VerifyOptions(OnText, frozen=True, kw_only=True):
+class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     """Check what each engine will run of a quantized folder, and compare it with its run or float model.
 
     Attributes:
@@ -51,6 +51,7 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
         engine_python: The Python of the environment that --live is installed in. (default: this one)
         seconds: After so many --live is ended.
         out: Where the verification goes. (default: nowhere)
+        overwrite: Replace FILE if it is there.
     """
 
     model: Positional[str]
@@ -61,6 +62,7 @@ class VerifyOptions(OnText, frozen=True, kw_only=True):
     engine_python: Path | None = None
     seconds: int = 600
     out: Path | None = None
+    overwrite: bool = False
 
 
 class RunOptions(IntoFolder, frozen=True, kw_only=True):

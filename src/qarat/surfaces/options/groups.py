@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 from tyro.conf import Positional
 
+from qarat.ground.disk import check_file
+from qarat.ground.errors import ArgumentError
+from qarat.ground.runtime import check_threads
+from qarat.values.budgets import parse_size
 from qarat.values.hub_names import parse_hub_name
+from qarat.values.limits import check_seed, check_windows
 
 BUNDLED = "py-128"
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """Some options; every verb is one too."""
+
+    def check(self) -> None:
+        """Refuse what makes no sense by itself, before anything is imported that takes seconds; groups within too.
+
+        Raises:
+            UserError: Saying what, and what would.
+        """
+        for field in self.__struct_fields__:
+            if check := getattr(getattr(self, field), "check", None):  # of a group, or of a request of the library
+                check()
 
 
 class Text(Group, frozen=True, kw_only=True):
@@ -41,6 +56,11 @@ class Text(Group, frozen=True, kw_only=True):
     report_samples: int = 256
     length: int | None = None
     bos: Literal["auto", "each", "once", "never"] = "auto"
+
+    def check(self) -> None:
+        """Refuse numbers of windows that nobody means."""
+        check_windows("calibration", self.samples)
+        check_windows("report", self.report_samples)
 
 
 class Transforms(Group, frozen=True, kw_only=True):
@@ -75,6 +95,13 @@ class Machine(Group, frozen=True, kw_only=True):
     memory: str | None = None
     kernels: Literal["reference", "fast"] = "reference"
 
+    def check(self) -> None:
+        """Refuse more threads than cores, and what is no size."""
+        if self.threads is not None:
+            check_threads(self.threads)
+        if self.memory is not None:
+            parse_size(self.memory)
+
 
 class Runners(Group, frozen=True, kw_only=True):
     """Who measures; none of this changes what is found, beyond rounding.
@@ -88,6 +115,11 @@ class Runners(Group, frozen=True, kw_only=True):
     workers: int = 1
     ray: str | None = None
 
+    def check(self) -> None:
+        """Refuse fewer than one worker."""
+        if self.workers < 1:
+            raise ArgumentError(f"`workers` {self.workers}: give at least 1")
+
 
 class Printing(Group, frozen=True, kw_only=True):
     """How to ask, and how to be answered.
@@ -95,10 +127,14 @@ class Printing(Group, frozen=True, kw_only=True):
     Attributes:
         json: Print one JSON document on stdout, and nothing else there.
         config: YAML file with any of these options by name; what is given on the command line wins.
+        quiet: No progress and no notes on stderr; errors only.
+        verbose: Where an error arose as well, call by call.
     """
 
     json: bool = False
     config: str | None = None
+    quiet: bool = False
+    verbose: bool = False
 
 
 class General(Printing, frozen=True, kw_only=True):
@@ -113,6 +149,10 @@ class General(Printing, frozen=True, kw_only=True):
     dry_run: bool = False
     seed: int = 0
     revision: str | None = None
+
+    def check(self) -> None:
+        """Refuse a seed that generators do not take."""
+        check_seed(self.seed)
 
 
 class Reading(Group, frozen=True, kw_only=True):
@@ -129,6 +169,25 @@ class OnText(Group, frozen=True, kw_only=True):
     general: General = General()
 
 
+class IntoFile(Group, frozen=True, kw_only=True):
+    """A verb that writes a file; a mixin without fields, as two structs with some cannot both be bases."""
+
+    if TYPE_CHECKING:
+        out: Path | None
+        overwrite: bool
+
+    @property
+    def begun(self) -> bool:
+        """Whether the file is of work that was cut short, which the same command goes on with."""
+        return False
+
+    def check(self) -> None:
+        """Refuse a place that cannot be written to."""
+        if self.out is not None:
+            check_file(self.out, overwrite=self.overwrite or self.begun)
+        super().check()
+
+
 class OfModel(OnText, frozen=True, kw_only=True):
     """A verb about one float model.
 
@@ -137,6 +196,14 @@ class OfModel(OnText, frozen=True, kw_only=True):
     """
 
     model: Positional[str] = BUNDLED
+
+    def check(self) -> None:
+        """Refuse a name that is nothing here and cannot be of the hub."""
+        from qarat.model.finding import find_local  # here, as below: help need not wait for it
+
+        super().check()
+        if not Path(self.model).expanduser().is_dir():
+            find_local(self.model)
 
 
 class IntoFolder(OfModel, frozen=True, kw_only=True):
@@ -159,6 +226,13 @@ class IntoFolder(OfModel, frozen=True, kw_only=True):
         name = self.model if Path(self.model).exists() else parse_hub_name(self.model)[0]
         return self.out or Path(f"{Path(name).resolve().name}-{self.SUFFIX}")
 
+    def check(self) -> None:
+        """Refuse a place that cannot be written to, or holds something else."""
+        from qarat.jobs.folder import Run
+
+        Run(self.folder, self.SUFFIX, overwrite=self.overwrite)
+        super().check()
+
 
 class Searching(IntoFolder, frozen=True, kw_only=True):
     """A verb that measures many plans of a model.
@@ -170,3 +244,9 @@ class Searching(IntoFolder, frozen=True, kw_only=True):
 
     keep: str | None = None
     runners: Runners = Runners()
+
+    def check(self) -> None:
+        """Refuse what is no size."""
+        super().check()
+        if self.keep is not None:
+            parse_size(self.keep)

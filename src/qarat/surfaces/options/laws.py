@@ -7,28 +7,30 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import Reading
+from qarat.surfaces.options.groups import IntoFile, Reading
 
 
-class LawDataOptions(Reading, frozen=True, kw_only=True):
+class LawDataOptions(Reading, IntoFile, frozen=True, kw_only=True):
     """List the measurements that ship with qarat, with source and known defects, or show one table.
 
     Attributes:
         table: A table's name, or a CSV file of your own to be checked and shown. (default: list them all)
         where: Only rows that meet these, such as model=Qwen1.5-7B or 'block<=512'.
         out: Write the rows as CSV: a pattern for a table of your own. (default: nowhere)
+        overwrite: Replace FILE if it is there.
     """
 
     table: Positional[str] = ""
     where: tuple[str, ...] = ()
     out: Path | None = None
+    overwrite: bool = False
 
 
 class LawFormsOptions(Reading, frozen=True, kw_only=True):
     """List the forms of laws: equation, source, what each needs, and printed coefficients."""
 
 
-class LawFitOptions(Reading, frozen=True, kw_only=True):
+class LawFitOptions(Reading, IntoFile, frozen=True, kw_only=True):
     """Fit a law, or every form side by side, to measurements.
 
     Attributes:
@@ -40,6 +42,7 @@ class LawFitOptions(Reading, frozen=True, kw_only=True):
         draws: Bootstrap samples behind the intervals; 0 for no intervals.
         seed: Of starts and bootstrap samples.
         out: Where the law goes.
+        overwrite: Replace FILE if it is there.
     """
 
     data: Positional[tuple[str, ...]]
@@ -50,6 +53,7 @@ class LawFitOptions(Reading, frozen=True, kw_only=True):
     draws: int = 500
     seed: int = 0
     out: Path = Path("law.json")
+    overwrite: bool = False
 
 
 class LawPredictOptions(Reading, frozen=True, kw_only=True):

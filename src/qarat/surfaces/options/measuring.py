@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import Group, OfModel, OnText
+from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText
 
 
 class Measure(Group, frozen=True, kw_only=True):
@@ -30,20 +30,22 @@ class Measure(Group, frozen=True, kw_only=True):
     limit: int | None = None
 
 
-class EvaluateOptions(OfModel, frozen=True, kw_only=True):
+class EvaluateOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     """Measure perplexity, divergence from float or zero-shot accuracy of a model, a run or an export.
 
     Attributes:
         model: A float model as for the other verbs, a folder of `qarat quantize` or `run`, or a compressed-tensors
             folder.
         out: Where the evaluation goes. (default: nowhere)
+        overwrite: Replace FILE if it is there.
     """
 
     out: Path | None = None
+    overwrite: bool = False
     measure: Measure = Measure()
 
 
-class CompareOptions(OnText, frozen=True, kw_only=True):
+class CompareOptions(OnText, IntoFile, frozen=True, kw_only=True):
     """Compare models, runs, exports or records with the first, pair by pair, with intervals.
 
     Attributes:
@@ -51,8 +53,10 @@ class CompareOptions(OnText, frozen=True, kw_only=True):
             a=int8/tensor/static'), each for the first model with every projection under it. Those without a record are
             measured.
         out: Where the comparison goes. (default: nowhere)
+        overwrite: Replace FILE if it is there.
     """
 
     names: Positional[tuple[str, ...]]
     out: Path | None = None
+    overwrite: bool = False
     measure: Measure = Measure()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from qarat.surfaces.options.groups import Reading
+from qarat.values.parsing import parse_scheme_in
 from qarat.values.schemes import LOW
 
 
@@ -22,6 +23,11 @@ class ShowOptions(Reading, frozen=True, kw_only=True):
     paths: Positional[tuple[Path, ...]]
     low: str = LOW
 
+    def check(self) -> None:
+        """Refuse what is no scheme."""
+        super().check()
+        parse_scheme_in("low", self.low)
+
 
 class ReportOptions(Reading, frozen=True, kw_only=True):
     """Write one HTML page about a run, finished or not, or about records, and every figure as SVG and PNG.
@@ -35,6 +41,18 @@ class ReportOptions(Reading, frozen=True, kw_only=True):
 
     paths: Positional[tuple[Path, ...]]
     out: Path | None = None
+
+
+class CompletionOptions(Reading, frozen=True, kw_only=True):
+    """Print what makes a shell complete verbs, options and choices: source <(qarat completion bash).
+
+    Attributes:
+        shell: Which shell; fish: qarat completion fish | source.
+    """
+
+    HIDDEN: ClassVar[tuple[str, ...]] = ("Printing.json",)
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
 
 
 class ModelsOptions(Reading, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text
+from qarat.values.budgets import parse_size
 from qarat.values.requests.search import SearchRequest
 from qarat.values.requests.spike_study import SpikeRequest
 from qarat.values.requests.studies import FamilyRequest, RatioRequest
@@ -62,6 +63,12 @@ class SweepOptions(OnText, frozen=True, kw_only=True):
     sweep: FamilyRequest = FamilyRequest()
     runners: Runners = Runners()
 
+    def check(self) -> None:
+        """Refuse what is no size."""
+        super().check()
+        if self.keep is not None:
+            parse_size(self.keep)
+
 
 REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
 
@@ -88,3 +95,8 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
     published: bool = False
     study: SpikeRequest = SpikeRequest()
     text: Text = Text(report_samples=REPORT_WINDOWS)
+
+    def check(self) -> None:
+        """As all verbs, where something is to be measured."""
+        if not self.published:
+            super().check()

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.surfaces.options.groups import OfModel, Transforms
+from qarat.surfaces.options.groups import IntoFile, OfModel, Transforms
+from qarat.values.parsing import parse_scheme_in
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LOW
 
 
-class ProfileOptions(OfModel, frozen=True, kw_only=True):
+class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     """Measure every activation stream in one pass, and say where the spikes are.
 
     Attributes:
@@ -19,16 +20,23 @@ class ProfileOptions(OfModel, frozen=True, kw_only=True):
         low: Scheme under which the signal-to-noise ratio is shown.
         attention: Leave the operands of the attention products out.
         prefix: Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes.
+        overwrite: Replace FILE if it is there.
     """
 
     out: Path = Path("stats.safetensors")
     low: str = LOW
     attention: bool = True
     prefix: int | Literal["auto"] = 0
+    overwrite: bool = False
     transforms: Transforms = Transforms()
 
+    def check(self) -> None:
+        """Refuse what is no scheme."""
+        super().check()
+        parse_scheme_in("low", self.low)
 
-class DamageOptions(OfModel, frozen=True, kw_only=True):
+
+class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     """Predict what each scheme would cost at each site, in nats per token.
 
     Attributes:
@@ -36,7 +44,8 @@ class DamageOptions(OfModel, frozen=True, kw_only=True):
         out: Where the menu of prices goes.
         schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products.
         metrics: What prices come from, or all.
-        check: Measure every site alone as well, under the first scheme, and say how well each metric predicts that.
+        alone: Measure every site alone as well, under the first scheme, and say how well each metric predicts that.
+        overwrite: Replace FILE if it is there.
     """
 
     LISTED: ClassVar[dict[str, Any]] = {"metrics": METRICS}
@@ -45,17 +54,40 @@ class DamageOptions(OfModel, frozen=True, kw_only=True):
     out: Path = Path("menu.json")
     schemes: tuple[str, ...] = (LOW,)
     metrics: tuple[str, ...] = (DEFAULT,)
-    check: bool = False
+    alone: bool = False
+    overwrite: bool = False
     transforms: Transforms = Transforms()
 
+    def check(self) -> None:
+        """Refuse what is no scheme."""
+        super().check()
+        for scheme in self.schemes:
+            parse_scheme_in("schemes", scheme)
 
-class PlanOptions(OfModel, frozen=True, kw_only=True):
+    @property
+    def trials(self) -> Path:
+        """Where each site's loss goes as it is measured."""
+        return self.out.with_suffix(".trials.jsonl")
+
+    @property
+    def measured(self) -> Path:
+        """Where they go once all are there."""
+        return self.out.with_suffix(".measured.json")
+
+    @property
+    def begun(self) -> bool:
+        """Whether measuring was cut short: the same command then goes on, and writes the same prices again."""
+        return self.alone and self.trials.is_file() and not self.measured.exists()
+
+
+class PlanOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     """Choose the sites to protect, by prices and a few measured plans, and write the plan.
 
     Attributes:
         stats: Stats from `qarat profile`.
         menu: Prices from `qarat damage`, the low scheme among them.
         out: Where the plan goes; its measurements go beside it, to NAME.protection.json.
+        overwrite: Replace FILE if it is there.
     """
 
     METAVARS: ClassVar[dict[str, str]] = {"menu": "FILE"}
@@ -64,6 +96,7 @@ class PlanOptions(OfModel, frozen=True, kw_only=True):
     stats: Path = Path("stats.safetensors")
     menu: Path = Path("menu.json")
     out: Path = Path("plan.json")
+    overwrite: bool = False
     planning: ProtectRequest = ProtectRequest(prefix="auto")  # as the stats have it
     transforms: Transforms = Transforms()
 

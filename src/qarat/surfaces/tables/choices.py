@@ -87,6 +87,8 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
     for scheme, n in products.items():
         yield f"{count(n, 'attention product')} in {scheme}"
     others = record.exceptions()
+    if counted := sum(a.site.kind == "projection" and record.is_low(a) for a in others):
+        yield f"Q_r goes by weight bits: {count(counted, 'site')} of another scheme with no more bits counts as low too"
     if not others or (protection and not protection.protected):
         yield "no projection is protected"
     if others:

@@ -18,11 +18,24 @@ def show_tables(tables: Sequence[Table]) -> Parts:
     notes: dict[str, int] = {}
     rows: list[tuple[str, ...]] = []
     for one in tables:
-        places = [notes.setdefault(note, len(notes) + 1) for note in (one.how, *one.defects) if note]
+        said = (one.how, *(one.defects if len(tables) == 1 else _said_once(one)))
+        places = [notes.setdefault(note, len(notes) + 1) for note in said if note]
         rows.append((one.name, str(len(one.rows)), one.title, one.source, " ".join(map(str, places))))
     about = texts("what it holds", "source", "notes")
     yield table((*texts("name", wrap=False), *numbers("rows"), *about), rows)
     yield from ("", pairs((f"{n:{len(str(len(notes)))}}", note) for note, n in notes.items()))
+
+
+def _said_once(one: Table) -> list[str]:
+    """A table's defects; of many that end alike, and so are one of many rows, the first and how many more there are."""
+    endings: dict[str, list[str]] = {}
+    for defect in one.defects:
+        endings.setdefault(defect.rpartition(", ")[2], []).append(defect)
+    said: list[str] = []
+    for first, *others in endings.values():
+        more = f" (and {len(others)} more such: qarat law data {one.name})"
+        said += [first + more] if len(others) > 2 else [first, *others]
+    return said
 
 
 def show_table(one: Table) -> Parts:

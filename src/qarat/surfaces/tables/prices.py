@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from qarat.surfaces.tables.data import Parts, bold, dim, numbers, table, texts, title
 from qarat.surfaces.tables.wording import decimals, fixed, loss_and_error
+from qarat.values.records.origin import Z, spell_bounds
 from qarat.values.records.prices import NATS, MetricCheck, SiteMeasurements
 from qarat.values.sites import short_name
 
@@ -70,11 +71,11 @@ def _scheme(checks: Sequence[MetricCheck]) -> Parts:
     first = checks[0]
     digits = decimals([first.joint.nats])
     error = statistics.median(s.measured.standard_error for s in first.sites)
-    together = " ± ".join(loss_and_error(first.joint, digits, sign=False))
+    together = fixed(first.joint.nats, digits) + spell_bounds(first.joint.nats, first.joint.standard_error, digits)
     yield ""
     yield (
         f"measured: {len(first.sites)} sites, each alone, sum to {fixed(first.measured_sum, digits)} nats per token "
-        f"(± {fixed(error, decimals([error]))} each, median); all together lose {together}"
+        f"(each known to within {fixed(Z * error, decimals([error]))} at 95 %, median); all together lose {together}"
     )
 
 

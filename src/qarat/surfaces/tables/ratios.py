@@ -31,8 +31,8 @@ def show_ratio_study(record: RatioStudy) -> Parts:
 
 def _arm(record: RatioStudy, arm: RatioArm) -> Parts:
     yield bold(f"{arm.granularity}-wise, block {arm.block}: {arm.low}, {count(arm.units, 'unit')}")
-    random = ("random\nQ_r", f"best of {record.trials}:\nΔ loss, report")
-    predicted = ("predicted\nQ_r", "\nΔ loss, report", "predicted - random\n(nats, paired ± SE)")
+    random = ("random\nQ_r", f"best of {record.trials}: Δ loss\n± SE, report")
+    predicted = ("predicted\nQ_r", "Δ loss\n± SE, report", "predicted - random\n(nats, paired ± SE)")
     rows = ((fixed(p.asked, 3), *_plan(p.random), *_plan(p.predicted), with_error(p.more) or "n/a") for p in arm.points)
     yield table(numbers("Q_r\nasked", *random, *predicted), rows)
     of_random, of_predicted = (cost.pricing + cost.measuring for cost in (arm.random_cost, arm.predicted_cost))

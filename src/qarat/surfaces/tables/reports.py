@@ -26,7 +26,7 @@ _KINDS = {
     "Catalog": _Kind("law_data", "show_forms"),
     "Comparison": _Kind("scores", "show_comparison"),
     "Continuations": _Kind("scores", "show_continuations"),
-    "Divergence": _Kind("scores", "show_divergence"),
+    "Divergence": _Kind("scores", "show_divergence", "compare_divergence"),
     "Estimate": _Kind("listings", "show_estimate"),
     "Evaluation": _Kind("scores", "show_evaluation", "compare"),
     "FamilySweep": _Kind("ratios", "show_family_sweep"),

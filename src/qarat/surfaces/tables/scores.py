@@ -22,7 +22,7 @@ from qarat.surfaces.tables.wording import (
 )
 from qarat.values.fingerprints import spellings_of
 from qarat.values.records.comparison import Comparison, Contrast, score_difference
-from qarat.values.records.origin import same_origin
+from qarat.values.records.origin import normal_interval, same_origin, spell_bounds
 from qarat.values.records.scores import (
     Continuations,
     Divergence,
@@ -32,6 +32,7 @@ from qarat.values.records.scores import (
     paired_difference,
 )
 
+WORST = 5  # tokens listed where models stand side by side
 _CONTEXT = 40  # characters of context before a token
 
 
@@ -136,12 +137,44 @@ def show_divergence(record: Divergence) -> Parts:
     yield title(
         record.label,
         record.provenance.model,
-        f"KL from float {fixed(mean, digits)} ± {fixed(error, digits)} nats per token",
+        f"KL from float {fixed(mean, digits)} nats per token{spell_bounds(mean, error, digits)}",
         f"99 % of tokens below {fixed(record.percentile_99, 3)}",
     )
-    agreement, spread = (share(part, 1, 2) for part in record.agreement)
-    yield f"same likeliest token on {agreement} % ± {spread} % of tokens"
+    agreement, spread = (100 * part for part in record.agreement)
+    yield f"same likeliest token on {agreement:.2f} % of tokens{spell_bounds(agreement, spread, 2)}"
     yield from (dim(_tokens(record, "token")), "", _by_position(record), "", _worst(record))
+
+
+def compare_divergence(records: Sequence[Divergence]) -> Parts:
+    """Several models' divergence from one float model side by side, and where the last of them departs most.
+
+    Raises:
+        UserError: They are of other models or tokens.
+    """
+    first, *others = records
+    for other in others:
+        same_origin(first.provenance, other.provenance, f"{first.label} and {other.label}")
+    digits = decimals([record.mean[0] for record in records])
+    heads = ("same likeliest\ntoken (%)", "95 % interval", "KL from float\n(nats per token)", "95 % interval")
+    rows = [
+        (
+            record.label,
+            fixed(100 * record.agreement[0], 2),
+            interval([100 * bound for bound in normal_interval(*record.agreement)], 2, sign=False),
+            fixed(record.mean[0], digits),
+            interval(normal_interval(*record.mean), digits, sign=False),
+            fixed(record.percentile_99, 3),
+        )
+        for record in records
+    ]
+    yield table((*texts(""), *numbers(*heads, "99 % of tokens\nbelow (nats)")), rows)
+    yield from (
+        "",
+        dim(_tokens(first, "token")),
+        "",
+        f"where {records[-1].label} departs most:",
+        _worst(records[-1], WORST),
+    )
 
 
 def _by_position(record: Divergence) -> DataTable:
@@ -160,9 +193,9 @@ def _by_position(record: Divergence) -> DataTable:
     )
 
 
-def _worst(record: Divergence) -> DataTable:
+def _worst(record: Divergence, most: int | None = None) -> DataTable:
     columns = texts("behind", "came", "float's choice", f"{record.label}'s choice")
-    return table((*numbers("KL\n(nats)"), *columns), map(_worst_token, record.worst))
+    return table((*numbers("KL\n(nats)"), *columns), map(_worst_token, record.worst[:most]))
 
 
 def _worst_token(token: DivergentToken) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def show_search(record: SearchResult) -> Parts:
 
 def budgets(record: SearchResult) -> DataTable:
     """What each budget reaches."""
-    losses = ("Δ loss, selection\n(nats)", "Δ loss, report\n(nats)", "Δ perplexity,\nreport (%)")
+    losses = ("Δ loss ± SE,\nselection (nats)", "Δ loss ± SE,\nreport (nats)", "Δ perplexity,\nreport (%)")
     kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
     columns = (*texts("budget"), *numbers(*kept, *losses))
     return table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))

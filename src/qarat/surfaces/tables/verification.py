@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qarat.surfaces.tables.data import DataTable, Marked, Parts, bold, dim, marked, numbers, pairs, table, texts, title
-from qarat.surfaces.tables.wording import GAP, count, decimals, loss_and_error
+from qarat.surfaces.tables.wording import GAP, count, decimals, fixed
+from qarat.values.records.origin import spell_bounds
 from qarat.values.records.verification import Finding, LiveRun, ModuleReport, Verification
 from qarat.values.sites import short_name
 
@@ -31,8 +32,9 @@ def show_verification(record: Verification) -> Parts:
         )
         yield from ("", table((*texts("logits compared"), *numbers("relative\ndifference", "limit", "windows")), rows))
     for damage in record.damage:
-        loss = " ± ".join(loss_and_error(damage, decimals([damage.nats])))
-        yield from ("", f"damage {loss} nats per token over the float model, paired")
+        digits = decimals([damage.nats])
+        bounds = spell_bounds(damage.nats, damage.standard_error, digits, sign=True)
+        yield from ("", f"damage {fixed(damage.nats, digits, sign=True)} nats per token over the float model{bounds}")
     for live in record.live:
         yield from ("", *_live(live))
     if record.findings:

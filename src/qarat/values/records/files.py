@@ -46,6 +46,7 @@ _CLASSES = {  # kind to module and class
 }
 _FORMER = {"sweep": "a protection; run `qarat plan` or `qarat run` again for a new one"}
 """Kinds of records of qarat 0.1, with what they are now and how to get one."""
+_MAKERS = {"stats": "profile", "menu": "damage", "plan": "plan", "law": "law fit", "evaluation": "evaluate"}
 _VERSIONS = {"protection": "2"}
 """Of kinds that have changed since their first version, which every other kind still has."""
 _REMEDIES = {"protection": "; make it again with `qarat plan`, or with `qarat run` into another folder"}
@@ -97,7 +98,9 @@ def decode_record(path: Path, kind: type[Any] | None = None) -> Any:
         raise UserError(f"no such file: {path}")
     record = _decode_arrays(path) if path.suffix == ".safetensors" else _decode_json(path)
     if kind is not None and not isinstance(record, kind):
-        raise UserError(f"{path} holds a {type(record).__name__}, a {kind.__name__} is needed")
+        held, wanted = kind_of(type(record)), kind_of(kind)
+        maker = f", which `qarat {_MAKERS[wanted]}` writes" if wanted in _MAKERS else ""
+        raise UserError(f"{path} is of kind {held}; {wanted} is needed here{maker}")
     return record
 
 
@@ -153,6 +156,11 @@ def _convert(path: Path, header: dict[str, Any], arrays: Mapping[str, object]) -
 def _kind_of(record: object) -> str:
     """What a record's file says it is; empty for anything that is no record."""
     return _KINDS.get(f"{type(record).__module__}:{type(record).__qualname__}", "")
+
+
+def kind_of(record: type) -> str:
+    """What files of such records are called: ``stats``, ``menu``, ``plan``, …"""
+    return _KINDS.get(f"{record.__module__}:{record.__qualname__}", "plan")
 
 
 def _tag(header: Mapping[str, object]) -> str:

@@ -57,6 +57,17 @@ def normal_interval(value: float, standard_error: float) -> tuple[float, float]:
     return value - Z * standard_error, value + Z * standard_error
 
 
+def spell_bounds(value: float, standard_error: float, digits: int = 4, *, sign: bool = False) -> str:
+    """The 95 % interval behind a value in a sentence, `` (95 %: 0.0020 to 0.0078)``; empty where no error is known.
+
+    Tables say one standard error in a column that is headed so; sentences say this and never ``±``.
+    """
+    if math.isnan(standard_error):
+        return ""
+    low, high = (f"{bound:{'+' if sign else ''}.{digits}f}" for bound in normal_interval(value, standard_error))
+    return f" (95 %: {low} to {high})"
+
+
 def clustered_mean(sums: Sequence[float], counts: Sequence[int], sources: Sequence[str]) -> tuple[float, float, int]:
     """Mean over tokens, its standard error clustered by source, and the number of clusters.
 

@@ -9,7 +9,7 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import parse_loss_budget
-from qarat.values.parsing import parse_scheme
+from qarat.values.parsing import parse_scheme, parse_scheme_in
 from qarat.values.plans import PlanError
 from qarat.values.schemes import LOW, LinearScheme, SchemeError
 
@@ -100,10 +100,7 @@ class ProtectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _check_scheme(field: str, spelling: str) -> None:
-    try:
-        scheme = parse_scheme(spelling)
-    except SchemeError as error:
-        raise SchemeError(f"`{field}`: {error}") from None
+    scheme = parse_scheme_in(field, spelling)
     if not isinstance(scheme, LinearScheme):
         raise SchemeError(
             f"`{field}` {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products"
