@@ -199,3 +199,38 @@ def test_values_are_shown_short_and_true(model: Model, tokens: Tokens, done: Pat
 def test_what_a_value_says_is_escaped() -> None:
     plan = qarat.Plan("0" * 64, LOW, 16, (), note="<b>")
     assert "&lt;b&gt;" in plan._repr_html_()
+
+
+def test_a_folder_whose_channels_were_split_is_compared_with_its_float_model(
+    model: qarat.Model, tokens: Tokens, tmp_path: Path
+) -> None:
+    """It is wider: losses are compared, not tensors; and a model of another width is refused."""
+    request = qarat.ProtectRequest(low=LOW, budget="nats+9", transforms=("split/4",))
+    done = qarat.run(model, tokens, request, tmp_path / "run", progress=qarat.no_progress)
+    qarat.export(done, None, tmp_path / "exported", "compressed-tensors", progress=qarat.no_progress)
+    assert qarat.verify(tmp_path / "exported", done, tokens).passed
+    verified = qarat.verify(tmp_path / "exported", model, tokens)
+    assert verified.passed
+    assert any("wider than the float model" in finding.what for finding in verified.findings)
+    losses = [qarat.decode_record(done / f"evaluation-{label}.json", qarat.Evaluation) for label in ("float", "plan")]
+    assert verified.damage[0].nats == pytest.approx(qarat.paired_difference(losses[1], losses[0]).nats, abs=1e-6)
+    other = qarat.open_model(tiny_checkpoint(tmp_path / "other", intermediate=48))
+    with pytest.raises(UserError, match="different shapes"):
+        qarat.verify(tmp_path / "exported", other, tokens)
+
+
+def test_records_and_tokens_are_short_when_printed(done: Path, tokens: Tokens) -> None:
+    records = [qarat.decode_record(done / name) for name in ("plan.json", "menu.json", "protection.json")]
+    for value in (*records, tokens[0]):
+        assert len(repr(value)) < 400
+    assert repr(tokens[0]).startswith("TokenSet(name: calibration, windows: 6 of 16")
+
+
+def test_verbs_draw_their_progress_unless_told_otherwise(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qarat.export(done, None, tmp_path / "a", "compressed-tensors")
+    drawn = capsys.readouterr()
+    assert (drawn.out, "export" in drawn.err) == ("", True)
+    qarat.export(done, None, tmp_path / "b", "compressed-tensors", progress=qarat.no_progress)
+    assert capsys.readouterr() == ("", "")

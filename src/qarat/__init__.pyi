@@ -3,6 +3,7 @@
 from qarat.ground.errors import UserError as UserError
 from qarat.ground.runtime import Progress as Progress
 from qarat.ground.runtime import Runtime as Runtime
+from qarat.ground.runtime import no_progress as no_progress
 from qarat.jobs.protecting import find_plan as find_plan
 from qarat.jobs.search.job import search_plans as search_plans
 from qarat.model.model import Model as Model
@@ -24,6 +25,7 @@ from qarat.stages.spikes import Diagnosis as Diagnosis
 from qarat.stages.spikes import SpikeVerdict as SpikeVerdict
 from qarat.stages.spikes import diagnose as diagnose
 from qarat.stages.spikes import find_spikes as find_spikes
+from qarat.surfaces.progress import StageProgress as StageProgress
 from qarat.surfaces.python import advise as advise
 from qarat.surfaces.python import export as export
 from qarat.surfaces.python import open_model as open_model

@@ -94,8 +94,8 @@ def test_a_run_rewrites_first(words: list[str], unbroken: Path, tmp_path: Path) 
     out = tmp_path / "out"
     plain = [word for word in words if word != "--no-rewrites"]
     assert main([*plain, "-o", str(out)]) == 0
-    *evaluated, last = pipeline.STEPS
-    every = ["profile before", "transform", *evaluated, *pipeline.OPTIONAL, last]
+    *evaluated, diverged, last = pipeline.STEPS
+    every = ["profile before", "transform", *evaluated, *pipeline.OPTIONAL, diverged, last]
     assert [step for step, _ in steps(out)] == every
     rewrites, plan = decode_record(out / "rewrites-0.json", Rewrites), decode_record(out / "plan.json", Plan)
     assert plan.model.startswith(f"{rewrites.provenance.model}+rewrite/")
@@ -196,7 +196,7 @@ def test_ctrl_c_at_every_report_of_progress(
     while main([*words, "-o", str(out)]) == cli.INTERRUPTED:
         assert "the same command goes on from what is done" in capsys.readouterr().err
         assert not out.exists()
-    evaluations = [f"evaluate {label}" for label in pipeline.LABELS]
+    evaluations = [*(f"evaluate {label}" for label in pipeline.LABELS), "divergence naive", "divergence plan"]
     assert {stage for stage, _ in seen} == {"observe", "damage", "protect", "write", "continue", *evaluations}
     assert tree(out) == tree(unbroken)
 

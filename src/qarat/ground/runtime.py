@@ -48,7 +48,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             number that is published; or ``fast``, a real kernel wherever one supports the scheme.
     """
 
-    device: str = "cpu"
+    device: str = "auto"
     dtype: str = "float32"
     threads: int = 0
     memory: int = 0

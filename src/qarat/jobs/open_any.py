@@ -31,7 +31,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record
 
-EXPORTING = Runtime(memory=1)
+EXPORTING = Runtime("cpu", memory=1)
 """How a quantized model is opened to be exported: it is gone through once, so no block is kept."""
 RUN_MODEL = "model"  # where a run's folder keeps its quantized model
 _REFERENCE = "transformers"  # the engine whose reading of a config is computed

@@ -5,7 +5,7 @@ First names and headers, then numbers, then whole models: each only where the on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -104,13 +104,17 @@ class AgainstFloat(NamedTuple):
     def compare(self, resolved: _Resolved, stored: Model, progress: Progress) -> dict[str, object]:
         """What goes into the record."""
         model = self.model
-        if [s.shape for s in stored.sites()] != [s.shape for s in model.sites()]:
+        wider = _wider(stored, model)
+        if wider is None:
             raise UserError(
                 f"{resolved.folder.path} and {model.path} are models of different shapes; give the one it was made from"
             )
+        if wider:
+            what = "its MLPs are wider than the float model's, as channels that were split make them"
+            resolved.findings.add("note", what, "losses are compared; its split inputs are not searched for spikes")
         damage = _measure_damage(stored, model, self.report, progress)
         stats = observe(model, self.calibration, attention=False, progress=progress)
-        _measure_spikes(resolved, model, stats)
+        _measure_spikes(resolved, model, stats, wider)
         for problem in beyond_float16(resolved.folder.checkpoint, stats):
             resolved.findings.add("warning", problem, IN_BFLOAT16)
         return {"damage": (damage,)}
@@ -269,9 +273,20 @@ def _measure_damage(stored: Model, model: Model, report: TokenSet, progress: Pro
     return paired_difference(same, before)
 
 
-def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats) -> None:
-    """Streams under one static scale per tensor that a spike starves, by the snr rule."""
-    readers = {site.name: site.streams[0] for site in model.sites() if site.kind == "projection"}
+def _wider(stored: Model, model: Model) -> frozenset[str] | None:
+    """The sites that a folder has with more inner channels than its float model; None for another model's shapes."""
+    pairs = list(zip(stored.sites(), model.sites(), strict=False))
+    if len(stored.sites()) != len(model.sites()) or any(a.name != b.name for a, b in pairs):
+        return None
+    other = [(a, b) for a, b in pairs if a.shape != b.shape]
+    grown = [sum(x > y for x, y in zip(a.shape, b.shape, strict=True)) == 1 for a, b in other]
+    kept = [sum(x == y for x, y in zip(a.shape, b.shape, strict=True)) == 1 for a, b in other]
+    return frozenset(a.name for a, _ in other) if all(grown) and all(kept) else None
+
+
+def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats, left: Collection[str]) -> None:
+    """Streams under one static scale per tensor that a spike starves, by the snr rule; but for the inputs of some."""
+    readers = {s.name: s.streams[0] for s in model.sites() if s.kind == "projection" and s.name not in left}
     for name, match in resolved.matches[resolved.reference].items():
         inputs = match.group.scheme.input if match.group is not None else None
         if inputs is None or not inputs.static or inputs.granularity.cols is not None or name not in readers:

@@ -105,7 +105,7 @@ def read_native(folder: Path, runtime: Runtime | None = None) -> tuple[Model, Pl
 
     Args:
         folder: As `write_native` wrote it.
-        runtime: Device, dtype and limits; default CPU, float32.
+        runtime: Device, dtype and limits; default a GPU if there is one, float32.
 
     Raises:
         UserError: Damaged or contradictory files.

@@ -19,7 +19,7 @@ def open_model(name: str, runtime: Runtime | None = None, *, revision: str | Non
 
     Args:
         name: A local Hugging Face folder, a GGUF file, a reference model's name, or a hub id.
-        runtime: Device, dtype and limits; default CPU, float32.
+        runtime: Device, dtype and limits; default a GPU if there is one, float32.
         revision: Of the hub id.
 
     Raises:

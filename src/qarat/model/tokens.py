@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
+from qarat.ground.summaries import Summarized
 from qarat.model.texts import Document
 from qarat.model.tokenizing import check_kept
 from qarat.values.limits import check_seed, check_windows
@@ -34,7 +35,7 @@ NOTHING = -100
 """The target where nothing is to be predicted; the number that torch and transformers leave out of a loss."""
 
 
-class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
+class TokenSet(Summarized, msgspec.Struct, frozen=True, eq=False, dict=True):
     """Windows of token ids and where they come from; equal by content.
 
     Attributes:
@@ -57,6 +58,15 @@ class TokenSet(msgspec.Struct, frozen=True, eq=False, dict=True):
     document_sources: tuple[str, ...]
     targets: Tensor | None = None
     words: tuple[int, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {
+            "name": self.name,
+            "windows": f"{len(self)} of {self.length}",
+            "convention": self.convention,
+            "sources": f"{len(set(self.sources)):,}",
+        }
 
     def __len__(self) -> int:
         """How many windows there are."""

@@ -1,6 +1,7 @@
 """The verbs that people ask for whole, as functions: `qarat run`, `advise`, `export`, `verify`, `report` from Python.
 
-Nothing is printed, and what the command line writes beside its result is returned. The steps in between are functions
+Nothing is printed on stdout, and what the command line writes beside its result is returned; progress is drawn on
+stderr as there, unless a callback is given (`qarat.no_progress` for none). The steps in between are functions
 of their own (`qarat.observe`, `qarat.price`, `qarat.find_plan`, `qarat.quantize`, …). Arguments come in one order
 everywhere: the model, its tokens or its plan, what was measured, where to; options by keyword.
 """
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Progress, Runtime, no_progress
+from qarat.ground.runtime import Progress, Runtime
 from qarat.jobs.advising import Advisor
 from qarat.jobs.checks import check_plan_request
 from qarat.jobs.exporting import read_to_export
@@ -32,6 +34,7 @@ from qarat.model.token_sets import load_report_set, load_token_sets
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.surfaces.page import write_report
+from qarat.surfaces.progress import StageProgress
 from qarat.values.plans import Plan
 from qarat.values.records.advice import Advice
 from qarat.values.records.verification import Verification
@@ -55,7 +58,7 @@ def open_model(
         source: A Hugging Face folder; a reference model's name; a hub id; a folder of `qarat run`, of `qarat quantize`
             or in the compressed-tensors format, which is computed as it lies there; or a transformers model in memory,
             which is copied into a temporary folder.
-        runtime: Device, dtype and limits; default CPU, float32.
+        runtime: Device, dtype and limits; default a GPU if there is one, float32.
         tokenizer: Of a model in memory; the others bring theirs.
         revision: Of a hub id.
 
@@ -78,7 +81,7 @@ def advise(
     request: AdviseRequest | None = None,
     *,
     seed: int = 0,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Advice:
     """What a dozen schemes would cost on a model, each with the best recipe for a budget, before one is decided on.
 
@@ -88,13 +91,14 @@ def advise(
         request: Which schemes, for which budget and engines, and how many recipes are measured; default ppl+1%, any
             engine, three measured.
         seed: Of draws and labels.
-        progress: Told of every stage.
+        progress: Told of every stage; None draws it on stderr.
 
     Raises:
         UserError: As `Advisor`.
     """
-    advisor = Advisor(model, tokens, request or AdviseRequest(), seed=seed, progress=progress)
-    return advisor.advise(advisor.profile())
+    with _shown(progress) as told:
+        advisor = Advisor(model, tokens, request or AdviseRequest(), seed=seed, progress=told)
+        return advisor.advise(advisor.profile())
 
 
 def run(
@@ -107,7 +111,7 @@ def run(
     exports: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Path:
     """Profile, price, plan, quantize, evaluate and continue a prompt; a folder that was begun is gone on with.
 
@@ -120,7 +124,7 @@ def run(
         exports: Formats to write as well, each into a folder of its name.
         seed: Of draws and labels.
         overwrite: Whether an earlier run may be replaced.
-        progress: Told of every stage.
+        progress: Told of every stage; None draws it on stderr.
 
     Returns:
         The folder, which `qarat.open_model`, `export`, `verify` and `report` take.
@@ -130,19 +134,20 @@ def run(
     """
     check_plan_request(request)
     folder = Run(out, KIND, overwrite=overwrite)
-    job = Pipeline(
-        model,
-        tokens,
-        request,
-        seed=seed,
-        prompt=prompt,
-        exports=exports,
-        progress=progress,
-        show=_show_nothing,
-        note=_show_nothing,
-    )
-    with folder.work():
-        job.execute(folder)
+    with _shown(progress) as told:
+        job = Pipeline(
+            model,
+            tokens,
+            request,
+            seed=seed,
+            prompt=prompt,
+            exports=exports,
+            progress=told,
+            show=_show_nothing,
+            note=_show_nothing,
+        )
+        with folder.work():
+            job.execute(folder)
     return out
 
 
@@ -154,7 +159,7 @@ def export(
     *,
     source: str | None = None,
     overwrite: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Sequence[str]:
     """Write a quantized model, or its plan, in the format of another program.
 
@@ -166,7 +171,7 @@ def export(
         format: Name of an exporter: ``compressed-tensors``, ``gguf``, …
         source: The float model that a folder was made from; some formats round its weights anew.
         overwrite: Whether an earlier export may be replaced; nothing else ever is.
-        progress: Told of every block.
+        progress: Told of every block; None draws it on stderr.
 
     Returns:
         What a person should know of the result, a line each.
@@ -177,10 +182,12 @@ def export(
     if isinstance(model, Model):
         if plan is None or source is not None:
             raise UserError("a model in memory is exported with its plan, and without a source")
-        return export_model(model, plan, out, format, overwrite=overwrite, progress=progress)
+        with _shown(progress) as told:
+            return export_model(model, plan, out, format, overwrite=overwrite, progress=told)
     if plan is not None:
         raise UserError(f"{model} holds its own plan; give None in its place")
-    return read_to_export(Path(model), format, source).write(out, format, overwrite=overwrite, progress=progress)
+    with _shown(progress) as told:
+        return read_to_export(Path(model), format, source).write(out, format, overwrite=overwrite, progress=told)
 
 
 def verify(
@@ -193,7 +200,7 @@ def verify(
     live: str = "",
     engine_python: Path | None = None,
     runtime: Runtime | None = None,
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Verification:
     """Check a quantized folder, alone, against the run it was exported from, or against its float model.
 
@@ -205,8 +212,8 @@ def verify(
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
         live: An installed engine that is to run it, ``vllm`` or ``transformers``; empty for none.
         engine_python: The interpreter of the environment that holds that engine; None for this one.
-        runtime: For what is computed here; default CPU, float32.
-        progress: Called as the work goes on.
+        runtime: For what ``against`` names; default a GPU if there is one, float32.
+        progress: Called as the work goes on; None draws it on stderr.
 
     Raises:
         UserError: As `qarat.jobs.verify.verify`.
@@ -223,20 +230,22 @@ def verify(
         quantized, plan = read_native(native, runtime)
         report = tokens[2] if tokens else load_report_set(quantized)
         run = AgainstRun(quantized, plan, report)
-        return verify_folder(path, engines, generation, against=run, live=engine, progress=progress)
+        with _shown(progress) as told:
+            return verify_folder(path, engines, generation, against=run, live=engine, progress=told)
     model = against if isinstance(against, Model) else open_model(against, runtime)
     calibration, _, report = tokens or load_token_sets(model)
     source = AgainstFloat(model, calibration, report)
-    return verify_folder(path, engines, generation, against=source, live=engine, progress=progress)
+    with _shown(progress) as told:
+        return verify_folder(path, engines, generation, against=source, live=engine, progress=told)
 
 
-def report(sources: str | Path | Sequence[str | Path], out: Path, *, progress: Progress = no_progress) -> Path:
+def report(sources: str | Path | Sequence[str | Path], out: Path, *, progress: Progress | None = None) -> Path:
     """Write a page that people want to look at, and each of its figures as a file.
 
     Args:
         sources: The folder of a run, finished or not; files of records; or several of either.
         out: The folder to write into; made if need be. What else is in it stays.
-        progress: Called after every figure.
+        progress: Called after every figure; None draws it on stderr.
 
     Returns:
         The page.
@@ -245,7 +254,13 @@ def report(sources: str | Path | Sequence[str | Path], out: Path, *, progress: P
         UserError: As `write_report`.
     """
     paths = [sources] if isinstance(sources, str | Path) else sources
-    return write_report([Path(path) for path in paths], out, progress=progress)
+    with _shown(progress) as told:
+        return write_report([Path(path) for path in paths], out, progress=told)
+
+
+def _shown(progress: Progress | None) -> AbstractContextManager[Progress]:
+    """The callback that was given, or bars on stderr that go away with the work."""
+    return StageProgress() if progress is None else nullcontext(progress)
 
 
 def _show_nothing(*records: object, **how: object) -> None:

@@ -159,7 +159,7 @@ def _kind_of(record: object) -> str:
 
 
 def kind_of(record: type) -> str:
-    """What files of such records are called: ``stats``, ``menu``, ``plan`` and so on."""
+    """What files of such records are called, such as ``stats``, ``menu`` or ``plan``."""
     return _KINDS.get(f"{record.__module__}:{record.__qualname__}", "plan")
 
 

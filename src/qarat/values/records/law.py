@@ -6,6 +6,8 @@ import math
 
 import msgspec
 
+from qarat.ground.summaries import Summarized
+
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One coefficient.
@@ -95,7 +97,7 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: tuple[str, ...] = ()
 
 
-class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Law(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What fitting came to: one fit, one for each group, or several forms side by side.
 
     Attributes:
@@ -121,6 +123,14 @@ class Law(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     best: str = ""
     how: str = ""
     defects: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {
+            "data": self.data,
+            "forms": ", ".join(dict.fromkeys(fit.form for fit in self.fits)),
+            "best": self.best or "none",
+        }
 
     @property
     def uncompared(self) -> tuple[str, ...]:

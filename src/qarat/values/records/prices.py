@@ -7,6 +7,8 @@ import math
 import msgspec
 
 from qarat.ground.errors import UserError
+from qarat.ground.summaries import Summarized
+from qarat.values.fingerprints import brief
 from qarat.values.records.origin import Difference, Provenance
 
 NATS = "nats per token"
@@ -29,7 +31,7 @@ class MenuEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     standard_error: float
 
 
-class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Menu(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every scheme would cost at every site.
 
     Attributes:
@@ -47,6 +49,10 @@ class Menu(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     entries: tuple[MenuEntry, ...]
     unit: str = NATS
     prefix: tuple[int, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {"model": brief(self.provenance.model), "metric": self.metric, "prices": f"{len(self.entries):,}"}
 
     @property
     def in_nats(self) -> bool:
@@ -183,7 +189,7 @@ class Correction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.factor * predicted**self.power
 
 
-class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Protection(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The measurements behind a plan: a few sets of protected sites, closing in on a loss budget.
 
     Attributes:
@@ -208,6 +214,15 @@ class Protection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept: tuple[str, ...]
     verdict: str
     unit: str = NATS
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {
+            "model": brief(self.provenance.model),
+            "budget": self.budget,
+            "plans measured": str(len(self.trials)),
+            "verdict": self.verdict,
+        }
 
     @property
     def protected(self) -> frozenset[str]:

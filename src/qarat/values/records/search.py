@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from qarat.ground.summaries import Summarized
+from qarat.values.fingerprints import brief
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.prices import Correction
 from qarat.values.records.scores import Evaluation, paired_difference
@@ -82,7 +84,7 @@ class SearchCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measuring: int
 
 
-class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SearchResult(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A search: every trial, what each budget reaches, and the cost.
 
     Attributes:
@@ -119,6 +121,15 @@ class SearchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reached: tuple[Reached, ...]
     cost: SearchCost
     correction: Correction = NO_CORRECTION
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {
+            "model": brief(self.provenance.model),
+            "strategy": self.strategy,
+            "plans": f"{len(self.trials):,}",
+            "budgets": ", ".join(r.budget for r in self.reached),
+        }
 
     def budget(self, spelling: str) -> Reached:
         """What a budget of the search reaches."""

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from qarat.ground.summaries import Summarized
 from qarat.values.records.origin import Difference, Provenance
 
 Severity = Literal["error", "not judged", "warning", "note"]
@@ -150,7 +151,7 @@ class LiveRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     losses: tuple[LiveLoss, ...] = ()
 
 
-class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Verification(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was found of one folder.
 
     Attributes:
@@ -180,6 +181,15 @@ class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logits: tuple[LogitsComparison, ...] = ()
     damage: tuple[Difference, ...] = ()
     live: tuple[LiveRun, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """What tells it from another."""
+        return {
+            "folder": self.folder,
+            "verdict": self.verdict,
+            "errors": str(len(self.errors)),
+            "against": self.against or "nothing",
+        }
 
     @property
     def errors(self) -> tuple[Finding, ...]:
