@@ -226,11 +226,14 @@ def test_everything_is_reached_by_keyboard(browser: Browser, report: Path) -> No
     assert browser.ask("document.activeElement.getAttribute('aria-label')") == "Switch to the light theme"
     assert all(drawn_marks(browser).values())
     contents = browser.ask("document.querySelectorAll('nav a').length")
+    browser.press("Tab")
+    assert browser.ask("document.activeElement.tagName") == "PRE"  # what to type
     for _ in range(contents + 1):
         browser.press("Tab")
     assert browser.ask("document.activeElement.tagName") == "SUMMARY"
-    browser.press("Enter")
-    assert browser.ask("document.activeElement.parentElement.open")
+    for opened in (False, True):  # the first table is open from the beginning
+        browser.press("Enter")
+        assert browser.ask("document.activeElement.parentElement.open") == opened
     assert browser.ask("document.activeElement.parentElement.querySelector('table').rows.length") > 1
     browser.ask("delete document.documentElement.dataset.drawn")
     browser.call("Page.reload")

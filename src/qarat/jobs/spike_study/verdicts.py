@@ -18,7 +18,7 @@ _SLACK = 0.05  # of the twin's naive loss; a gain below it is not worth a dearer
 Inside = Literal["yes", "estimate only", "no"]
 _INSIDE = {
     "yes": "within {}",
-    "estimate only": "perhaps within {}: the estimate is, its 95 % interval is not",
+    "estimate only": "perhaps within {}: the estimate is, its interval is not",
     "no": "not within {}",
 }
 _WINNERS = {
