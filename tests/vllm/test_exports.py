@@ -3,7 +3,6 @@
 Which of vLLM's own classes a scheme ends in is a row of `bundled/engines.toml`; here the rows are held to what runs.
 """
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +65,10 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def run(request: pytest.FixtureRequest, exporting: Any) -> Generator[Run]:
+def run(request: pytest.FixtureRequest, exporting: Any) -> Run:
     low, rules, how = CASES[request.param]
     export = exporting(low, *rules, **how)
-    llm = run_engine.load_vllm(str(export.folder), 48)
-    yield Run(export, llm)
-    llm.llm_engine.engine_core.shutdown()
+    return Run(export, run_engine.load_vllm(str(export.folder), 48))
 
 
 def test_every_module_runs_as_resolved(run: Run) -> None:
