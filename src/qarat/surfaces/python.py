@@ -224,7 +224,8 @@ def verify(
         python = engine_python or Path(sys.executable)
         engine = Live(live, lambda m: tokens[2] if tokens else load_report_set(m), runtime or Runtime(), python)
     if against is None:
-        return verify_folder(path, engines, generation, live=engine, progress=progress)
+        with _shown(progress) as told:
+            return verify_folder(path, engines, generation, live=engine, progress=told)
     native = None if isinstance(against, Model) else find_native(Path(against))
     if native is not None:
         quantized, plan = read_native(native, runtime)
