@@ -19,11 +19,11 @@ from qarat.values.plans import Assignment, Plan
 from qarat.values.records.files import Record, content_hash, decode_record
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Protection
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Divergence, Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 
 R = TypeVar("R")
-_SEVERAL = (Evaluation,)  # of these a page may tell of more than one
+_SEVERAL = (Evaluation, Divergence)  # of these a page may tell of more than one
 
 
 @dataclass(frozen=True)
