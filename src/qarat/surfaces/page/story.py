@@ -24,12 +24,12 @@ from qarat.values.records.files import Record, content_hash, decode_record
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Protection
 from qarat.values.records.rewrites import Rewrites
-from qarat.values.records.scores import Evaluation
+from qarat.values.records.scores import Divergence, Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 
 R = TypeVar("R")
 _OF_ONE_RECORD = (ADVICE, SEARCH)
-_SEVERAL = (Evaluation, Rewrites)  # of these a page may tell of more than one
+_SEVERAL = (Evaluation, Divergence, Rewrites)  # of these a page may tell of more than one
 
 
 class About(NamedTuple):
