@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from qarat.jobs.whole_run import show_run
+from qarat.jobs.run_steps import show_run
 from qarat.surfaces.terminal import render
 from qarat.values.schemes import LOW
 

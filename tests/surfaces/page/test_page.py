@@ -532,7 +532,7 @@ def test_overrides_are_no_protection(story: Story) -> None:
     assert [a.site.name for a in several.protected] == ["model.layers.1.mlp.down_proj"]
     said = verdict(several).said
     assert said.startswith("INT8 with 1 of 14 projections in float (1.down; ")
-    assert said.endswith("; the other number is with 2 projections as --set decides too.")
+    assert "; the other number is with 2 projections as --set decides too." in said
     table = {row[0]: row[3] for row in several_rows(several)}
     assert table.keys() == {"1.down", "0.up", "0.gate"}
     assert table["0.up"] == "matches it"

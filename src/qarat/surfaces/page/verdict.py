@@ -199,7 +199,7 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> Ve
         within = lost.nats <= sweep.budget_nats
         said += " Nothing needs protection." if within else f" No protection that was tried keeps {sweep.budget}."
     if naive.interval[0] <= 0:
-        said += f" With nothing done {low} loses nothing that can be measured."
+        said += f" {low} alone loses nothing measurable."
     return Verdict(_instead(lost, naive), said)
 
 
