@@ -169,7 +169,7 @@ def _law(story: Story) -> Iterator[Part]:
         yield ("This law comes without the points it was fitted to, so there is nothing to draw.")
     # The form that is shown first, those that are fitted in groups, which may be many, last.
     fits = sorted(law.fits, key=lambda fit: (fit.form != law.shown, bool(fit.group)))
-    yield Titled("Coefficients", coefficients(fits))
+    yield Titled("Coefficients", coefficients(fits).used())
     yield Titled("What must be known of the fits", notes_table(law, fits))
 
 

@@ -168,7 +168,7 @@ def coefficients(fits: list[Fit]) -> DataTable:
         for fit in fits
         for p in fit.parameters
     )
-    return table((*texts("form", "fitted for", "parameter"), *numbers("value", "95 % interval")), rows).used()
+    return table((*texts("form", "fitted for", "parameter"), *numbers("value", "95 % interval")), rows)
 
 
 def fit_lines(fit: Fit) -> Iterator[str]:
