@@ -17,6 +17,7 @@ from qarat.ground.errors import NotJudgedError, UserError, judging, local_cause
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.float16 import beyond_float16
 from qarat.jobs.live import Live, run_live
+from qarat.model.folders import MARK
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -28,8 +29,10 @@ from qarat.stages.read_back.resolution import Matches, resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.stages.spikes import find_spikes
 from qarat.values.engines import DEFAULT_ENGINES, Engine, engine_named, generation_named
+from qarat.values.fingerprints import source_of
 from qarat.values.formats import IN_BFLOAT16
 from qarat.values.plans import Plan
+from qarat.values.records.files import decode_record
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.streams import ActivationStats
@@ -105,7 +108,7 @@ class AgainstFloat(NamedTuple):
         """What goes into the record."""
         model = self.model
         wider = _wider(stored, model)
-        if wider is None:
+        if wider is None or (wider and not _is_of(resolved.folder.path, model)):
             raise UserError(
                 f"{resolved.folder.path} and {model.path} are models of different shapes; give the one it was made from"
             )
@@ -278,10 +281,16 @@ def _wider(stored: Model, model: Model) -> frozenset[str] | None:
     pairs = list(zip(stored.sites(), model.sites(), strict=False))
     if len(stored.sites()) != len(model.sites()) or any(a.name != b.name for a, b in pairs):
         return None
-    other = [(a, b) for a, b in pairs if a.shape != b.shape]
-    grown = [sum(x > y for x, y in zip(a.shape, b.shape, strict=True)) == 1 for a, b in other]
-    kept = [sum(x == y for x, y in zip(a.shape, b.shape, strict=True)) == 1 for a, b in other]
-    return frozenset(a.name for a, _ in other) if all(grown) and all(kept) else None
+    other = {
+        a.name: sorted(x - y for x, y in zip(a.shape, b.shape, strict=True)) for a, b in pairs if a.shape != b.shape
+    }
+    return frozenset(other) if all(least == 0 for least, _ in other.values()) else None
+
+
+def _is_of(folder: Path, model: Model) -> bool:
+    """Whether the plan in a folder says that it was made from a model."""
+    mark = folder / MARK
+    return mark.is_file() and source_of(decode_record(mark, Plan).model) == model.fingerprint
 
 
 def _measure_spikes(resolved: _Resolved, model: Model, stats: ActivationStats, left: Collection[str]) -> None:

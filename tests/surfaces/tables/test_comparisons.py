@@ -92,3 +92,16 @@ def test_divergences_side_by_side(kind: str):
     at = next(i for i, line in enumerate(lines) if line.startswith(kind))
     assert "plan" in lines[at]
     assert "naive" in lines[at + 1]
+
+
+def test_divergences_stand_side_by_side() -> None:
+    """How often the likeliest token stays, which no luck of one continuation decides, and where the last departs most."""
+    text = show(DIVERGENCE, msgspec.structs.replace(DIVERGENCE, label="other"))
+    rows = [line.split("  ") for line in text.splitlines() if line.startswith(("plan", "other"))]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        [label, "85.00", "75.20 to 94.80", "0.0300", "0.0104 to 0.0496", "0.190"] for label in ("plan", "other")
+    ]
+    assert "where other departs most:" in text
+    other = msgspec.structs.replace(DIVERGENCE.provenance, tokens="z" * 64)
+    with pytest.raises(UserError, match="do not belong together"):
+        show(DIVERGENCE, msgspec.structs.replace(DIVERGENCE, provenance=other))

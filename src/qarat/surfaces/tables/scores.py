@@ -134,11 +134,10 @@ def show_divergence(record: Divergence) -> Parts:
     """One model's divergence from float: in all, by position, and the worst tokens."""
     mean, error = record.mean
     digits = decimals([mean])
-    yield title(
-        record.label,
-        record.provenance.model,
-        f"KL from float {fixed(mean, digits)} nats per token{spell_bounds(mean, error, digits)}",
-        f"99 % of tokens below {fixed(record.percentile_99, 3)}",
+    yield title(record.label, record.provenance.model, "divergence from float")
+    yield (
+        f"KL from float {fixed(mean, digits)} nats per token{spell_bounds(mean, error, digits)}, "
+        f"99 % of tokens below {fixed(record.percentile_99, 3)}"
     )
     agreement, spread = (100 * part for part in record.agreement)
     yield f"same likeliest token on {agreement:.2f} % of tokens{spell_bounds(agreement, spread, 2)}"
