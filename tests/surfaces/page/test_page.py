@@ -541,7 +541,7 @@ def test_overrides_are_no_protection(story: Story) -> None:
     low = overridden(plan, "1.mlp.down", plan.low)
     said = verdict(changed(story, low, nothing)).said
     assert said.startswith("INT8 in 12 of 14 projections; the other number is with 2 projections as --set decides too.")
-    assert said.endswith("Nothing needs protection.")
+    assert "Nothing needs protection." in said
 
 
 def several_rows(story: Story) -> tuple[tuple[str, ...], ...]:

@@ -51,15 +51,17 @@ def _predicted_naive(story: Story) -> float:
     plan, rewrites, menu = story.one(Plan), story.one(Rewrites), story.one(Menu)
     if rewrites is not None:
         return rewrites.naive
-    priced = plan is not None and menu is not None and menu.in_nats and not spellings_of(plan.model)
-    return math.fsum(menu.damages(plan.low).values()) if priced else math.nan
+    if plan is None or menu is None or not menu.in_nats or spellings_of(plan.model):
+        return math.nan
+    return math.fsum(menu.damages(plan.low).values())
 
 
 def _predicted_low(story: Story) -> float:
     """Of the planned model with nothing protected."""
     sweep = story.one(Protection)
-    known = sweep is not None and sweep.unit == NATS and not sweep.trials[0].sites
-    return sweep.predicted[0] if known else math.nan
+    if sweep is None or sweep.unit != NATS or sweep.trials[0].sites:
+        return math.nan
+    return sweep.predicted[0]
 
 
 def _predicted_plan(story: Story, low: float) -> float:
