@@ -159,7 +159,12 @@ def test_an_engine_keeps_what_it_runs(model: Model, sets: Sets) -> None:
         (LOW, "vllm", "int8", "GPUs of compute capability 7.5 to below 10; x86 CPUs too"),
         (LOW, "transformers", "simulated", "anywhere, in float"),
         (LOW, "onnxruntime", "int8", "CPUs"),
-        (FP8, "vllm", "fp8", "GPUs of compute capability 8.9 on; on older ones weights alone in low precision"),
+        (
+            FP8,
+            "vllm",
+            "fp8 with static inputs",
+            "GPUs of compute capability 8.9 on; on older ones weights alone in low precision",
+        ),
         (LANDSCAPE["W6A6 static"], "vllm", "", "no kernel"),
         (LANDSCAPE["MXFP4"], "sglang", "", "not known"),
         (INT4, "llama.cpp", "Q4_0, the nearest type", "CPUs"),

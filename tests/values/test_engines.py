@@ -38,7 +38,7 @@ KINDS = {
     ("w=int8/channel", "int-quantized"): "",
     ("w=int4/g128 a=int8/token", "pack-quantized"): "int4 weights, int8 inputs",
     ("w=int4/g128 a=e4m3/token", "pack-quantized"): "int4 weights, fp8 inputs",
-    ("w=e4m3/tensor a=e4m3/tensor/static", "float-quantized"): "fp8",
+    ("w=e4m3/tensor a=e4m3/tensor/static", "float-quantized"): "fp8 with static inputs",
     ("w=e4m3/channel a=e4m3/token", "float-quantized"): "fp8",
     ("w=e4m3/128x128 a=e4m3/g128", "float-quantized"): "fp8",
     ("w=e4m3/channel", "naive-quantized"): "fp8 weights",
@@ -82,7 +82,10 @@ def test_where_kernels_run() -> None:
     }
     assert {g for g in GENERATIONS if fp8.on(g) == "fp8"} == {"ada", "hopper", "blackwell", "blackwell-rtx"}
     assert fp8.on("ampere") == "weights alone in low precision"
-    assert fp8.on(CPU) == ""
+    assert fp8.on(CPU) == "fp8"
+    static = kernel_for(ENGINES["vllm"], "fp8 with static inputs")
+    assert static is not None
+    assert static.on(CPU) == ""
     arm = kernel_for(ENGINES["vllm"], "int4 weights, int8 inputs")
     assert arm is not None
     assert arm.least == math.inf

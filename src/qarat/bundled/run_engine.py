@@ -1,4 +1,4 @@
-"""Runs a quantized folder in an engine, and writes down what ran: `qarat verify --live` starts this by itself.
+"""Runs a quantized folder in an engine, and writes down what ran: `qarat.jobs.live` starts this by itself.
 
     python run_engine.py ENGINE REQUEST ANSWER
 

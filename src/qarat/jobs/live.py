@@ -1,4 +1,4 @@
-"""`qarat verify --live`: the installed engine runs the folder, and what really ran is set beside the resolution.
+"""Live verification: the installed engine runs the folder, and what really ran is set beside the resolution.
 
 The engine runs in a process of its own, by `bundled/run_engine.py`, which imports nothing of qarat: another environment
 may hold it. That process is given a time, and as much memory as the runtime says; it is ended with all its children.
