@@ -50,7 +50,7 @@ def test_law_1_answers_for_the_budgets_it_was_fitted_at() -> None:
     with pytest.raises(UserError, match=r"fitted for these values alone: loss 0\.04879 nats \(ppl\+5%\); "):
         predict(law, {"size": 7e9, "loss": 0.07})
     with pytest.raises(
-        UserError, match="fitted for single values alone; give `loss` of one of these: loss 0.04879 nats"
+        UserError, match=r"fitted for single values alone; give `loss` of one of these: loss 0\.04879 nats"
     ):
         predict(law, {"size": 7e9})
 
