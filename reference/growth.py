@@ -210,13 +210,17 @@ def draw_sizes(growths: Sequence[Growth]) -> str:
         "The largest spike at the end of training, by size",
         "On four windows never trained on.",
         [
-            Series("maximum", tuple(Dot(g.parameters, end.maximum, label=g.site) for g, end in ends), line=False),
-            Series("r", tuple(Dot(g.parameters, end.ratio, label=g.site) for g, end in ends), line=False),
+            Series(
+                "maximum",
+                tuple(Dot(g.parameters, end.maximum, label=g.site) for g, end in ends),
+                line=False,
+                named=True,
+            ),
+            Series("r", tuple(Dot(g.parameters, end.ratio, label=g.site) for g, end in ends), line=False, named=True),
         ],
         Axis("parameters outside the embedding", log=True, counts=True),
         Axis("largest input of a down_proj, and its r", log=True),
         noun="model",
-        labelled=True,
     )
     return to_svg(figure)
 

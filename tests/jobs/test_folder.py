@@ -126,10 +126,10 @@ def test_a_file_in_the_place_of_a_folder_is_said_to_be_there(tmp_path: Path) -> 
         with pytest.raises(UserError, match="cannot write"):
             write_whole(path, "")
         with pytest.raises(UserError, match="file is no folder"):
-            check_file(path)
+            check_file(path, overwrite=False)
     with pytest.raises(UserError, match="it is a folder"):
-        check_file(tmp_path)
-    check_file(tmp_path / "new" / "x.json")
+        check_file(tmp_path, overwrite=True)
+    check_file(tmp_path / "new" / "x.json", overwrite=False)
     assert not (tmp_path / "new").exists()
 
 

@@ -21,7 +21,7 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import parse_transform
 from qarat.surfaces.page.document import assemble, document
-from qarat.surfaces.page.figures.base import figures_in
+from qarat.surfaces.page.parts import figures_in
 from qarat.surfaces.page.story import gather
 from qarat.surfaces.page.verdict import verdict
 from qarat.testing import plant_spike, tiny_checkpoint
@@ -108,14 +108,14 @@ def test_every_arm_of_a_quick_study(
     assert "protected: 1.down" in shown.out
     assert qarat("show", tmp_path / "s").out == shown.out
     story = gather([tmp_path / "s"])
-    figures = {figure.key for _, parts in assemble(story) for figure in figures_in(parts)}
+    figures = {figure.key for section in assemble(story) for figure in figures_in(section.parts)}
     kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
     assert {f"{kind}-{bits}-channel-static" for kind in kinds for bits in (8, 6)} | {"study-six", "outcome"} <= figures
     (texts,) = story.all(Continuations)
     assert list(texts.texts) == ["float", "naive", "plan"]
     assert len(set(texts.texts.values())) > 1
     # The tiny model is random: low bits may make it better.
-    assert verdict(story).startswith(("Keeping 1.down", "INT8 costs nothing that could be taken back: perplexity -"))
+    assert "1.down" in " ".join(verdict(story))
 
 
 def test_only_the_arms_and_settings_that_are_asked_for(

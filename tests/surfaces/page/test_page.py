@@ -429,7 +429,7 @@ def test_the_verdict_has_the_numbers(story: Story) -> None:
 def test_a_page_names_the_model_its_sizes_and_the_line_that_serves_it(story: Story, tiny_run: Path) -> None:
     assert subject(story) == "model"  # as the command called it, without its place
     assert re.fullmatch(r"\d+ [A-Z][a-z]+ 20\d\d", story.about.date)
-    model = open_model(tiny_run.parent / "model")
+    model = open_model(str(tiny_run.parent / "model"))
     assert story.about.float_bytes == sum(
         tensor.numel() * tensor.element_size()
         for tensor in load_file(tiny_run.parent / "model" / "model.safetensors").values()

@@ -96,7 +96,7 @@ def decode_record(path: Path, kind: type[Any] | None = None) -> Any:
     """
     if not path.is_file():
         raise UserError(f"no such file: {path}")
-    record = _decode_arrays(path) if path.suffix == ".safetensors" else _decode_json(path)
+    record: Record = _decode_arrays(path) if path.suffix == ".safetensors" else _decode_json(path)
     if kind is not None and not isinstance(record, kind):
         held, wanted = kind_of(type(record)), kind_of(kind)
         maker = f", which `qarat {_MAKERS[wanted]}` writes" if wanted in _MAKERS else ""
