@@ -271,9 +271,8 @@ def _wider(stored: Model, model: Model) -> frozenset[str] | None:
     pairs = list(zip(stored.sites(), model.sites(), strict=False))
     if len(stored.sites()) != len(model.sites()) or any(a.name != b.name for a, b in pairs):
         return None
-    other = {
-        a.name: sorted(x - y for x, y in zip(a.shape, b.shape, strict=True)) for a, b in pairs if a.shape != b.shape
-    }
+    grown = ((a.name, [x - y for x, y in zip(a.shape, b.shape, strict=True)]) for a, b in pairs)
+    other = {name: sorted(more) for name, more in grown if any(more)}
     return frozenset(other) if all(least == 0 for least, _ in other.values()) else None
 
 

@@ -49,9 +49,7 @@ def test_law_1_answers_for_the_budgets_it_was_fitted_at() -> None:
     assert (back.asked, back.value) == ("size", pytest.approx(7e9))
     with pytest.raises(UserError, match=r"fitted for these values alone: loss 0\.04879 nats \(ppl\+5%\); "):
         predict(law, {"size": 7e9, "loss": 0.07})
-    with pytest.raises(
-        UserError, match="fitted for single values alone; give `loss` of one of these: loss 0.04879 nats"
-    ):
+    with pytest.raises(UserError, match="for single values alone; give `loss` of one of these: loss 0"):
         predict(law, {"size": 7e9})
 
 

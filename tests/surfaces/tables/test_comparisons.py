@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from rich.console import Console
 
+from qarat.ground.errors import UserError
 from qarat.surfaces.terminal import render
 from qarat.values.records.comparison import compare
 from qarat.values.records.origin import Provenance
@@ -24,9 +25,9 @@ DIVERGENCE = Divergence(
 )  # fmt: skip
 
 
-def show(record: object) -> str:
+def show(*records: object) -> str:
     console = Console(file=StringIO(), width=100, no_color=True)
-    console.print(render(record))
+    console.print(render(*records))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= 100 for line in text.splitlines()), text
     assert "\x1b" not in text
@@ -95,13 +96,13 @@ def test_divergences_side_by_side(kind: str):
 
 
 def test_divergences_stand_side_by_side() -> None:
-    """How often the likeliest token stays, which no luck of one continuation decides, and where the last departs most."""
-    text = show(DIVERGENCE, msgspec.structs.replace(DIVERGENCE, label="other"))
+    """How often the likeliest token stays, which no luck decides, and where the last of them departs most."""
+    text = show(DIVERGENCE, replace(DIVERGENCE, label="other"))
     rows = [line.split("  ") for line in text.splitlines() if line.startswith(("plan", "other"))]
     assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
         [label, "85.00", "75.20 to 94.80", "0.0300", "0.0104 to 0.0496", "0.190"] for label in ("plan", "other")
     ]
     assert "where other departs most:" in text
-    other = msgspec.structs.replace(DIVERGENCE.provenance, tokens="z" * 64)
+    other = replace(DIVERGENCE.provenance, tokens="z" * 64)
     with pytest.raises(UserError, match="do not belong together"):
-        show(DIVERGENCE, msgspec.structs.replace(DIVERGENCE, provenance=other))
+        show(DIVERGENCE, replace(DIVERGENCE, provenance=other))
