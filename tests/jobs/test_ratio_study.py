@@ -177,7 +177,7 @@ def test_a_study_may_leave_parts_out_and_be_tried_dry(
     ],
 )
 def test_a_study_that_cannot_be_is_refused_at_once(words: list[str], says: str, qarat: Qarat, tmp_path: Path) -> None:
-    code, _, err = qarat("study", "ratio", "no-such-model", "-o", tmp_path / "s", *words)
+    code, _, err = qarat("study", "ratio", "py-128", "-o", tmp_path / "s", *words)
     assert code != 0
     assert says in err
 
@@ -200,7 +200,7 @@ def test_a_sweep_writes_tables_that_laws_read(
     assert qarat("show", tmp_path / "s").out == qarat("show", tmp_path / "s" / "family-sweep.json").out != ""
     page = qarat("report", tmp_path / "s")
     assert page.code == 1
-    assert "is of searching, of which there is no page" in page.err
+    assert "is of many searches, of which there is no page" in page.err
     sweep = decode_record(tmp_path / "s" / "family-sweep.json", FamilySweep)
     assert (sweep.family, len(sweep.points)) == ("tiny", 2 * 3)
     rows = read_table(tmp_path / "s" / "sweep.csv").rows

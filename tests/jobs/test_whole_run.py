@@ -153,7 +153,7 @@ def test_a_run_as_json_is_one_list(qarat: Qarat, words: list[str], tmp_path: Pat
     answer = qarat(*words, "-o", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     records = json.loads(answer.out)
-    kinds = ["stats", "menu", "protection", "plan", *["evaluation"] * 3, "continuations"]
+    kinds = ["stats", "menu", "protection", "plan", *["evaluation"] * 3, *["divergence"] * 2, "continuations"]
     assert [record["qarat"].partition("/")[0] for record in records] == kinds
     assert json.loads(qarat("show", tmp_path / "out", "--json").out) == records
     assert tree(tmp_path / "out") == tree(unbroken)  # the same command, the same bytes

@@ -129,7 +129,8 @@ def test_metrics_without_a_price_are_left_out_or_refused_before_any_work(
     for words in (["--schemes", product], ["--schemes", product, weights, "--check"]):
         answer = qarat("damage", tiny_llama, *few, *words, "--metrics", "fisher", "weight-error", "-o", "x.json")
         assert (answer.code, "weight-error has no price" in answer.err) == (2, True)
-    well(qarat("damage", tiny_llama, *few, "--schemes", product, weights, "--metrics", "weight-error"))
+    words = ["--schemes", product, weights, "--metrics", "weight-error", "--overwrite"]
+    well(qarat("damage", tiny_llama, *few, *words))
     assert qarat("damage", tiny_llama, *few, "--metrics", "fisher", "kj", "-o", "x.json").code == 1
     assert not Path("x.json").exists()
 
@@ -146,11 +147,15 @@ def test_each_menu_is_written_as_it_comes(
     assert decode_record(Path("menu.json"), Menu).metric == "fisher"
 
 
+WRITING = ("profile", "damage", "plan", "quantize")
+"""Verbs whose files lie in the folder that `made` is."""
+
+
 @pytest.mark.parametrize("verb", ["profile", "damage", "plan", "quantize", "evaluate", "run"])
 def test_a_dry_run_writes_nothing(verb: str, qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]) -> None:
     before = tree(made)
     words = [] if verb == "quantize" else small
-    out = ["--overwrite"] if verb == "quantize" else []
+    out = ["--overwrite"] if verb in WRITING else []
     answer = well(qarat(verb, tiny_llama, *words, *out, "--dry-run"))
     assert "nothing was computed or written" in answer.out
     assert tree(made) == before
@@ -164,8 +169,8 @@ def test_a_dry_run_writes_nothing(verb: str, qarat: Qarat, made: Path, tiny_llam
 def test_json_is_one_record_and_nothing_else(
     verb: str, qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
 ) -> None:
-    words = ["--overwrite"] if verb == "quantize" else small
-    answer = well(qarat(verb, tiny_llama, *words, "--json"))
+    words = ["--overwrite"] if verb in WRITING else []
+    answer = well(qarat(verb, tiny_llama, *words, *([] if verb == "quantize" else small), "--json"))
     kinds = {"profile": "stats", "damage": "menu", "quantize": "plan", "evaluate": "evaluation"}
     assert json.loads(answer.out)["qarat"] == f"{kinds.get(verb, verb)}/1"
     assert answer.err  # progress
@@ -301,8 +306,8 @@ def test_records_of_another_model_are_refused(
 ) -> None:
     before = tree(made)
     for words in (
-        ["damage", other, *small],
-        ["plan", other, *small],
+        ["damage", other, *small, "--overwrite"],
+        ["plan", other, *small, "--overwrite"],
         ["quantize", other, "-o", "new"],
         ["quantize", other, "--overwrite"],
     ):
@@ -320,7 +325,7 @@ def test_records_of_another_model_are_refused(
 def test_stats_other_than_the_plan_was_made_with_are_refused(
     qarat: Qarat, made: Path, tiny_llama: Path, small: list[str]
 ) -> None:
-    well(qarat("profile", tiny_llama, *small, "--seed", "7"))
+    well(qarat("profile", tiny_llama, *small, "--seed", "7", "--overwrite"))
     answer = qarat("quantize", tiny_llama, "-o", "new")
     assert answer.code == 1
     assert "plan again" in answer.err
@@ -414,7 +419,7 @@ def test_other_transforms_than_a_record_s_are_refused(
 ) -> None:
     before = tree(made)
     rotated = ["--transform", "hadamard"]
-    for words in (["damage", *small], ["plan", *small], ["quantize", "-o", "new"]):
+    for words in (["damage", *small, "-o", "x"], ["plan", *small, "-o", "x"], ["quantize", "-o", "new"]):
         answer = qarat(words[0], tiny_llama, *words[1:], *rotated)
         assert answer.code == 1
         assert "+hadamard; give no --transform" in answer.err

@@ -16,7 +16,7 @@ class Titled(NamedTuple):
     table: DataTable
 
 
-class Points(NamedTuple):
+class Listed(NamedTuple):
     """A list of sentences."""
 
     lines: Sequence[str]
@@ -43,7 +43,7 @@ class Folded(NamedTuple):
     parts: tuple[Part, ...]
 
 
-Part = Figure | Folded | Titled | Points | Terms | Command | Passages | str
+Part = Figure | Folded | Titled | Listed | Terms | Command | Passages | str
 """A string is a paragraph."""
 
 

@@ -22,7 +22,7 @@ from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_res
 from qarat.surfaces.page.figures.losses import outcome, recovery
 from qarat.surfaces.page.figures.maps import spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
-from qarat.surfaces.page.parts import Command, Folded, Part, Points, Terms, Titled
+from qarat.surfaces.page.parts import Command, Folded, Part, Listed, Terms, Titled
 from qarat.surfaces.page.remedies import remedies, rewritten_streams
 from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts
@@ -71,7 +71,7 @@ def _advice(story: Story) -> Iterator[Part]:
         if advice.measured:
             yield Titled("Measured", measurements(advice))
         yield Titled("Where they run", where_they_run(advice))
-        yield Points([versions(advice), *unrun(advice)])
+        yield Listed([versions(advice), *unrun(advice)])
         yield Titled("What to type next", commands(advice))
         yield f"{cost(advice).capitalize()}."
 
@@ -83,7 +83,7 @@ def _search(story: Story) -> Iterator[Part]:
             yield from (frontier(search, axis) for axis in axes)
         if search.reached:
             yield Titled("What each budget reaches", budgets(search))
-            yield Points([f"{line}." for line in verdicts(search)])
+            yield Listed([f"{line}." for line in verdicts(search)])
         yield from (f"{line}." for line in (*adding_up(search), search_cost(search)))
 
 

@@ -15,7 +15,7 @@ from qarat.jobs.spike_study.verdicts import Duel, duels, steadied, verdict_lines
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
-from qarat.surfaces.page.parts import Folded, Part, Points, Titled
+from qarat.surfaces.page.parts import Folded, Part, Listed, Titled
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.spike_study import notes_of
 from qarat.surfaces.tables.wording import count, fixed, perplexity_change, share, sites_listed
@@ -230,7 +230,7 @@ def _points(lines: Sequence[str]) -> Iterator[Part]:
     for inner, group in groupby(lines, key=lambda line: line.startswith(" ")):
         sentences = [line.strip() + "." for line in group]
         if inner:
-            yield Points(sentences)
+            yield Listed(sentences)
         else:
             yield from sentences
 
