@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qarat.surfaces.cli import parse
+from qarat.surfaces.words import parse
 from qarat.values.parsing import parse_scheme
 
 HOME = Path(__file__).parents[1]

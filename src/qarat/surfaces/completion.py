@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from qarat.surfaces.options.arguments import Leaf, describe_fields, leaves
+from qarat.surfaces.words import first_line
 
 _BASH = """_qarat() {{
     local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" verb="${{COMP_WORDS[1]}}" words=""
@@ -65,7 +66,7 @@ def _fish(verbs: Mapping[str, type[msgspec.Struct]]) -> Iterable[str]:
     seconds = _families(verbs)
     yield "complete -c qarat -n __fish_use_subcommand -f"
     for first in dict.fromkeys(verb.split()[0] for verb in verbs):
-        told = _quoted(_first_line(verbs[first])) if first in verbs else "''"
+        told = _quoted(first_line(verbs[first])) if first in verbs else "''"
         yield f"complete -c qarat -n __fish_use_subcommand -a {first} -d {told}"
     for family, words in seconds.items():
         yield f"complete -c qarat -n '__fish_seen_subcommand_from {family}' -a '{' '.join(words)}'"
@@ -93,10 +94,6 @@ def _choices(leaf: Leaf) -> tuple[str, ...]:
     if listed := getattr(leaf.group, "LISTED", {}).get(leaf.path[-1]):  # a folder that is its own list
         return tuple(listed.names())
     return tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else ()
-
-
-def _first_line(options: type[msgspec.Struct]) -> str:
-    return (options.__doc__ or "").partition("\n")[0]
 
 
 def _quoted(text: str) -> str:
