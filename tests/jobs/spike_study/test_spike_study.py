@@ -235,7 +235,7 @@ def test_a_model_too_large_to_hold_in_one_piece_is_studied_without_continuations
     assert not (tmp_path / "s" / "continuations.json").exists()
     page = (tmp_path / "s" / "report.html").read_text("utf-8")
     assert "continuations" in page
-    assert "What it costs" in page
+    assert "What each remedy buys" in page
 
 
 def test_the_planner_keeps_to_most(spiking: Path, tiny_text: Path, tmp_path: Path) -> None:

@@ -361,10 +361,11 @@ def test_a_scheme_stands_for_the_first_model_under_it(
     assert "did you mean int4" in qarat("compare", tiny_llama, "w=imt4", *small).err
 
 
-def next_words(answer: Any) -> list[str]:
+def next_words(answer: Any, verb: str) -> list[str]:
     """What a verb says to try next, to be typed as it stands."""
-    (line,) = [line for line in answer.out.splitlines() if line.startswith("try next: qarat ")]
-    return shlex.split(line)[3:]
+    lines = [line.removeprefix("try next:").strip() for line in answer.out.splitlines()]
+    (line,) = [line for line in lines if line.startswith(f"qarat {verb} ")]
+    return shlex.split(line)[1:]
 
 
 def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llama: Path, small: list[str]) -> None:
@@ -372,8 +373,7 @@ def test_steps_on_a_transformed_model_go_on_as_each_says(qarat: Qarat, tiny_llam
     transforms = ["--transform", "smooth/0.5", "hadamard", "--transform-stats", "before.safetensors"]
     answer = well(qarat("profile", tiny_llama, *small, *transforms))
     for verb in ("damage", "plan", "quantize", "evaluate"):
-        words = next_words(answer)
-        assert words[0] == verb
+        words = next_words(answer, verb)
         answer = well(qarat(*words, *(small if verb == "evaluate" else [])))
     answer = qarat("quantize", tiny_llama, "-o", "new")
     assert "give --transform smooth/0.5 hadamard --transform-stats STATS, STATS being what was given" in answer.err

@@ -22,7 +22,7 @@ from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_res
 from qarat.surfaces.page.figures.losses import outcome, recovery
 from qarat.surfaces.page.figures.maps import spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
-from qarat.surfaces.page.parts import Command, Folded, Part, Listed, Terms, Titled
+from qarat.surfaces.page.parts import Command, Folded, Listed, Part, Terms, Titled
 from qarat.surfaces.page.remedies import remedies, rewritten_streams
 from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts

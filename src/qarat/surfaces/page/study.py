@@ -15,7 +15,7 @@ from qarat.jobs.spike_study.verdicts import Duel, duels, steadied, verdict_lines
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals
-from qarat.surfaces.page.parts import Folded, Part, Listed, Titled
+from qarat.surfaces.page.parts import Folded, Listed, Part, Titled
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.spike_study import notes_of
 from qarat.surfaces.tables.wording import count, fixed, perplexity_change, share, sites_listed
