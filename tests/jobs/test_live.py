@@ -18,7 +18,6 @@ from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.values.engines import ENGINES
 from qarat.values.plans import assign
-from qarat.values.records.verification import Verification
 
 Qarat = Callable[..., Any]
 Engine = Callable[..., Path]
@@ -77,7 +76,7 @@ MODULES = (
 )
 
 
-def asked(qarat: Qarat, folder: Path, python: Path, small: list[str], *words: object) -> tuple[Any, Verification]:
+def asked(qarat: Qarat, folder: Path, python: Path, small: list[str], *words: object) -> tuple[Any, Any]:
     answer = qarat(
         "verify", folder, "--live", "vllm", "--engine-python", python, "--engine", "vllm", "--json", *words, *small
     )
