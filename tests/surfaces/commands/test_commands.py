@@ -135,6 +135,19 @@ def test_metrics_without_a_price_are_left_out_or_refused_before_any_work(
     assert not Path("x.json").exists()
 
 
+def test_a_check_that_was_cut_short_goes_on_with_the_same_command(
+    qarat: Qarat, tiny_llama: Path, small: list[str]
+) -> None:
+    words = ["damage", tiny_llama, *small, "--schemes", "w=int4/channel", "--check"]
+    well(qarat(*words))
+    menu = Path("menu.json").read_bytes()
+    assert "--overwrite to replace it" in qarat(*words).err
+    Path("menu.measured.json").rename("whole.json")
+    well(qarat(*words))
+    assert Path("menu.json").read_bytes() == menu
+    assert Path("menu.measured.json").read_bytes() == Path("whole.json").read_bytes()
+
+
 def test_each_menu_is_written_as_it_comes(
     qarat: Qarat, tiny_llama: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
