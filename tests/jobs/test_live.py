@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from qarat.jobs.live import LIVE, Live
+from qarat.jobs.live import LIVE, Live, compare_losses
 from qarat.jobs.verify import verify
 from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.stages.quantize import quantize
+from qarat.stages.read_back.folders import Findings
 from qarat.testing import tiny_checkpoint
 from qarat.values.engines import ENGINES
 from qarat.values.plans import assign
+from qarat.values.records.origin import Provenance
+from qarat.values.records.scores import Evaluation
 
 Qarat = Callable[..., Any]
 Engine = Callable[..., Path]
@@ -223,3 +228,23 @@ def test_transformers_runs_what_is_resolved(folder: Path, tiny_text: Path, monke
     [loss] = run.losses
     # compressed-tensors divides by 127.5 where kernels divide by 127 (docs/verifying.md).
     assert abs(loss.nats - loss.ours) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("sources", "engine", "said"),
+    [
+        (("a", "b", "c"), (2.0, 2.1, 1.9), []),
+        (("a", "b", "c"), (3.0, 3.1, 2.9), ["warning"]),
+        (("a", "a", "a"), (2.0, 2.1, 1.9), ["note"]),
+    ],
+)
+def test_a_loss_far_from_ours_or_of_unknown_error_is_said(
+    sources: tuple[str, ...], engine: tuple[float, ...], said: list[str]
+) -> None:
+    tokens = TokenSet("report", "windows-3", torch.zeros(3, 3, dtype=torch.long), sources, ("0" * 64,), ("text",))
+    origin = Provenance("m" * 64, tokens.fingerprint, tokens.convention, {})
+    ours = Evaluation("folder", origin, "", (4.0, 4.0, 4.0), (2, 2, 2), sources)
+    findings = Findings()
+    loss = compare_losses("vllm", ours, tokens, [(nats, nats) for nats in engine], findings)
+    assert loss.nats == pytest.approx(sum(engine) / 3)
+    assert [finding.severity for finding in findings.listed()] == said

@@ -7,6 +7,7 @@ may hold it. That process is given a time, and as much memory as the runtime say
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -137,7 +138,7 @@ def run_live(
     if stored is None or tokens is None:
         return (run,)
     ours = measure_perplexity(stored, tokens, label="folder", progress=progress)
-    loss = _compare_losses(live.engine, ours, tokens, answer.losses, findings)
+    loss = compare_losses(live.engine, ours, tokens, answer.losses, findings)
     return (msgspec.structs.replace(run, losses=(loss,)),)
 
 
@@ -182,7 +183,6 @@ def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
         remedy = f"{_INSTALL[engine]}; give the Python of an environment that has it as `engine_python`"
         findings.add("not judged", f"{engine} is not installed for {live.python}: {answer.absent}", remedy)
         return False
-    row = ENGINES[engine]
     if answer.version not in row.ran:
         what = f"{engine} {answer.version} is no version that its row was run with ({', '.join(row.ran)})"
         findings.add(
@@ -270,15 +270,26 @@ def _grave_here() -> Severity:
     return "warning" if "vnni" not in flags or "amx_int8" in flags else "note"
 
 
-def _compare_losses(
+def compare_losses(
     engine: str, ours: Evaluation, tokens: TokenSet, losses: Sequence[Sequence[float]], findings: Findings
 ) -> LiveLoss:
-    """The engine's mean loss beside ours."""
+    """The engine's mean loss beside ours, and a finding where it is far off, or where nobody can say whether it is.
+
+    Args:
+        engine: Its name.
+        ours: Of the folder as qarat computes it.
+        tokens: What both were measured on.
+        losses: The engine's, nats of every predicted token, by window.
+        findings: What is found is added to it.
+    """
     sums = [sum(window) - nats for window, nats in zip(losses, ours.nats, strict=True)]
     difference, error, _ = clustered_mean(sums, ours.predicted, ours.sources)
     counts = len(tokens), sum(ours.predicted)
     loss = LiveLoss(ours.loss + difference, ours.loss, error, *counts, tokens.fingerprint, tokens.convention)
-    if abs(difference) > LIMIT * error:
+    if math.isnan(error):
+        what = f"its mean loss is {difference:+.4f} nats from ours, of one source: how sure that is nobody knows"
+        findings.add("note", what, "compare on text of several documents", engines=(engine,))
+    elif abs(difference) > LIMIT * error:
         what = f"its mean loss is {difference:+.4f} ± {error:.4f} nats from ours, over {len(tokens)} windows"
         remedy = "compare on more windows; docs/verifying.md says what an engine's own roundings may cost"
         findings.add("warning", what, remedy, engines=(engine,))
