@@ -1,7 +1,6 @@
 """`qarat verify --live`: what an engine's process answers, or fails to, set beside the resolution."""
 
 import json
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -43,20 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     export_model(quantize(model, plan, None), plan, home / "out", "compressed-tensors")
     return home / "out"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    """Makes a stand-in for an engine's Python: the body of its `main`, given request and answer."""
-
-    def make(body: str) -> Path:
-        path = tmp_path / "python"
-        lines = ["import json, sys, time", "name, request, answer = sys.argv[2:]", "asked = json.load(open(request))"]
-        path.write_text("\n".join([f"#!{sys.executable}", *lines, body]))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        return path
-
-    return make
 
 
 def answering(modules: dict[str, str], **fields: object) -> str:
@@ -193,6 +178,25 @@ def test_a_death_shows_the_last_lines(qarat: Qarat, folder: Path, engine: Engine
     assert (
         "vllm ended with -11 and left no answer; its last lines:\nSegmentation fault" in record["findings"][0]["what"]
     )
+
+
+def test_a_kind_that_the_row_has_no_name_for_is_not_judged(
+    qarat: Qarat, engine: Engine, small: list[str], tmp_path: Path
+) -> None:
+    from qarat.model.opening import open_model
+
+    model = open_model(str(tiny_checkpoint(tmp_path / "tiny")))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=e4m3/channel")
+    export_model(quantize(model, plan, None), plan, tmp_path / "out", "compressed-tensors")
+    ran = {name: "float" if ".layers." not in name else "CompressedTensorsW8A16Fp8" for name in MODULES}
+    answer, record = asked(qarat, tmp_path / "out", engine(answering(ran)), small)
+    assert answer.code == 3
+    assert record["live"][0]["modules"]
+    found = [f for f in record["findings"] if f["severity"] == "not judged"]
+    assert [f["what"] for f in found] == [
+        f"vllm {VERSION} ran CompressedTensorsW8A16Fp8; its row does not know what it calls fp8 weights"
+    ]
+    assert set(found[0]["modules"]) == {name for name in ran if ".layers." in name}
 
 
 def test_what_cannot_be_started(qarat: Qarat, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs a quantized folder in an engine, and writes down what ran: `qarat.jobs.live` starts this by itself.
+"""Runs a folder in an engine, and writes down what ran, or how fast: `qarat.jobs.engine_process` starts this.
 
     python run_engine.py ENGINE REQUEST ANSWER
 
@@ -8,13 +8,20 @@ for no bound). ANSWER is JSON too:
 the engine's ``version``, and ``modules`` (name, scheme, kernel) and ``losses`` (nats of every token but the first, by
 window); or ``absent``, where the engine cannot be imported, or ``refusal``, where it stopped. What the engine prints
 goes where it likes.
+
+Where REQUEST has ``batches``, the folder is timed instead, in a ``dtype``: ``load`` (seconds), ``weights`` (bytes), and
+for each batch so many windows at once: ``prefill``, tokens a second until the first new one, and ``decode``, those of
+``new_tokens`` further ones. With ``eager`` vLLM does not compile; on a CPU ``cache`` is its KV cache, in GiB.
 """
 
+import contextlib
+import ctypes
 import importlib
 import json
 import os
 import resource
 import sys
+import time
 from importlib import metadata
 from typing import Any
 
@@ -93,6 +100,101 @@ def scheme_of(module: Any) -> Any:
     return "float" if scheme is None else scheme.model_dump(mode="json")
 
 
+def time_vllm(request: Any) -> Any:
+    """As vLLM serves, but in this process, without a tokenizer and caches of prefixes."""
+    vllm = importlib.import_module("vllm")
+    loader = importlib.import_module("vllm.model_executor.model_loader.base_loader").BaseModelLoader
+    weights = weigh_calls(loader, "load_model")
+    windows = request["windows"]
+    started = time.perf_counter()
+    llm = vllm.LLM(
+        model=request["folder"],
+        dtype=request["dtype"],
+        enforce_eager=request["eager"],
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+        max_model_len=len(windows[0]) + 1 + request["new_tokens"],
+    )
+    load = time.perf_counter() - started
+
+    def generate(some: Any, count: int) -> Any:
+        how = vllm.SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True, detokenize=False)
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in some], how, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    return {"load": load, "weights": sum(weights), **speeds(generate, request)}
+
+
+def time_transformers(request: Any) -> Any:
+    """As `generate` of transformers runs; what is stored compressed is unpacked by the first forward."""
+    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    before, started = own_memory(), time.perf_counter()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        request["folder"], dtype=getattr(torch, request["dtype"]), local_files_only=True, trust_remote_code=False
+    ).eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    load = time.perf_counter() - started
+
+    def generate(some: Any, count: int) -> Any:
+        tokens = torch.tensor(some, device=model.device)
+        how = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+        return model.generate(tokens, attention_mask=torch.ones_like(tokens), **how)[:, tokens.shape[1] :].tolist()
+
+    generate(request["windows"][:1], 1)
+    return {"load": load, "weights": own_memory() - before, **speeds(generate, request)}
+
+
+def speeds(generate: Any, request: Any) -> Any:
+    """Tokens a second of both phases for every batch, each behind a run that nobody times, and what computed them."""
+    found: Any = {"prefill": [], "decode": []}
+    for batch in request["batches"]:
+        some, further = request["windows"][:batch], request["new_tokens"]
+        generate(some, 2)
+        first, whole = (timed(generate, some, count) for count in (1, 1 + further))
+        if whole <= first:
+            raise RuntimeError(f"{further} tokens took no time that can be told from that of the prompt; generate more")
+        found["prefill"].append(batch * len(some[0]) / first)
+        found["decode"].append(batch * further / (whole - first))
+    torch = importlib.import_module("torch")
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"device": name, "threads": torch.get_num_threads(), **found}
+
+
+def timed(generate: Any, some: Any, count: int) -> float:
+    """Seconds; fewer tokens than were asked for are an error."""
+    started = time.perf_counter()
+    new = generate(some, count)
+    seconds = time.perf_counter() - started
+    if [len(ids) for ids in new] != [count] * len(some):
+        raise RuntimeError(f"asked for {count} tokens, it gave {[len(ids) for ids in new]}")
+    return seconds
+
+
+def weigh_calls(home: Any, name: str) -> Any:
+    """A list that grows with every call of a method: by how much that made `own_memory` grow."""
+    method, grown = getattr(home, name), []
+
+    def weighed(*given: Any, **named: Any) -> Any:
+        before = own_memory()
+        result = method(*given, **named)
+        grown.append(own_memory() - before)
+        return result
+
+    setattr(home, name, weighed)
+    return grown
+
+
+def own_memory() -> int:
+    """Bytes that this process holds of its own: on the GPU if there is one, else in memory, mapped files aside."""
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError, AttributeError):  # of another C library, which keeps what was freed
+        ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+
+
 def version_of(engine: str) -> str:
     """Of the first package that brings the engine."""
     for package in PACKAGES[engine]:
@@ -107,6 +209,10 @@ def main(engine: str, request_file: str, answer_file: str) -> None:
     """Run, and write the answer whatever comes of it."""
     with open(request_file, encoding="utf-8") as file:
         request = json.load(file)
+    timing = "batches" in request
+    if timing:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(request["cache"])
+        os.environ["TORCHDYNAMO_DISABLE"] = str(int(request["eager"]))
     if request["memory"]:
         resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
     try:
@@ -115,7 +221,7 @@ def main(engine: str, request_file: str, answer_file: str) -> None:
         answer = {"absent": str(error)}
     else:
         try:
-            answer = globals()[f"run_{engine}"](request)
+            answer = globals()[f"{'time' if timing else 'run'}_{engine}"](request)
         except Exception as error:
             answer = {"refusal": f"{type(error).__name__}: {error}"}
         answer["version"] = version_of(engine)

@@ -133,6 +133,13 @@ class EngineProcess(NamedTuple):
         )
 
 
+def cpu_says(field: str) -> str:
+    """What Linux says of the first CPU, such as its ``model name`` or ``flags``; empty where it says nothing."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process with all its children, which are a group of their own."""
     with contextlib.suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ import msgspec
 
 from qarat.ground.errors import local_cause
 from qarat.ground.runtime import Progress, Runtime
-from qarat.jobs.engine_process import SECONDS, DiedError, EngineProcess, Reply
+from qarat.jobs.engine_process import SECONDS, DiedError, EngineProcess, Reply, cpu_says
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -194,6 +194,10 @@ def _judge_modules(
         if not module.agrees:
             what = f"{engine.name} {version} ran {module.scheme}, where the resolution says {module.resolved}"
             findings.add("error", what, "believe what ran", (module.name,), (engine.name,))
+        elif not module.expected:
+            kind = module.resolved or "such a scheme"
+            what = f"{engine.name} {version} ran {module.scheme}; its row does not know what it calls {kind}"
+            findings.add("not judged", what, "compare the two yourself", (module.name,), (engine.name,))
     if missing := sorted(set(wanted) - {module.name for module in modules}):
         what = f"{engine.name} {version} did not run it, or under another name"
         findings.add("error", what, "look for it among what ran", missing, (engine.name,))
@@ -204,8 +208,7 @@ def _judge_modules(
 
 def _grave_here() -> Severity:
     """How grave it is what INT8 kernels do on some x86 CPUs: whether this is one, without VNNI or with AMX."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8") if info.is_file() else ""
+    flags = cpu_says("flags")
     return "warning" if "vnni" not in flags or "amx_int8" in flags else "note"
 
 

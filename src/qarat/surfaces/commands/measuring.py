@@ -1,9 +1,14 @@
-"""Verbs that measure models as they are: evaluate, compare."""
+"""Verbs that measure models as they are: evaluate, compare, bench."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.compare import compare_named, is_scheme
+from qarat.jobs.engine_process import EngineProcess
+from qarat.jobs.engine_speed import time_folders
 from qarat.jobs.open_any import Opened, open_for_evaluation, open_low
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
@@ -14,7 +19,8 @@ from qarat.stages.measure.tasks.zero_shot import measure_tasks
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import Text
-from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions, Measure
+from qarat.surfaces.options.measuring import BenchOptions, CompareOptions, EvaluateOptions, Measure
+from qarat.values.budgets import parse_size
 from qarat.values.records.comparison import Comparable
 
 
@@ -54,6 +60,15 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
     )
     screen.show(comparison)
     return common.save(comparison, options.out)
+
+
+def bench(options: BenchOptions, screen: Screen) -> Lines:
+    """Time folders in an engine."""
+    python, memory = options.engine_python or Path(sys.executable), parse_size(options.memory) if options.memory else 0
+    process = EngineProcess(options.engine, python, options.seconds, memory, options.threads or 0)
+    record = time_folders(options.folders, process, options.speed, progress=screen.progress)
+    screen.show(record)
+    return common.save(record, options.out)
 
 
 def _check(options: Measure, text: Text) -> None:

@@ -17,7 +17,7 @@ from qarat.surfaces.options.laws import (
     LawFormsOptions,
     LawPredictOptions,
 )
-from qarat.surfaces.options.measuring import CompareOptions, EvaluateOptions
+from qarat.surfaces.options.measuring import BenchOptions, CompareOptions, EvaluateOptions
 from qarat.surfaces.options.reading import CompletionOptions, ModelsOptions, ReportOptions, ShowOptions
 from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
@@ -35,6 +35,7 @@ VERBS: dict[str, type[Group]] = {
     "evaluate": EvaluateOptions,
     "compare": CompareOptions,
     "verify": VerifyOptions,
+    "bench": BenchOptions,
     "export": ExportOptions,
     "show": ShowOptions,
     "report": ReportOptions,

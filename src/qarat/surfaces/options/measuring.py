@@ -6,7 +6,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText
+from qarat.ground.errors import ArgumentError
+from qarat.ground.runtime import check_threads
+from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading
+from qarat.values.budgets import parse_size
+from qarat.values.requests.speed import SpeedRequest
 
 
 class Measure(Group, frozen=True, kw_only=True):
@@ -60,3 +64,38 @@ class CompareOptions(OnText, IntoFile, frozen=True, kw_only=True):
     out: Path | None = None
     overwrite: bool = False
     measure: Measure = Measure()
+
+
+class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
+    """Time folders in an installed engine, one after the other in turns: load, memory, prefill, decode.
+
+    Attributes:
+        folders: Hugging Face folders, float or quantized, or reference models; the others are set against the first.
+        engine: What runs them: vllm or transformers.
+        engine_python: The Python of the environment that the engine is installed in. (default: this one)
+        seconds: After so many an engine that loads and times one folder is ended.
+        memory: Bound on what the engine's process may take, such as 8GB. (default: none)
+        threads: CPU threads of the engine. (default: as it chooses)
+        out: Where the record goes. (default: nowhere)
+        overwrite: Replace FILE if it is there.
+    """
+
+    folders: Positional[tuple[str, ...]]
+    engine: str = "vllm"
+    engine_python: Path | None = None
+    seconds: int = 600
+    memory: str | None = None
+    threads: int | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    speed: SpeedRequest = SpeedRequest()
+
+    def check(self) -> None:
+        """Refuse no folders, more threads than cores, and what is no size."""
+        super().check()
+        if not self.folders:
+            raise ArgumentError("give `qarat bench` folders; the others are set against the first")
+        if self.threads is not None:
+            check_threads(self.threads)
+        if self.memory is not None:
+            parse_size(self.memory)

@@ -27,6 +27,7 @@ _KINDS = {
     "Comparison": _Kind("scores", "show_comparison"),
     "Continuations": _Kind("scores", "show_continuations"),
     "Divergence": _Kind("scores", "show_divergence", "compare_divergence"),
+    "EngineSpeed": _Kind("speed", "show_speed"),
     "Estimate": _Kind("listings", "show_estimate"),
     "Evaluation": _Kind("scores", "show_evaluation", "compare"),
     "FamilySweep": _Kind("ratios", "show_family_sweep"),

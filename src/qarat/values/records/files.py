@@ -30,6 +30,7 @@ _CLASSES = {  # kind to module and class
     "comparison": "comparison:Comparison",
     "continuations": "scores:Continuations",
     "divergence": "scores:Divergence",
+    "engine-speed": "speed:EngineSpeed",
     "evaluation": "scores:Evaluation",
     "law": "law:Law",
     "menu": "prices:Menu",
