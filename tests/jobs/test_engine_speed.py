@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from qarat.jobs.engine_process import EngineProcess
 from qarat.jobs.engine_speed import time_folders
@@ -137,19 +138,39 @@ def test_an_engine_that_does_not_answer(
 def test_what_cannot_be_timed_is_refused_before_anything_starts(
     qarat: Qarat, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for words, said in (
         ((folders[0],), "need 321 positions"),  # the defaults, and a model for 64
         ((folders[0], "--engine", "vlm"), "did you mean vllm"),
         ((folders[0], "--engine-python", tmp_path / "none"), "is no program"),
         ((folders[0], "--turns", "0"), "--turns 0: give at least 1"),
         ((folders[0], "--batches", "2", "2"), "each once"),
-        ((tmp_path / "model.gguf",), 'gguf_file="model.gguf"'),
         ((tmp_path / "none",), "no such folder"),
     ):
         answer = qarat("bench", *words)
         assert answer.code == 1, words
         assert said in answer.err
+
+
+def test_a_gguf_file_is_timed_as_its_float_model(
+    engine: Engine, tmp_path: Path, with_merge: Callable[[Path], Path]
+) -> None:
+    from qarat.model.opening import open_model
+
+    pytest.importorskip("gguf", reason="needs gguf: pip install qarat[gguf]")
+    tiny = with_merge(tiny_checkpoint(tmp_path / "tiny", hidden=64, intermediate=96, tied=True))
+    model = open_model(str(tiny))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float")
+    export_model(quantize(model, plan, None), plan, tmp_path / "out", "gguf")
+    body = TIMED.format(log=str(tmp_path / "log"), version=VERSION)
+    keep = f"import shutil\nshutil.copytree(asked['folder'], {str(tmp_path / 'kept')!r})"
+    request = SpeedRequest(prompt_tokens=8, new_tokens=4, turns=1)
+    record = time_folders(
+        [str(tmp_path / "out" / "model.gguf")], EngineProcess("vllm", engine(f"{keep}\n{body}")), request
+    )
+    assert record.folders[0].folder == "model.gguf"
+    weights, written = load_file(tiny / "model.safetensors"), load_file(tmp_path / "kept" / "model.safetensors")
+    assert written.keys() == weights.keys()
+    assert all(written[name].equal(tensor.bfloat16()) for name, tensor in weights.items())
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.engine_process import DiedError, EngineProcess, Reply, cpu_says
@@ -18,6 +20,7 @@ from qarat.jobs.verify import verify
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.finding import GGUF, find_local
 from qarat.model.native import is_native
+from qarat.model.opening import read_checkpoint
 from qarat.values.engines import CPU
 from qarat.values.records.speed import EngineSpeed, FolderSpeed, Turn
 from qarat.values.requests.speed import SpeedRequest
@@ -43,7 +46,8 @@ def time_folders(
     """Load and time folders in an engine, each once a turn.
 
     Args:
-        names: Hugging Face folders, float or quantized, or reference models; the others are set against the first.
+        names: Hugging Face folders, float or quantized, reference models, or GGUF files, the float model of which is
+            timed in bfloat16; the others are set against the first.
         process: The engine.
         request: What is timed.
         progress: Called behind every folder of every turn.
@@ -68,7 +72,7 @@ def time_folders(
 
 
 def _open(name: str) -> Checkpoint:
-    """A folder that engines load.
+    """A folder that engines load; of a GGUF file, what its codes stand for in bfloat16, for as long as it is needed.
 
     Raises:
         UserError: It is none; says how to make one.
@@ -79,12 +83,12 @@ def _open(name: str) -> Checkpoint:
     path = find_local(name)
     if path is None:
         raise UserError(f"{name} is no folder here; fetch it first, and give its folder")
-    if path.suffix == GGUF:
-        raise UserError(
-            f"{path} is a GGUF file, and a folder is needed; transformers makes one: AutoModelForCausalLM."
-            f'from_pretrained("{path.parent}", gguf_file="{path.name}", dtype="bfloat16").save_pretrained("FOLDER")'
-        )
-    return Checkpoint(path, quantized=True)
+    if path.suffix != GGUF:
+        return Checkpoint(path, quantized=True)
+    checkpoint = read_checkpoint(path)  # its config lies in a temporary folder, where the weights go too
+    wanted = {name: tensor for name, tensor in checkpoint.skeleton().state_dict().items() if name in checkpoint}
+    save_file(checkpoint.read("", wanted, Runtime(CPU, "bfloat16")), checkpoint.folder / "model.safetensors")
+    return checkpoint
 
 
 def _check_length(checkpoints: Sequence[Checkpoint], request: SpeedRequest) -> None:
@@ -118,7 +122,7 @@ def _time(checkpoint: Checkpoint, process: EngineProcess, asked: dict[str, objec
     """One folder in one turn; errors as `time_folders`."""
     folder = checkpoint.path
     try:
-        answer = process.ask(folder, asked, _Answer)
+        answer = process.ask(checkpoint.folder, asked, _Answer)
     except DiedError as error:
         raise UserError(f"{folder}: {error}") from None
     if answer.absent:

@@ -70,7 +70,8 @@ class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
     """Time folders in an installed engine, one after the other in turns: load, memory, prefill, decode.
 
     Attributes:
-        folders: Hugging Face folders, float or quantized, or reference models; the others are set against the first.
+        folders: Hugging Face folders, float or quantized, reference models, or GGUF files (their float model, in
+            bfloat16); the others are set against the first.
         engine: What runs them: vllm or transformers.
         engine_python: The Python of the environment that the engine is installed in. (default: this one)
         seconds: After so many an engine that loads and times one folder is ended.
