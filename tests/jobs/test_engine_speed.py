@@ -14,11 +14,12 @@ from qarat.jobs.engine_process import EngineProcess
 from qarat.jobs.engine_speed import time_folders
 from qarat.stages.export.base import export_model
 from qarat.stages.quantize import quantize
+from qarat.surfaces.page import write_report
 from qarat.testing import tiny_checkpoint
 from qarat.values.engines import ENGINES
 from qarat.values.plans import assign
-from qarat.values.records.files import decode_record
-from qarat.values.records.speed import EngineSpeed
+from qarat.values.records.files import decode_record, encode_record
+from qarat.values.records.speed import EngineSpeed, FolderSpeed, Turn
 from qarat.values.requests.speed import SpeedRequest
 
 Qarat = Callable[..., Any]
@@ -55,11 +56,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_folders_are_timed_in_turns_and_compared_turn_by_turn(
-    qarat: Qarat, folders: tuple[Path, Path], engine: Engine, tmp_path: Path
+    qarat: Qarat, folders: tuple[Path, Path], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, out = tmp_path / "log", tmp_path / "speed.json"
-    python = engine(TIMED.format(log=str(log), version=VERSION))
-    answer = qarat("bench", *folders, "--engine-python", python, "-o", out, *SMALL, "--batches", 1, 3)
+    python = engine(TIMED.format(log=str(log), version=VERSION)).name
+    monkeypatch.chdir(tmp_path)
+    answer = qarat("bench", *folders, "--engine-python", f"./{python}", "-o", out, *SMALL, "--batches", 1, 3)
     assert answer.code == 0, answer.err
     asked = [json.loads(line) for line in log.read_text().splitlines()]
     assert [Path(a["folder"]).name for a in asked] == ["tiny", "int8"] * 3
@@ -87,6 +89,17 @@ def test_folders_are_timed_in_turns_and_compared_turn_by_turn(
     shown = qarat("show", out).out
     for text in (f"vllm {VERSION}", "2 threads", "int-quantized", "108.0", "45.0 to 120.0", "1.500", "1.200 to 2.000"):
         assert text in shown
+
+
+def test_a_record_has_a_page(tmp_path: Path) -> None:
+    turns = [(1.0, 10, (2.0, 4.0), (1.0, 2.0)), (0.5, 5, (3.0, 8.0), (1.5, 3.0))]
+    one, two = (FolderSpeed(n, n * 64, "", 1, (Turn(*t), Turn(*t))) for n, t in zip("ab", turns, strict=True))
+    record = EngineSpeed("vllm", "9.9", "a CPU", 1, SpeedRequest(turns=2, clock="cpu"), (one, two), ("a <note>",))
+    (tmp_path / "speed.json").write_bytes(encode_record(record))
+    page = write_report([tmp_path / "speed.json"], tmp_path / "page").read_text()
+    for text in ("b decodes 1.50 times as fast as a", "In vllm 9.9 (1.50 to 1.50)", "a &lt;note&gt;", "b" * 64):
+        assert text in page
+    assert "one of a processor" in page
 
 
 def test_weights_that_took_no_memory_have_no_ratio(folders: tuple[Path, Path], engine: Engine, tmp_path: Path) -> None:

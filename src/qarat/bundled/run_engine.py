@@ -9,9 +9,10 @@ the engine's ``version``, and ``modules`` (name, scheme, kernel) and ``losses`` 
 window); or ``absent``, where the engine cannot be imported, or ``refusal``, where it stopped. What the engine prints
 goes where it likes.
 
-Where REQUEST has ``batches``, the folder is timed instead, in a ``dtype``: ``load`` (seconds), ``weights`` (bytes), and
-for each batch so many windows at once: ``prefill``, tokens a second until the first new one, and ``decode``, those of
-``new_tokens`` further ones. With ``eager`` vLLM does not compile; on a CPU ``cache`` is its KV cache, in GiB.
+Where REQUEST has ``batches``, the folder is timed instead, in a ``dtype`` and by a ``clock`` of `CLOCKS`: ``load``
+(seconds), ``weights`` (bytes), and for each batch so many windows at once: ``prefill``, tokens a second until the first
+new one, and ``decode``, those of ``new_tokens`` further ones. With ``eager`` vLLM does not compile; on a CPU ``cache``
+is its KV cache, in GiB.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ VLLM = {
     "TORCHDYNAMO_DISABLE": "1",  # or a compiler runs, for minutes on a busy machine, to no one's gain
     "HF_HUB_OFFLINE": "1",
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def load_vllm(folder: str, length: int) -> Any:
@@ -105,8 +107,8 @@ def time_vllm(request: Any) -> Any:
     vllm = importlib.import_module("vllm")
     loader = importlib.import_module("vllm.model_executor.model_loader.base_loader").BaseModelLoader
     weights = weigh_calls(loader, "load_model")
-    windows = request["windows"]
-    started = time.perf_counter()
+    windows, clock = request["windows"], CLOCKS[request["clock"]]
+    started = clock()
     llm = vllm.LLM(
         model=request["folder"],
         dtype=request["dtype"],
@@ -115,7 +117,7 @@ def time_vllm(request: Any) -> Any:
         skip_tokenizer_init=True,
         max_model_len=len(windows[0]) + 1 + request["new_tokens"],
     )
-    load = time.perf_counter() - started
+    load = clock() - started
 
     def generate(some: Any, count: int) -> Any:
         how = vllm.SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True, detokenize=False)
@@ -128,12 +130,13 @@ def time_vllm(request: Any) -> Any:
 def time_transformers(request: Any) -> Any:
     """As `generate` of transformers runs; what is stored compressed is unpacked by the first forward."""
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-    before, started = own_memory(), time.perf_counter()
+    clock = CLOCKS[request["clock"]]
+    before, started = own_memory(), clock()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         request["folder"], dtype=getattr(torch, request["dtype"]), local_files_only=True, trust_remote_code=False
     ).eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    load = time.perf_counter() - started
+    load = clock() - started
 
     def generate(some: Any, count: int) -> Any:
         tokens = torch.tensor(some, device=model.device)
@@ -148,9 +151,9 @@ def speeds(generate: Any, request: Any) -> Any:
     """Tokens a second of both phases for every batch, each behind a run that nobody times, and what computed them."""
     found: Any = {"prefill": [], "decode": []}
     for batch in request["batches"]:
-        some, further = request["windows"][:batch], request["new_tokens"]
+        some, further, clock = request["windows"][:batch], request["new_tokens"], CLOCKS[request["clock"]]
         generate(some, 2)
-        first, whole = (timed(generate, some, count) for count in (1, 1 + further))
+        first, whole = (timed(clock, generate, some, count) for count in (1, 1 + further))
         if whole <= first:
             raise RuntimeError(f"{further} tokens took no time that can be told from that of the prompt; generate more")
         found["prefill"].append(batch * len(some[0]) / first)
@@ -160,11 +163,11 @@ def speeds(generate: Any, request: Any) -> Any:
     return {"device": name, "threads": torch.get_num_threads(), **found}
 
 
-def timed(generate: Any, some: Any, count: int) -> float:
+def timed(clock: Any, generate: Any, some: Any, count: int) -> float:
     """Seconds; fewer tokens than were asked for are an error."""
-    started = time.perf_counter()
+    started = clock()
     new = generate(some, count)
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     if [len(ids) for ids in new] != [count] * len(some):
         raise RuntimeError(f"asked for {count} tokens, it gave {[len(ids) for ids in new]}")
     return seconds

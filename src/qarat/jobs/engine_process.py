@@ -101,7 +101,8 @@ class EngineProcess(NamedTuple):
         with TemporaryDirectory() as home:
             asked, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
             asked.write_bytes(msgspec.json.encode({"folder": str(folder.resolve()), "memory": self.memory, **request}))
-            command = [str(self.python), str(_SCRIPT), self.engine, str(asked), str(answer)]
+            python = self.python.absolute()  # and not resolved: an environment's python is a link out of it
+            command = [str(python), str(_SCRIPT), self.engine, str(asked), str(answer)]
             env = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
             with log.open("wb") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, env=env, start_new_session=True)

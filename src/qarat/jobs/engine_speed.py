@@ -107,8 +107,8 @@ def _ask_for(checkpoints: Sequence[Checkpoint], request: SpeedRequest) -> dict[s
     windows = [[draw.randrange(vocabulary) for _ in range(request.prompt_tokens)] for _ in range(most)]
     tokens = most * _PAGE * math.ceil(request.positions / _PAGE)
     held = max(tokens * _cache_width(c) * _BYTES[request.dtype] for c in checkpoints)
-    how = {"new_tokens": request.new_tokens, "dtype": request.dtype, "eager": request.eager}
-    return {"windows": windows, "batches": request.batches, "cache": math.ceil(held / 2**30), **how}
+    how = {name: getattr(request, name) for name in ("batches", "new_tokens", "dtype", "eager", "clock")}
+    return {"windows": windows, "cache": math.ceil(held / 2**30), **how}
 
 
 def _cache_width(checkpoint: Checkpoint) -> int:

@@ -34,6 +34,7 @@ from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
 from qarat.surfaces.tables.scores import show_continuations
 from qarat.surfaces.tables.search import adding_up, budgets, verdicts
 from qarat.surfaces.tables.search import cost as search_cost
+from qarat.surfaces.tables.speed import conditions, speeds
 from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
@@ -42,6 +43,7 @@ from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Continuations, Evaluation
 from qarat.values.records.search import SearchResult
+from qarat.values.records.speed import EngineSpeed
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats, StreamStats
 from qarat.values.requests.protect import PLANNING_RULES
@@ -180,6 +182,12 @@ _SETS = {
 }
 
 
+def _speed(story: Story) -> Iterator[Part]:
+    if speed := story.one(EngineSpeed):
+        yield Titled("Every folder and measure", speeds(speed))
+        yield Listed([f"{line}." for line in (*conditions(speed), *speed.notes)])
+
+
 def _provenance(story: Story) -> Iterator[Part]:
     """The facts that decide every number above, and the hash of every record."""
     if not story.records:
@@ -205,6 +213,8 @@ def _facts(story: Story) -> list[tuple[str, ...]]:
             facts.append(("source", *sources))
         facts.append(("versions", *dict.fromkeys(_versions(p.versions) for p in origins)))
         facts.append(("arithmetic, seed", *dict.fromkeys(f"{p.dtype}, seed {p.seed}" for p in origins)))
+    if speed := story.one(EngineSpeed):
+        facts.append(("folders", *(f"{f.folder}: {f.fingerprint}" for f in speed.folders)))
     if law := story.one(Law):
         facts.append(("measurements", f"{law.data}: {law.data_hash}", _versions(law.versions), f"seed {law.seed}"))
     return facts
@@ -225,6 +235,7 @@ PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "recovery": _recovery,
     "plan": _plan,
     "law": _law,
+    "speed": _speed,
     "provenance": _provenance,
 }
 """The parts of each; none where the story has nothing for it."""

@@ -28,6 +28,7 @@ from qarat.values.records.prices import Protection
 from qarat.values.records.scores import Evaluation, paired_difference
 from qarat.values.records.search import Reached, SearchResult
 from qarat.values.records.search import interval_words as reach_words
+from qarat.values.records.speed import EngineSpeed
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PLANNING_RULES
@@ -60,6 +61,8 @@ def verdict(story: Story) -> Verdict:
         return _search(search)
     if stats := story.one(ActivationStats):
         return _spikes(stats, low_input(story))
+    if speed := story.one(EngineSpeed):
+        return _timed(speed)
     if law := story.one(Law):
         return _law(law)
     return Verdict("There is nothing to judge by yet")
@@ -70,6 +73,8 @@ def subject(story: Story) -> str:
     law, study = story.one(Law), story.one(SpikeStudy)
     if name := story.about.model or (study and portable(study.name)):
         return name
+    if speed := story.one(EngineSpeed):
+        return speed.folders[0].folder
     return f"model {model[:12]}" if (model := next(story.models, "")) else law.data if law else "a run"
 
 
@@ -267,6 +272,18 @@ def _spikes(stats: ActivationStats, low: TensorScheme | None) -> Verdict:
     if not flagged:
         return Verdict("No rule sees a spike in what the projections read", where)
     return Verdict(f"{count(len(flagged), 'stream')} that projections read may starve ordinary tokens", where)
+
+
+def _timed(speed: EngineSpeed) -> Verdict:
+    """The last folder's decoding beside the first's, in the largest batch."""
+    first, last = speed.folders[0], speed.folders[-1]
+    *_, decode = speed.measures(last)
+    said = f"{decode.name}: {fixed(decode.values.median, 1)}"
+    if last is first:
+        return Verdict(f"{first.folder} in {speed.engine}: {said}")
+    low, high = (fixed(ratio, 2) for ratio in (decode.ratios.least, decode.ratios.most))
+    headline = f"{last.folder} decodes {fixed(decode.ratios.median, 2)} times as fast as {first.folder}"
+    return Verdict(headline, f"In {speed.engine} {speed.version} ({low} to {high}); {said}.")
 
 
 def _law(law: Law) -> Verdict:

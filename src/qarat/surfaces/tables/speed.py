@@ -11,14 +11,22 @@ from qarat.values.records.speed import EngineSpeed, Spread
 
 def show_speed(record: EngineSpeed) -> Parts:
     """What was timed, a row for every folder and measure, and what should be known of it."""
-    how = record.request
-    graphs = "without compiled graphs" if how.eager else ""
-    facts = (f"{record.engine} {record.version}", how.dtype, record.device, count(record.threads, "thread"), graphs)
-    yield bold("speed", "".join(f"{GAP}{fact}" for fact in facts if fact))
-    prompt = f"prompts of {count(how.prompt_tokens, 'token')}, {how.new_tokens:,} more behind the first new one"
-    yield dim(f"{prompt}; median of {count(how.turns, 'turn')} and the range, ratios to the first folder in each turn")
+    ran_by, *said = conditions(record)
+    yield bold("speed", f"{GAP}{ran_by}")
+    yield dim("; ".join(said))
     yield from ("", speeds(record))
     yield from map(dim, record.notes)
+
+
+def conditions(record: EngineSpeed) -> tuple[str, ...]:
+    """What computed, what was asked of it, and how often."""
+    how = record.request
+    graphs = ["without compiled graphs"] if how.eager else []
+    facts = (f"{record.engine} {record.version}", how.dtype, record.device, count(record.threads, "thread"), *graphs)
+    prompt = f"prompts of {count(how.prompt_tokens, 'token')}, {how.new_tokens:,} more behind the first new one"
+    seconds = ("a second is one of a processor's spent on it",) if how.clock == "cpu" else ()
+    turns = f"median of {count(how.turns, 'turn')} and the range, ratios to the first folder turn by turn"
+    return ", ".join(facts), prompt, *seconds, turns
 
 
 def speeds(record: EngineSpeed) -> DataTable:

@@ -18,7 +18,9 @@ class SpeedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batches: Numbers of prompts at once.
         turns: How often every folder is loaded and timed.
         dtype: In which the engine computes what is in float.
-        eager: Without vLLM's compiled graphs: it starts in seconds, and decodes slower.
+        eager: Without vLLM's compiled graphs, which take minutes to make on a CPU, and which it decodes faster with.
+        clock: What a second is: wall, or cpu, a processor's second spent on the engine, which other work on the machine
+            hardly changes (of a CPU, best with one thread).
     """
 
     prompt_tokens: int = 256
@@ -27,6 +29,7 @@ class SpeedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     turns: int = 3
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     eager: bool = False
+    clock: Literal["wall", "cpu"] = "wall"
 
     @property
     def positions(self) -> int:
