@@ -21,7 +21,7 @@ class Spread(NamedTuple):
     most: float
 
 
-class Measure(NamedTuple):
+class FolderMeasure(NamedTuple):
     """One thing that was measured of a folder.
 
     Attributes:
@@ -98,12 +98,12 @@ class EngineSpeed(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields
             "turns": str(self.request.turns),
         }
 
-    def measures(self, folder: FolderSpeed) -> Iterator[Measure]:
+    def measures(self, folder: FolderSpeed) -> Iterator[FolderMeasure]:
         """What was measured of a folder, beside the first's."""
         first = self._values(self.folders[0])
         for name, values in self._values(folder).items():
             pairs = zip(values, first[name], strict=True)
-            yield Measure(name, _spread(values), _spread([a / b if b > 0 else math.nan for a, b in pairs]))
+            yield FolderMeasure(name, _spread(values), _spread([a / b if b > 0 else math.nan for a, b in pairs]))
 
     def _values(self, folder: FolderSpeed) -> dict[str, list[float]]:
         """Each measure by its name, a value for every turn."""
