@@ -167,6 +167,16 @@ def _record(
     )
     device = (cpu_says("model name") or CPU) if first.device == CPU else first.device
     notes = [process.unknown(first.version)]
-    if first.device == CPU and any(folder.format for folder in folders) and "vnni" not in cpu_says("flags"):
-        notes.append("this CPU has no VNNI: products of INT8 take several instructions for each of a newer CPU's")
+    if first.device == CPU and any(folder.format for folder in folders):
+        notes += _about_cpu(process.engine, how)
     return EngineSpeed(process.engine, first.version, device, first.threads, how, folders, tuple(filter(None, notes)))
+
+
+def _about_cpu(engine: str, how: SpeedRequest) -> list[str]:
+    """What is known of quantized folders on such a CPU; see `docs/serving.md`."""
+    flags, notes = cpu_says("flags"), list[str]()
+    if "vnni" not in flags:
+        notes.append("this CPU has no VNNI: INT8 is hardly faster than float32 in prefill, and slower in decode")
+    if engine == "vllm" and "avx512" not in flags and how.dtype == "bfloat16":
+        notes.append("without AVX-512 vLLM's INT8 in bfloat16 is oneDNN's reference code; time it in float32 as well")
+    return notes
