@@ -1,8 +1,8 @@
-"""What the tests against other programs share: a tiny model and a mixed plan with static scales."""
+"""What the tests against other programs share: a tiny model and a mixed plan with static scales, and ONNX graphs."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,7 +13,9 @@ from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages import quantize as conversion
 from qarat.stages.export.base import export_model
+from qarat.stages.export.onnx_with_cache import ACCURACY
 from qarat.stages.observe import observe
+from qarat.stages.transforms import parse_transform
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import Plan, assign
 from qarat.values.records.streams import ActivationStats
@@ -76,3 +78,91 @@ def walked() -> Callable[[Model, Tensor], Tensor]:
         return model.logits(hidden)
 
     return logits
+
+
+Run = Callable[[dict[str, Any]], dict[str, Any]]
+"""A loaded graph: inputs to outputs, by name."""
+
+
+class Graph(NamedTuple):
+    """An ONNX export of a tiny model.
+
+    Attributes:
+        quantized: What was exported.
+        float_model: What it was made from.
+        folder: Of the export.
+        notes: What the exporter said.
+    """
+
+    quantized: Model
+    float_model: Model
+    folder: Path
+    notes: tuple[str, ...]
+
+
+def _export_graph(
+    home: Path, format: str, low: str, *rules: tuple[str, str], blocks: int = 1, split: int = 0, **shape: Any
+) -> Graph:
+    """One block, unless it is asked for more: tracing takes seconds for each."""
+    pytest.importorskip("onnxscript", reason="needs onnx and onnxscript: make test-engines")
+    model = open_model(str(tiny_checkpoint(home / "tiny", blocks=blocks, **shape)))
+    ids = torch.randint(2, 98, (6, LENGTH), generator=torch.Generator().manual_seed(5))
+    tokens = TokenSet("calibration", f"windows-{LENGTH}-nobos", ids, tuple("abcdef"), ("0" * 64,), ("text",))
+    if split:
+        model = parse_transform(f"split/{split}").apply(model, observe(model, tokens, attention=False))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), low, rules)
+    quantized = conversion.quantize(model, plan, observe(model, tokens, attention=False))
+    notes = export_model(quantized, plan, home / "out", format)
+    return Graph(quantized, model, home / "out", tuple(notes))
+
+
+@pytest.fixture(scope="session")
+def export_graph() -> Callable[..., Graph]:
+    """Makes a tiny model, quantizes and exports it."""
+    return _export_graph
+
+
+@pytest.fixture(scope="session")
+def start_onnxruntime() -> Callable[..., Run]:
+    """Loads a graph; which of the graph is optimized, and how accurate inputs of weights alone are, may be said."""
+    ort = pytest.importorskip("onnxruntime", reason="needs onnxruntime: make test-engines")
+
+    def start(path: Path, level: str = "ORT_ENABLE_ALL", accuracy: str = "1") -> Run:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
+        options.add_session_config_entry(ACCURACY, accuracy)
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda given: dict(zip(names, session.run(None, given), strict=True))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def compile_openvino() -> Callable[[Path], Any]:
+    """Loads a graph in OpenVINO, and compiles it for this CPU."""
+    ov = pytest.importorskip("openvino", reason="needs openvino: make test-engines")
+    core = ov.Core()
+    return lambda path: core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def start(request: pytest.FixtureRequest) -> Callable[[Path], Run]:
+    """Loads a graph in either engine, as it comes."""
+    if request.param == "onnxruntime":
+        return request.getfixturevalue("start_onnxruntime")
+    compile_openvino = request.getfixturevalue("compile_openvino")
+
+    def run(path: Path) -> Run:
+        model = compile_openvino(path)
+        return lambda given: {output.get_any_name(): value.copy() for output, value in model(given).items()}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def has_vnni() -> bool:
+    """Whether INT8 products are summed exactly here."""
+    info = Path("/proc/cpuinfo")
+    return not info.is_file() or "vnni" in info.read_text()

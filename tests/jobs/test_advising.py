@@ -159,6 +159,7 @@ def test_an_engine_keeps_what_it_runs(model: Model, sets: Sets) -> None:
         (LOW, "vllm", "int8", "GPUs of compute capability 7.5 to below 10; x86 CPUs too"),
         (LOW, "transformers", "simulated", "anywhere, in float"),
         (LOW, "onnxruntime", "int8", "CPUs"),
+        (LOW, "openvino", "int8", "CPUs"),
         (
             FP8,
             "vllm",

@@ -16,7 +16,7 @@ from qarat.values.schemes import LinearScheme
 
 SIMULATED = "simulated"
 """What transformers does: it computes what it loads in float, and rounds the inputs."""
-_FORMATS = {"onnxruntime": "onnx", "llama.cpp": "gguf"}
+_FORMATS = {"onnxruntime": "onnx", "openvino": "onnx", "llama.cpp": "gguf"}
 """What engines that take a file of their own read."""
 
 

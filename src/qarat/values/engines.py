@@ -6,8 +6,8 @@ looked up under its own name or under its parts', whether a group's format count
 what becomes of a quantized head, embedding or KV cache, of sparse weights and of columns in another order. Where that
 changed from one version to the next, there are two rows. What could not be read in a source says so in ``unverified``.
 
-ONNX Runtime and llama.cpp take a file of their own, in which every tensor says what it is, so that nothing is looked
-up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
+ONNX Runtime, OpenVINO and llama.cpp take a file of their own, in which every tensor says what it is, so that nothing is
+looked up; of them there is only what their arithmetic does to a plan (`FILE_ENGINES`).
 """
 
 from __future__ import annotations
@@ -165,8 +165,9 @@ class FileEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         versions: Which versions the row is about.
         holds: What its kernels take, in words.
         notes: Where its arithmetic differs from the plan's, a line each; exports repeat them.
-        sources: Where this was read.
+        sources: Where this was read, or found out.
         unverified: What of it was not.
+        ran: Versions in which exports were run, and computed as the row says (`tests/engines`).
     """
 
     name: str
@@ -175,6 +176,7 @@ class FileEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: tuple[str, ...]
     sources: tuple[str, ...]
     unverified: str = ""
+    ran: tuple[str, ...] = ()
 
 
 class EngineRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

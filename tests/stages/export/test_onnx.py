@@ -19,9 +19,10 @@ def plan_of(model: Model, *rules: tuple[str, str]) -> Plan:
     [
         ("w=int8/channel a=int8/token", "one static scale per tensor"),
         ("w=int8/channel a=int8/tensor/dynamic", "one static scale per tensor"),
-        ("w=int4/g32", "int8 per tensor or channel"),
-        ("w=e4m3/channel", "int8 per tensor or channel"),
-        ("w=int8/g16", "int8 per tensor or channel"),
+        ("w=int4/g32", "int8 or int7 per tensor or channel"),
+        ("w=e4m3/channel", "int8 or int7 per tensor or channel"),
+        ("w=int7/channel a=int7/tensor/static", "inputs are int8"),
+        ("w=int8/g16", "int8 or int7 per tensor or channel"),
         ("a=int8/tensor/static", "only with its weight"),
     ],
 )
@@ -29,4 +30,5 @@ def test_what_the_graph_cannot_hold_is_refused(tiny_model: Model, scheme: str, c
     with pytest.raises(UserError, match=complaint) as error:
         onnx.check(tiny_model, plan_of(tiny_model, ("*.down_proj", scheme)))
     assert all(f"model.layers.{i}.mlp.down_proj" in str(error.value) for i in range(2))
-    onnx.check(tiny_model, plan_of(tiny_model, ("*.down_proj", "w=int8/channel")))
+    for held in ("w=int8/channel", "w=int7/tensor a=int8/tensor/static"):
+        onnx.check(tiny_model, plan_of(tiny_model, ("*.down_proj", held)))

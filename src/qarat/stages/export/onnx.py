@@ -9,15 +9,20 @@ Inputs are written as uint8 with 128 added to code and zero point: the same numb
 int8 inputs into these by itself, but not where several projections read one quantized stream, and q, k, v would run
 in float.
 
-What is given up: tracing holds the whole model in memory, unlike the other exporters; there is no KV cache.
+Every matrix product of a projection is a node that has the projection's name, which is how engines report it.
+
+What is given up: tracing holds the whole model in memory, unlike the other exporters; without a KV cache
+(`qarat.stages.export.onnx_with_cache`) a token more is all of them once more.
 """
 
 from __future__ import annotations
 
+import ast
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +43,12 @@ EXTRA = "onnx"
 NEEDS: tuple[str, ...] = ("onnx", "onnxscript")
 FILE = "model.onnx"
 OPSET = 18  # what torch's exporter writes of itself; a later one only converts it
-
+NOTES = tuple(note for name in ("onnxruntime", "openvino") for note in FILE_ENGINES[name].notes)
+_SCOPES = "pkg.torch.onnx.name_scopes"  # modules around a node, from the outside in, and the function
+_WEIGHTS = ("int7", "int8")  # both stored as int8; sums of products with int7 fit where those with int8 saturate
 _ALTERNATIVES = (
-    "the graph holds w=int8/(tensor|channel) with a=int8/tensor/static, or alone; change these sites in the plan "
-    "(`rules`), leave them in float, or use another `format`"
+    "the graph holds w=(int8|int7)/(tensor|channel) with a=int8/tensor/static, or alone; change these sites in the "
+    "plan (`rules`), leave them in float, or use another `format`"
 )
 
 
@@ -52,36 +59,72 @@ def check(model: Model, plan: Plan) -> None:
 
 def write(model: Model, plan: Plan, folder: Path, *, progress: Progress) -> Sequence[str]:
     """Write graph and tokenizer (protocol `qarat.stages.export.base.Exporter`)."""
+    example = {"input_ids": torch.zeros(2, min(8, model.length), dtype=torch.long)}
+    sizes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.length)}}
+    write_graph(model, _Prefill, example, sizes, (["input_ids"], ["logits"]), folder, progress)
+    return (
+        f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128",
+        *NOTES,
+    )
+
+
+def write_graph(
+    model: Model,
+    graph: Callable[[nn.Module], nn.Module],
+    example: dict[str, Any],
+    sizes: dict[str, Any],
+    names: tuple[list[str], list[str]],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Trace a quantized model, and write what comes of it, with config and tokenizer.
+
+    Args:
+        model: Its plan checked.
+        graph: Makes of the transformers module, projections replaced, the module that is traced.
+        example: What it is called with, by name.
+        sizes: Which sizes of that are free, as `torch.export` takes them.
+        names: Of the graph's inputs, and of its outputs.
+        folder: Where to.
+        progress: Called before and behind it.
+    """
     progress("trace", 0, 1)
     whole = model.with_blocks(lambda index: _with_nodes(model.block(index))).module()
-    ids = torch.zeros(2, min(8, model.length), dtype=torch.long)
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.length)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about transformers' code
         program = torch.onnx.export(
-            _Prefill(whole),
-            (ids,),
+            graph(whole).eval(),
+            kwargs=example,
             dynamo=True,
-            dynamic_shapes=(sizes,),
-            input_names=["input_ids"],
-            output_names=["logits"],
+            dynamic_shapes=sizes,
+            input_names=names[0],
+            output_names=names[1],
             opset_version=OPSET,
             verbose=False,
         )
     assert program is not None  # as always with dynamo=True
+    _name_products(program.model.graph, {*(site.name for site in model.sites()), model.family.head})
     program.save(folder / FILE, external_data=True)
     copy_beside(model, folder)
     progress("trace", 1, 1)
-    note = f"{FILE}: input_ids (batch, length) to logits; int8 inputs are written as uint8 with zero point 128"
-    return (note, *FILE_ENGINES["onnxruntime"].notes)
+
+
+def _name_products(graph: Any, names: set[str]) -> None:
+    """Give each projection's product its name, and drop what the tracer noted of every node: paths of this machine."""
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        module = scopes[-2].partition(".")[2] if len(scopes) > 1 else ""
+        if node.op_type in ("MatMul", "Gemm") and module in names:
+            node.name = module
+        node.metadata_props.clear()
 
 
 def _check_site(assignment: Assignment, scheme: LinearScheme) -> None:
     weight, given = scheme.weight, scheme.input
     if weight is None:
         raise UnsayableError("an input is quantized only with its weight")
-    if weight.format != "int8" or weight.granularity not in (Granularity(), Granularity(1, None)):
-        raise UnsayableError(f"w={weight.spell('w')}: weights are int8 per tensor or channel")
+    if weight.format not in _WEIGHTS or weight.granularity not in (Granularity(), Granularity(1, None)):
+        raise UnsayableError(f"w={weight.spell('w')}: weights are int8 or int7 per tensor or channel")
     if given is not None and (given.format != "int8" or given.granularity != Granularity() or not given.static):
         raise UnsayableError(f"a={given.spell('a')}: inputs are int8 with one static scale per tensor")
 

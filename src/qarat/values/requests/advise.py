@@ -39,7 +39,7 @@ class AdviseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         schemes: Schemes to look at instead of the common ones.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
         engine: Only schemes that all of these run: transformers, vllm, vllm-0.26, sglang, sglang-old, onnxruntime,
-            llama.cpp. (default: any)
+            openvino, llama.cpp. (default: any)
         measure: So many of the recipes are measured on the selection text as well; 0 for predictions alone.
     """
 
