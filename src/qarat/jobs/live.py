@@ -15,14 +15,14 @@ import msgspec
 
 from qarat.ground.errors import local_cause
 from qarat.ground.runtime import Progress, Runtime
-from qarat.jobs.engine_process import SECONDS, DiedError, EngineProcess, Reply, cpu_says
+from qarat.jobs.engine_process import RUN, SECONDS, DiedError, EngineProcess, Reply, cpu_says, row_of
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
 from qarat.stages.read_back.matching import Match
 from qarat.stages.read_back.stored import StoredConfig, read_group
-from qarat.values.engines import ENGINES, Engine, fusion_of, kernel_for, kernel_kind
+from qarat.values.engines import ENGINES, FILE_ENGINES, Engine, fusion_of, kernel_for, kernel_kind
 from qarat.values.records.origin import clustered_mean
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.verification import LiveLoss, LiveModule, LiveRun, Severity
@@ -36,7 +36,7 @@ class Live(NamedTuple):
     """An engine that is to run the folder.
 
     Attributes:
-        engine: One of `RUN`.
+        engine: One of `RUN` or `FILE_ENGINES`.
         tokens: What losses are measured on, from the folder's model; of more windows than `WINDOWS` so many are taken.
         runtime: For our own run of the folder; its ``memory``, where one is given, bounds the engine too.
         python: The interpreter of the environment that holds the engine.
@@ -56,19 +56,19 @@ class Live(NamedTuple):
 
     def check(self) -> None:
         """Check, before any work, that there is something to be started; errors as `EngineProcess.check`."""
-        self.process.check("live")
+        self.process.check("live", (*RUN, *FILE_ENGINES))
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """A module as `bundled/run_engine.py` lists it; transformers' scheme is compressed-tensors' own arguments."""
+    """A module as the engine's script lists it; transformers' scheme is compressed-tensors' own arguments."""
 
     name: str
     scheme: Any
     kernel: str
 
 
-class _Answer(Reply, frozen=True):
-    """What `bundled/run_engine.py` writes of a run; see there."""
+class Answer(Reply, frozen=True):
+    """What an engine's script writes of a run; see `bundled/run_engine.py`."""
 
     modules: tuple[Ran, ...] = ()
     losses: tuple[tuple[float, ...], ...] = ()
@@ -97,18 +97,15 @@ def run_live(
         tokens = tokens.subset(WINDOWS)
     windows = [list(range(8))] if tokens is None else tokens.windows.tolist()
     progress(live.engine, 0, 1)
-    try:
-        answer = live.process.ask(folder.path, {"windows": windows}, _Answer)
-    except DiedError as error:
-        findings.add("not judged", str(error), "see what it says", engines=(live.engine,))
-        return ()
+    answer = ask_live(live, folder.path, {"windows": windows}, findings)
     progress(live.engine, 1, 1)
-    if not _ran(live, answer, findings):
+    if answer is None:
         return ()
     row = ENGINES[live.engine]
     modules = tuple(beside_resolution(row, folder.config, answer.modules, matches))
     wanted = {_merged_name(row, name) for name, module in folder.modules.items() if not _is_shared(folder, module)}
-    _judge_modules(row, answer.version, modules, wanted, findings)
+    judge_modules(row.name, answer.version, modules, wanted, findings)
+    _judge_kernels(row, modules, findings)
     run = LiveRun(live.engine, answer.version, modules)
     if stored is None or tokens is None:
         return (run,)
@@ -117,12 +114,24 @@ def run_live(
     return (msgspec.structs.replace(run, losses=(loss,)),)
 
 
-def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
-    """Whether the engine ran the folder; why not, and whether its version is known, are findings."""
-    engine, row = live.engine, ENGINES[live.engine]
+def ask_live(live: Live, folder: Path, request: Mapping[str, Any], findings: Findings) -> Answer | None:
+    """What the engine answers; None where it did not run, and why not, and whether its version is known, are findings.
+
+    Args:
+        live: The engine.
+        folder: That it is to run.
+        request: As `bundled/run_engine.py` takes it.
+        findings: What is found is added to it.
+    """
+    engine, row = live.engine, row_of(live.engine)
+    try:
+        answer = live.process.ask(folder, request, Answer)
+    except DiedError as error:
+        findings.add("not judged", str(error), "see what it says", engines=(engine,))
+        return None
     if answer.absent:
         findings.add("not judged", *live.process.absence(answer))
-        return False
+        return None
     if what := live.process.unknown(answer.version):
         findings.add(
             "note", what, f"the row is about {row.versions}; what is said of it may not hold", engines=(engine,)
@@ -133,7 +142,7 @@ def _ran(live: Live, answer: _Answer, findings: Findings) -> bool:
             findings.add("not judged", what, "mend that and verify again", engines=(engine,))
         else:
             findings.add("error", what, "see what else was found for this engine", engines=(engine,))
-    return not answer.refusal
+    return None if answer.refusal else answer
 
 
 def beside_resolution(
@@ -186,27 +195,39 @@ def _is_shared(folder: StoredFolder, module: StoredModule) -> bool:
     return module.name == folder.family.head and bool(folder.checkpoint.config.tie_word_embeddings)
 
 
-def _judge_modules(
-    engine: Engine, version: str, modules: Sequence[LiveModule], wanted: Collection[str], findings: Findings
+def judge_modules(
+    engine: str, version: str, modules: Sequence[LiveModule], wanted: Collection[str], findings: Findings
 ) -> None:
-    """What ran otherwise than resolved, or not at all; and what kernels of this machine make of a scheme."""
+    """What ran otherwise than resolved, or not at all.
+
+    Args:
+        engine: Its name.
+        version: That ran.
+        modules: What ran.
+        wanted: Names of the modules that had to.
+        findings: What is found is added to it.
+    """
     for module in modules:
         if not module.agrees:
-            what = f"{engine.name} {version} ran {module.scheme}, where the resolution says {module.resolved}"
-            findings.add("error", what, "believe what ran", (module.name,), (engine.name,))
+            what = f"{engine} {version} ran {module.scheme}, where the resolution says {module.resolved}"
+            findings.add("error", what, "believe what ran", (module.name,), (engine,))
         elif not module.expected:
             kind = module.resolved or "such a scheme"
-            what = f"{engine.name} {version} ran {module.scheme}; its row does not know what it calls {kind}"
-            findings.add("not judged", what, "compare the two yourself", (module.name,), (engine.name,))
+            what = f"{engine} {version} ran {module.scheme}; its row does not know what it calls {kind}"
+            findings.add("not judged", what, "compare the two yourself", (module.name,), (engine,))
     if missing := sorted(set(wanted) - {module.name for module in modules}):
-        what = f"{engine.name} {version} did not run it, or under another name"
-        findings.add("error", what, "look for it among what ran", missing, (engine.name,))
+        what = f"{engine} {version} did not run it, or under another name"
+        findings.add("error", what, "look for it among what ran", missing, (engine,))
+
+
+def _judge_kernels(engine: Engine, modules: Sequence[LiveModule], findings: Findings) -> None:
+    """What kernels of this machine make of a scheme."""
     for kind in dict.fromkeys(module.resolved for module in modules if module.kernel.startswith("CPU")):
         if (kernel := kernel_for(engine, kind)) is not None and kernel.on_cpu:
-            findings.add(_grave_here(), f"{kind}: {kernel.on_cpu}", f"see {kernel.source}", engines=(engine.name,))
+            findings.add(grave_here(), f"{kind}: {kernel.on_cpu}", f"see {kernel.source}", engines=(engine.name,))
 
 
-def _grave_here() -> Severity:
+def grave_here() -> Severity:
     """How grave it is what INT8 kernels do on some x86 CPUs: whether this is one, without VNNI or with AMX."""
     flags = cpu_says("flags")
     return "warning" if "vnni" not in flags or "amx_int8" in flags else "note"

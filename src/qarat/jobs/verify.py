@@ -17,6 +17,7 @@ from qarat.ground.errors import NotJudgedError, UserError, judging, local_cause
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.float16 import beyond_float16
 from qarat.jobs.live import Live, run_live
+from qarat.jobs.live_files import verify_file
 from qarat.model.folders import MARK
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
@@ -28,7 +29,7 @@ from qarat.stages.read_back.readback import compare_weights, logits_of, relative
 from qarat.stages.read_back.resolution import Matches, resolve
 from qarat.stages.read_back.simulation import open_stored
 from qarat.stages.spikes import find_spikes
-from qarat.values.engines import DEFAULT_ENGINES, Engine, engine_named, generation_named
+from qarat.values.engines import DEFAULT_ENGINES, FILE_ENGINES, Engine, engine_named, generation_named
 from qarat.values.fingerprints import source_of
 from qarat.values.formats import IN_BFLOAT16
 from qarat.values.plans import Plan
@@ -139,7 +140,8 @@ def verify(
         engines: Names of engines; none stands for all, of which older versions only warn.
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
         against: What it is compared with; None verifies it by itself.
-        live: An installed engine that is to run it; None reads what is known of engines.
+        live: An installed engine that is to run it; None reads what is known of engines. One that takes a file of its
+            own runs that, and nothing else is judged.
         progress: Called as the work goes on.
 
     Raises:
@@ -149,6 +151,14 @@ def verify(
     """
     for given in filter(None, (against, live)):
         given.check()
+    if live is not None and live.engine in FILE_ENGINES:
+        if isinstance(against, AgainstFloat) or engines or generation:
+            raise UserError(
+                f"{live.engine} takes a file of its own, which is compared with the run that it was exported from, and "
+                "with nothing else; give that as `against`, and no `engine` and `gpu`"
+            )
+        with judging(folder):
+            return verify_file(folder, live, against, progress)
     with judging(folder):
         return _verify(folder, engines, generation, against, live, progress)
 

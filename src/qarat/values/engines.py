@@ -163,20 +163,24 @@ class FileEngine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Of the engine.
         versions: Which versions the row is about.
+        format: The export that it takes, which is also how the file's name ends.
         holds: What its kernels take, in words.
         notes: Where its arithmetic differs from the plan's, a line each; exports repeat them.
         sources: Where this was read, or found out.
         unverified: What of it was not.
         ran: Versions in which exports were run, and computed as the row says (`tests/engines`).
+        on_cpu: Where its arithmetic is another on some x86 CPUs; empty if it is not. Exports repeat it.
     """
 
     name: str
     versions: str
+    format: str
     holds: str
     notes: tuple[str, ...]
     sources: tuple[str, ...]
     unverified: str = ""
     ran: tuple[str, ...] = ()
+    on_cpu: str = ""
 
 
 class EngineRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

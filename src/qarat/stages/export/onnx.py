@@ -43,7 +43,8 @@ EXTRA = "onnx"
 NEEDS: tuple[str, ...] = ("onnx", "onnxscript")
 FILE = "model.onnx"
 OPSET = 18  # what torch's exporter writes of itself; a later one only converts it
-NOTES = tuple(note for name in ("onnxruntime", "openvino") for note in FILE_ENGINES[name].notes)
+_ENGINES = [engine for engine in FILE_ENGINES.values() if engine.format == "onnx"]
+NOTES = tuple(note for engine in _ENGINES for note in (engine.on_cpu, *engine.notes))
 _SCOPES = "pkg.torch.onnx.name_scopes"  # modules around a node, from the outside in, and the function
 _WEIGHTS = ("int7", "int8")  # both stored as int8; sums of products with int7 fit where those with int8 saturate
 _ALTERNATIVES = (

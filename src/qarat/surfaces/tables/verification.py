@@ -20,7 +20,8 @@ def show_verification(record: Verification) -> Parts:
     subject = (record.folder, f"format {record.format or 'missing'}", target)
     yield title("verification", record.provenance.model, *subject)
     yield dim("; ".join(f"{name}: {versions}" for name, versions in record.engines.items()))
-    yield from ("", _modules(record.modules))
+    if record.modules:
+        yield from ("", _modules(record.modules))
     for weights in record.weights:
         apart = f"; largest relative difference {weights.largest:.2g}" if weights.equal < weights.sites else ""
         equal = f"{weights.equal} of {count(weights.sites, 'projection')}"

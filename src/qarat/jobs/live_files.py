@@ -1,0 +1,117 @@
+"""Live verification of an export that is one file: the engine that takes it runs it, beside the plan it was made by.
+
+In such a file every tensor says what it is, so nothing is resolved and no tensors are judged: what ran is set beside
+the plan that lies in the folder, and losses beside those of the run that it was exported from, where that is given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from qarat.ground.errors import UserError
+from qarat.ground.runtime import Progress
+from qarat.jobs.live import WINDOWS, Answer, Live, ask_live, compare_losses, grave_here, judge_modules
+from qarat.model.folders import MARK
+from qarat.stages.export.gguf.types import nearest_type, tensor_name
+from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.read_back.folders import Findings
+from qarat.values.engines import FILE_ENGINES, FileEngine
+from qarat.values.plans import Plan
+from qarat.values.records.files import decode_record
+from qarat.values.records.origin import Provenance
+from qarat.values.records.verification import LiveModule, LiveRun, Verification
+from qarat.values.schemes import LinearScheme
+
+if TYPE_CHECKING:
+    from qarat.jobs.verify import AgainstRun
+
+
+def verify_file(folder: Path, live: Live, run: AgainstRun | None, progress: Progress) -> Verification:
+    """Run an export in the engine that takes it, and compare.
+
+    Args:
+        folder: Of the export, with its plan.
+        live: The engine, one of `FILE_ENGINES`.
+        run: What it was exported from, for its losses on the first `WINDOWS` windows; None compares none.
+        progress: Called as the work goes on.
+
+    Raises:
+        UserError: Not such an export, or of another run.
+    """
+    engine = FILE_ENGINES[live.engine]
+    if not (folder / f"model.{engine.format}").is_file():
+        raise UserError(
+            f"{folder} holds no model.{engine.format}, which {engine.name} takes; export with `format` {engine.format}"
+        )
+    plan = decode_record(folder / MARK, Plan)
+    if run is not None and run.plan != plan:
+        raise UserError(f"{folder} was not exported from {run.model.path}: their plans differ; give the run it is of")
+    findings = Findings()
+    progress(live.engine, 0, 1)
+    answer = ask_live(live, folder, _request(engine, plan, run), findings)
+    progress(live.engine, 1, 1)
+    ran = () if answer is None else (_beside_plan(engine, plan, answer, findings),)
+    if answer is not None and run is not None:
+        tokens = run.report.subset(min(WINDOWS, len(run.report)))
+        ours = measure_perplexity(run.model, tokens, label="run", progress=progress)
+        loss = compare_losses(engine.name, ours, tokens, answer.losses, findings)
+        ran = (msgspec.structs.replace(ran[0], losses=(loss,)),)
+    return Verification(
+        Provenance(plan.model, *(("", "") if run is None else (run.report.fingerprint, run.report.convention)), {}),
+        folder.resolve().name,
+        engine.format,
+        {engine.name: engine.versions},
+        "",
+        "" if run is None else "run",
+        (),
+        findings.listed(),
+        live=ran,
+    )
+
+
+def _request(engine: FileEngine, plan: Plan, run: AgainstRun | None) -> dict[str, Any]:
+    """What `bundled/run_file_engine.py` is asked."""
+    windows = [list(range(8))] if run is None else run.report.windows[:WINDOWS].tolist()
+    names = list(plan.projections)
+    tensors = [tensor_name(f"{name}.weight") for name in names] if engine.format == "gguf" else []
+    return {"windows": windows, "projections": names, "tensors": tensors}
+
+
+def _beside_plan(engine: FileEngine, plan: Plan, answer: Answer, findings: Findings) -> LiveRun:
+    """What ran beside what was planned."""
+    sites = {site.name: site for site in plan.sites}
+    modules = tuple(
+        LiveModule(
+            module.name,
+            module.scheme,
+            module.kernel,
+            str(plan.projections[module.name]),
+            _expected(engine, plan.projections[module.name], sites[module.name].shape[1]),
+        )
+        for module in answer.modules
+    )
+    judge_modules(engine.name, answer.version, modules, list(plan.projections), findings)
+    low = [scheme for scheme in plan.projections.values() if scheme.weight is not None]
+    if engine.on_cpu and any(s.weight.format == "int8" and s.input is not None for s in low if s.weight is not None):
+        findings.add(grave_here(), engine.on_cpu, "compare losses", engines=(engine.name,))
+    for note in engine.notes:
+        findings.add("note", note, "docs/engines.md has more of it", engines=(engine.name,))
+    return LiveRun(engine.name, answer.version, modules)
+
+
+def _expected(engine: FileEngine, scheme: LinearScheme, cols: int) -> str:
+    """What the engine's script calls a scheme.
+
+    Args:
+        engine: Which.
+        scheme: Of the plan.
+        cols: Input channels of the projection.
+    """
+    if scheme.weight is None:
+        return "float"
+    if engine.format == "gguf":
+        return nearest_type(scheme.weight, cols, superblocks=False)
+    return "int8" if scheme.input is not None else "int8 weights"
