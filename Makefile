@@ -77,7 +77,7 @@ $(ENGINES_STAMP): pyproject.toml engines-constraints.txt
 	@echo "installing torch and the build tools"
 	@$(ENGINES_INSTALL) torch hatchling editables scikit-build-core cmake ninja setuptools
 	@echo "installing the engines; llama.cpp is compiled"
-	@$(ENGINES_INSTALL) llmcompressor torchao nvidia-modelopt llama-cpp-python gguf onnx onnxruntime onnxscript
+	@$(ENGINES_INSTALL) llmcompressor torchao nvidia-modelopt llama-cpp-python gguf onnx onnxruntime onnxruntime-genai onnxscript openvino
 	@$(ENGINES_INSTALL) pytest scipy msgspec tyro
 	@$(ENGINES_INSTALL) --no-deps --editable .
 	@touch $@

@@ -1,5 +1,6 @@
 """llama.cpp with the GGUF files we write: the same tokens, the same logits, and losses that the types explain."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from qarat.ground.runtime import Runtime
+from qarat.jobs.live import Live
+from qarat.jobs.verify import AgainstRun, verify
 from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
+from qarat.model.tokens import TokenSet
 from qarat.stages.export.base import export_model
 from qarat.stages.export.gguf.types import tensor_name
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
+from qarat.values.engines import FILE_ENGINES
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.schemes import LinearScheme
@@ -160,3 +166,24 @@ def simulation(model: Model, folder: Path) -> Model:
         return found
 
     return model.with_blocks(block)
+
+
+def test_verify_says_what_ran_and_what_it_lost(tmp_path: Path, with_merge: Callable[[Path], Path]) -> None:
+    tiny = tiny_checkpoint(tmp_path / "tiny", hidden=64, intermediate=96)
+    model = open_model(str(with_merge(tiny)))
+    rules = (("0.down", "float"), ("1.o", "w=int4/g32"))
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int8/channel", rules)
+    quantized = quantize(model, plan)
+    export_model(quantized, plan, tmp_path / "out", "gguf")
+    ids = torch.randint(2, 98, (4, 24), generator=torch.Generator().manual_seed(3))
+    report = TokenSet("report", "windows-24-nobos", ids, ("a", "b", "c", "d"), ("0" * 64,), ("text",))
+    live = Live("llama.cpp", lambda _: report, Runtime())
+    [run] = verify(tmp_path / "out", live=live, against=AgainstRun(quantized, plan, report)).live
+    assert run.version in FILE_ENGINES["llama.cpp"].ran
+    assert Counter((module.scheme, module.kernel) for module in run.modules) == {
+        ("Q8_0", "Q8_0, inputs in Q8_0"): 12,
+        ("Q4_0", "Q4_0, inputs in Q8_0"): 1,
+        ("float", "F32, inputs in F32"): 1,
+    }
+    assert all(module.agrees and module.expected for module in run.modules)
+    assert abs(run.losses[0].nats - run.losses[0].ours) < 0.1  # inputs and one weight are rounded otherwise

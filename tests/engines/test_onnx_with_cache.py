@@ -15,8 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from qarat.ground.runtime import Runtime
+from qarat.jobs.live import Live
+from qarat.jobs.verify import AgainstRun, verify
+from qarat.model.folders import MARK
 from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
 from qarat.stages.export.onnx_with_cache import CONFIG
+from qarat.values.engines import FILE_ENGINES
+from qarat.values.plans import Plan
+from qarat.values.records.files import decode_record
 
 onnx = pytest.importorskip("onnx", reason="needs onnx: make test-engines")
 
@@ -152,3 +160,20 @@ def test_a_split_model_is_written_as_wide_as_it_is(exported: Any) -> None:
     graph = onnx.load(exported.folder / "model.onnx", load_external_data=False).graph
     shapes = Counter(tuple(tensor.dims) for tensor in graph.initializer if len(tensor.dims) == 2)
     assert shapes[32, 72] + shapes[72, 32] == 6  # gate, up and down of both blocks
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_verify_says_what_ran_and_what_it_lost(exported: Any, engine: str) -> None:
+    pytest.importorskip(engine, reason=f"needs {engine}: make test-engines")
+    sources = ("a", "b", "c", "d")
+    ids = torch.randint(2, 98, (4, LENGTH), generator=torch.Generator().manual_seed(3))
+    report = TokenSet("report", f"windows-{LENGTH}-nobos", ids, sources, ("0" * 64,), ("text",))
+    against = AgainstRun(exported.quantized, decode_record(exported.folder / MARK, Plan), report)
+    record = verify(exported.folder, live=Live(engine, lambda _: report, Runtime()), against=against)
+    [run] = record.live
+    assert run.version in FILE_ENGINES[engine].ran
+    assert Counter(module.scheme for module in run.modules) == {"int8": 12, "float": 1, "int8 weights": 1}
+    assert all(module.agrees and module.expected for module in run.modules)
+    [loss] = run.losses
+    assert loss.nats == pytest.approx(loss.ours, abs=1e-5)
+    assert record.verdict == "passes"

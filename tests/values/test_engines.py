@@ -95,7 +95,9 @@ def test_where_kernels_run() -> None:
 
 def test_engines_with_a_file_of_their_own() -> None:
     assert FILE_ENGINES.keys() == {"onnxruntime", "openvino", "llama.cpp"}
-    assert all(engine.sources and engine.notes and engine.versions for engine in FILE_ENGINES.values())
+    assert all(
+        engine.sources and (engine.notes or engine.on_cpu) and engine.versions for engine in FILE_ENGINES.values()
+    )
     page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
     assert "FILE_ENGINES" in page
     assert "without VNNI" in page

@@ -210,7 +210,8 @@ def verify(
         tokens: To compare on; None cuts them from the bundled text.
         engines: Names of engines; none stands for all, of which older versions only warn.
         generation: GPU generation (or ``cpu``) that it must run on; empty for none in particular.
-        live: An installed engine that is to run it, ``vllm`` or ``transformers``; empty for none.
+        live: An installed engine that is to run it, ``vllm`` or ``transformers``; empty for none. Or ``onnxruntime``,
+            ``openvino`` or ``llama.cpp``, with ``folder`` an export in the format that it takes.
         engine_python: The interpreter of the environment that holds that engine; None for this one.
         runtime: For what ``against`` names; default a GPU if there is one, float32.
         progress: Called as the work goes on; None draws it on stderr.

@@ -40,14 +40,16 @@ class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     """Check what each engine will run of a quantized folder, and compare it with its run or float model.
 
     Attributes:
-        model: A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody.
+        model: A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody. With
+            --live onnxruntime, openvino or llama.cpp an export of ours in the format that it takes.
         against: What to compare with: the run (or native folder) it was exported from, or the float model it was made
             from.
         engine: Engines to follow: transformers, vllm, sglang; or older: vllm-0.26, vllm-0.23, vllm-0.18,
             sglang-2026-08, sglang-old. (default: all)
         gpu: Where it must run: turing, ampere, ada, hopper, blackwell, blackwell-rtx or cpu.
         live: Run the folder in an installed engine, vllm or transformers, and set what really ran beside the rest:
-            module, scheme, kernel, and the mean loss on the first windows of the report text.
+            module, scheme, kernel, and the mean loss on the first windows of the report text. Or an export in
+            onnxruntime, openvino or llama.cpp, and set it beside the plan.
         engine_python: The Python of the environment that --live is installed in. (default: this one)
         seconds: After so many --live is ended.
         out: Where the verification goes. (default: nowhere)
