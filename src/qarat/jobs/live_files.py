@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
 from qarat.jobs.live import WINDOWS, Answer, Live, ask_live, compare_losses, grave_here, judge_modules
@@ -22,7 +20,7 @@ from qarat.values.engines import FILE_ENGINES, FileEngine
 from qarat.values.plans import Plan
 from qarat.values.records.files import decode_record
 from qarat.values.records.origin import Provenance
-from qarat.values.records.verification import LiveModule, LiveRun, Verification
+from qarat.values.records.verification import LiveLoss, LiveModule, LiveRun, Verification
 from qarat.values.schemes import LinearScheme
 
 if TYPE_CHECKING:
@@ -53,21 +51,20 @@ def verify_file(folder: Path, live: Live, run: AgainstRun | None, progress: Prog
     progress(live.engine, 0, 1)
     answer = ask_live(live, folder, _request(engine, plan, run), findings)
     progress(live.engine, 1, 1)
-    ran = () if answer is None else (_beside_plan(engine, plan, answer, findings),)
-    if answer is not None and run is not None:
-        tokens = run.report.subset(min(WINDOWS, len(run.report)))
-        ours = measure_perplexity(run.model, tokens, label="run", progress=progress)
-        loss = compare_losses(engine.name, ours, tokens, answer.losses, findings)
-        ran = (msgspec.structs.replace(ran[0], losses=(loss,)),)
+    ran: tuple[LiveRun, ...] = ()
+    if answer is not None:
+        losses = () if run is None else (_loss(engine, run, answer, findings, progress),)
+        ran = (LiveRun(engine.name, answer.version, _beside_plan(engine, plan, answer, findings), losses),)
+    tokens = ("", "") if run is None else (run.report.fingerprint, run.report.convention)
     return Verification(
-        Provenance(plan.model, *(("", "") if run is None else (run.report.fingerprint, run.report.convention)), {}),
-        folder.resolve().name,
-        engine.format,
-        {engine.name: engine.versions},
-        "",
-        "" if run is None else "run",
-        (),
-        findings.listed(),
+        provenance=Provenance(plan.model, *tokens, versions={}),
+        folder=folder.resolve().name,
+        format=engine.format,
+        engines={engine.name: engine.versions},
+        generation="",
+        against="" if run is None else "run",
+        modules=(),
+        findings=findings.listed(),
         live=ran,
     )
 
@@ -80,7 +77,14 @@ def _request(engine: FileEngine, plan: Plan, run: AgainstRun | None) -> dict[str
     return {"windows": windows, "projections": names, "tensors": tensors}
 
 
-def _beside_plan(engine: FileEngine, plan: Plan, answer: Answer, findings: Findings) -> LiveRun:
+def _loss(engine: FileEngine, run: AgainstRun, answer: Answer, findings: Findings, progress: Progress) -> LiveLoss:
+    """The engine's mean loss beside the run's."""
+    tokens = run.report.subset(min(WINDOWS, len(run.report)))
+    ours = measure_perplexity(run.model, tokens, label="run", progress=progress)
+    return compare_losses(engine.name, ours, tokens, answer.losses, findings)
+
+
+def _beside_plan(engine: FileEngine, plan: Plan, answer: Answer, findings: Findings) -> tuple[LiveModule, ...]:
     """What ran beside what was planned."""
     sites = {site.name: site for site in plan.sites}
     modules = tuple(
@@ -94,12 +98,12 @@ def _beside_plan(engine: FileEngine, plan: Plan, answer: Answer, findings: Findi
         for module in answer.modules
     )
     judge_modules(engine.name, answer.version, modules, list(plan.projections), findings)
-    low = [scheme for scheme in plan.projections.values() if scheme.weight is not None]
-    if engine.on_cpu and any(s.weight.format == "int8" and s.input is not None for s in low if s.weight is not None):
+    schemes = plan.projections.values()
+    if engine.on_cpu and any(s.weight and s.input and s.weight.format == "int8" for s in schemes):
         findings.add(grave_here(), engine.on_cpu, "compare losses", engines=(engine.name,))
     for note in engine.notes:
         findings.add("note", note, "docs/engines.md has more of it", engines=(engine.name,))
-    return LiveRun(engine.name, answer.version, modules)
+    return modules
 
 
 def _expected(engine: FileEngine, scheme: LinearScheme, cols: int) -> str:

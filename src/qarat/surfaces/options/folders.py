@@ -40,8 +40,8 @@ class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     """Check what each engine will run of a quantized folder, and compare it with its run or float model.
 
     Attributes:
-        model: A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody. With
-            --live onnxruntime, openvino or llama.cpp an export of ours in the format that it takes.
+        model: A folder in the compressed-tensors format: from `qarat export`, llm-compressor, AutoRound or anybody.
+            With --live onnxruntime, openvino or llama.cpp an export of ours in the format that it takes.
         against: What to compare with: the run (or native folder) it was exported from, or the float model it was made
             from.
         engine: Engines to follow: transformers, vllm, sglang; or older: vllm-0.26, vllm-0.23, vllm-0.18,
