@@ -138,4 +138,4 @@ def listed(request: Any, kernels: Any, schemes: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:], globals())
+    main(*sys.argv[1:4], home=globals())
