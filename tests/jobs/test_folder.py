@@ -1,6 +1,7 @@
 """Workspace: files are whole or untouched, and a run goes on where it stopped and never trusts what it cannot check."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -406,6 +407,31 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert tree(tmp_path) == {f"out/{MARK}": b"second"}
 
 
+def test_one_command_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    run, other = Run(tmp_path / "out", "run"), Run(tmp_path / "out", "run")
+    refusal = r"another command is at work in .*out\.partial; let it end .*, or give another `out`"
+    with run.work():
+        Recipe().execute(run)
+        before = tree(tmp_path)
+        with pytest.raises(UserError, match=refusal), other.work():
+            pass
+        with pytest.raises(UserError, match=refusal), new_folder(tmp_path / "out", Run.MANIFEST):
+            pass
+        assert tree(tmp_path) == before
+    with other.work():  # what the first leaves, the next goes on with
+        assert set(other.steps) == set(run.steps)
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Run(tmp_path / "out", "run").work():
+        pass
+    assert (tmp_path / "out.partial" / "manifest.json").is_file()
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     check_folder(tmp_path / "out", MARK, overwrite=True)
@@ -421,11 +447,15 @@ def test_the_mark_is_deleted_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for name in (MARK, "a", "z"):
             write_whole(folder / name, name)
 
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    unlink = Path.unlink
+
+    def interrupt(path: Path, **more: bool) -> None:
+        if path == old / MARK:
+            raise KeyboardInterrupt
+        unlink(path, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", interrupt)
+        patch.setattr(Path, "unlink", interrupt)
         with pytest.raises(KeyboardInterrupt):
             put_into_place(out, MARK)
     assert tree(old) == {MARK: MARK.encode()}

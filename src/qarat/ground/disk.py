@@ -7,6 +7,7 @@ old and the new are whole somewhere. Nothing is ever replaced or deleted that la
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -107,19 +108,43 @@ def new_folder(out: Path, mark: str) -> Generator[Path]:
     """An empty ``OUT.partial`` to be filled; put into place at the end, deleted after an error.
 
     Raises:
-        UserError: As `check_folder` with ``overwrite``; or it cannot be written.
+        UserError: As `check_folder` with ``overwrite``; it cannot be written, or another process is writing it.
     """
     check_folder(out, mark, overwrite=True)
     partial = partial_of(out)
-    with explained(out):
-        delete(partial, mark)
-        partial.mkdir(parents=True)
+    with explained(out), held(partial):
+        _empty(partial, mark)
         try:
             yield partial
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         put_into_place(out, mark)
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Make a folder if it is not there, and keep other processes that ask for it away; a kill lets go of it.
+
+    Raises:
+        UserError: Another process has it, or it cannot be written.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another command is at work in {folder}; let it end (or end it: the same command goes on where it "
+                "was), or give another `out`"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def put_into_place(out: Path, mark: str) -> None:
@@ -150,12 +175,16 @@ def is_ours(path: Path, mark: str) -> bool:
 def delete(folder: Path, mark: str) -> None:
     """Delete a folder, the mark last: cut short, it is still known as ours."""
     if folder.is_dir():
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != mark:
-                path.unlink()
-        shutil.rmtree(folder)
+        _empty(folder, mark)
+        folder.rmdir()
+
+
+def _empty(folder: Path, mark: str) -> None:
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == mark):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _check_parent(path: Path) -> None:

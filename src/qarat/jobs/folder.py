@@ -147,13 +147,18 @@ class Run:
 
     @contextmanager
     def work(self, *begun: str, **facts: object) -> Iterator[None]:
-        """Begin, and where an exception ends the work, leave; arguments and errors as `leave` and `begin`."""
-        try:
-            self.begin(**facts)
-            yield
-        except BaseException:
-            self.leave(*begun)
-            raise
+        """Begin, and where an exception ends the work, leave; arguments and errors as `leave` and `begin`.
+
+        Raises:
+            UserError: Another process is at work in the folder.
+        """
+        with disk.held(self.folder):
+            try:
+                self.begin(**facts)
+                yield
+            except BaseException:
+                self.leave(*begun)
+                raise
 
     def finish(self) -> None:
         """Put the finished folder into place, replacing an older run only now."""
