@@ -41,8 +41,9 @@ def why_not(
     weight: TensorScheme | None, input: TensorScheme | None, shape: tuple[int, int], device: torch.device
 ) -> str:
     """Integers on both sides, one scale a tensor, channel or token; where the product of this machine is exact."""
-    inexact = "" if is_exact(product, device.type) else f"integer sums on this {device.type} device are not exact"
-    return refusal(weight, input, shape) or inexact
+    if reason := refusal(weight, input, shape):
+        return reason
+    return "" if is_exact(product, device.type) else f"integer sums on this {device.type} device are not exact"
 
 
 def refusal(weight: TensorScheme | None, input: TensorScheme | None, shape: tuple[int, int]) -> str:

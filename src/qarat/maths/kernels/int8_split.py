@@ -29,10 +29,11 @@ def why_not(
     weight: TensorScheme | None, input: TensorScheme | None, shape: tuple[int, int], device: torch.device
 ) -> str:
     """As `int8`, on a CPU."""
+    if reason := int8.refusal(weight, input, shape):
+        return reason
     if device.type != "cpu":
         return "is for CPUs"
-    inexact = "" if int8.is_exact(product, "cpu") else "integer sums of 7 bits on this CPU are not exact"
-    return int8.refusal(weight, input, shape) or inexact
+    return "" if int8.is_exact(product, "cpu") else "integer sums of 7 bits on this CPU are not exact"
 
 
 @torch.no_grad()
