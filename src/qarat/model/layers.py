@@ -5,6 +5,7 @@ A projection and the attention products, under their schemes; and an MLP whose `
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -24,6 +25,7 @@ class QuantLinear(nn.Module):
 
     Attributes:
         kernel: Name of what computes it.
+        why: Where that is the reference though a fast kernel was asked for: what each of those says.
         scheme: Of weight and input.
         quantized: Codes and scales; None where the scheme leaves the weight in float.
         bias: In float, or None.
@@ -57,7 +59,8 @@ class QuantLinear(nn.Module):
         self.out_features, self.in_features = matrix.shape
         self.register_buffer("bias", bias)
         self.input_scales = input_scales
-        self.kernel = choose(scheme.weight, scheme.input, matrix.device, kernels)
+        shape = (self.out_features, self.in_features)
+        self.kernel, self.why = choose(scheme.weight, scheme.input, shape, matrix.device, kernels)
         self._linear = KERNELS.load(self.kernel).linear
 
     @cached_property
@@ -76,8 +79,8 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        how = "" if self.kernel == REFERENCE else f", kernel {self.kernel}"
-        return f"{self.in_features} -> {self.out_features}, {self.scheme}{how}"
+        how = f", kernel {self.kernel}" if self.why or self.kernel != REFERENCE else ""
+        return f"{self.in_features} -> {self.out_features}, {self.scheme}{how}" + (f" ({self.why})" if self.why else "")
 
 
 class QuantProducts(nn.Module):
@@ -173,6 +176,12 @@ class RotatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same."""
         return self.down_proj(self.rotation(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+def kernels_of(block: nn.Module) -> Counter[str]:
+    """How many quantized projections of a block each kernel computes, and of the reference, why no faster one does."""
+    layers = (module for module in block.modules() if isinstance(module, QuantLinear))
+    return Counter(f"{m.kernel}, for {m.scheme} ({m.why})" if m.why else m.kernel for m in layers)
 
 
 def fill_block(block: nn.Module, layers: Mapping[str, nn.Module], floats: Mapping[str, Tensor]) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths import kernels
-from qarat.maths.kernels import reference
+from qarat.maths.kernels import int8, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import fake_quantize, quantize_tensor
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
@@ -86,29 +86,44 @@ def test_the_folder_is_the_registry_and_the_reference_comes_last() -> None:
     with pytest.raises(UserError, match="did you mean int8"):
         kernels.KERNELS.load("int9")
     with pytest.raises(UserError, match="did you mean fast"):
-        kernels.choose(None, None, CPU, "fats")
+        kernels.choose(None, None, (16, 64), CPU, "fats")
+
+
+ON_A_CPU = "int8" if int8.is_exact(int8.product, "cpu") else "int8-split"
 
 
 @pytest.mark.parametrize(
-    ("text", "device", "name"),
+    ("text", "name"),
     [
-        ("w=int8/channel a=int8/token", "cpu", "int8"),
-        ("w=int8/tensor a=int8/tensor/static", "cpu", "int8"),
-        ("w=int8/channel a=int8/tensor/dynamic", "cpu", "int8"),
-        ("w=int8/channel a=int8/token", "cuda", "reference"),
-        ("w=int8/channel/asymmetric a=int8/token", "cpu", "reference"),
-        ("w=int8/g32 a=int8/token", "cpu", "reference"),
-        ("w=int8/channel a=int8/g32/static", "cpu", "reference"),
-        ("w=int4/channel a=int8/token", "cpu", "reference"),
-        ("w=int8/channel", "cpu", "reference"),
-        ("float", "cpu", "reference"),
+        ("w=int8/channel a=int8/token", ON_A_CPU),
+        ("w=int8/tensor a=int8/tensor/static", ON_A_CPU),
+        ("w=int8/channel/asymmetric a=int8/tensor/dynamic/asymmetric", ON_A_CPU),
+        ("w=int4/channel a=int8/token/outliers-6", ON_A_CPU),
+        ("w=int8/g32 a=int8/token", "reference"),
+        ("w=int8/channel a=int8/g32/static", "reference"),
+        ("w=e4m3/channel a=e4m3/token", "reference"),
+        ("w=int8/channel", "reference"),
+        ("a=int8/token", "reference"),
     ],
 )
-def test_the_first_kernel_that_supports_the_schemes_is_chosen(text: str, device: str, name: str) -> None:
+def test_the_first_kernel_that_computes_it_is_chosen_and_the_reference_says_why(text: str, name: str) -> None:
     scheme = parse_scheme(text)
     assert not isinstance(scheme, MatmulScheme)
-    assert kernels.choose(scheme.weight, scheme.input, torch.device(device), "fast") == name
-    assert kernels.choose(scheme.weight, scheme.input, torch.device(device)) == kernels.REFERENCE
+    chosen = kernels.choose(scheme.weight, scheme.input, (16, 64), CPU, "fast")
+    assert chosen.kernel == name
+    assert bool(chosen.why) == (name == kernels.REFERENCE)
+    assert kernels.choose(scheme.weight, scheme.input, (16, 64), CPU) == kernels.Choice(kernels.REFERENCE)
+
+
+def test_a_shape_that_could_overflow_and_another_device_fall_to_the_reference() -> None:
+    scheme = parse_scheme("w=int8/channel a=int8/token")
+    assert not isinstance(scheme, MatmulScheme)
+    wide = kernels.choose(scheme.weight, scheme.input, (16, 70_000), CPU, "fast")
+    assert wide.kernel == kernels.REFERENCE
+    assert "fp8: computes e4m3 by e4m3; int8, int8-split: 70000 input features could overflow" in wide.why
+    elsewhere = kernels.choose(scheme.weight, scheme.input, (16, 64), torch.device("meta"), "fast")
+    assert elsewhere.kernel == kernels.REFERENCE
+    assert "int8: integer sums on this meta device are not exact; int8-split: is for CPUs" in elsewhere.why
 
 
 # ---------------------------------------------------------------- LLM.int8()
@@ -155,10 +170,8 @@ def test_outlier_columns_do_not_depend_on_the_batch() -> None:
     assert torch.equal(with_outliers(x[0], "int8/token/outliers-6"), alone[0])  # (rows, in) is one matrix
 
 
-def test_only_the_reference_knows_outlier_columns() -> None:
+def test_only_a_product_knows_outlier_columns() -> None:
     scheme = parse_tensor_scheme("int8/token/outliers-6", "a")
-    weight = parse_tensor_scheme("int8/channel", "w")
-    assert kernels.choose(weight, scheme, CPU, "fast") == kernels.REFERENCE
     with pytest.raises(ValueError, match="the product's affair"):
         fake_quantize(normal(4, 8), scheme)
     with pytest.raises(ValueError, match="the product's affair"):

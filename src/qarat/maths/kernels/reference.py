@@ -23,9 +23,11 @@ from qarat.maths.tiles import Scales
 from qarat.values.schemes import MatmulScheme, TensorScheme
 
 
-def supports(weight: TensorScheme | None, input: TensorScheme | None, device: torch.device) -> bool:
-    """Every projection, on every device."""
-    return True
+def why_not(
+    weight: TensorScheme | None, input: TensorScheme | None, shape: tuple[int, int], device: torch.device
+) -> str:
+    """Nothing: every projection, on every device."""
+    return ""
 
 
 @torch.no_grad()

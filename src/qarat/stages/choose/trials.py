@@ -22,18 +22,20 @@ MeasureMany = Callable[[Sequence[Plan]], Iterable[tuple[int, Evaluation | Failur
 """Measures different plans; gives each plan's index and outcome as they come, in any order."""
 
 
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What measuring a plan gave.
 
     Attributes:
         key: Hash of the plan's schemes.
         nats: Of every window; empty where the measurement failed.
         failure: Why it failed.
+        kernels: As of an `Evaluation`.
     """
 
     key: str
     nats: tuple[float, ...] = ()
     failure: str = ""
+    kernels: dict[str, int] = {}
 
 
 class TrialLog:
@@ -115,9 +117,11 @@ class PlanMeter:
         self.wanted += len(missing)
         keys = list(missing)
         for index, outcome in self._measure(list(missing.values())) if missing else ():
-            failed = isinstance(outcome, Failure)
             key = keys[index]
-            self._log.add(Answer(key, failure=outcome.error) if failed else Answer(key, outcome.nats))
+            failed = isinstance(outcome, Failure)
+            self._log.add(
+                Answer(key, failure=outcome.error) if failed else Answer(key, outcome.nats, kernels=outcome.kernels)
+            )
             self.done += 1
             if told is not None:
                 told()
@@ -138,7 +142,7 @@ class PlanMeter:
         answer = self._log[plan_key(plan)]
         if answer.failure:
             return Failure(plan.note, answer.failure)
-        return msgspec.structs.replace(self.blank, label=plan.note, nats=answer.nats)
+        return msgspec.structs.replace(self.blank, label=plan.note, nats=answer.nats, kernels=answer.kernels)
 
 
 def plan_key(plan: Plan) -> str:

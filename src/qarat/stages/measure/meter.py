@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.model.layers import kernels_of
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import evaluation_of, window_nats
@@ -65,6 +66,7 @@ class Meter:
         self._batches = tokens.batches(model.runtime.batch_tokens)
         self._targets = tokens.target_batches(model.runtime.batch_tokens)
         self._build = build
+        self._kernels: dict[tuple[int, str], Counter[str]] = {}
         bound = min(model.memory // 4, max(ROOM, model.block_bytes() * model.blocks // 2))
         bound = bound if keep_bytes is None else keep_bytes
         state = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
@@ -110,7 +112,7 @@ class Meter:
             for share, measured in self._walk(group):
                 nats |= measured
                 progress("measure", first + int(share * len(group)), len(different))
-        return [self._outcome(label, nats[path]) for label, path in zip(labels, paths, strict=True)]
+        return [self._outcome(label, path, nats[path]) for label, path in zip(labels, paths, strict=True)]
 
     def _walk(self, plans: Mapping[Path, Plan]) -> Iterable[tuple[float, dict[Path, Tensor]]]:
         """Measure plans together; yields the share of the work done, and the nats measured since."""
@@ -124,6 +126,7 @@ class Meter:
         done = 0
         for (index, key), going in steps.items():
             block = self._build(index, next(iter(going.values())).block(index))
+            self._kernels[index, key] = kernels_of(block)
             for front in going:
                 states = self._boundaries.take(front)
                 measured: dict[Path, Tensor] = {}
@@ -148,9 +151,10 @@ class Meter:
         pairs = zip(states, self._targets, strict=True)
         return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
 
-    def _outcome(self, label: str, nats: Tensor) -> Evaluation | Failure:
+    def _outcome(self, label: str, path: Path, nats: Tensor) -> Evaluation | Failure:
+        kernels = sum((self._kernels[step] for step in enumerate(path)), Counter[str]())
         try:
-            return evaluation_of(self._model, self._tokens, nats, label=label)
+            return evaluation_of(self._model, self._tokens, nats, label=label, kernels=kernels)
         except UserError as error:
             return Failure(label, str(error))
 

@@ -6,11 +6,16 @@ never is. Per-window sums are kept, so that two models can be compared pair by p
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.maths.kernels import REFERENCE
+from qarat.model.layers import kernels_of
 from qarat.model.model import Model
 from qarat.model.tokens import NOTHING, TokenSet
 from qarat.values.records.scores import Evaluation
@@ -38,19 +43,23 @@ def measure_perplexity(
     """
     batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
     hidden = [model.embed(batch) for batch in batches]
+    kernels = Counter[str]()
     stage = f"evaluate {label}"
     progress(stage, 0, model.blocks + 1)
     with torch.no_grad():
         for index, block in model.walk():
+            kernels += kernels_of(block)
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
             progress(stage, index + 1, model.blocks + 1)
         nats = torch.cat([window_nats(model, h, t) for h, t in zip(hidden, targets, strict=True)])
     progress(stage, model.blocks + 1, model.blocks + 1)
-    return evaluation_of(model, tokens, nats, label=label, plan=plan)
+    return evaluation_of(model, tokens, nats, label=label, plan=plan, kernels=kernels)
 
 
-def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, plan: str = "") -> Evaluation:
+def evaluation_of(
+    model: Model, tokens: TokenSet, nats: Tensor, *, label: str, kernels: Mapping[str, int], plan: str = ""
+) -> Evaluation:
     """The record of a token set's losses.
 
     Args:
@@ -58,6 +67,7 @@ def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, p
         tokens: The token set.
         nats: (windows,) float64, as `window_nats` gives them.
         label: What was evaluated.
+        kernels: What computed its quantized projections, as `qarat.model.layers.kernels_of` counts.
         plan: Content hash of the plan behind a quantized model.
 
     Raises:
@@ -69,7 +79,8 @@ def evaluation_of(model: Model, tokens: TokenSet, nats: Tensor, *, label: str, p
     predicted = tokens.words or tokens.predicted
     provenance = model.provenance(tokens.fingerprint, tokens.convention)
     unit = "word" if tokens.words else "token"
-    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources, unit)
+    ran = {} if model.runtime.kernels == REFERENCE else dict(sorted(kernels.items()))
+    return Evaluation(label, provenance, plan, tuple(nats.tolist()), predicted, tokens.sources, unit, ran)
 
 
 def window_nats(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -206,4 +206,4 @@ def _read_linear(tensors: Mapping[str, Tensor], group: ConfigGroup, format: str,
     bias = tensors["bias"].to(runtime.torch_dtype) if "bias" in tensors else None
     if group.inputs is not None and group.inputs.dynamic == "local":
         return _LocalLinear(weight, bias, scheme, tensors["input_global_scale"])
-    return QuantLinear(weight, bias, scheme, input_scales(tensors, scheme.input))
+    return QuantLinear(weight, bias, scheme, input_scales(tensors, scheme.input), runtime.kernels)

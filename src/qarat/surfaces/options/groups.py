@@ -85,8 +85,8 @@ class Machine(Group, frozen=True, kw_only=True):
         threads: CPU threads. With equal threads, results are equal to the byte. (default: as torch chooses)
         memory: Bound on weights kept in memory, such as 8GB. It changes time, never results. (default: half of what is
             free)
-        kernels: What computes quantized projections: reference, as every published number, or fast where a kernel knows
-            the scheme (INT8 on a CPU).
+        kernels: What computes quantized projections: reference, as every published number, or fast: integer products
+            where a kernel knows the scheme, and a word on where none does.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

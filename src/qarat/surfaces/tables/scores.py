@@ -41,6 +41,7 @@ def show_evaluation(record: Evaluation) -> Parts:
     loss = f"loss {fixed(record.loss, 4)} nats per {record.unit}"
     yield title(record.label, record.provenance.model, f"perplexity {fixed(record.perplexity, 2)}", loss)
     yield dim(_tokens(record, record.unit))
+    yield from map(dim, _kernels(record))
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Parts:
@@ -64,10 +65,18 @@ def compare(evaluations: Sequence[Evaluation]) -> Parts:
     if others:
         clusters = count(differences[0].clusters, "cluster")
         yield dim(f"Δ: nats per {first.unit} over {first.label}, paired by window; errors over {clusters}")
+    for e in evaluations:
+        yield from (dim(f"{arm_label(e)}: {line}") for line in _kernels(e))
     if note := shared_transforms(evaluations):
         yield dim(note)
     if others and differences[0].clusters == 1:
         yield dim("one source alone gives no standard error")
+
+
+def _kernels(record: Evaluation) -> Iterator[str]:
+    """What computed its projections, where that may have been others than the reference."""
+    for kernel, projections in record.kernels.items():
+        yield f"{count(projections, 'projection')} by kernel {kernel}"
 
 
 def arm_label(evaluation: Evaluation) -> str:

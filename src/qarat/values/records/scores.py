@@ -23,6 +23,8 @@ class Evaluation(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=
         predicted: Tokens predicted in each window; where the unit is a word, the words that its loss is shared out to.
         sources: The file or document each window comes from.
         unit: What the loss is counted by, ``token`` or ``word``.
+        kernels: Where others than the reference were asked for: what computed how many of the quantized projections,
+            and of those left to the reference, why.
     """
 
     label: str
@@ -32,6 +34,7 @@ class Evaluation(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=
     predicted: tuple[int, ...]
     sources: tuple[str, ...]
     unit: str = "token"
+    kernels: dict[str, int] = {}
 
     def facts(self) -> dict[str, str]:
         """What was evaluated, on what, and how it came out."""
