@@ -208,6 +208,13 @@ def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
     assert 0 < drawn["y_low"] < 0.1
 
 
+def test_labels_that_would_lie_one_on_the_other_share_a_place() -> None:
+    dots = (Dot(8, 1e-4, label="a"), Dot(8, 1.1e-4, label="b"), Dot(8, 1e-2, label="c"), Dot(16, 1e-4, label="d"))
+    figure = curve("key", "T", "C.", [Series("s", dots, named=True)], Axis("bits"), Axis("loss", log=True))
+    assert [row["label"] for row in figure.definition()["datasets"]["named"]] == ["a, b", "c", "d"]
+    assert [row[0] for row in figure.table.rows] == ["a", "b", "c", "d"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [
