@@ -134,6 +134,7 @@ def test_a_config_left_behind_beside_float_weights_is_no_quantization(folder: Pa
         ("module.", "DataParallel"),
         ("base_model.model.", "PEFT"),
         ("module._orig_mod.", "torch.compile"),
+        ("_fsdp_wrapped_module.", "as FSDP wraps"),
         ("some.thing.", ""),
     ],
 )
@@ -146,6 +147,27 @@ def test_names_without_the_models_own_prefix(folder: Path):
     bare = {"lm_head.weight"}
     rewrite(folder, lambda state: {n.removeprefix("model."): t for n, t in state.items() if n not in bare})
     refusal(folder, "lack 'model.'", "head and all")
+
+
+# ---------------------------------------------------------------- files that are not what they are called
+
+
+def test_a_pointer_of_git_lfs(folder: Path):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refusal(folder, "is Git LFS's pointer to the weights", "git lfs pull")
+
+
+def test_a_folder_without_a_tokenizer(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="cannot be read: there is none; copy tokenizer") as told:
+        _ = open_model(str(folder)).tokenizer
+    assert "\n" not in str(told.value)
+
+
+def test_weights_that_are_not_there_are_looked_for_on_no_hub():
+    with pytest.raises(UserError, match=r"no such file: models/x\.safetensors"):
+        find_checkpoint("models/x.safetensors")
 
 
 # ---------------------------------------------------------------- shards

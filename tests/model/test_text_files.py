@@ -43,6 +43,9 @@ def delimited(delimiter: str) -> str:
         ("hidden.txt", lines_of_json()),
         ("a.csv", delimited(",")),
         ("A.TSV", delimited("\t")),
+        ("excel.csv", delimited(";")),
+        ("table.txt", delimited(",")),
+        ("table.log", delimited("\t")),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -93,7 +96,10 @@ def test_parquet_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (b"{\\rtf1 text}", "RTF"),
         (b"<!DOCTYPE html><p>text", "HTML or XML"),
         (b'\n<?xml version="1.0"?>', "HTML or XML"),
-        ("text of some length".encode("utf-16-le"), r"NUL\); convert it first.*iconv -f utf-16le"),
+        (b'<doc id="12" url="x">text</doc>', "HTML or XML"),
+        ("text of some length".encode("utf-16-le"), r"NUL\); .*convert it first.*iconv -f utf-16le"),
+        ("\u00fcber einen Text".encode("utf-16-le"), r"byte 1 is NUL\)"),
+        (b"\x93NUMPY\x01\x00v\x00", "is binary"),
         ("\u4f60\u597d".encode("gbk"), r"is not UTF-8 \(byte 0 is 0xc4\).*from the encoding that it has.*gbk"),
         (b"\xff\xfea\x00b", r"is not UTF-16 \(byte 4"),
     ],
@@ -118,6 +124,11 @@ def test_what_is_no_text_is_refused_by_its_kind(content: bytes, said: str, tmp_p
             {"messages": [{"role": "user", "content": "a"}]},
             "messages is a chat, and the tokenizer has no chat template",
         ),
+        (
+            {"messages": '[{"role": "user", "content": "a"}]'},
+            "messages is a chat, and the tokenizer has no chat template",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "content is a list of parts"),
     ],
 )
 def test_columns_that_hold_no_text_are_refused(row: dict[str, Any], said: str, tmp_path: Path):
@@ -147,6 +158,29 @@ def test_a_csv_whose_rows_are_not_as_long_as_its_head(tmp_path: Path):
         path.write_text(f"id,text\n0,fine\n{row}\n")
         with pytest.raises(UserError, match=r"some\.csv, line 3: not as many values as"):
             read_documents(str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["In this text, a, b\n", "text\n", "a text; text\n", "<s>text</s>\n", "[1, 2] and text\n"]
+)
+def test_plain_text_is_taken_for_nothing_else(text: str, tmp_path: Path):
+    (tmp_path / "some.txt").write_text(text + "more, of it")
+    assert read_documents(str(tmp_path / "some.txt"))[0].text == text + "more, of it"
+
+
+def test_a_csv_whose_columns_are_not_told_apart(tmp_path: Path):
+    path = tmp_path / "some.csv"
+    path.write_text("text, text\na,b\n")
+    with pytest.raises(UserError, match="has the column 'text' more than once"):
+        read_documents(str(path))
+
+
+@pytest.mark.parametrize("value", ['"\\ud83d"', "NaN", "-Infinity"])
+def test_what_python_writes_as_json_and_is_none(value: str, tmp_path: Path):
+    path = tmp_path / "some.jsonl"
+    path.write_text(f'{{"text": "a"}}\n{{"text": "b", "more": {value}}}\n')
+    with pytest.raises(UserError, match="line 2: NaN, Infinity, or half of a surrogate pair"):
+        read_documents(str(path))
 
 
 def test_chats_are_written_out_by_the_template(tmp_path: Path):

@@ -52,7 +52,7 @@ def find_local(name: str) -> Path | None:
         return path
     if packaged := find_packaged(name):
         return packaged
-    if path.suffix == GGUF:
+    if path.suffix in (GGUF, ".safetensors"):
         raise UserError(f"no such file: {name}; check the spelling, or fetch it first")
     known = reference_models()
     if name in known:

@@ -41,12 +41,12 @@ _FILES = {
     "quant_strategy.json": "AWQ",
 }
 _CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
-_WRAPPERS = {
+_WRAPPERS = {  # ends of names; longer ones before what they end with
     "_orig_mod.": "torch.compile",
-    "module.": "DataParallel",
-    "base_model.model.": "PEFT",
     "_fsdp_wrapped_module.": "FSDP",
     "_forward_module.": "Lightning",
+    "module.": "DataParallel",
+    "base_model.model.": "PEFT",
 }
 
 

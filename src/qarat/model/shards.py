@@ -52,8 +52,17 @@ def locate_tensors(folder: Path, index: str = "model.safetensors.index.json") ->
                         )
                     where[name] = Entry(piece.get_dtype(), path, tuple(piece.get_shape()))
         except (SafetensorError, OSError) as error:
+            if _begins(path, b"version https://git-lfs"):
+                raise UserError(f"{path} is Git LFS's pointer to the weights; fetch them: git lfs pull") from None
             raise UserError(f"{path} is truncated or damaged: {error}; fetch or save it again") from error
     return where
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def _weight_files(folder: Path, index: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import csv
 import gzip
 import importlib
 import io
+import json
 import lzma
 import re
 import sys
@@ -25,7 +26,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 
-_JSON, _DELIMITERS = (".json", ".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+_JSON, _DELIMITED = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv")
 _PACKED = (".gz", ".bz2", ".xz")
 _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
     b"\x1f\x8b": gzip.decompress,
@@ -50,7 +51,9 @@ _MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_MARKUP = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
+_MARKUP = re.compile(r"\s*<(!doctype\b|html\b|\?xml\b|\w+\s+[\w:-]+\s*=\s*[\"'])", re.IGNORECASE)  # `<s>` is none
+# A table by its first line, whatever the file is called: short names side by side, one of which is a text's.
+_HEADER = re.compile(r"(?=.*[,;\t])(?:\"?\w{1,40}\"?[,;\t])*\"?(?:text|messages)\"?(?:[,;\t]\"?\w{1,40}\"?)*\n")
 
 
 class Row(NamedTuple):
@@ -81,8 +84,8 @@ def read_file(path: Path) -> str | list[Row]:
     text = _decode(path, data)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix in _DELIMITERS:
-        return _delimited_rows(path, text, _DELIMITERS[suffix])
+    if suffix in _DELIMITED or _HEADER.match(text):
+        return _delimited_rows(path, text)
     if suffix in _JSON or _looks_like_json(text):
         return _json_rows(path, text)
     if _MARKUP.match(text):
@@ -113,27 +116,33 @@ def _decode(path: Path, data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        if b"\0" in data and encoding == "utf-8-sig":
+            raise _binary(path, f"byte {data.index(0)}") from None
         raise UserError(
             f"{path} is not {encoding.upper().removesuffix('-SIG')} (byte {error.start} is "
             f"{error.object[error.start]:#04x}); convert it first, from the encoding that it has, for example with: "
             "iconv -f latin1 -t utf-8 (or -f cp1252, gbk, shift_jis)"
         ) from None
     if (place := text.find("\0")) >= 0:
-        raise UserError(
-            f"{path} is binary, or UTF-16 without a byte-order mark (character {place} is NUL); convert it first, "
-            "for example with: iconv -f utf-16le -t utf-8"
-        )
+        raise _binary(path, f"character {place}")
     return text.replace("\r\n", "\n")
+
+
+def _binary(path: Path, nul: str) -> UserError:
+    return UserError(
+        f"{path} is binary, or UTF-16 without a byte-order mark ({nul} is NUL); give the text that is in it, or "
+        "convert it first, for example with: iconv -f utf-16le -t utf-8"
+    )
 
 
 def _looks_like_json(text: str) -> bool:
     """Whether a text is JSON by its content: an object in its first line, or an object or list all in all."""
     if text.lstrip()[:1] not in ("{", "["):
         return False
-    return isinstance(_decoded(text.lstrip().partition("\n")[0]), dict) or isinstance(_decoded(text), dict | list)
+    return isinstance(decoded(text.lstrip().partition("\n")[0]), dict) or isinstance(decoded(text), dict | list)
 
 
-def _decoded(text: str) -> Any:
+def decoded(text: str) -> Any:
     """A JSON text's value; None if it is none."""
     try:
         return msgspec.json.decode(text)
@@ -142,7 +151,7 @@ def _decoded(text: str) -> Any:
 
 
 def _json_rows(path: Path, text: str) -> list[Row]:
-    whole = _decoded(text)
+    whole = decoded(text)
     if isinstance(whole, list):
         return [Row(f"{path}, entry {number}", value) for number, value in enumerate(whole, 1)]
     if isinstance(whole, dict):
@@ -155,19 +164,34 @@ def _json_rows(path: Path, text: str) -> list[Row]:
             try:
                 rows.append(Row(place, msgspec.json.decode(line)))
             except msgspec.DecodeError as error:
-                raise UserError(f"{place}: {error}; expected an object with a string `text` on every line") from None
+                why = _not_json(line) or error
+                raise UserError(f"{place}: {why}; expected an object with a string `text` on every line") from None
     return rows
 
 
-def _delimited_rows(path: Path, text: str, delimiter: str) -> list[Row]:
+def _not_json(line: str) -> str:
+    """What Python's own reader takes for JSON, and is none; empty for what it does not take either."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return ""
+    return "NaN, Infinity, or half of a surrogate pair, which JSON does not have"
+
+
+def _delimited_rows(path: Path, text: str) -> list[Row]:
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     before = csv.field_size_limit(sys.maxsize)  # a document may be longer than its 128 KiB
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = names
         rows = [Row(f"{path}, line {reader.line_num}", values) for values in reader]
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as {delimiter!r}-separated values: {error}; write it again") from None
     finally:
         csv.field_size_limit(before)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{path} has the column {', '.join(map(repr, sorted(twice)))} more than once; name them apart")
     if wrong := [row.place for row in rows if None in row.values or None in row.values.values()]:
         raise UserError(f"{wrong[0]}: not as many values as the first line names columns; write it again")
     return rows

@@ -17,7 +17,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError, first_line
-from qarat.model.text_files import Row, import_reader, read_file
+from qarat.model.text_files import Row, decoded, import_reader, read_file
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "text"
 _ENDS = re.compile(r"<\|end_?of_?text\|>")  # GPT-2's and LLaMA 3's
@@ -165,14 +165,19 @@ def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
         UserError: Another kind of value; no template, or one that refuses the chat.
     """
     if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value or not all(isinstance(m, dict) and "role" in m for m in value):
+        inner = decoded(value) if value.startswith("[") else None  # a chat that was written into a table of strings
+        if not _is_chat(inner):
+            return value
+        value = inner
+    if not _is_chat(value):
         first = value[0] if isinstance(value, list) and value else None
         keys = f" with {', '.join(first)}" if isinstance(first, dict) else ""
         raise UserError(
             f"{place}: {column} is {_kind(value)}{keys}, neither a string nor a chat (a list of messages with role and "
             "content); write it so, or name another `column`"
         )
+    if any(isinstance(message.get("content"), list) for message in value):  # which most templates print as it stands
+        raise UserError(f"{place}: {column} has a message whose content is a list of parts; write it as one string")
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError(f"{place}: {column} is a chat, and the tokenizer has no chat template; write it into `text`")
     try:
@@ -180,6 +185,10 @@ def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
         return tokenizer.apply_chat_template(value, tokenize=False, strftime_now=_DAY.strftime)
     except Exception as error:  # templates raise what they like
         raise UserError(f"{place}: the tokenizer's chat template refuses {column}: {error}") from error
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
 
 
 def _kind(value: object) -> str:

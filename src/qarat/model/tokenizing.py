@@ -29,7 +29,12 @@ def read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenize
     Args:
         folder: Where it lies.
         config: Of the model; names the BOS where no other file of the folder does.
+
+    Raises:
+        UserError: There is none.
     """
+    if not any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "*.model", "vocab.*")):
+        raise UserError("there is none")
     kind: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
     tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     bos = config.bos_token_id

@@ -32,7 +32,7 @@ from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
 from qarat.surfaces.page.figures.losses import recovery
 from qarat.surfaces.page.figures.streams import laid_over, profile
-from qarat.surfaces.page.parts import figures_in
+from qarat.surfaces.page.parts import Folded, Titled, figures_in
 from qarat.surfaces.page.remedies import remedies, rewritten_streams
 from qarat.surfaces.page.rendering import DARK, LIGHT, to_svg, vega_config
 from qarat.surfaces.page.sections import PARTS
@@ -48,11 +48,11 @@ from qarat.values.records.law import Law
 from qarat.values.records.origin import Provenance
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
-from qarat.values.records.scores import Continuations
+from qarat.values.records.scores import Continuations, Divergence
 from qarat.values.records.streams import ActivationStats
 
-SECTIONS = ["cost", "spikes", "recovery", "plan", "law", "provenance"]
-FIGURES = {"outcome", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan"}
+SECTIONS = ["cost", "words", "spikes", "recovery", "plan", "law", "provenance"]
+FIGURES = {"outcome", "divergence", "spike-map", "profile-1-down_in", "grids-1-down_in", "recovery", "plan"}
 LAW_FIGURES = {"law-ratio", "law-reach", "law-fit", "law-residuals"}
 
 
@@ -151,6 +151,33 @@ def test_grids_count_what_becomes_zero(story: Story) -> None:
     assert e4m3.snr_db > int8.snr_db
 
 
+def test_what_quantizing_does_to_predictions_is_shown_beside_float(story: Story) -> None:
+    naive, plan = story.all(Divergence)
+    often, along, departs, folded = PARTS["words"](story)
+    assert isinstance(often, Titled)
+    assert [row[:2] for row in often.table.rows] == [(d.label, f"{100 * d.agreement[0]:.2f}") for d in (naive, plan)]
+    assert isinstance(along, Figure)
+    drawn = {(row["group"], row["x"]): row["y"] for row in rows_of(along) if "x" in row}
+    assert drawn == {(d.label, b.last): b.divergence for d in (naive, plan) for b in d.positions}
+    assert isinstance(departs, Titled)
+    (_, behind, came, ours, theirs), worst = departs.table.rows[0], plan.worst[0]
+    assert behind.startswith("…")
+    assert came.strip() == worst.token.strip()
+    for cell, probability in ((ours, worst.float_probability), (theirs, worst.probability)):
+        assert cell.endswith(f"({100 * probability:.0f} %)")
+    assert isinstance(folded, Folded)  # what one prompt shows is chance
+    (fact,) = [fact for fact in facts(story) if fact[0] == "float's likeliest token kept"]
+    assert fact[1] == f"{100 * plan.agreement[0]:.1f} %"
+    assert fact[2].endswith(f"naive: {100 * naive.agreement[0]:.1f} %")
+
+
+def test_a_divergence_alone_has_a_page(story: Story) -> None:
+    _, plan = story.all(Divergence)
+    alone = Story((plan,))
+    assert [section.key for section in assemble(alone)] == ["words", "provenance"]
+    assert verdict(alone).headline.startswith(f"On {100 * plan.agreement[0]:.1f} % of tokens, float's likeliest")
+
+
 def test_the_recovery_curve_has_every_trial_and_the_budget(story: Story) -> None:
     sweep, plan = story.one(Protection), story.one(Plan)
     assert sweep is not None
@@ -179,6 +206,13 @@ def test_a_logarithmic_curve_leaves_out_what_has_no_logarithm() -> None:
     assert (drawn["label"], drawn["y_high"]) == ("a", 0.3)
     assert isinstance(drawn["y_low"], float)
     assert 0 < drawn["y_low"] < 0.1
+
+
+def test_labels_that_would_lie_one_on_the_other_share_a_place() -> None:
+    dots = (Dot(8, 1e-4, label="a"), Dot(8, 1.1e-4, label="b"), Dot(8, 1e-2, label="c"), Dot(16, 1e-4, label="d"))
+    figure = curve("key", "T", "C.", [Series("s", dots, named=True)], Axis("bits"), Axis("loss", log=True))
+    assert [row["label"] for row in figure.definition()["datasets"]["named"]] == ["a, b", "c", "d"]
+    assert [row[0] for row in figure.table.rows] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

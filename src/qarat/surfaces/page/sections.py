@@ -19,7 +19,7 @@ from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.frontier import frontier, price_of_bits
 from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
-from qarat.surfaces.page.figures.losses import outcome, recovery
+from qarat.surfaces.page.figures.losses import divergence_along, outcome, recovery
 from qarat.surfaces.page.figures.maps import spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
 from qarat.surfaces.page.parts import Command, Folded, Listed, Part, Terms, Titled
@@ -31,7 +31,7 @@ from qarat.surfaces.tables.advice import commands, cost, landscape, measurements
 from qarat.surfaces.tables.choices import not_low
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
-from qarat.surfaces.tables.scores import show_continuations
+from qarat.surfaces.tables.scores import WORST, agreement, departures, show_continuations
 from qarat.surfaces.tables.search import adding_up, budgets, verdicts
 from qarat.surfaces.tables.search import cost as search_cost
 from qarat.surfaces.tables.speed import conditions, speeds
@@ -41,7 +41,7 @@ from qarat.values.plans import Assignment, Plan
 from qarat.values.records.advice import Advice
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
-from qarat.values.records.scores import Continuations, Evaluation
+from qarat.values.records.scores import Continuations, Divergence, Evaluation
 from qarat.values.records.search import SearchResult
 from qarat.values.records.speed import EngineSpeed
 from qarat.values.records.spike_study import SpikeStudy
@@ -90,12 +90,20 @@ def _search(story: Story) -> Iterator[Part]:
 
 
 def _cost(story: Story) -> Iterator[Part]:
-    sweep, continuations = story.one(Protection), story.one(Continuations)
+    sweep = story.one(Protection)
     if len(story.evaluations) > 1:
         budget = (sweep.budget_nats, f"budget {sweep.budget}") if sweep else None
         yield outcome(remedies(story), story.evaluations[0], budget)
     if streams := rewritten_streams(story):
         yield Titled("What rewrites take from the dearest streams, predicted", streams)
+
+
+def _words(story: Story) -> Iterator[Part]:
+    continuations = story.one(Continuations)
+    if records := story.all(Divergence):
+        yield Titled("How often float's likeliest token stays the likeliest", agreement(records))
+        yield divergence_along(records)
+        yield Titled(f"Where {records[-1].label} departs most", departures(records[-1], WORST))
     if continuations and continuations.texts:
         passages = next(show_continuations(continuations))._replace(title="One prompt shows no more than luck")
         yield Folded("The same prompt, continued greedily", (passages,))
@@ -230,6 +238,7 @@ PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "advice": _advice,
     "search": _search,
     "cost": _cost,
+    "words": _words,
     "study": _study,
     "spikes": _spikes,
     "recovery": _recovery,

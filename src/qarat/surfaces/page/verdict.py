@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from qarat.jobs.folder import STATS
@@ -18,14 +19,14 @@ from qarat.surfaces.page.story import Story, portable
 from qarat.surfaces.tables.advice import verdict as of_advice
 from qarat.surfaces.tables.advice import words_of
 from qarat.surfaces.tables.laws import why_uncompared
-from qarat.surfaces.tables.wording import count, fixed, listed, megabytes, perplexity_change, share
+from qarat.surfaces.tables.wording import count, fixed, interval, listed, megabytes, perplexity_change, share
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.advice import Advice
 from qarat.values.records.law import Law
-from qarat.values.records.origin import Difference
+from qarat.values.records.origin import Difference, normal_interval
 from qarat.values.records.prices import Protection
-from qarat.values.records.scores import Evaluation, paired_difference
+from qarat.values.records.scores import Divergence, Evaluation, paired_difference
 from qarat.values.records.search import Reached, SearchResult
 from qarat.values.records.search import interval_words as reach_words
 from qarat.values.records.speed import EngineSpeed
@@ -59,6 +60,9 @@ def verdict(story: Story) -> Verdict:
         return _advised(advice)
     if search := story.one(SearchResult):
         return _search(search)
+    if diverged := story.all(Divergence):
+        kept, likeliest = _kept(diverged)[1:], "of tokens, float's likeliest next one stays the likeliest"
+        return Verdict(f"On {kept[0]} {likeliest} under {diverged[-1].label}", f"{kept[1]}." if kept[1] else "")
     if stats := story.one(ActivationStats):
         return _spikes(stats, low_input(story))
     if speed := story.one(EngineSpeed):
@@ -117,6 +121,8 @@ def facts(story: Story) -> list[tuple[str, str, str]]:
         if sweep:
             met = "met" if lost.nats <= sweep.budget_nats else "not met"
             figures.append((f"budget {sweep.budget}", met, "on text that planning has not seen"))
+    if diverged := story.all(Divergence):
+        figures.append(_kept(diverged))
     if story.about.bytes:
         before = story.about.float_bytes
         beside = f"instead of {megabytes(8 * before)} MB in float" if before else "with what is not quantized"
@@ -127,6 +133,15 @@ def facts(story: Story) -> list[tuple[str, str, str]]:
         low = f"{fixed(100 * plan.ratio(), 1)} % of the parameters low (Q_r)"
         figures.append(("bits per weight", fixed(plan.bits_per_weight(), 2), low))
     return figures
+
+
+def _kept(diverged: Sequence[Divergence]) -> tuple[str, str, str]:
+    """How often float's likeliest token stays the likeliest under the last of several models."""
+    *others, last = diverged
+    ends = [100 * bound for bound in normal_interval(*last.agreement)]
+    said = [] if math.isnan(ends[0]) else [f"95 %: {interval(ends, 1, sign=False)} %"]
+    said += [f"{other.label}: {fixed(100 * other.agreement[0], 1)} %" for other in others]
+    return "float's likeliest token kept", f"{fixed(100 * last.agreement[0], 1)} %", "; ".join(said)
 
 
 def _reached(search: SearchResult, reached: Reached) -> tuple[str, str, str]:

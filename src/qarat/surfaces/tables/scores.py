@@ -150,7 +150,7 @@ def show_divergence(record: Divergence) -> Parts:
     )
     agreement, spread = (100 * part for part in record.agreement)
     yield f"same likeliest token on {agreement:.2f} % of tokens{spell_bounds(agreement, spread, 2)}"
-    yield from (dim(_tokens(record, "token")), "", _by_position(record), "", _worst(record))
+    yield from (dim(_tokens(record, "token")), "", _by_position(record), "", departures(record))
 
 
 def compare_divergence(records: Sequence[Divergence]) -> Parts:
@@ -158,6 +158,17 @@ def compare_divergence(records: Sequence[Divergence]) -> Parts:
 
     Raises:
         UserError: They are of other models or tokens.
+    """
+    yield agreement(records)
+    yield from ("", dim(_tokens(records[0], "token")), "")
+    yield from (f"where {records[-1].label} departs most:", departures(records[-1], WORST))
+
+
+def agreement(records: Sequence[Divergence]) -> DataTable:
+    """How often float's likeliest token stays the likeliest, and how far the predictions are from float's.
+
+    Raises:
+        UserError: The records are of other models or tokens.
     """
     first, *others = records
     for other in others:
@@ -175,14 +186,7 @@ def compare_divergence(records: Sequence[Divergence]) -> Parts:
         )
         for record in records
     ]
-    yield table((*texts(""), *numbers(*heads, "99 % of tokens\nbelow (nats)")), rows)
-    yield from (
-        "",
-        dim(_tokens(first, "token")),
-        "",
-        f"where {records[-1].label} departs most:",
-        _worst(records[-1], WORST),
-    )
+    return table((*texts(""), *numbers(*heads, "99 % of tokens\nbelow (nats)")), rows)
 
 
 def _by_position(record: Divergence) -> DataTable:
@@ -201,7 +205,8 @@ def _by_position(record: Divergence) -> DataTable:
     )
 
 
-def _worst(record: Divergence, most: int | None = None) -> DataTable:
+def departures(record: Divergence, most: int | None = None) -> DataTable:
+    """The tokens that diverge most: what stood before, what came, and what both models held likeliest."""
     columns = texts("behind", "came", "float's choice", f"{record.label}'s choice")
     return table((*numbers("KL\n(nats)"), *columns), map(_worst_token, record.worst[:most]))
 

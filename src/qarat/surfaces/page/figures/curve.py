@@ -129,6 +129,7 @@ def _spell_range(ends: tuple[float, ...], digits: int) -> str:
 
 _PHONE, _SYMBOL, _CHARACTER = 330, 22, 7  # pixels: of a legend on a phone, and of what an entry is made of
 _ABOVE = 26  # pixels from the chart to its legend, with the title of the vertical axis between them
+_CLOSE = 0.05  # of an axis: from a label to the next
 # 7B, where SI would say 7G; a thousandth is no milli.
 _DECADES = "datum.value < 1e4 ? format(datum.value, '~g') : replace(format(datum.value, '~s'), 'G', 'B')"
 
@@ -174,7 +175,7 @@ def curve(
         "dot": [row for row in marked if row["mark"] == "dot"],
         "open": [row for row in marked if row["mark"] == "open"],
         "cut": [row for row in marked if "cut" in row],
-        "named": [row for row in marked if row["named"]],
+        "named": _named([row for row in marked if row["named"]], x, y),
     }
     if rows["cut"]:
         caption += " An arrow: the bar goes on to zero or below, where a logarithm has no place."
@@ -238,6 +239,23 @@ def _marked(series: Sequence[Series], x: Axis, y: Axis, table: DataTable) -> lis
                     row["cut"] = True
         rows.append(row)
     return rows
+
+
+def _named(rows: Sequence[dict[str, Any]], x: Axis, y: Axis) -> list[dict[str, Any]]:
+    """Points that carry their labels; those so close that these would lie one on the other share one place."""
+
+    def apart(a: dict[str, Any], b: dict[str, Any], along: str, axis: Axis) -> float:
+        low, high, first, second = (math.log(v) if axis.log else v for v in (*_extent(rows, along), a[along], b[along]))
+        return abs(first - second) / ((high - low) or 1.0)
+
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        near = (other for other in kept if apart(row, other, "x", x) < _CLOSE and apart(row, other, "y", y) < _CLOSE)
+        if (other := next(near, None)) is None:
+            kept.append({**row})
+        else:
+            other["label"] += f", {row['label']}"
+    return kept
 
 
 def _lines(series: Sequence[Series], x: Axis, y: Axis) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from qarat.surfaces.tables.choices import protected_shares
 from qarat.surfaces.tables.wording import count, decimals, fixed, perplexity_change
 from qarat.values.plans import Plan
 from qarat.values.records.prices import Protection
-from qarat.values.records.scores import Evaluation, paired_difference
+from qarat.values.records.scores import Divergence, Evaluation, paired_difference
 
 
 class Remedy(NamedTuple):
@@ -99,4 +99,23 @@ def recovery(sweep: Protection, plan: Plan) -> Figure:
         Axis("loss over float (nats per token)", digits=digits, zero=True),
         noun="plan",
         limits=[(sweep.budget_nats, f"budget {sweep.budget}")],
+    )
+
+
+def divergence_along(records: Sequence[Divergence]) -> Figure:
+    """How far from float's the predictions are, by how much of a window had been read.
+
+    Args:
+        records: Of one token set; the plan's, blue as everywhere, is the last.
+    """
+    return curve(
+        "divergence",
+        "Divergence from float along a window",
+        "Mean over the tokens that are predicted behind so many; 0 is the float model itself.",
+        [
+            Series(r.label, tuple(Dot(float(b.last), b.divergence) for b in r.positions if b.divergence > 0))
+            for r in reversed(records)
+        ],
+        Axis("tokens read, at most", log=True, digits=0),
+        Axis("KL from float (nats per token)", log=True, zero=True),
     )
