@@ -36,32 +36,32 @@ from qarat.values.roles import Role
 from qarat.values.schemes import LinearScheme
 
 REWRITE = "rewrite"
-REACH = 1.2
-"""Scales reach so many times what calibration saw, where inputs have at least `FINE` bits. On SmolLM2-135M, 32
-calibration windows, W8A8 static, 24 windows of other text lost 0.027 nats at 1, 0.023 at 1.23, 0.032 at 1.5. What is
-clipped costs the same whatever the bits, and a wider step 16 times as much at 6 as at 8: there 1 is better
-(docs/rewrites.md)."""
 FINE = 8
+REACH, COARSE_REACH = 1.2, 0.8
+"""Scales reach so many times what calibration saw, where inputs have at least `FINE` bits, and where they have fewer.
+What is clipped costs the same whatever the bits, and a wider step 16 times as much at 6 bits as at 8. SmolLM2-135M, 32
+calibration windows: W8A8 static lost 0.027 nats on other text at 1, 0.023 at 1.23, 0.032 at 1.5; W6A6 static 0.263 at
+1, 0.191 at 0.8 (docs/rewrites.md)."""
 FITTING_FORWARDS = 7
 """Forwards of those tokens that fitting costs: one, one recomputed, a backward of two, a product with the shape of
 every weight; the tables and the descent take some two more."""
 CAUTION = 1.5  # predictions add up to too little where much is low
 
 
-def reaching(low: str, reach: float = REACH) -> str:
-    """A low scheme whose static inputs reach beyond what calibration saw, if they are fine enough to be worth it.
+def reaching(low: str) -> str:
+    """A low scheme whose static inputs reach beyond what calibration saw, or less far where they are coarse.
 
     One that says itself how far they reach is left as it is.
 
     Args:
         low: Spelling of a scheme of projections.
-        reach: How far.
     """
     scheme = parse_scheme(low)
     if not isinstance(scheme, LinearScheme) or scheme.input is None or not scheme.input.static:
         return low
-    if scheme.input.reach != 1 or scheme.input.choice != "absmax" or scheme.input.number_format.bits < FINE:
+    if scheme.input.reach != 1 or scheme.input.choice != "absmax":
         return low
+    reach = REACH if scheme.input.number_format.bits >= FINE else COARSE_REACH
     return str(msgspec.structs.replace(scheme, input=msgspec.structs.replace(scheme.input, reach=reach)))
 
 
