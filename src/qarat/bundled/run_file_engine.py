@@ -78,7 +78,7 @@ def run_llama_cpp(request: Any) -> Any:
     return {"modules": ran, "losses": losses}
 
 
-class Reading(ctypes.Structure):
+class GgufReading(ctypes.Structure):
     """``gguf_init_params``."""
 
     _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p))
@@ -95,13 +95,13 @@ def gguf_types(llama_cpp: Any, path: str, tensors: Any) -> Any:
     [cpu_file] = glob.glob(os.path.join(os.path.dirname(llama_cpp.__file__), "lib", "*ggml-cpu.*"))
     library, cpu = llama_cpp.llama_cpp._lib, ctypes.CDLL(cpu_file)
     library.gguf_init_from_file.restype = ctypes.c_void_p
-    library.gguf_init_from_file.argtypes = ctypes.c_char_p, Reading
+    library.gguf_init_from_file.argtypes = ctypes.c_char_p, GgufReading
     library.gguf_find_tensor.restype = ctypes.c_int64
     library.gguf_find_tensor.argtypes = ctypes.c_void_p, ctypes.c_char_p
     library.gguf_get_tensor_type.argtypes = ctypes.c_void_p, ctypes.c_int64
     library.ggml_type_name.restype = ctypes.c_char_p
     cpu.ggml_get_type_traits_cpu.restype = ctypes.POINTER(CpuTraits)
-    file = library.gguf_init_from_file(path.encode(), Reading(True, None))
+    file = library.gguf_init_from_file(path.encode(), GgufReading(True, None))
     found = []
     for tensor in tensors:
         kind = library.gguf_get_tensor_type(file, library.gguf_find_tensor(file, tensor.encode()))

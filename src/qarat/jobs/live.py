@@ -67,7 +67,7 @@ class Ran(msgspec.Struct, frozen=True):
     kernel: str
 
 
-class Answer(Reply, frozen=True):
+class LiveAnswer(Reply, frozen=True):
     """What an engine's script writes of a run; see `bundled/run_engine.py`."""
 
     modules: tuple[Ran, ...] = ()
@@ -114,7 +114,7 @@ def run_live(
     return (msgspec.structs.replace(run, losses=(loss,)),)
 
 
-def ask_live(live: Live, folder: Path, request: Mapping[str, Any], findings: Findings) -> Answer | None:
+def ask_live(live: Live, folder: Path, request: Mapping[str, Any], findings: Findings) -> LiveAnswer | None:
     """What the engine answers; None where it did not run, and why not, and whether its version is known, are findings.
 
     Args:
@@ -125,7 +125,7 @@ def ask_live(live: Live, folder: Path, request: Mapping[str, Any], findings: Fin
     """
     engine, row = live.engine, row_of(live.engine)
     try:
-        answer = live.process.ask(folder, request, Answer)
+        answer = live.process.ask(folder, request, LiveAnswer)
     except DiedError as error:
         findings.add("not judged", str(error), "see what it says", engines=(engine,))
         return None

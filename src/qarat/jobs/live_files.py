@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
-from qarat.jobs.live import WINDOWS, Answer, Live, ask_live, compare_losses, grave_here, judge_modules
+from qarat.jobs.live import WINDOWS, Live, LiveAnswer, ask_live, compare_losses, grave_here, judge_modules
 from qarat.model.folders import MARK
 from qarat.stages.export.gguf.types import nearest_type, tensor_name
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -77,14 +77,14 @@ def _request(engine: FileEngine, plan: Plan, run: AgainstRun | None) -> dict[str
     return {"windows": windows, "projections": names, "tensors": tensors}
 
 
-def _loss(engine: FileEngine, run: AgainstRun, answer: Answer, findings: Findings, progress: Progress) -> LiveLoss:
+def _loss(engine: FileEngine, run: AgainstRun, answer: LiveAnswer, findings: Findings, progress: Progress) -> LiveLoss:
     """The engine's mean loss beside the run's."""
     tokens = run.report.subset(min(WINDOWS, len(run.report)))
     ours = measure_perplexity(run.model, tokens, label="run", progress=progress)
     return compare_losses(engine.name, ours, tokens, answer.losses, findings)
 
 
-def _beside_plan(engine: FileEngine, plan: Plan, answer: Answer, findings: Findings) -> tuple[LiveModule, ...]:
+def _beside_plan(engine: FileEngine, plan: Plan, answer: LiveAnswer, findings: Findings) -> tuple[LiveModule, ...]:
     """What ran beside what was planned."""
     sites = {site.name: site for site in plan.sites}
     modules = tuple(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 from transformers import PreTrainedTokenizerBase
@@ -187,7 +187,7 @@ def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
         raise UserError(f"{place}: the tokenizer's chat template refuses {column}: {error}") from error
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
 
 
