@@ -111,6 +111,12 @@ def test_what_is_no_text_is_refused_by_its_kind(content: bytes, said: str, tmp_p
         read_documents(str(path))
 
 
+def test_markdown_may_begin_with_a_tag(tmp_path: Path):
+    path = tmp_path / "README.md"
+    path.write_text('<p align="center">A name</p>\n\n# A title\n')
+    assert [d.text for d in read_documents(str(path))] == ['<p align="center">A name</p>\n\n# A title']
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -51,6 +51,7 @@ _MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_MARKDOWN = (".md", ".markdown")
 _MARKUP = re.compile(r"\s*<(!doctype\b|html\b|\?xml\b|\w+\s+[\w:-]+\s*=\s*[\"'])", re.IGNORECASE)  # `<s>` is none
 # A table by its first line, whatever the file is called: short names side by side, one of which is a text's.
 _HEADER = re.compile(r"(?=.*[,;\t])(?:\"?\w{1,40}\"?[,;\t])*\"?(?:text|messages)\"?(?:[,;\t]\"?\w{1,40}\"?)*\n")
@@ -88,7 +89,7 @@ def read_file(path: Path) -> str | list[Row]:
         return _delimited_rows(path, text)
     if suffix in _JSON or _looks_like_json(text):
         return _json_rows(path, text)
-    if _MARKUP.match(text):
+    if suffix not in _MARKDOWN and _MARKUP.match(text):  # Markdown may begin with a tag, and is text for all that
         raise UserError(f"{path} is HTML or XML, whose markup is no text; give the text in it")
     return text
 
