@@ -75,7 +75,7 @@ def quantize_tensor(x: Tensor, scheme: TensorScheme, scales: Scales | None = Non
         ValueError: ``x`` has a NaN or an infinity in a tile whose scale is chosen here; a static scheme
             without scales; scales that do not fit its shape.
     """
-    scales = _scales_for(x, scheme, scales)
+    scales = scales_for(x, scheme, scales)
     units = to_units(to_tiles(as_matrices(x), scheme.granularity), scales)
     return QuantizedTensor(encode(from_tiles(units, x.shape), scheme.number_format), scales, scheme)
 
@@ -98,16 +98,22 @@ def fake_quantize(x: Tensor, scheme: TensorScheme, scales: Scales | None = None)
         UserError: A scheme that contradicts itself.
         ValueError: A static scheme without scales; scales that do not fit the shape of ``x``.
     """
-    scales = _scales_for(x, scheme, scales)
+    scales = scales_for(x, scheme, scales)
     tiles = to_tiles(as_matrices(x), scheme.granularity)
     return from_tiles(fake_quantize_tiles(tiles, scheme, scales), x.shape)
 
 
-def _scales_for(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Scales:
+def scales_for(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Scales:
     """The scales given, checked against the shape, or else chosen.
 
+    Args:
+        x: As of `quantize_tensor`, as the others.
+        scheme: The scheme.
+        scales: Scales to use; chosen from ``x`` when absent.
+
     Raises:
-        ValueError: A scheme that says more than how a tensor is rounded.
+        ValueError: A static scheme without scales; scales that do not fit the shape of ``x``; a scheme that says more
+            than how a tensor is rounded.
     """
     if scheme.outliers is not None:
         raise ValueError(

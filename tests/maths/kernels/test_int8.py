@@ -137,7 +137,7 @@ def test_what_it_does_not_compute_is_refused() -> None:
             with pytest.raises(ValueError, match="computes integers"):
                 kernel.linear(x, weight, None, scheme, None)
         weight = quantized("int8/channel", 8, 32)
-        with pytest.raises(ValueError, match="needs its scales"):
+        with pytest.raises(ValueError, match="its scales come from calibration"):
             kernel.linear(x, weight, None, parse_tensor_scheme("int8/tensor/static", "a"), None)
         with pytest.raises(ValueError, match="overflow"):
             kernel.linear(normal(1, 70_000), quantized("int8/channel", 2, 70_000), None, scheme, None)

@@ -16,8 +16,7 @@ from torch.nn.functional import pad
 
 from qarat.maths.packing import to_wire
 from qarat.maths.rounding import round_
-from qarat.maths.scales import choose_scale
-from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tensors import QuantizedTensor, scales_for
 from qarat.maths.tiles import Scales, as_matrices
 from qarat.values.schemes import Granularity, TensorScheme
 
@@ -59,10 +58,7 @@ def linear(
     """
     if not isinstance(weight, QuantizedTensor) or input_scheme is None or _refusal(weight.scheme, input_scheme):
         raise ValueError("the fp8 kernel computes e4m3 weights and inputs; use kernels.choose")
-    if input_scales is None:
-        if input_scheme.static:
-            raise ValueError("a static input scheme needs its scales")
-        input_scales = choose_scale(x, input_scheme)
+    input_scales = scales_for(x, input_scheme, input_scales)
     matrices = as_matrices(x)
     codes = round_(matrices / input_scales.effective, input_scheme.number_format).flatten(0, 1)
     wire = to_wire(weight.codes, weight.scheme.number_format).view(torch.float8_e4m3fn)

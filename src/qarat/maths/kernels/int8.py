@@ -24,8 +24,7 @@ from torch.nn.functional import pad
 
 from qarat.maths.kernels import reference
 from qarat.maths.rounding import round_
-from qarat.maths.scales import choose_scale
-from qarat.maths.tensors import QuantizedTensor
+from qarat.maths.tensors import QuantizedTensor, scales_for
 from qarat.maths.tiles import Scales, as_matrices
 from qarat.values.schemes import Granularity, TensorScheme
 
@@ -120,10 +119,7 @@ def by_product(
         raise ValueError(f"{weight.scheme.spell('w')} {scheme.spell('a')}: {reason}; use kernels.choose")
     if scheme.outliers is not None:
         return _beside_outliers(of, x, weight, bias, scheme, scheme.outliers)
-    if scales is None:
-        if scheme.static:
-            raise ValueError("a static input scheme needs its scales")
-        scales = choose_scale(x, scheme)
+    scales = scales_for(x, scheme, scales)
     matrices = as_matrices(x)
     units = matrices / scales.effective
     rounded = round_(units if scales.zero_point is None else units.add_(scales.zero_point), scheme.number_format)
