@@ -52,6 +52,26 @@ def test_an_adapter_alone(with_config: bool, folder: Path):
     refusal(folder, "LoRA adapter", "its base model, own/base,", "merge_and_unload")
 
 
+@pytest.mark.parametrize(
+    ("fields", "weights", "words"),
+    [
+        (
+            {"peft_type": "IA3", "base_model_name_or_path": "own/base"},
+            "adapter_model",
+            ("an adapter (IA3)", "merge_and"),
+        ),
+        ({"peft_type": "PREFIX_TUNING"}, "adapter_model", ("an adapter (PREFIX_TUNING)", "cannot be merged")),
+        ({"peft_type": "PROMPT_TUNING"}, "adapter_model", ("beside the weights", "takes the base model by itself")),
+        ({"fine_tune_type": "lora", "model": "own/base"}, "adapters", ("base model, own/base,", "mlx_lm.fuse")),
+        ({"fine_tune_type": "lora"}, "0000100_adapters", ("LoRA adapter", "mlx_lm.fuse")),
+    ],
+)
+def test_adapters_of_other_kinds(fields: dict[str, Any], weights: str, words: tuple[str, ...], tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    save_file({"x": torch.zeros(1)}, tmp_path / f"{weights}.safetensors")
+    refusal(tmp_path, *words)
+
+
 def test_an_adapter_beside_its_base_model_is_said_not_to_be_applied(folder: Path):
     assert open_model(str(folder)).checkpoint.notes == ()
     (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
@@ -69,6 +89,12 @@ def test_an_adapter_that_was_not_merged(folder: Path):
 
     rewrite(folder, unmerged)
     refusal(folder, "LoRA matrices", "merge_and_unload")
+
+
+@pytest.mark.parametrize("leaf", ["q_proj.base_layer.weight", "q_proj.lora_B.default.weight"])
+def test_names_that_an_adapter_left(leaf: str, folder: Path):
+    rewrite(folder, lambda state: {name.replace("q_proj.weight", leaf): tensor for name, tensor in state.items()})
+    refusal(folder, "another adapter put beside the weights", "merge_and_unload")
 
 
 # ---------------------------------------------------------------- quantized by others
@@ -117,6 +143,72 @@ def test_what_others_quantized_is_called_by_its_name(kind: str, file: str | None
         read_config(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "leaf", "dtype"),
+    [
+        ("HQQ", "W_q", torch.uint8),
+        ("EETQ", "weight_scales", torch.float16),
+        ("quanto", "weight._data", torch.int8),
+        ("EXL2", "q_weight", torch.int32),
+        ("EXL3", "trellis", torch.int16),
+        ("AQLM", "codebooks", torch.float16),
+        ("VPTQ", "centroids.weight", torch.float16),
+        ("SpQR", "dense_weights", torch.int64),
+        ("HIGGS", "tables", torch.float16),
+        ("MLX", "scales", torch.float16),
+        ("bitsandbytes", "SCB", torch.float32),
+    ],
+)
+def test_methods_are_told_by_their_tensors(kind: str, leaf: str, dtype: torch.dtype, folder: Path):
+    home = "model.layers.0.mlp.up_proj"
+    rewrite(
+        folder,
+        lambda state: (
+            {n: t for n, t in state.items() if not n.startswith(home)} | {f"{home}.{leaf}": torch.zeros(4, dtype=dtype)}
+        ),
+    )
+    refusal(folder, f"quantized already ({kind})")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_codes_without_any_scale_are_no_float_weights(dtype: torch.dtype, folder: Path):
+    rewrite(folder, lambda state: {n: t.to(dtype) if "_proj" in n else t for n, t in state.items()})
+    refusal(folder, "quantized already (it does not say how)", "float checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "kind"),
+    [
+        ("quanto_qmap.json", {}, "quanto"),
+        ("quantization_config.json", {}, "AutoRound"),
+        ("quantize_config.json", {"quant_method": "auto-round"}, "auto-round"),
+    ],
+)
+def test_files_that_name_the_method(file: str, fields: dict[str, str], kind: str, folder: Path):
+    rewrite(folder, lambda state: quantized(state, "GPTQ"))
+    (folder / file).write_text(json.dumps(fields))
+    refusal(folder, f"quantized already ({kind})")
+
+
+def set_config(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_config_that_says_so_of_float_weights(folder: Path):
+    set_config(folder, quantization_config={"quant_method": "awq"})
+    refusal(folder, "quantized already (awq)", "where the float weights here are its own, take quantization_config out")
+    rewrite(folder, lambda state: quantized(state, "AWQ"))
+    assert "take quantization_config out" not in refusal(folder, "quantized already (awq)")
+
+
+def test_the_older_name_of_quantization_config(folder: Path):
+    set_config(folder, compression_config={"quant_method": "compressed-tensors", "format": "int-quantized"})
+    refusal(folder, "quantized already (compressed-tensors)")
+    with pytest.raises(UserError, match=r"under compression_config, .* rename it quantization_config"):
+        read_config(folder)
+
+
 def test_a_config_left_behind_beside_float_weights_is_no_quantization(folder: Path):
     (folder / "quantize_config.json").write_text("{}")
     open_model(str(folder))
@@ -149,7 +241,61 @@ def test_names_without_the_models_own_prefix(folder: Path):
     refusal(folder, "lack 'model.'", "head and all")
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_a_language_model_inside_a_model_of_images(prefix: str, folder: Path):
+    rewrite(folder, lambda state: {n.replace("model.", prefix, 1): t for n, t in state.items()})
+    refusal(folder, "have 'language_model.' in them", "images (or sound) and text", "save the one inside it")
+
+
+def test_the_config_of_a_model_of_images(folder: Path):
+    set_config(folder, architectures=["Gemma3ForConditionalGeneration"], text_config={"hidden_size": 32})
+    refusal(folder, "Gemma3ForConditionalGeneration", "images (or sound) and text")
+
+
+def test_metas_own_names(folder: Path):
+    names = {"model.layers": "layers", "self_attn.q_proj": "attention.wq", "mlp.gate_proj": "feed_forward.w1"}
+
+    def renamed(name: str) -> str:
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        return name
+
+    rewrite(folder, lambda state: {renamed(name): tensor for name, tensor in state.items()})
+    refusal(folder, "Meta's and Mistral's own format", "take transformers' instead")
+
+
 # ---------------------------------------------------------------- files that are not what they are called
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("pytorch_model.bin", "pickled by PyTorch"),
+        ("consolidated.00.pth", "Meta's own format"),
+        ("model.pt", "save_pretrained"),
+        ("onnx/model.onnx", "an ONNX model"),
+        ("openvino_model.bin", "an OpenVINO model"),
+        ("tf_model.h5", "TensorFlow"),
+        ("flax_model.msgpack", "Flax"),
+        ("__0_0.distcp", "a distributed checkpoint"),
+        ("global_step9/zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_to_fp32"),
+    ],
+)
+def test_other_weights_are_called_by_their_kind(file: str, said: str, folder: Path):
+    (folder / "model.safetensors").unlink()
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).touch()
+    refusal(folder, "holds no safetensors weights, but", said)
+    (folder / "config.json").unlink()
+    refusal(folder, "holds no config.json, but", said)
+    with pytest.raises(UserError, match=f"is a file, not a folder; .*{said}"):
+        find_checkpoint(str(folder / file))
+
+
+def test_a_gguf_file_in_capitals(tmp_path: Path):
+    path = tmp_path / "Model.GGUF"
+    path.touch()
+    assert find_checkpoint(str(path)) == find_checkpoint(str(tmp_path)) == path
 
 
 def test_a_pointer_of_git_lfs(folder: Path):

@@ -111,6 +111,64 @@ def test_what_is_no_text_is_refused_by_its_kind(content: bytes, said: str, tmp_p
         read_documents(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.yaml", "just: a\nmapping: of things\n", "YAML"),
+        ("a.txt", "- text: one\n  source: x\n- text: two\n", "YAML"),
+        ("a.txt", "---\nid: 1\ntext: |\n  one\n", "YAML"),
+        ("a.toml", '[[document]]\ntext = "one"\n', "TOML"),
+        ("a.xml", "plain", "HTML or XML"),
+        ("a.vtt", "WEBVTT\n", "subtitles"),
+        ("a.txt", "<root>\n<item>one</item>\n</root>\n", "HTML or XML"),
+        ("a.txt", "<div>\n<p>one</p>\n</div>", "HTML or XML"),
+        ("a.txt", "<p>one<p>two", "HTML or XML"),
+        ("a.txt", "<!-- a feed -->\n<feed><entry>one</entry></feed>", "HTML or XML"),
+        ("a.txt", "<DOC>\none\n</DOC>\n<DOC>\ntwo\n</DOC>\n", "HTML or XML"),
+        ("a.txt", "id,label,sentence\n1,0,one\n2,1,two\n", "no column 'text'; it has id, label, sentence"),
+        ("a.txt", "question|answer\none|two\nthree|four\n", "no column 'text'; it has question, answer"),
+        ("a.txt", "# exported\n" + lines_of_json(), "line 1: JSON is malformed"),
+        ("a.txt", lines_of_json(end=",\n"), "line 1: JSON is malformed"),
+        ("a.txt", "\n".join(f"data: {line}" for line in lines_of_json().splitlines()), "JSON is malformed"),
+        ("a.txt", "\n".join(str({"text": text}) for text in TEXTS), "JSON is malformed"),
+    ],
+)
+def test_syntax_is_no_text_whatever_it_is_called(name: str, content: str, said: str, tmp_path: Path):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_documents(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<s> one two </s>",
+        "<think>\none\n</think>\ntwo",
+        "<unk> one <unk> two",
+        "<|im_start|>user\none<|im_end|>",
+        "<3 one",
+        "apples,pears\nand,so,on we went,\nand then, home.",
+        "one,two\nthree,four",
+        "Alice: one\nBob: two\n",
+    ],
+)
+def test_text_that_looks_a_little_like_syntax(content: str, tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text(content)
+    assert [d.text for d in read_documents(str(path))] == [content.strip()]
+
+
+def test_a_chat_as_python_spells_it_is_a_chat(tmp_path: Path):
+    path, tokenizer = tmp_path / "a.csv", tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }};{% endfor %}"
+    path.write_text("messages\n\"[{'role': 'user', 'content': 'it''s one'}]\"\n".replace("it''s", "one"))
+    assert read_documents(str(path), tokenizer=tokenizer)[0].text == "user: one one;"
+    path.write_text("messages\n\"[{'role': 'user', 'content': 'a'}\n {'role': 'user', 'content': 'b'}]\"\n")
+    with pytest.raises(UserError, match="messages is a chat that is neither JSON nor Python"):
+        read_documents(str(path), tokenizer=tokenizer)
+
+
 def test_markdown_may_begin_with_a_tag(tmp_path: Path):
     path = tmp_path / "README.md"
     path.write_text('<p align="center">A name</p>\n\n# A title\n')

@@ -14,7 +14,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.jobs.open_any import Opened, open_for_evaluation
-from qarat.model.finding import GGUF
+from qarat.model.finding import is_gguf
 from qarat.values.records.comparison import Comparable, Comparison, compare
 from qarat.values.records.files import decode_record, kind_of
 from qarat.values.records.scores import Divergence, Evaluation, ZeroShot
@@ -53,7 +53,7 @@ def compare_named(
 
 
 def _is_record(path: Path) -> bool:
-    return path.is_file() and path.suffix != GGUF
+    return path.is_file() and not is_gguf(path)
 
 
 def is_scheme(name: str) -> bool:

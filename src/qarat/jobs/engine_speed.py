@@ -18,7 +18,7 @@ from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.engine_process import DiedError, EngineProcess, Reply, cpu_says
 from qarat.jobs.verify import verify
 from qarat.model.checkpoints import Checkpoint
-from qarat.model.finding import GGUF, find_local
+from qarat.model.finding import find_local, is_gguf
 from qarat.model.native import is_native
 from qarat.model.opening import read_checkpoint
 from qarat.values.engines import CPU
@@ -83,7 +83,7 @@ def _open(name: str) -> Checkpoint:
     path = find_local(name)
     if path is None:
         raise UserError(f"{name} is no folder here; fetch it first, and give its folder")
-    if path.suffix != GGUF:
+    if not is_gguf(path):
         return Checkpoint(path, quantized=True)
     checkpoint = read_checkpoint(path)  # its config lies in a temporary folder, where the weights go too
     wanted = {name: tensor for name, tensor in checkpoint.skeleton().state_dict().items() if name in checkpoint}

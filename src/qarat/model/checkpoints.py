@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.model.families import family_of
+from qarat.model.families import family_of, known_families
 from qarat.model.recognition import (
     ADAPTER,
+    MULTIMODAL,
     adapter_refusal,
     is_adapter,
     names_refusal,
@@ -286,12 +287,16 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
     if not isinstance(raw, dict):
         raise UserError(f"{path} cannot be read: it holds no JSON object")
     # Before transformers sees it: for a type it does not know it offers to run the folder's own code.
-    named = raw.get("architectures")
-    family_of([str(name) for name in named] if isinstance(named, list) else [])
-    described = raw.get("quantization_config")
+    given: Any = raw.get("architectures")
+    named = [str(name) for name in given] if isinstance(given, list) else []
+    if isinstance(raw.get("text_config"), dict) and not known_families().keys() & set(named):
+        raise UserError(f"{path} is of {', '.join(named) or 'no class'}: it is {MULTIMODAL}")
+    family_of(named)
+    described = raw.get("quantization_config") or raw.get("compression_config")
     if described and not quantized:
         method = described.get("quant_method", "unnamed") if isinstance(described, dict) else "unnamed"
-        raise UserError(quantized_refusal(folder, method))
+        alone = not quantized_as(folder, locate_tensors(folder))
+        raise UserError(quantized_refusal(folder, str(method), by_config_alone=alone))
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good

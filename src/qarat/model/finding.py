@@ -6,13 +6,18 @@ from pathlib import Path
 
 from qarat.ground.errors import UserError, first_line
 from qarat.ground.registry import nearest_names
-from qarat.model.recognition import adapter_refusal, is_adapter
+from qarat.model.recognition import adapter_refusal, is_adapter, other_weights
 from qarat.model.reference_models import PACKAGED, find_packaged, reference_models
 from qarat.values.hub_names import parse_hub_name
 
 GGUF = ".gguf"
 PATIENCE = 10.0
 """Seconds for the hub to answer; its client alone would wait for minutes."""
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is called as GGUF files are."""
+    return path.suffix.lower() == GGUF
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
@@ -44,15 +49,13 @@ def find_local(name: str) -> Path | None:
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():
-        if path.suffix != GGUF:
-            raise UserError(
-                f"{path} is a file, not a folder; give the folder that holds config.json (is it {path.parent}?), or a "
-                f"*{GGUF} file"
-            )
-        return path
+        if is_gguf(path):
+            return path
+        where = f"give the folder that holds config.json (is it {path.parent}?), or a *{GGUF} file"
+        raise UserError(f"{path} is a file, not a folder; {other_weights([path.name]) or where}")
     if packaged := find_packaged(name):
         return packaged
-    if path.suffix in (GGUF, ".safetensors"):
+    if is_gguf(path) or path.suffix == ".safetensors":
         raise UserError(f"no such file: {name}; check the spelling, or fetch it first")
     known = reference_models()
     if name in known:
@@ -92,7 +95,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 def _in_folder(folder: Path) -> Path:
     """The folder itself, or the one GGUF file in it, where there are no other weights."""
-    files = sorted(folder.glob(f"*{GGUF}"))
+    files = sorted(filter(is_gguf, folder.iterdir()))
     if (folder / "config.json").is_file() and (not files or any(folder.glob("*.safetensors"))):
         return folder
     if not files and is_adapter(folder):
@@ -103,6 +106,10 @@ def _in_folder(folder: Path) -> Path:
         case []:
             deeper = sorted({p.parent for way in ("*", "snapshots/*") for p in folder.glob(f"{way}/config.json")})
             hint = f"; there is one in {', '.join(map(str, deeper))}" if deeper else ""
+            if not deeper and (
+                there := other_weights([path.name for way in ("*", "*/*") for path in folder.glob(way)])
+            ):
+                raise UserError(f"{folder} holds no config.json, but {there}")
             raise UserError(
                 f"{folder} holds no config.json, so it is no Hugging Face model folder; give the folder that holds "
                 f"config.json, the tokenizer and *.safetensors, or a *{GGUF} file{hint}"

@@ -9,7 +9,7 @@ import torch
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime, check_threads
 from qarat.model.checkpoints import Checkpoint
-from qarat.model.finding import GGUF, find_checkpoint
+from qarat.model.finding import find_checkpoint, is_gguf
 from qarat.model.model import Model
 from qarat.model.native import is_native
 
@@ -43,7 +43,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is quantized already, by qarat: `qarat evaluate` and `qarat.open_model` open it; here the float "
             "model is wanted that it was made from"
         )
-    if path.suffix == GGUF and path.is_file():
+    if is_gguf(path) and path.is_file():
         from qarat.model.gguf import GgufCheckpoint  # only where there is one
 
         return GgufCheckpoint(path)

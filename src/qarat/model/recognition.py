@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:  # what is merely looked for need not wait for safetensors
     from qarat.model.shards import Entry
 
 ADAPTER = "adapter_config.json"
-_LORA = (".lora_A.", ".lora_B.", ".lora_embedding_")
+_ADAPTER_WEIGHTS = re.compile(r"(adapter_model|(\d+_)?adapters)\.safetensors")  # PEFT's, MLX's
+_UNMERGED = (".lora_A.", ".lora_B.", ".lora_embedding_", ".base_layer.")
+# Kinds of adapters of PEFT that act beside the weights, so that no merging makes a model of them.
+_BESIDE = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Ends of names, the more telling first: what wrote them. `.weight_scale` is ModelOpt's, FP8's and compressed-tensors'.
 _SIGNS = {
@@ -28,18 +32,51 @@ _SIGNS = {
     ".weight_packed": "compressed-tensors",
     ".weight_scale_inv": "FP8 in blocks",
     ".weight_scale_2": "ModelOpt",
+    ".weight_scales": "EETQ",
+    ".weight._data": "quanto",
     ".W_q": "HQQ",
     ".q_weight": "EXL2",
+    ".trellis": "EXL3",
+    ".codebooks": "AQLM",
+    ".centroids": "VPTQ",
+    ".dense_weights": "SpQR",
+    ".tables": "HIGGS",
     ".weight_scale": "FP8 or INT8",
     ".scales": "MLX",
 }
-# Files that name it, and what each is written by.
+# Files that name it, and what each is written by where it does not say so itself.
 _FILES = {
     "hf_quant_config.json": "ModelOpt",
+    "quanto_qmap.json": "quanto",
+    "quantization_config.json": "AutoRound",
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
     "quant_strategy.json": "AWQ",
 }
+_PICKLED = (
+    "weights pickled by PyTorch, which may run code; save them as safetensors: "
+    "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER)"
+)
+_GRAPH = "which has no float weights to begin from; give the checkpoint that it was made from"
+# Weights that are no safetensors, by the names of their files: what they are, and the way out.
+_OTHER_WEIGHTS = {
+    "consolidated*.pth": "weights in Meta's own format; take the same model in transformers' (OWNER/NAME-hf)",
+    "*.distcp": "a distributed checkpoint; save the whole model from it first, by the program that wrote it",
+    "*optim_states.pt": "a checkpoint of DeepSpeed; put the model together first: python zero_to_fp32.py . FOLDER",
+    "openvino*": f"an OpenVINO model, {_GRAPH}",
+    "*.bin": _PICKLED,
+    "*.pth": _PICKLED,
+    "*.pt": _PICKLED,
+    "*.ckpt": _PICKLED,
+    "*.onnx": f"an ONNX model, {_GRAPH}",
+    "*.engine": f"a TensorRT engine, {_GRAPH}",
+    "*.h5": "weights of TensorFlow; give the same model's safetensors",
+    "*.msgpack": "weights of Flax; give the same model's safetensors",
+}
+MULTIMODAL = (
+    "a model of images (or sound) and text; qarat takes language models alone: save the one inside it, with its head, "
+    "by its own class for causal language modelling"
+)
 _CARD = ("license", "license_name", "license_link", "language", "pipeline_tag")
 _WRAPPERS = {  # ends of names; longer ones before what they end with
     "_orig_mod.": "torch.compile",
@@ -51,19 +88,35 @@ _WRAPPERS = {  # ends of names; longer ones before what they end with
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds nothing but a PEFT adapter."""
+    """Whether a folder holds nothing but an adapter."""
     weights = {*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")}
-    return (folder / ADAPTER).is_file() and weights <= {folder / "adapter_model.safetensors"}
+    return (folder / ADAPTER).is_file() and all(_ADAPTER_WEIGHTS.fullmatch(path.name) for path in weights)
 
 
 def adapter_refusal(folder: Path) -> str:
     """What to say of an adapter, with the base model that it names."""
-    base = _fields(folder / ADAPTER).get("base_model_name_or_path")
-    named = f", {base}," if base else ""
+    fields = _fields(folder / ADAPTER)
+    kind, base = str(fields.get("peft_type") or "LORA"), fields.get("base_model_name_or_path") or fields.get("model")
+    if kind in _BESIDE:
+        return (
+            f"{folder} holds an adapter ({kind}), no model, and one that acts beside the weights, so that it cannot be "
+            f"merged into them: qarat takes the base model{f', {base},' if base else ''} by itself"
+        )
+    how = "mlx_lm.fuse" if "fine_tune_type" in fields else "PeftModel.from_pretrained(…).merge_and_unload()"
+    what = "a LoRA adapter" if kind == "LORA" else f"an adapter ({kind})"
     return (
-        f"{folder} holds a LoRA adapter, no model: merge it into its base model{named} first "
-        "(PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)), and give that folder"
+        f"{folder} holds {what}, no model: merge it into its base model{f', {base},' if base else ''} first ({how}), "
+        "save the whole, and give that folder"
     )
+
+
+def other_weights(names: Collection[str]) -> str:
+    """What files that are no safetensors hold, and the way out; empty where none of them is known.
+
+    Args:
+        names: Of the files.
+    """
+    return next((told for way, told in _OTHER_WEIGHTS.items() if any(fnmatch(name, way) for name in names)), "")
 
 
 def quantized_as(folder: Path, tensors: Mapping[str, Entry]) -> str:
@@ -74,14 +127,20 @@ def quantized_as(folder: Path, tensors: Mapping[str, Entry]) -> str:
         tensors: All of its tensors, by name.
     """
     sign = next((what for end, what in _SIGNS.items() if any(end in name for name in tensors)), "")
-    if not sign and all(entry.dtype in _FLOATS for name, entry in tensors.items() if name.endswith(".weight")):
+    codes = [entry.dtype not in _FLOATS for entry in tensors.values() if len(entry.shape) > 1]
+    if not sign and 2 * sum(codes) <= len(codes):  # a few may be a slip, which is told one by one
         return ""
-    return next((what for file, what in _FILES.items() if (folder / file).is_file()), sign)
+    named = (
+        _fields(folder / file).get("quant_method", what) for file, what in _FILES.items() if (folder / file).is_file()
+    )
+    return str(next(named, sign or "it does not say how"))
 
 
-def quantized_refusal(folder: Path, method: str) -> str:
-    """What to say of a folder that somebody else quantized."""
-    return f"{folder} is quantized already ({method}); qarat begins from the float checkpoint: give that"
+def quantized_refusal(folder: Path, method: str, *, by_config_alone: bool = False) -> str:
+    """What to say of a folder that somebody else quantized, or whose config alone says so of float weights."""
+    left = "; or, where the float weights here are its own, take quantization_config out of its config.json"
+    said = f"{folder} is quantized already ({method}); qarat begins from the float checkpoint: give that"
+    return said + left if by_config_alone else said
 
 
 def names_refusal(path: Path, present: Collection[str], wanted: Collection[str]) -> str:
@@ -92,12 +151,16 @@ def names_refusal(path: Path, present: Collection[str], wanted: Collection[str])
         present: Names of its tensors.
         wanted: Names that the config asks for.
     """
-    if any(sign in name for name in present for sign in _LORA):
+    if any(sign in name for name in present for sign in _UNMERGED):
         return (
-            f"{path} holds LoRA matrices beside the weights: merge them into the weights first (merge_and_unload), and "
-            "save that"
+            f"{path} holds LoRA matrices, or what another adapter put beside the weights: merge them into the weights "
+            "first (merge_and_unload), and save that"
         )
     surplus, missing = set(present) - set(wanted), set(wanted) - set(present)
+    if any("language_model." in name for name in surplus):
+        return f"{path}: its names of tensors have 'language_model.' in them: it is {MULTIMODAL}"
+    if any(".attention.wq." in name for name in surplus):
+        return f"{path}: its names of tensors are those of Meta's and Mistral's own format; take transformers' instead"
     prefix = _common_prefix(surplus, missing)
     if prefix:
         wrapper = next((f", as {who} wraps them" for word, who in _WRAPPERS.items() if prefix.endswith(word)), "")

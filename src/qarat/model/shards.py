@@ -12,6 +12,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from qarat.ground.errors import UserError
+from qarat.model.recognition import other_weights
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
@@ -89,7 +90,11 @@ def _weight_files(folder: Path, index: Path) -> list[Path]:
     if single in files:
         return [single]
     if not files:
-        raise UserError(f"{folder} holds no safetensors weights; convert the checkpoint to safetensors first")
+        there = other_weights([path.name for way in ("*", "*/*") for path in folder.glob(way)])
+        raise UserError(
+            f"{folder} holds no safetensors weights"
+            + (f", but {there}" if there else "; fetch them, or convert the checkpoint to safetensors first")
+        )
     for name in sorted(shards):
         number = name.removesuffix(".safetensors").rpartition("-")[2]
         of_these = sum(other.endswith(f"-of-{number}.safetensors") for other in shards)

@@ -7,6 +7,7 @@ text nor a table is refused by its kind.
 
 from __future__ import annotations
 
+import ast
 import bz2
 import codecs
 import csv
@@ -51,10 +52,32 @@ _MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_MARKED = "whose markup is no text; give the text in it"
+_LISTED = (
+    "whose syntax is no text; write the texts in it as .jsonl, or call it .txt if that is what the model is to read"
+)
+_SUFFIXES = {
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".xml", ".svg"), f"HTML or XML, {_MARKED}"),
+    **dict.fromkeys((".srt", ".vtt"), f"subtitles, {_MARKED}"),
+    **dict.fromkeys((".yaml", ".yml"), f"YAML, {_LISTED}"),
+    ".toml": f"TOML, {_LISTED}",
+}
+"""Kinds that only the name tells for certain."""
 _MARKDOWN = (".md", ".markdown")
-_MARKUP = re.compile(r"\s*<(!doctype\b|html\b|\?xml\b|\w+\s+[\w:-]+\s*=\s*[\"'])", re.IGNORECASE)  # `<s>` is none
-# A table by its first line, whatever the file is called: short names side by side, one of which is a text's.
-_HEADER = re.compile(r"(?=.*[,;\t])(?:\"?\w{1,40}\"?[,;\t])*\"?(?:text|messages)\"?(?:[,;\t]\"?\w{1,40}\"?)*\n")
+# Elements of HTML that texts begin with, any element with attributes, and one that ends where the text does. None is a
+# control token such as `<s>`, or a word for a model such as `<think>`, behind which the text goes on.
+_MARKUP = re.compile(
+    r"\s*(?:<!--|<(?:!doctype|\?xml|html|head|body|div|p|span|table|ul|ol|section|article|main|nav|header|template|script|"
+    r"style|svg|h[1-6])\b|<[\w:-]+\s+[\w:-]+\s*=\s*[\"']|<(?!s>)(?P<name>[\w:-]+)>.*</(?P=name)>\s*\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+_YAML = re.compile(r"(?:---\s*\n)?(?:- +)?(?:\w+:.*\n\s*)*(?:text|messages|conversations):(?:\s|$)")
+# A table by its first line, whatever the file is called: short names side by side.
+_HEADER = re.compile(r"(?:\"?\w{1,40}\"?[,;\t|])+\"?\w{1,40}\"?\n")
+_CHAT = re.compile(r"\[\s*\{\s*[\"'](role|content|from|value)[\"']\s*:")  # how a list of messages begins
+_OF_TEXT = re.compile(r"\b(?:text|messages)\b")
+_SAMPLE = 1 << 16  # characters that are looked at; csv takes no longer values
+_OBJECT = re.compile(r"\s*(?:data: *)?\[?\{\s*[\"']\w+[\"']\s*:")  # a line of JSON, or of what should have been
 
 
 class Row(NamedTuple):
@@ -85,12 +108,16 @@ def read_file(path: Path) -> str | list[Row]:
     text = _decode(path, data)
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _PACKED]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix in _DELIMITED or _HEADER.match(text):
+    if suffix in _SUFFIXES:
+        raise UserError(f"{path} is {_SUFFIXES[suffix]}")
+    if suffix in _DELIMITED or _looks_delimited(text):
         return _delimited_rows(path, text)
     if suffix in _JSON or _looks_like_json(text):
         return _json_rows(path, text)
     if suffix not in _MARKDOWN and _MARKUP.match(text):  # Markdown may begin with a tag, and is text for all that
-        raise UserError(f"{path} is HTML or XML, whose markup is no text; give the text in it")
+        raise UserError(f"{path} is HTML or XML, {_MARKED}")
+    if _YAML.match(text):
+        raise UserError(f"{path} is YAML, whose syntax is no text; write the texts in it as .jsonl")
     return text
 
 
@@ -137,10 +164,30 @@ def _binary(path: Path, nul: str) -> UserError:
 
 
 def _looks_like_json(text: str) -> bool:
-    """Whether a text is JSON by its content: an object in its first line, or an object or list all in all."""
+    """Whether a text is JSON by its content: an object in its first line or in most, or an object or list in all."""
+    lines = [line for line in text[:_SAMPLE].splitlines() if line.strip()]
+    if lines and 2 * sum(map(bool, map(_OBJECT.match, lines))) > len(lines):
+        return True
     if text.lstrip()[:1] not in ("{", "["):
         return False
     return isinstance(decoded(text.lstrip().partition("\n")[0]), dict) or isinstance(decoded(text), dict | list)
+
+
+def _looks_delimited(text: str) -> bool:
+    """Whether a text is a table by its first line: one of the names is a text's, or all lines have as many values."""
+    head = _HEADER.match(text)
+    if head is None or _OF_TEXT.search(head[0]):
+        return head is not None
+    try:
+        rows = list(csv.reader(io.StringIO(text[:_SAMPLE], newline=""), delimiter=_delimiter(text)))
+    except csv.Error:
+        return False
+    rows = rows if len(text) <= _SAMPLE else rows[:-1]
+    return len(rows) > 2 and all(len(row) == len(rows[0]) for row in rows)
+
+
+def _delimiter(text: str) -> str:
+    return max(",;\t|", key=text.partition("\n")[0].count)
 
 
 def decoded(text: str) -> Any:
@@ -149,6 +196,23 @@ def decoded(text: str) -> Any:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return None
+
+
+def decoded_cell(text: str) -> Any:
+    """The list that a cell of a table holds as JSON or, as pandas writes it, as Python's; None if it is none.
+
+    Raises:
+        ValueError: It begins as a list of messages does, and is neither.
+    """
+    if not text.startswith("["):
+        return None
+    value = decoded(text)
+    if value is None and _CHAT.match(text):
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, MemoryError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+    return value
 
 
 def _json_rows(path: Path, text: str) -> list[Row]:
@@ -180,7 +244,7 @@ def _not_json(line: str) -> str:
 
 
 def _delimited_rows(path: Path, text: str) -> list[Row]:
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    delimiter = _delimiter(text)
     before = csv.field_size_limit(sys.maxsize)  # a document may be longer than its 128 KiB
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -17,7 +17,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError, first_line
-from qarat.model.text_files import Row, decoded, import_reader, read_file
+from qarat.model.text_files import Row, decoded_cell, import_reader, read_file
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "text"
 _ENDS = re.compile(r"<\|end_?of_?text\|>")  # GPT-2's and LLaMA 3's
@@ -165,7 +165,10 @@ def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
         UserError: Another kind of value; no template, or one that refuses the chat.
     """
     if isinstance(value, str):
-        inner = decoded(value) if value.startswith("[") else None  # a chat that was written into a table of strings
+        try:
+            inner = decoded_cell(value)
+        except ValueError:
+            raise UserError(f"{place}: {column} is a chat that is neither JSON nor Python; write it as JSON") from None
         if not _is_chat(inner):
             return value
         value = inner

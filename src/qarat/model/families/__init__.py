@@ -12,7 +12,7 @@ import pkgutil
 from functools import cache
 
 from qarat.ground.errors import UserError
-from qarat.ground.registry import nearest_names
+from qarat.ground.registry import near
 from qarat.model.families.base import Family, Gguf, Stream
 
 __all__ = ["Family", "Gguf", "Stream", "family_of", "known_families"]
@@ -43,7 +43,9 @@ def family_of(architectures: list[str]) -> Family:
         if name in known:
             return known[name]
     asked = ", ".join(architectures) or "none given"
-    raise UserError(
-        f"unsupported architecture: {asked}; supported: {', '.join(sorted(known))}"
-        + (f" ({nearest_names(architectures[0], known)})" if architectures else "")
+    meant = (
+        f" (did you mean {' or '.join(close)}?)"
+        if architectures and (close := near(architectures[0], [*known]))
+        else ""
     )
+    raise UserError(f"unsupported architecture: {asked}; supported: {', '.join(sorted(known))}{meant}")

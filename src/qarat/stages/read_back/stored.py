@@ -156,6 +156,11 @@ def read_config(folder: Path) -> StoredConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None
+    if not raw and isinstance(whole, Mapping) and whole.get("compression_config"):
+        raise UserError(
+            f"{path} says how weights are quantized under compression_config, as compressed-tensors did in 2024: vLLM "
+            "reads that, and transformers loads the codes as weights; rename it quantization_config"
+        )
     if not raw:
         if any(folder.glob("*.safetensors")) and (method := quantized_as(folder, locate_tensors(folder))):
             raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
