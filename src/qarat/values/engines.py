@@ -63,6 +63,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ``dropped``.
         kv_cache: Which kinds of ``kv_cache_scheme`` it follows, a regular expression on NUMBERS/STRATEGY, as in
             ``float8/tensor``; empty for none.
+        kv_taken: Which others it takes for static FP8 without a word, as above, `/dynamic` behind a dynamic one.
         other_kv_cache: What becomes of the others: ``refused``, or the cache is left in ``float``.
         sparse: Whether sparse weights are ``held`` or ``refused``, or any ``targets`` of a sparsity config are.
         order: Whether ``weight_g_idx`` is followed where actorder is ``group``, or ``never``.
@@ -91,6 +92,7 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     order: Literal["group", "never"]
     sources: tuple[str, ...]
     unverified: str = ""
+    kv_taken: str = ""
     doubts: dict[str, str] = {}
     all_kernels: bool = True
     ran: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         source: Where this was read.
         unverified: What of it was not.
         since: From when on, where that lies within the engine's versions.
+        groups: Sizes of a weight's groups that it takes; none where any.
+        other_groups: What becomes of others.
     """
 
     engine: str
@@ -138,6 +142,8 @@ class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""
     unverified: str = ""
     since: str = ""
+    groups: tuple[int, ...] = ()
+    other_groups: str = ""
 
     @property
     def reach(self) -> str:

@@ -63,8 +63,8 @@ def test_an_fp8_cache_passes_where_it_is_read_but_is_not_computed(made: Any, bro
 @pytest.mark.parametrize(
     ("change", "vllm", "older", "sglang"),
     [
-        ({"num_bits": 8, "type": "int"}, "fails", "fails", "passes"),
-        ({"num_bits": 4, "type": "float"}, "fails", "fails", "passes"),
+        ({"num_bits": 8, "type": "int"}, "fails", "passes", "passes"),  # with warnings: see the next test
+        ({"num_bits": 4, "type": "float"}, "fails", "passes", "passes"),
         ({"strategy": "attn_head"}, "passes", "fails", "passes"),
         ({"symmetric": False}, "fails", "fails", "passes"),
     ],
@@ -78,6 +78,35 @@ def test_other_caches_are_refused_or_left_aside(
     verification = verify(folder, ["sglang"])
     assert verification.verdict == sglang
     assert the_one(verification, "is left aside").severity == "warning"
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({"num_bits": 8, "type": "int"}, {"vllm-0.23", "vllm-0.18"}),
+        ({"num_bits": 4, "type": "float"}, {"vllm-0.23", "vllm-0.18"}),
+        ({"dynamic": True}, {"vllm", "vllm-0.26", "vllm-0.23", "vllm-0.18"}),
+        ({"strategy": "attn_head", "dynamic": True}, {"vllm", "vllm-0.26", "vllm-0.23"}),
+        ({"num_bits": 4, "type": "int"}, set()),
+    ],
+)
+def test_caches_that_vllm_takes_for_static_fp8(broken: Any, change: Config, taken: set[str]) -> None:
+    folder = with_cache(broken, FP8_CACHE | change)
+    for engine in ("vllm", "vllm-0.26", "vllm-0.23", "vllm-0.18"):
+        verification = verify(folder, [engine])
+        found = [f.severity for f in verification.findings if "is taken for static FP8" in f.what]
+        assert found == (["warning"] if engine in taken else []), engine
+        assert verification.passed == (engine in taken), engine
+
+
+def test_scales_of_a_cache_for_each_head(broken: Any) -> None:
+    folder = with_cache(broken, FP8_CACHE | {"strategy": "attn_head"})
+    assert verify(folder, ["vllm"]).passed  # one for all heads is spread
+    name = "model.layers.1.self_attn.k_scale"
+    broken.tensors(lambda state: state.update({name: torch.full((2, 1, 1), 0.5)}))
+    assert verify(folder, ["vllm"]).passed
+    broken.config(lambda config: config.update(kv_cache_scheme=FP8_CACHE))
+    assert the_one(verify(folder, ["vllm"]), f"{name} of 2 scales, where tensor asks for 1").severity == "error"
 
 
 def test_sglang_left_the_cache_of_every_folder_aside_before(broken: Any) -> None:

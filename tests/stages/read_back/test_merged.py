@@ -1,5 +1,6 @@
 """What engines do to modules that they merge: one weight scale for all parts, and tiles that end where a part does."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,49 @@ def test_strangers_scales_that_differ_are_said(source: Path, tmp_path: Path) -> 
         (found,) = [f for f in verification.findings if "of one fused module differ" in f.what]
         assert (found.severity, found.modules, found.engines) == (severity, QKV, ("vllm", "sglang"))
         assert not [f for f in verify(folder, ["transformers"]).findings if "fused" in f.what]
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_scales_that_differ_in_every_block_are_one_finding(architecture: Any, tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "float", architecture=architecture, blocks=3)))
+    plan = planned(model, FP8)
+    export_model(quantize(model, plan), plan, tmp_path / "out", "compressed-tensors")
+    assert verify(tmp_path / "out", ["vllm", "sglang"]).passed
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    for block in range(3):
+        state[f"model.layers.{block}.mlp.up_proj.weight_scale"] *= 1.5 + block
+        state[f"model.layers.{block}.self_attn.v_proj.weight_scale"] *= 0.5 + block
+    save_file(state, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    (found,) = [f for f in verify(tmp_path / "out", ["vllm"]).findings if "of one fused module differ" in f.what]
+    assert "and so in 5 more" in found.what
+    assert len(found.modules) == 3 * (3 + 2)
+
+
+def test_zero_points_of_inputs_that_differ(source: Path, tmp_path: Path) -> None:
+    model = open_model(str(source))
+    plan, folder = planned(model, "w=int8/channel a=int8/token"), tmp_path / "out"
+    export_model(quantize(model, plan), plan, folder, "compressed-tensors")
+    state = load_file(folder / "model.safetensors")
+    homes = [name.removesuffix(".weight_scale") for name in state if name.endswith(".weight_scale")]
+    for number, home in enumerate(homes):
+        state |= {
+            f"{home}.input_scale": torch.tensor([0.1]),
+            f"{home}.input_zero_point": torch.tensor([number], dtype=torch.int8),
+        }
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    group["input_activations"] = {
+        "num_bits": 8,
+        "type": "int",
+        "strategy": "tensor",
+        "symmetric": False,
+        "dynamic": False,
+    }
+    path.write_text(json.dumps(config))
+    (found,) = verify(folder, ["vllm"]).errors
+    assert found.what.startswith("tie broken: zero points of inputs of one fused module differ (")
 
 
 def test_integers_keep_their_own_scales(source: Path, tmp_path: Path) -> None:

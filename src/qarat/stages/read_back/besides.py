@@ -6,6 +6,7 @@ itself is not judged, which is no pass.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +16,7 @@ from qarat.values.engines import Engine
 from qarat.values.records.verification import Severity
 
 _ELSEWHERE = "try it in that engine, and compare with the float model there"
+_UNTIE = 'set "tie_word_embeddings": false, or take those tensors out'
 _DENSE = "write the folder again without sparsity, its weights dense"
 
 
@@ -43,6 +45,12 @@ def check_besides(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         if group.outputs:
             what = f"{group.name} quantizes outputs, which qarat does not follow"
             findings.add("not judged", what, _ELSEWHERE)
+        if group.is_attention:
+            what = f"{group.name} quantizes attention ({group.targets[0]}), which qarat does not follow"
+            findings.add("not judged", what, f"{_ELSEWHERE}; vLLM leaves the group aside, and goes by kv_cache_scheme")
+    if config.unknown:
+        what = f"quantization_config has {', '.join(config.unknown)}, and what engines make of that is not known here"
+        findings.add("not judged", what, "take it out if it is left over from another format")
     if config.transforms:
         what = "transform_config is set: engines turn inputs or outputs at run time, which qarat does not follow"
         findings.add("not judged", what, _ELSEWHERE)
@@ -50,6 +58,7 @@ def check_besides(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         _check_sparse(folder, engine, findings, lenient=lenient)
         _check_cache(folder, engine, findings, lenient=lenient)
     _check_cache_scales(folder, findings)
+    _check_tie(folder, engines, findings, lenient=lenient)
     _check_places(folder, findings)
 
 
@@ -80,6 +89,10 @@ def _check_cache(folder: StoredFolder, engine: Engine, findings: Findings, *, le
     if _is_held(args, kind, engine):
         what = f"keys and values are kept in {kind}, as kv_cache_scheme says"
         findings.add("note", what, f"start it with the cache that the scheme names{because}", engines=only)
+    elif args.symmetric and re.fullmatch(engine.kv_taken, kind + "/dynamic" * bool(args.dynamic)):
+        what = f"kv_cache_scheme {_described(args, kind)} is taken for static FP8, without a word"
+        remedy = f"scales that are there are read as FP8's, others are 1: quantize the cache so{because}"
+        findings.add("warning", what, remedy, engines=only)
     elif engine.other_kv_cache == "refused":
         what = f"refused: kv_cache_scheme {_described(args, kind)} is none that it has"
         remedy = f"quantize the cache again as static, symmetric float8 per tensor, or not at all{because}"
@@ -114,6 +127,13 @@ def _check_cache_scales(folder: StoredFolder, findings: Findings) -> None:
     for index in range(folder.checkpoint.config.num_hidden_layers):
         own = [name for name in names if name.startswith(attention.format(index))]
         missing += [attention.format(index) + leaf for leaf in ("k_scale", "v_scale") if not _has(own, leaf)]
+    heads = folder.checkpoint.config.num_key_value_heads if args.kind == "attn_head" else 1
+    sizes = {
+        name: math.prod(folder.checkpoint.headers[name][1]) for name in names if name.endswith(("k_scale", "v_scale"))
+    }
+    if other := [name for name, size in sizes.items() if size not in (1, heads)]:  # a single one is spread
+        what = f"{_listed(other)} of {sizes[other[0]]} scales, where {args.kind} asks for {heads}: loading stops"
+        findings.add("error", what, "write the scales of the cache again")
     if missing:
         what = f"{_listed(missing)} missing: kv_cache_scheme is static, and engines take 1 for what is not there"
         findings.add("warning", what, "calibrate the cache and write its scales, or leave kv_cache_scheme out")
@@ -121,6 +141,20 @@ def _check_cache_scales(folder: StoredFolder, findings: Findings) -> None:
 
 def _has(names: Iterable[str], leaf: str) -> bool:
     return any(name.endswith((f".{leaf}", ".kv_scale", f".{leaf[0]}_proj.output_scale")) for name in names)
+
+
+def _check_tie(folder: StoredFolder, engines: Sequence[Engine], findings: Findings, *, lenient: bool) -> None:
+    """A head that is stored by itself, where the config says that it is the embedding."""
+    own = folder.left_head
+    for engine in engines if own else ():
+        what = f"{_listed(own)} of its own, and the head is tied to the embedding by the config"
+        if engine.fuses:
+            severity = graveness(engine, "error", lenient=lenient)
+            findings.add(severity, f"{what}: left out", _UNTIE, engines=(engine.name,))
+        else:
+            findings.add(
+                "not judged", f"{what}: which of the two runs is not known here", _UNTIE, engines=(engine.name,)
+            )
 
 
 def _check_places(folder: StoredFolder, findings: Findings) -> None:

@@ -46,6 +46,7 @@ def check_contents(
         lenient: Whether what breaks in an engine's older versions alone is only a warning.
     """
     numbers: dict[str, dict[str, float]] = {}
+    clipped: dict[str, dict[str, float]] = {}
     orders: dict[str, Tensor] = {}
     for name, module in folder.modules.items():
         group = matches[name].group
@@ -61,12 +62,17 @@ def check_contents(
         numbers[name] = shared_numbers(group, tensors)
         _check_range(folder, module, group, tensors, findings)
         if group.weights is not None:
-            _check_codes(module, group, folder.config.format_of(group), tensors, findings)
+            _check_codes(module, group, folder.config.format_of(group), tensors, findings, clipped)
             if (order := _order_of(module, group, tensors, findings)) is not None:
                 orders[name] = order
     for name in folder.cache_scales:
         home, _, leaf = name.rpartition(".")
         _check_scales(home, folder.checkpoint.read_raw(name, "cpu"), ("",), findings, leaf)
+    for number, shares in clipped.items():
+        least, most = (f"{100 * share:.1f}" for share in (min(shares.values()), max(shares.values())))
+        problem = f"{least if least == most else f'{least} to {most}'} % of the codes are at the ends of {number}"
+        remedy = "quantize again with larger scales, or measure the damage"
+        findings.add("warning", f"{problem}: the scales clip", remedy, shares)
     check_shared(numbers, engines, findings)
     check_orders(orders, {name: _weights_of(matches[name]) for name in orders}, engines, findings, lenient)
     scales = {name: own["input_scale"] for name, own in numbers.items() if "input_scale" in own}
@@ -165,8 +171,14 @@ def _check_range(
 
 
 def _check_codes(
-    module: StoredModule, group: ConfigGroup, format: str, tensors: Mapping[str, Tensor], findings: Findings
+    module: StoredModule,
+    group: ConfigGroup,
+    format: str,
+    tensors: Mapping[str, Tensor],
+    findings: Findings,
+    clipped: dict[str, dict[str, float]],
 ) -> None:
+    """Codes that are none, and channels without any; the share at the ends of the format goes to ``clipped``."""
     assert group.weights is not None
     codes, number = raw_codes(tensors, group, format), group.weights.scheme("weights").number_format
     if bad := int(codes.isnan().sum()):
@@ -179,8 +191,7 @@ def _check_codes(
     share, limit = ends / codes.numel(), _CLIPPED.get(number.bits)
     own = tensors["weight_scale"].numel() / codes.numel()  # the one code of each scale that is meant to be there
     if group.weights.symmetric and limit is not None and share > limit + 2 * own:
-        problem = f"{100 * share:.1f} % of the codes are at the ends of {number.name}: the scales clip"
-        findings.add("warning", problem, "quantize again with larger scales, or measure the damage", (module.name,))
+        clipped.setdefault(number.name, {})[module.name] = share
 
 
 def _check_spikes(

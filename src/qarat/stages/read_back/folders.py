@@ -120,6 +120,7 @@ class StoredFolder(NamedTuple):
         others: Every other tensor that the model has, by name, with its shape.
         strays: Tensors on disk that the model has no place for.
         cache_scales: Names of those that scale keys, values, queries or probabilities.
+        left_head: Tensors of the head's own, where the config ties it to the embedding and they are not the same.
     """
 
     path: Path
@@ -130,6 +131,7 @@ class StoredFolder(NamedTuple):
     others: dict[str, tuple[int, ...]]
     strays: tuple[str, ...]
     cache_scales: tuple[str, ...]
+    left_head: tuple[str, ...] = ()
 
 
 def open_folder(path: Path, source: str = "") -> StoredFolder:
@@ -163,10 +165,12 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
     known = {*others, *scales}
     strays = tuple(n for n in headers if n not in known and n.rpartition(".")[0] not in modules)
     family = family_of(list(checkpoint.config.architectures or []))
-    if checkpoint.config.tie_word_embeddings and family.head in modules and not modules[family.head].tensors:
-        head = modules[family.head]
-        modules[family.head] = head._replace(tensors=dict(modules[family.embedding].tensors))  # the same tensor
-    return StoredFolder(path, checkpoint, config, family, modules, others, strays, scales)
+    own: tuple[str, ...] = ()
+    if checkpoint.config.tie_word_embeddings and family.head in modules:
+        head, tensors = modules[family.head], modules[family.embedding].tensors  # the same tensors
+        own = tuple(f"{head.name}.{leaf}" for leaf in head.tensors if head.tensors != tensors)
+        modules[family.head] = head._replace(tensors=dict(tensors))
+    return StoredFolder(path, checkpoint, config, family, modules, others, strays, scales, own)
 
 
 def _stored_module(name: str, module: nn.Module, tensors: Tensors) -> StoredModule:

@@ -32,6 +32,7 @@ def layout_offences(module: StoredModule, group: ConfigGroup, format: str) -> li
         return [f"format {format!r} is none that is known here"]
     expected = expected_tensors(module.shape, group, format)
     reasons = [f"{leaf} is missing" for leaf, e in expected.items() if e.needed and leaf not in module.tensors]
+    reasons += _cut_groups(module.shape[1], group)
     for leaf, (kind, shape) in module.tensors.items():
         if leaf not in expected:
             if leaf.startswith(_READ):
@@ -70,7 +71,8 @@ def expected_tensors(shape: tuple[int, int], group: ConfigGroup, format: str) ->
     elif format == "pack-quantized":
         tensors["weight_packed"] = Expected(("I32",), ((rows, _words(cols, weights.num_bits)),))
         tensors["weight_shape"] = Expected(("I64", "I32"), ((2,),))
-        tensors["weight_g_idx"] = Expected(("I32",), ((cols,),), needed=False)
+        # Without it engines that reorder take whatever lies in the memory that they made for it.
+        tensors["weight_g_idx"] = Expected(("I32",), ((cols,),), needed=weights.reorders and weights.kind == "group")
     else:
         tensors["weight_packed"] = Expected(("U8",), ((rows, -(-cols * weights.num_bits // 8)),))
     if weights is not None:
@@ -78,6 +80,16 @@ def expected_tensors(shape: tuple[int, int], group: ConfigGroup, format: str) ->
     if group.inputs is not None:
         tensors |= _input_scales(cols, group.inputs)
     return tensors
+
+
+def _cut_groups(cols: int, group: ConfigGroup) -> list[str]:
+    """Groups along a row that its channels do not fill, which the library refuses, and every kernel."""
+    sizes = {
+        args.group_size for args in (group.weights, group.inputs) if args and args.kind in ("group", "tensor_group")
+    }
+    return [
+        f"its {cols} input channels are no whole number of groups of {size}" for size in sizes if size and cols % size
+    ]
 
 
 def _weight_scales(shape: tuple[int, int], weights: Args, format: str) -> dict[str, Expected]:

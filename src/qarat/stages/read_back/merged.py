@@ -43,6 +43,7 @@ class _Shared(NamedTuple):
 
 _SHARED = (
     _Shared("input_scale", "input scales", "error", "the engine takes the largest", _TOGETHER),
+    _Shared("input_zero_point", "zero points of inputs", "error", "the engine takes one range for all", _TOGETHER),
     _Shared("input_global_scale", "global input scales", "error", "the engine takes the largest", _TOGETHER),
     _Shared(
         "weight_global_scale", "global weight scales", "error", "the engine takes one for all, other weights", _AGAIN
@@ -62,7 +63,7 @@ def shared_numbers(group: ConfigGroup, tensors: Mapping[str, Tensor]) -> dict[st
     inputs, weights = group.inputs, group.weights
     leaves: list[str] = []
     if inputs is not None and inputs.kind == "tensor" and not inputs.dynamic:
-        leaves.append("input_scale")
+        leaves += [leaf for leaf in ("input_scale", "input_zero_point") if leaf in tensors]
     # Without a low input, engines spread the scale over the channels of each part.
     if weights is not None and inputs is not None and weights.type == "float" and weights.kind == "tensor":
         leaves.append("weight_scale")
@@ -81,17 +82,22 @@ def check_shared(numbers: Mapping[str, Mapping[str, float]], engines: Sequence[E
     fusing = [engine.name for engine in engines if engine.fuses]
     if not fusing:
         return
+    differing: dict[_Shared, list[dict[str, float]]] = {}
     for home in dict.fromkeys(name.rpartition(".")[0] for name in numbers):
         for fusion in FUSIONS:
-            parts = {leaf: numbers[f"{home}.{leaf}"] for leaf in fusion.parts if f"{home}.{leaf}" in numbers}
+            parts = {name: numbers[name] for leaf in fusion.parts if (name := f"{home}.{leaf}") in numbers}
             for shared in _SHARED:
-                own = {leaf: of[shared.leaf] for leaf, of in parts.items() if shared.leaf in of}
+                own = {name: of[shared.leaf] for name, of in parts.items() if shared.leaf in of}
                 if len(set(own.values())) > 1:
-                    listed = ", ".join(f"{leaf} {value:.6g}" for leaf, value in own.items())
-                    broken = "tie broken: " if shared.severity == "error" else ""
-                    what = f"{broken}{shared.called} of one fused module differ ({listed}); {shared.then}"
-                    names = [f"{home}.{leaf}" for leaf in own]
-                    findings.add(shared.severity, what, shared.remedy, names, fusing, blocks=False)
+                    differing.setdefault(shared, []).append(own)
+    for shared, modules in differing.items():
+        first, more = modules[0], len(modules) - 1
+        listed = ", ".join(f"{name.rpartition('.')[2]} {value:.6g}" for name, value in first.items())
+        listed += f", and so in {more} more" if more else ""
+        broken = "tie broken: " if shared.severity == "error" else ""
+        what = f"{broken}{shared.called} of one fused module differ ({listed}); {shared.then}"
+        names = [name for own in modules for name in own]
+        findings.add(shared.severity, what, shared.remedy, names, fusing, blocks=False)
 
 
 def check_orders(

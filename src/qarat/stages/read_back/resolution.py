@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 from qarat.stages.read_back.besides import check_besides, graveness
 from qarat.stages.read_back.folders import Findings, StoredFolder, StoredModule
+from qarat.stages.read_back.kernels import Case, check_kernel, check_tiles, is_torn, part_of, runs_unquantized
 from qarat.stages.read_back.layout import float_offences, layout_offences
 from qarat.stages.read_back.matching import Match, listed_targets, match_modules, names_matched_by, same_name
 from qarat.stages.read_back.stored import MIXED, ConfigGroup
-from qarat.values.engines import CPU, Engine, EngineKernel, cut_parts, fusion_of, kernel_for, kernel_kind
-from qarat.values.records.verification import ModuleReport, Running, Severity
+from qarat.values.engines import Engine
+from qarat.values.records.verification import ModuleReport, Running
 
 Matches = dict[str, dict[str, Match]]
 """Engine's name to module's name to what it makes of it."""
@@ -39,7 +39,7 @@ def resolve(
     for engine in engines:
         grave = graveness(engine, "error", lenient=lenient)
         cases = [
-            _Case(folder, engine, m, matches[engine.name][m.name], grave, findings) for m in folder.modules.values()
+            Case(folder, engine, m, matches[engine.name][m.name], grave, findings) for m in folder.modules.values()
         ]
         if folder.config.sparse:  # so that no tensor is as its group says
             continue
@@ -47,31 +47,12 @@ def resolve(
             _check_module(case)
         if engine.fuses:  # transformers computes in float, anywhere
             for case in cases:
-                _check_kernel(case, generation)
-            _check_tiles(cases)
+                check_kernel(case, generation)
+            check_tiles(cases)
     _check_overlaps(folder, findings)
     _check_agreement(folder, [e for e in engines if e.current or not lenient], matches, findings)
     reports = tuple(_report(folder, m, engines, matches) for m in folder.modules.values() if not m.is_embedding)
     return reports, matches
-
-
-class _Case(NamedTuple):
-    """One module under one engine, and where to write down what is found of it.
-
-    Attributes:
-        grave: How severe it is if the engine cannot run the module.
-    """
-
-    folder: StoredFolder
-    engine: Engine
-    module: StoredModule
-    match: Match
-    grave: Severity
-    findings: Findings
-
-    def add(self, severity: Severity, problem: str, remedy: str, *, blocks: bool = True) -> None:
-        """As `Findings.add`, of this module and engine."""
-        self.findings.add(severity, problem, remedy, (self.module.name,), (self.engine.name,), blocks=blocks)
 
 
 def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Findings) -> None:
@@ -80,6 +61,11 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
     for group in config.groups:
         for why in group.contradictions():
             findings.add("error", f"{group.name}: {why}", "correct the group; engines refuse the config as it is")
+        if group.is_attention:
+            continue
+        if group.weights is None and (fusing := [engine.name for engine in engines if engine.fuses]):
+            what = f"refused: {group.name} has no weights, and its input alone cannot be quantized there"
+            findings.add("error", what, "give it weights, or leave the group out", engines=fusing, blocks=False)
         idle = [t for t in group.targets if not any(names_matched_by(t, m) for m in modules)]
         if len(idle) == len(group.targets):
             findings.add(
@@ -105,7 +91,7 @@ def _check_config(folder: StoredFolder, engines: Sequence[Engine], findings: Fin
         findings.add("error", problem, 'set "quantization_status": "compressed"', engines=("transformers",))
 
 
-def _check_module(case: _Case) -> None:
+def _check_module(case: Case) -> None:
     """Whether an engine will run a module as it is stored."""
     module, match, grave = case.module, case.match, case.grave
     if match.refusal:
@@ -116,45 +102,36 @@ def _check_module(case: _Case) -> None:
         for why in float_offences(module):
             lost = f"{why}, but {match.because}: engines load the codes as if they were weights, or fail"
             case.add(grave, lost if module.is_quantized else why, _LOST)
-    elif match.group.contradictions():
-        return  # said once, of the group
-    elif _is_torn(match):
+    elif match.group.contradictions() or (case.folder.left_head and module.name == case.folder.family.head):
+        return  # said once, of the group or the tie
+    elif is_torn(match):
         schemes = "; ".join(f"{leaf} {_spell(group)}" for leaf, group in match.parts)
         broken = f"tie broken: one module there, but its parts have other schemes ({schemes})"
         case.add(grave, broken, "give all of them one scheme (`runtime` vllm does, when planning)")
     elif match.parts and (own := dict(match.parts)[module.leaf]) and not own.same_as(match.group):
         other = f"it gets {match.group.spell()} ({match.because}), though its own name says {own.spell()} ({own.name})"
         case.add(grave, other, _EXPORT)
-    elif _runs_unquantized(case.folder, case.engine):
+    elif runs_unquantized(case.folder, case.engine):
         silent = f"loads unquantized, without a word: it goes by the format on top, which is {MIXED!r}"
         case.add(grave, silent, "use a later version (https://github.com/sgl-project/sglang/pull/32736)")
     else:
-        for why in layout_offences(module, match.group, case.folder.config.format_of(match.group)):
-            case.add(grave, f"{why} ({match.because})", _TENSORS)
-        if module.is_quantized and (part := _part_of(case)) and (since := case.engine.change(part)):
+        if reasons := layout_offences(module, match.group, case.folder.config.format_of(match.group)):
+            case.add(grave, "; ".join(reasons), _TENSORS)
+        if module.is_quantized and (part := part_of(case)) and (since := case.engine.change(part)):
             case.add("note", f"the {part} is stored quantized, which is read by some versions only", since)
 
 
-def _part_of(case: _Case) -> Literal["head", "embedding", ""]:
-    """What lies outside the blocks: not every version of every engine reads it where it is quantized."""
-    folder, module = case.folder, case.module
-    is_head = module.name == folder.family.head
-    if module.is_embedding or (is_head and folder.checkpoint.config.tie_word_embeddings):
-        return "embedding"
-    return "head" if is_head else ""
-
-
-def _is_dropped(case: _Case) -> bool:
+def _is_dropped(case: Case) -> bool:
     """Whether an engine leaves the tensors of a quantized head or embedding out."""
-    part, engine = _part_of(case), case.engine
+    part, engine = part_of(case), case.engine
     if not part or not case.module.is_quantized:
         return False
     reads = engine.head if part == "head" else engine.embedding
     return reads == "dropped" or (reads == "class" and case.match.group is None)
 
 
-def _report_dropped(case: _Case) -> None:
-    part, engine = _part_of(case), case.engine
+def _report_dropped(case: Case) -> None:
+    part, engine = part_of(case), case.engine
     assert part
     since = engine.change(part)
     if part == "head" or engine.embedding == "dropped":
@@ -167,72 +144,6 @@ def _report_dropped(case: _Case) -> None:
         what = "the head is the embedding, which is stored quantized, and cannot be multiplied with"
         remedy = f"untie the two, or leave both in float ({since})"
     case.add(case.grave, what, remedy, blocks=False)
-
-
-def _check_kernel(case: _Case, generation: str) -> None:
-    """Whether an engine has a kernel for what it will run, and on which GPUs."""
-    engine, group, config = case.engine, case.match.group, case.folder.config
-    if group is None or group.weights is None or group.contradictions() or _runs_unquantized(case.folder, engine):
-        return
-    format = config.format_of(group)
-    kernel = kernel_for(engine, kernel_kind(group.scheme, format))
-    if config.format == MIXED and not group.format:
-        missing = f"no kernel found: the format on top is {MIXED!r}, and {group.name} has none of its own"
-        case.add(case.grave, missing, f'give {group.name} a "format"')
-    elif kernel is None:
-        unknown = f"no kernel known for {group.spell()} stored as {format}"
-        remedy = "choose a scheme it has a kernel for (docs/verifying.md lists them)"
-        case.add(case.grave if engine.all_kernels else "warning", unknown, remedy, blocks=False)
-    else:
-        if group.inputs is not None and kernel.kind.endswith(" weights"):
-            partial = f"{group.spell()}: runs as {kernel.kind}, its input is left in float"
-            case.add("warning", partial, "choose an input scheme it has a kernel for")
-        if kernel.since:
-            case.add("note", f"{kernel.kind}: not in all versions", kernel.since)
-        if _part_of(case) == "head" and (doubt := engine.doubt(kernel.kind, group.scheme)):
-            case.add("warning", f"users report that {kernel.kind} fails on a head", doubt)
-        if generation:
-            _check_generation(case, kernel, group, generation)
-        else:
-            case.add("note", f"{kernel.kind} needs {kernel.reach}", "ask about yours with `gpu`")
-
-
-def _check_generation(case: _Case, kernel: EngineKernel, group: ConfigGroup, generation: str) -> None:
-    """Whether a kernel runs on a GPU generation, and what runs instead."""
-    runs = kernel.on(generation)
-    refused = f"{group.spell()}: {kernel.kind} does not run on {generation}"
-    if not runs:
-        case.add(case.grave, refused, f"choose another scheme or GPU ({_first(kernel)})", blocks=False)
-    elif runs != kernel.kind:
-        case.add("warning", f"{refused}, there is {runs} instead", f"see {_first(kernel)}")
-    if generation == CPU and kernel.on_cpu:
-        what = f"{kernel.kind}: {kernel.on_cpu}"
-        case.findings.add("warning", what, f"see {_first(kernel)}", engines=(case.engine.name,))
-    if kernel.unverified:
-        doubt = f"not verified in a source: {kernel.kind}: {kernel.unverified}"
-        case.findings.add("note", doubt, "try it on the machine itself", engines=(case.engine.name,))
-
-
-def _check_tiles(cases: Sequence[_Case]) -> None:
-    """Whether tiles of weights that an engine merges end where one weight does."""
-    rows = {case.module.name: case.module.shape[0] for case in cases}
-    for case in cases:
-        group, fusion = case.match.group, fusion_of(case.module.leaf)
-        if fusion is None or group is None or group.weights is None or group.contradictions() or _is_torn(case.match):
-            continue
-        if (block := group.weights.block) is None or group.weights.kind != "block":
-            continue
-        home = case.module.name.rpartition(".")[0]
-        cut = cut_parts({part: rows[f"{home}.{part}"] for part in fusion.parts}, block[0])
-        if cut:
-            what = f"refused: in {fusion.name}, one module there, {' and '.join(cut)}: no whole tiles of {block[0]}"
-            remedy = "quantize these weights per channel (w=e4m3/channel a=e4m3/token), or in tiles that fit"
-            case.add(case.grave, what, remedy, blocks=False)
-
-
-def _first(kernel: EngineKernel) -> str:
-    """The first of a row's sources."""
-    return kernel.source.partition(";")[0]
 
 
 def _check_overlaps(folder: StoredFolder, findings: Findings) -> None:
@@ -270,22 +181,9 @@ def _report(folder: StoredFolder, module: StoredModule, engines: Sequence[Engine
 def _running(folder: StoredFolder, engine: Engine, match: Match) -> Running:
     if match.refusal:
         return Running(engine.name, "refused", match.refusal)
-    if match.group is not None and _runs_unquantized(folder, engine):
+    if match.group is not None and runs_unquantized(folder, engine):
         return Running(engine.name, "float", f"{match.because}, but {MIXED!r} on top")
     return Running(engine.name, _spell(match.group), match.because)
-
-
-def _runs_unquantized(folder: StoredFolder, engine: Engine) -> bool:
-    return not engine.group_format and folder.config.format == MIXED
-
-
-def _is_torn(match: Match) -> bool:
-    """Whether the parts of a fused module would get different schemes, each alone."""
-    groups = [group for _, group in match.parts]
-    if not any(groups):
-        return False
-    first = groups[0]
-    return any((g is None) != (first is None) or (g and first and not g.same_as(first)) for g in groups)
 
 
 def _spell(group: ConfigGroup | None) -> str:

@@ -26,6 +26,8 @@ from qarat.stages.read_back.arguments import Args
 from qarat.values.schemes import LinearScheme
 
 MIXED = "mixed-precision"
+# On top of a config, and read by no engine: llm-compressor's, AutoRound's, transformers', vLLM's own.
+_IDLE_KEYS = ("version", "global_compression_ratio", "provider", "autoround_version", "run_compressed")
 _SPARSE = ("marlin-24", "sparse-24-bitmask", "sparse-bitmask")
 
 
@@ -53,6 +55,11 @@ class ConfigGroup(msgspec.Struct, frozen=True):
     def same_as(self, other: ConfigGroup) -> bool:
         """Whether both quantize alike, whatever they are called."""
         return (self.weights, self.inputs, self.outputs) == (other.weights, other.inputs, other.outputs)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is about keys, values and queries, by the class of the attention, as llm-compressor writes it."""
+        return len(self.targets) == 1 and self.targets[0].endswith("Attention")
 
     def contradictions(self) -> list[str]:
         """What the library refuses to load, in words."""
@@ -87,6 +94,7 @@ class StoredConfig(NamedTuple):
         sparse: The format of sparse weights; empty if they are dense.
         sparse_targets: Whether a ``sparsity_config`` names targets, sparse or dense.
         transforms: Whether inputs or outputs are transformed at run time.
+        unknown: Keys on top that nobody who writes such folders is known to write.
     """
 
     format: str
@@ -97,6 +105,7 @@ class StoredConfig(NamedTuple):
     sparse: str = ""
     sparse_targets: bool = False
     transforms: bool = False
+    unknown: tuple[str, ...] = ()
 
     def format_of(self, group: ConfigGroup) -> str:
         """The format of a group's tensors: its own, the one on top, or else what the library would infer."""
@@ -166,6 +175,10 @@ def read_config(folder: Path) -> StoredConfig:
             raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
         raise UserError(f"{folder} is not quantized: its config has no quantization_config; `qarat export` writes one")
     method = raw.get("quant_method") if isinstance(raw, Mapping) else None
+    if method == "compressed_tensors":
+        raise UserError(
+            f"{path}: quant_method is {method!r}, which vLLM takes and transformers does not; write it with -"
+        )
     if method != "compressed-tensors":
         raise UserError(f"{path}: quant_method is {method!r}; qarat verifies compressed-tensors folders")
     try:
@@ -188,6 +201,7 @@ def read_config(folder: Path) -> StoredConfig:
         file.sparse,
         bool(file.sparsity_config and file.sparsity_config.targets),
         file.transforms,
+        tuple(sorted(raw.keys() - {*_ConfigFile.__struct_fields__, *_IDLE_KEYS})),
     )
 
 
