@@ -229,6 +229,11 @@ LACKING = {
     "disk": OSError(errno.ENOSPC, "No space left on device"),
     "files": OSError("Too many open files (os error 24)"),
     "permission": PermissionError(errno.EACCES, "Permission denied"),
+    "reading": OSError(errno.EIO, "Input/output error"),
+    "network disk": OSError(errno.ESTALE, "Stale file handle"),
+    "network": TimeoutError("timed out"),
+    "GPU": RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    "library": ImportError("libgomp.so.1: cannot open shared object file"),
 }
 
 

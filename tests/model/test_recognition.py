@@ -202,6 +202,13 @@ def test_a_config_that_says_so_of_float_weights(folder: Path):
     assert "take quantization_config out" not in refusal(folder, "quantized already (awq)")
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("said", ["auto", "fp16", "torch.float16"])
+def test_a_dtype_that_is_none(key: str, said: str, folder: Path):
+    set_config(folder, **({"dtype": None} | {key: said}))
+    refusal(folder, f"'{said}' is no dtype that transformers reads", "float16, bfloat16 or float32")
+
+
 def test_the_older_name_of_quantization_config(folder: Path):
     set_config(folder, compression_config={"quant_method": "compressed-tensors", "format": "int-quantized"})
     refusal(folder, "quantized already (compressed-tensors)")

@@ -60,6 +60,12 @@ _SHORT = {
     errno.EROFS: "a disk is read-only",
     errno.EACCES: "a permission is missing",
     errno.EPERM: "a permission is missing",
+    errno.EIO: "a disk cannot be read",
+    errno.ESTALE: "a network disk was lost",
+    errno.ETIMEDOUT: "the network did not answer",
+    errno.ENETUNREACH: "there is no network",
+    errno.ENODEV: "the GPU, or its driver, does not work",
+    errno.ELIBACC: "a library is missing, or cannot be loaded",
 }
 # What libraries say who give no number: torch, Python's threads, safetensors and the tokenizers.
 _SAID = {
@@ -67,7 +73,10 @@ _SAID = {
     errno.EAGAIN: r"can't start new thread|Resource temporarily unavailable",
     errno.EMFILE: r"Too many open files",
     errno.ENOSPC: r"No space left on device",
+    errno.EIO: r"Input/output error|Bus error",
+    errno.ENODEV: r"CUDA error|CUDA driver|NVIDIA driver|no kernel image",
 }
+_KINDS = {MemoryError: errno.ENOMEM, TimeoutError: errno.ETIMEDOUT, ImportError: errno.ELIBACC}
 
 
 def local_cause(error: BaseException | None) -> str:
@@ -77,7 +86,7 @@ def local_cause(error: BaseException | None) -> str:
         error: Also one that others stand behind, as its causes.
     """
     while error is not None:
-        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        number = next((n for kind, n in _KINDS.items() if isinstance(error, kind)), getattr(error, "errno", None))
         if number not in _SHORT and not isinstance(error, UserError):
             number = next((n for n, said in _SAID.items() if re.search(said, str(error))), None)
         if number in _SHORT:

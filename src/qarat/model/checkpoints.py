@@ -297,6 +297,9 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
         method = described.get("quant_method", "unnamed") if isinstance(described, dict) else "unnamed"
         alone = not quantized_as(folder, locate_tensors(folder))
         raise UserError(quantized_refusal(folder, str(method), by_config_alone=alone))
+    said = raw.get("dtype") or raw.get("torch_dtype")
+    if isinstance(said, str) and not isinstance(getattr(torch, said, None), torch.dtype):
+        raise UserError(f"{path}: {said!r} is no dtype that transformers reads; write float16, bfloat16 or float32")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good

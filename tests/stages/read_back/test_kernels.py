@@ -107,6 +107,21 @@ def test_an_order_without_its_tensor(tmp_path: Path) -> None:
     assert (found.severity, len(found.modules)) == ("error", 7)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("scale", "severity"), [(1e-9, "warning"), (1e-5, "note"), (1e-3, "")])
+def test_scales_below_float16(dtype: str, scale: float, severity: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, int4(32), None, "pack-quantized", architecture="mistral")
+    set_config(folder, {}, dtype=dtype)
+    state = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight_scale"
+    state[name] = torch.full_like(state[name], scale)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    verification = verify(folder, ["vllm"])
+    found = [f for f in verification.findings if "weight_scale: scales" in f.what]
+    assert [f.severity for f in found] == ([severity] if severity and dtype == "float16" else [])
+    assert all("serve it in bfloat16" in f.remedy for f in found)
+
+
 # ---------------------------------------------------------------- inputs
 
 

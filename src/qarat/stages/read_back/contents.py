@@ -162,12 +162,26 @@ def _check_range(
     if group is not None and group.inputs is not None and "input_scale" in tensors:
         largest = group.inputs.scheme("input_activations").number_format.largest
         reached["static input"] = float(tensors["input_scale"].float().max()) * largest
+    if "weight_packed" in tensors and tensors["weight_scale"].dtype in (torch.float32, torch.bfloat16, torch.float64):
+        _check_scales_in_float16(module, tensors["weight_scale"].abs(), findings)
     for what, value in reached.items():
         if FLOAT16_LARGEST < value < math.inf:
             problem = (
                 f"the {what} reaches {value:,.0f}, beyond the 65504 of float16, which the folder declares: NaN there"
             )
             findings.add("warning", problem, IN_BFLOAT16, (module.name,))
+
+
+def _check_scales_in_float16(module: StoredModule, scales: Tensor, findings: Findings) -> None:
+    """Scales of packed integers, which engines keep in the dtype that they run in."""
+    lost = int(((scales > 0) & (scales.half() == 0)).sum())
+    coarse = int(((scales > 0) & (scales < torch.finfo(torch.float16).tiny)).sum()) - lost
+    told = "in the float16 that the folder declares, in which kernels for packed weights keep them"
+    if lost:
+        problem = f"weight_scale: scales are so small that they are zero {told}"
+        findings.add("warning", problem, IN_BFLOAT16, (module.name,))
+    elif coarse:
+        findings.add("note", f"weight_scale: scales below 6.1e-05 lose digits {told}", IN_BFLOAT16, (module.name,))
 
 
 def _check_codes(
