@@ -14,6 +14,7 @@ import pytest
 
 from qarat.ground.errors import UserError
 from qarat.model.texts import read_documents, read_text
+from qarat.model.tokens import make_token_set
 from qarat.testing import tiny_tokenizer
 
 TEXTS = ('one, "two"\n\tthree', "vier\nfünf", "x" * 200_000)  # the last longer than csv's own limit
@@ -157,6 +158,20 @@ def test_text_that_looks_a_little_like_syntax(content: str, tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text(content)
     assert [d.text for d in read_documents(str(path))] == [content.strip()]
+
+
+@pytest.mark.parametrize("blank", ["", "\\n", "  \\n\\n"])
+def test_a_bos_behind_a_templates_blank_space_is_not_doubled(blank: str, tmp_path: Path):
+    path, tokenizer = tmp_path / "a.jsonl", tiny_tokenizer()
+    turns = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = "{{ '" + blank + "' }}{{ bos_token }}" + turns
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "one two three"}]}))
+    documents = read_documents(str(path), tokenizer=tokenizer)
+    assert documents[0].text == "<s>one two three"
+    tokens = make_token_set("report", documents, tokenizer, length=4)
+    assert (tokens.windows == 0).sum(1).tolist() == [1, 1, 1, 1]
+    tokenizer.chat_template = "{{ '" + blank + "' }}" + turns
+    assert read_documents(str(path), tokenizer=tokenizer)[0].text == blank.replace("\\n", "\n") + "one two three"
 
 
 def test_a_chat_as_python_spells_it_is_a_chat(tmp_path: Path):

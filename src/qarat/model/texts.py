@@ -185,9 +185,12 @@ def _written_out(place: str, column: str, value: object, tokenizer: Any) -> str:
         raise UserError(f"{place}: {column} is a chat, and the tokenizer has no chat template; write it into `text`")
     try:
         # Some templates ask for today's date; a text that changes with the day is no text to measure on.
-        return tokenizer.apply_chat_template(value, tokenize=False, strftime_now=_DAY.strftime)
+        text: str = tokenizer.apply_chat_template(value, tokenize=False, strftime_now=_DAY.strftime)
     except Exception as error:  # templates raise what they like
         raise UserError(f"{place}: the tokenizer's chat template refuses {column}: {error}") from error
+    # Blank space of the template's own, in front of a BOS, would hide that there is one already.
+    begins = tokenizer.bos_token is not None and text.lstrip().startswith(tokenizer.bos_token)
+    return text.lstrip() if begins else text
 
 
 def _is_chat(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -30,9 +30,11 @@ def told(verification: Verification) -> list[str]:
     return [f.what for f in verification.findings if f.severity != "note"]
 
 
-def folder_of(home: Path, weights: Config, inputs: Config | None, format: str, **shape: Any) -> Path:
+def folder_of(
+    home: Path, weights: Config, inputs: Config | None, format: str, architecture: Any = "qwen3", **shape: Any
+) -> Path:
     """A folder of a stranger's: every projection stored as a group says, its numbers drawn at random."""
-    folder = tiny_checkpoint(home / "model", blocks=1, **({"architecture": "qwen3"} | shape))
+    folder = tiny_checkpoint(home / "model", architecture=architecture, blocks=1, **shape)
     state = load_file(folder / "model.safetensors")
     stored: State = {}
     for name, weight in state.items():
