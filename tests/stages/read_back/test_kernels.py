@@ -133,6 +133,7 @@ def test_scales_below_float16(dtype: str, scale: float, severity: str, tmp_path:
         (fp8("channel"), fp8("tensor", dynamic=True), "per token"),
         (fp8("channel"), fp8("group", group_size=16, dynamic=True), "per token"),
         (fp8("block", block_structure=[8, 16]), TOKEN, "in groups of 16"),
+        (fp8("channel"), TOKEN | {"symmetric": False}, "symmetrically"),
         (fp8("channel"), TOKEN, ""),
         (fp8("block", block_structure=[8, 16]), fp8("group", group_size=16, dynamic=True), ""),
     ],
@@ -200,6 +201,49 @@ def test_one_cause_is_one_finding_over_all_modules(tmp_path: Path) -> None:
     (found,) = verify(folder, ALL).errors
     assert found.what == "weight_scale is missing; weight is I8, group_0 asks for F8_E4M3"
     assert (len(found.modules), found.engines) == (7, ALL)
+
+
+# ---------------------------------------------------------------- norms, biases and strays
+
+V, NORM = "model.layers.0.self_attn.v_proj.bias", "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (V, None, f"the tensor {V} is missing"),
+        (V, torch.ones(3), f"{V} is (3,), the model asks for (16,)"),
+        (V, torch.full((16,), torch.nan), f"{V}: 16 of 16 values are NaN or Inf"),
+        (V, torch.ones(16, dtype=torch.int8), f"{V} is kept as I8"),
+        (NORM, torch.full((32,), torch.inf), f"{NORM}: 32 of 32 values are NaN or Inf"),
+        (NORM, torch.ones(32).to(torch.float8_e4m3fn), f"{NORM} is kept as F8_E4M3"),
+    ],
+)
+def test_norms_and_biases(name: str, value: Tensor | None, said: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, fp8("channel"), TOKEN, "float-quantized", architecture="qwen2")
+    assert verify(folder, ALL).passed
+    state = load_file(folder / "model.safetensors")
+    state = {n: t for n, t in state.items() if n != name} | ({} if value is None else {name: value})
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert the_one(verify(folder, ALL), said).severity == "error"
+
+
+def test_biases_that_are_all_missing_are_one_finding(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, fp8("channel"), TOKEN, "float-quantized", architecture="qwen2")
+    state = {n: t for n, t in load_file(folder / "model.safetensors").items() if not n.endswith("bias")}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    (found,) = verify(folder, ALL).errors
+    assert found.what.endswith("and 1 more are missing")
+
+
+@pytest.mark.parametrize("leaf", ["bias", "output_scale", "g_idx", "qzeros", "pre_quant_scale", "zero_point"])
+def test_tensors_of_a_module_that_nothing_asks_for(leaf: str, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, fp8("channel"), TOKEN, "float-quantized", architecture="mistral")
+    name = f"model.layers.0.mlp.up_proj.{leaf}"
+    state = load_file(folder / "model.safetensors") | {name: torch.ones(64)}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    for engine in ALL:
+        assert the_one(verify(folder, [engine]), f"{name} belongs to no module").severity == "warning"
 
 
 # ---------------------------------------------------------------- a tied head

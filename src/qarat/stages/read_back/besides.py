@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from qarat.stages.read_back.arguments import Args
-from qarat.stages.read_back.folders import Findings, StoredFolder
+from qarat.stages.read_back.folders import FLOAT_KINDS, Findings, StoredFolder
 from qarat.values.engines import Engine
 from qarat.values.records.verification import Severity
 
@@ -160,9 +160,14 @@ def _check_tie(folder: StoredFolder, engines: Sequence[Engine], findings: Findin
 def _check_places(folder: StoredFolder, findings: Findings) -> None:
     """Tensors of the model that are no linear module's, and tensors that nothing in the model asks for."""
     headers = folder.checkpoint.headers
-    for name, shape in folder.others.items():
-        if name not in headers:
-            findings.add("error", f"the tensor {name} is missing", "write the folder again")
+    if missing := [name for name in folder.others if name not in headers]:
+        what = f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        findings.add("error", what, "write the folder again")
+    for name in filter(headers.__contains__, folder.others):
+        shape = folder.others[name]
+        if headers[name][0] not in FLOAT_KINDS:
+            what = f"{name} is kept as {headers[name][0]}, and nothing says what that stands for"
+            findings.add("error", what, "write it in float")
         elif headers[name][1] != shape:
             findings.add("error", f"{name} is {headers[name][1]}, the model asks for {shape}", "write the folder again")
     if folder.strays and not folder.config.sparse:  # whose tensors have names of their own

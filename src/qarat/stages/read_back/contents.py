@@ -65,6 +65,10 @@ def check_contents(
             _check_codes(module, group, folder.config.format_of(group), tensors, findings, clipped)
             if (order := _order_of(module, group, tensors, findings)) is not None:
                 orders[name] = order
+    for name in filter(folder.checkpoint.__contains__, folder.others):
+        if not (value := folder.checkpoint.read_raw(name, "cpu")[""].float()).isfinite().all():
+            bad = int((~value.isfinite()).sum())
+            findings.add("error", f"{name}: {bad} of {value.numel()} values are NaN or Inf", _AGAIN)
     for name in folder.cache_scales:
         home, _, leaf = name.rpartition(".")
         _check_scales(home, folder.checkpoint.read_raw(name, "cpu"), ("",), findings, leaf)

@@ -25,6 +25,8 @@ from qarat.values.records.verification import Finding, Severity
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """Name of a tensor to its kind, as safetensors spells it, and its shape."""
 
+READ = ("weight", "weight_", "input_")
+"""Beginnings of the leaves that a quantized module owns."""
 FLOAT_KINDS = ("F32", "F16", "BF16", "F64")
 _CACHE_SCALES = re.compile(
     r"\.((q|k|v|kv|prob)_scale|(k|v)_zero_point|(k|v)_proj\.output_scale)$"
@@ -117,7 +119,7 @@ class StoredFolder(NamedTuple):
         config: Its quantization config.
         family: The wiring of the model.
         modules: Linear modules and the embedding, by name, in model order.
-        others: Every other tensor that the model has, by name, with its shape.
+        others: Every other tensor that the model has, norms and biases, by name, with its shape.
         strays: Tensors on disk that the model has no place for.
         cache_scales: Names of those that scale keys, values, queries or probabilities.
         left_head: Tensors of the head's own, where the config ties it to the embedding and they are not the same.
@@ -160,10 +162,10 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
         if isinstance(module, nn.Linear | nn.Embedding)
     }
     state: Mapping[str, Tensor] = model.state_dict()
-    others = {name: tuple(t.shape) for name, t in state.items() if name.rpartition(".")[0] not in modules}
+    others = {name: tuple(t.shape) for name, t in state.items() if name.removesuffix(".weight") not in modules}
     scales = tuple(filter(_CACHE_SCALES.search, headers))
     known = {*others, *scales}
-    strays = tuple(n for n in headers if n not in known and n.rpartition(".")[0] not in modules)
+    strays = tuple(name for name in headers if name not in known and not _is_read(name, modules))
     family = family_of(list(checkpoint.config.architectures or []))
     own: tuple[str, ...] = ()
     if checkpoint.config.tie_word_embeddings and family.head in modules:
@@ -171,6 +173,12 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
         own = tuple(f"{head.name}.{leaf}" for leaf in head.tensors if head.tensors != tensors)
         modules[family.head] = head._replace(tensors=dict(tensors))
     return StoredFolder(path, checkpoint, config, family, modules, others, strays, scales, own)
+
+
+def _is_read(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor may be what a group asks for of a module."""
+    home, _, leaf = name.rpartition(".")
+    return home in modules and leaf.startswith(READ)
 
 
 def _stored_module(name: str, module: nn.Module, tensors: Tensors) -> StoredModule:

@@ -91,6 +91,8 @@ def _runs_by(kernel: EngineKernel, group: ConfigGroup) -> str:
     if kernel.kind != "fp8":
         return ""
     tile = group.weights.block
+    if not group.inputs.symmetric:
+        return "symmetrically"
     if group.weights.kind == "block" and tile is not None:
         return "" if (group.inputs.kind, group.inputs.group_size) == ("group", tile[1]) else f"in groups of {tile[1]}"
     return "" if group.inputs.kind == "token" else "per token"

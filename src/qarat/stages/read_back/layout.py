@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from qarat.stages.read_back.folders import FLOAT_KINDS, StoredModule
+from qarat.stages.read_back.folders import FLOAT_KINDS, READ, StoredModule
 from qarat.stages.read_back.stored import Args, ConfigGroup
 
 _PLAIN = ("int-quantized", "float-quantized", "naive-quantized", "mxfp8-quantized")
 _PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp6-pack-quantized")
-_READ = ("weight", "weight_", "input_")  # beginnings of the leaves that a quantized projection owns
 
 
 class Expected(NamedTuple):
@@ -35,7 +34,7 @@ def layout_offences(module: StoredModule, group: ConfigGroup, format: str) -> li
     reasons += _cut_groups(module.shape[1], group)
     for leaf, (kind, shape) in module.tensors.items():
         if leaf not in expected:
-            if leaf.startswith(_READ):
+            if leaf.startswith(READ):
                 reasons.append(f"{leaf} is there, and {group.name} does not ask for it")
             continue
         kinds, shapes, _ = expected[leaf]
