@@ -254,7 +254,7 @@ class Pipeline:
             "divergence": 4 * min(report, DIVERGED_ON),
             "continue": len(LABELS) * self.new_tokens,
         }
-        states = max(calibration, selection * (self.model.blocks + 1), report)
+        states = max(calibration, selection, report)
         disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
         return estimate(self.model, work, states=states, disk=disk)
 

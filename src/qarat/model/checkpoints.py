@@ -68,6 +68,7 @@ class Checkpoint:
                 blocks than tensors.
         """
         self.path = self.folder = folder
+        self._outside: dict[tuple[str, str], dict[str, Tensor]] = {}
         self.config = _read_config(folder, quantized=quantized)
         said = self.config.dtype  # before a model is built by it, which writes its own there
         self._where = self._locate()
@@ -239,6 +240,13 @@ class Checkpoint:
             listed = "\n  ".join(sorted(offences))
             raise UserError(f"{self.path}: weights cannot be used:\n  {listed}\nfetch or save the checkpoint again")
         return found
+
+    def read_outside(self, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+        """As `read`, once: models of one checkpoint share what lies outside their blocks, and never write there."""
+        key = runtime.device, runtime.dtype
+        if key not in self._outside:
+            self._outside[key] = self.read("", wanted, runtime)
+        return dict(self._outside[key])
 
     def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Tensors by their full names, in the dtype they are stored in, each with its name; file by file."""

@@ -58,7 +58,7 @@ def build_skeleton(checkpoint: Checkpoint, family: Family, runtime: Runtime) -> 
     if hasattr(embed, "scalar_embed_scale"):  # Gemma's; a buffer that no checkpoint holds either
         embed.embed_scale = torch.tensor(embed.scalar_embed_scale, device=runtime.device)
     outside = {key: value for key, value in wanted.items() if not key.startswith(f"{family.blocks}.")}
-    state = checkpoint.read("", outside, runtime)
+    state = checkpoint.read_outside(outside, runtime)
     if tied:
         state[head] = state[embedding]
         if head in checkpoint and not checkpoint.read("", {head: state[head]}, runtime)[head].equal(state[head]):

@@ -89,6 +89,8 @@ def test_the_outline_has_the_shapes_of_the_result(tmp_path: Path, tiny_text: Pat
     assert outline is not None
     rewritten = parse_transform(f"rewrite/{COLUMNS}").apply(model, fitted(model, tiny_text))
     assert [s.shape for s in outline(model).sites()] == [s.shape for s in rewritten.sites()]
+    own, shared = model.outside(), rewritten.outside()
+    assert [own[name].data_ptr() for name in own] == [shared[name].data_ptr() for name in own]  # in memory once
 
 
 @pytest.mark.parametrize("spelling", ["smooth/0.5/all", "rewrite", "split/8"])

@@ -17,5 +17,5 @@ if TYPE_CHECKING:  # help describes the metrics, and must not wait for torch
 __all__ = ["DEFAULT", "METRICS"]
 
 DEFAULT = "fisher"
-_HELPERS = ["capture", "changes", "checking", "metric", "passes", "pricing", "sensitivity"]
+_HELPERS = ["capture", "changes", "checking", "metric", "passes", "pricing", "sensitivity", "states"]
 METRICS: Registry[Metric] = Registry(__name__, "damage metric", offers="METRIC", helpers=_HELPERS)

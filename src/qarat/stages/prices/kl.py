@@ -2,8 +2,8 @@
 
 This is what `fisher` predicts to second order, and what AMQ and AutoQuantize's second method rank by. It costs a
 forward from the changed block to the end for every site and scheme: half a model on the average, times sites, times
-schemes. Float hidden states are kept at block boundaries, and the sites of one block go on through the next together,
-so that weights are brought in once a block and scheme; where memory is short, once for each group of windows that fits.
+schemes. Float hidden states are kept at block boundaries, on disk, and the sites of one block go on through the next
+together, so that weights are brought in once a block and scheme; where memory is short, once for each group of windows.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -
 def _divergences(pricing: Pricing) -> Prices:
     """The divergence that every scheme makes at every site it fits, by window."""
     model = pricing.model
-    # Of every token: the float model's at all boundaries, and one for each site of a block under a scheme.
-    groups = split_batches(model, pricing.tokens, model.blocks + 1 + len(model.sites()) // model.blocks)
+    # Of every token: the float model's in front of a block and behind the last, and one for each site of the block.
+    groups = split_batches(model, pricing.tokens, 2 + len(model.sites()) // model.blocks, model.memory // 4)
     prices: dict[tuple[str, str], list[Tensor]] = {}
     for number, batches in enumerate(groups):
         for key, windows in _price_group(pricing, batches, part_of(pricing.progress, number, len(groups))):
@@ -54,13 +54,13 @@ def _price_group(
     total = model.blocks * len(schemes)
     progress(STAGE, 0, total)
     for index in range(model.blocks):
-        block = model.block(index)
+        block, entering = model.block(index), entrances[index]
         for number, scheme in enumerate(schemes):
             changes = BlockChanges(pricing, index, block, [scheme])
             # Site to its batches, (windows, length, hidden) each: all sites of a block go on together, so that each of
             # the blocks behind is brought in once for all of them.
             hidden = {
-                site.name: [_run_changed(changes, model, block, site, scheme, states) for states in entrances[index]]
+                site.name: [_run_changed(changes, model, block, site, scheme, states) for states in entering]
                 for site, _ in changes.pairs()
             }
             for later, follower in model.walk(index + 1):

@@ -1,8 +1,8 @@
 """Passes through a model that show its sites to metrics, forward alone or with gradients.
 
-Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward keeps each block's
-inputs, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the same.
-Where those inputs do not fit either, windows go in groups, each through the whole model.
+Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward leaves each block's
+inputs on disk, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the
+same. Where the disk does not hold those inputs, windows go in groups, each through the whole model.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.capture import Captured, Graph, build_graph, differentiate_block, graph_bytes, run_capturing
 from qarat.stages.prices.changes import Pricing
+from qarat.stages.prices.states import States, room_on_disk
 from qarat.values.schemes import Scheme
 
 STAGE = "damage"  # what progress is told
@@ -60,13 +61,14 @@ def backward(
 
     Args:
         objective: What is differentiated.
-        whole: Whether all windows go through together, whatever memory that takes, so that each block comes once.
+        whole: Whether all windows go through together, whatever room that takes, so that each block comes once.
     """
 
     def capture(pricing: Pricing) -> Iterator[CapturedBatch]:
         model, tokens, wanted = pricing.model, pricing.tokens, objective(pricing)
         everything = [tokens.batches(model.runtime.batch_tokens)]
-        groups, first = everything if whole else split_batches(model, tokens, model.blocks + 1), 0
+        groups = everything if whole else split_batches(model, tokens, model.blocks + 1, room_on_disk())
+        first = 0
         keeps = _keeps_graphs(model, tokens)
         for number, batches in enumerate(groups):
             progress = part_of(pricing.progress, number, len(groups))
@@ -143,22 +145,22 @@ def _keeps_graphs(model: Model, tokens: TokenSet) -> bool:
     return graph_bytes(model, tokens.windows.shape[1]) * tokens.windows.numel() <= model.memory // 4
 
 
-def split_batches(model: Model, tokens: TokenSet, copies: int) -> list[list[Tensor]]:
-    """The batches of a token set, in groups whose hidden states fit a quarter of the memory bound; one at the least.
+def split_batches(model: Model, tokens: TokenSet, copies: int, room: int) -> list[list[Tensor]]:
+    """The batches of a token set, in groups whose hidden states fit; one at the least.
 
     Batches are cut as without groups, so that nothing rounds otherwise.
 
     Args:
-        model: Whose runtime cuts batches and bounds memory.
+        model: Whose runtime cuts batches.
         tokens: The set.
         copies: Hidden states that are held of every token at once.
+        room: Bytes they may take.
     """
     per_token = copies * model.config.hidden_size * model.runtime.torch_dtype.itemsize
-    room = model.memory // 4 // per_token
     groups: list[list[Tensor]] = []
     taken = 0
     for batch in tokens.batches(model.runtime.batch_tokens):
-        if not groups or taken + batch.numel() > room:
+        if not groups or (taken + batch.numel()) * per_token > room:
             groups.append([])
             taken = 0
         groups[-1].append(batch)
@@ -176,8 +178,8 @@ def forward_states(
     batches: Sequence[Tensor],
     progress: Progress,
     run: Callable[[int, nn.Module, Tensor], Tensor] | None = None,
-) -> list[list[Tensor]]:
-    """Hidden states at the entrance of every block, and behind the last, by block and batch.
+) -> States:
+    """Hidden states at the entrance of every block, and behind the last.
 
     Args:
         model: In float or quantized.
@@ -186,11 +188,14 @@ def forward_states(
         run: Runs a block; default `Model.run_block`.
     """
     run = run or model.run_block
-    states = [[model.embed(batch) for batch in batches]]
+    states, hidden = States(), [model.embed(batch) for batch in batches]
+    states.append(hidden)
     progress(STAGE, 0, 2 * model.blocks)
     with torch.no_grad():
         for index, block in model.walk():
-            states.append([run(index, block, hidden) for hidden in states[-1]])
+            for j, entering in enumerate(hidden):
+                hidden[j] = run(index, block, entering)
+            states.append(hidden)
             progress(STAGE, index + 1, 2 * model.blocks)
     return states
 

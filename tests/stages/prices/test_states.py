@@ -1,0 +1,32 @@
+"""Hidden states come back from disk as they went, and a full disk is an error that says so."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+import torch
+
+from qarat.ground.errors import UserError
+from qarat.stages.prices.states import States
+
+
+def test_boundaries_come_back_as_they_went():
+    states = States()
+    boundaries = [[torch.randn(n, 3, 4, dtype=dtype) for n in (2, 1)] for dtype in (torch.bfloat16, torch.float32)]
+    for batches in boundaries:
+        states.append(batches)
+    assert [b.dtype for b in states[0]] == [torch.bfloat16] * 2
+    assert all(one.equal(other) for one, other in zip(states[0], boundaries[0], strict=True))
+    assert [tuple(b.shape) for b in states.pop()] == [(2, 3, 4), (1, 3, 4)]
+    assert all(one.equal(other) for one, other in zip(states.pop(), boundaries[0], strict=True))
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="no space left"):
+        States().append([torch.zeros(1, 1, 1)])
