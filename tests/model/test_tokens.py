@@ -234,12 +234,23 @@ def test_no_file_is_the_bundled_text_that_suits_the_model(tiny_model: Model):
     assert all(source.startswith("stdlib/") for tokens in python for source in tokens.sources)
 
 
+def test_selection_without_report_is_split_in_two(tiny_model: Model, tmp_path: Path):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    for path, begin in ((one, 0), (other, 8)):
+        path.write_text("".join(json.dumps({"text": f"{begin + i} " * 40}) + "\n" for i in range(8)))
+    calibration, selection, report = load_token_sets(
+        tiny_model, calibration=str(one), selection=str(other), length=32, samples=99, report_samples=99
+    )
+    homes = [{s.partition("#")[0] for s in tokens.sources} for tokens in (calibration, selection, report)]
+    assert homes == [{"one.jsonl"}, {"other.jsonl"}, {"other.jsonl"}]
+    assert len(report.windows) > len(selection.windows)  # 1 to 2, by characters
+
+
 @pytest.mark.parametrize(
     ("given", "missing"),
     [
         (["selection"], "calibration, report"),
         (["report"], "calibration, selection"),
-        (["calibration", "selection"], "report"),
         (["selection", "report"], "calibration"),
     ],
 )

@@ -65,7 +65,7 @@ def load_token_sets(
         model: Gives the tokenizer and the longest window.
         calibration: As `read_text` takes it. Without ``selection`` it is split by documents into the sets that have no
             text of their own.
-        selection: As `read_text` takes it.
+        selection: As `read_text` takes it. Without ``report`` it is split by documents into the two.
         report: As `read_text` takes it. With none of the three given, the package's own text is used, in the
             language of `bundled_language`.
         column: As `read_text`, of every text that is given.
@@ -88,10 +88,12 @@ def load_token_sets(
     elif missing in (["selection"], ["selection", "report"]) and calibration is not None:
         texts = list(split_documents(read(calibration), seed, parts=(1, 1, 2)[: len(missing) + 1]))
         texts += [] if report is None else [read(report)]
+    elif missing == ["report"] and calibration is not None and selection is not None:
+        texts = [read(calibration), *split_documents(read(selection), seed, parts=(1, 2))]
     elif missing:
         raise UserError(
             f"text is missing for: {', '.join(missing)}; give all three (`calibration`, `selection`, `report`), "
-            "`calibration` alone or with `report` (it is then split by documents), or none (the bundled text)"
+            "`calibration` and one of the others or none (a text is then split by documents), or no text (the bundled)"
         )
     else:
         texts = [read(path) for path in names.values() if path is not None]

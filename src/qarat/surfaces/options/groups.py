@@ -39,7 +39,7 @@ class Text(Group, frozen=True, kw_only=True):
         calibration: A text file (.txt, .jsonl, .json, .csv, .parquet, …), or hub:OWNER/NAME. It is split by documents
             into the sets that have no text of their own. (default: text that ships with qarat, Python for the reference
             models, English for all others)
-        selection: Text on which choices are made.
+        selection: Text on which choices are made, split like that where --report-text is not given.
         report: Text on which every printed number is measured.
         column: Which column of a table holds the text, or chats. (default: text, else messages)
         samples: At most so many windows for calibration, and for selection.
