@@ -146,6 +146,8 @@ def test_the_help_names_every_rule_protection_and_engine(qarat: Qarat) -> None:
         (["run", "--threads", "100000"], "--threads 100000: give 1 to "),
         (["run", "--samples", "many"], "qarat: --samples: 'many' is no whole number; see qarat run --help"),
         (["run", "--samples"], "qarat: --samples needs a value; see qarat run --help"),
+        (["run", "--export", "--budget", "ppl+1%"], "qarat: --export needs a value; see qarat run --help"),
+        (["study", "ratio", "--ratios", "0.5", "a"], "qarat: --ratios: 'a' is no number; see qarat study ratio --help"),
         (["run", "--device", "tpu"], "qarat: --device tpu is none of 'auto', 'cpu', 'cuda'; see qarat run --help"),
         (["run", "a", "b"], "qarat: `qarat run` does not take b as well; see qarat run --help"),
         (["run", "--lwo", "x"], "qarat: `qarat run` has no option --lwo (--low, --"),

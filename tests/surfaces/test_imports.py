@@ -9,7 +9,9 @@ SCRIPT = """
 import contextlib, io, json, sys
 from pathlib import Path
 
-HEAVY = "torch transformers safetensors scipy pandas altair vl_convert lm_eval numpy yaml rich.progress".split()
+HEAVY = (
+    "torch transformers safetensors scipy pandas altair vl_convert lm_eval numpy yaml rich.progress typeguard".split()
+)
 from qarat.surfaces.cli import main
 
 imported = {}

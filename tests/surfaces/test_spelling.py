@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import qarat
-from qarat.surfaces import cli, options
-from qarat.surfaces.options.arguments import leaves, spell_flags
+from qarat.surfaces import options
+from qarat.surfaces.options.arguments import leaves
+from qarat.surfaces.words import spell
 
 SOURCES = sorted(Path(qarat.__file__).parent.rglob("*.py"))
 
@@ -38,4 +39,4 @@ def test_no_layer_below_knows_flags() -> None:
 )
 def test_the_command_line_spells_arguments_as_flags(verb: str, message: str, spelled: str | None) -> None:
     whole = spelled or "plan without --prefix, or run `qarat plan` on `text`"
-    assert spell_flags(message, cli._flags_of([*verb.split(), "--json"])) == whole
+    assert spell(message, [*verb.split(), "--json"]) == whole

@@ -10,29 +10,19 @@ import contextlib
 import errno
 import importlib
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import Any
-
-import msgspec
-from rich.console import Console
-from rich.text import Text
 
 from qarat import __version__
 from qarat.ground.errors import NotPassedError, UserError, local_cause
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
-from qarat.surfaces.options.arguments import flags_of, spell_flags
-from qarat.surfaces.progress import StageProgress
-from qarat.surfaces.tables.data import respelled
-from qarat.surfaces.words import families, first_line, parse, split_verb
+from qarat.surfaces.words import families, first_line, parse, spell, split_verb
 
 ABOUT = "Find where a LLaMA-family model needs precision, keep it there, quantize the rest, and measure the cost."
 FAILED, INTERRUPTED, PIPE_CLOSED = 1, 130, 141  # the last two as a shell reports SIGINT and SIGPIPE
-WIDTH = 100  # of tables, where stdout is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +55,8 @@ def _run(typed: list[str], outcome: _Outcome) -> None:
     outcome.verbose = options.general.verbose
     options.check()
     command = load_command(split_verb(typed)[0])
-    with StageProgress(Console(stderr=True, quiet=options.general.quiet)) as bars:
-        screen = _Json(typed, bars) if options.general.json else _Tables(typed, bars)
+    screens = importlib.import_module("qarat.surfaces.screens")  # with rich, which no refusal waits for
+    with screens.begin(options.general, typed) as screen:
         try:
             ending = command(options, screen)
         except NotPassedError:
@@ -81,79 +71,12 @@ def load_command(verb: str) -> Callable[[Any, Screen], Lines]:
     return getattr(importlib.import_module(f"qarat.surfaces.commands.{module}"), verb.replace(" ", "_"))
 
 
-def _flags_of(typed: Sequence[str]) -> dict[str, str]:
-    """How the arguments that messages name are spelled, for the verb of a command line."""
-    return flags_of(VERBS.get(split_verb(typed)[0]) if typed else None, VERBS)
-
-
 def _overview(verbs: Iterable[str]) -> str:
     """What `qarat` alone prints, or `qarat law` of its family."""
     lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
     lines += [f"  {verb:<13}{first_line(VERBS[verb])}" for verb in verbs]
     lines += ["", "qarat VERB --help explains every option of a verb. To begin, with the model that ships: qarat run"]
     return "\n".join(lines)
-
-
-class _Screen:
-    """What both kinds of screen share: progress and notes, on stderr."""
-
-    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
-        self.command = shlex.join(["qarat", *typed])
-        self.progress = bars
-        self._bars = bars
-        self._words = typed
-
-    def note(self, text: str) -> None:
-        with self._bars.aside():
-            self._bars.console.print(Text(f"note: {self._spell(text)}"), soft_wrap=True)
-
-    def _spell(self, text: str) -> str:
-        """A message of the library, with flags for the arguments that it names."""
-        return spell_flags(text, self._flags)
-
-    @cached_property
-    def _flags(self) -> dict[str, str]:
-        return _flags_of(self._words)  # of every verb, so once is enough
-
-
-class _Tables(_Screen):
-    """Shows records as tables on stdout, as they come."""
-
-    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
-        super().__init__(typed, bars)
-        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-        self._terminal = importlib.import_module("qarat.surfaces.terminal")
-        self._report_of = importlib.import_module("qarat.surfaces.tables.reports").report_of
-
-    def show(self, *records: object, title: str = "", **context: Any) -> None:
-        # A bar and a table would meet on one line: the bars step aside.
-        with self._bars.aside():
-            if title:
-                self._console.print(f"\n[bold]{title}[/bold]")
-            self._console.print(self._terminal.draw(respelled(self._report_of(*records, **context), self._spell)))
-
-    def close(self, ending: Sequence[str]) -> None:
-        """Say what was written, and what to do next."""
-        if ending:
-            self._console.print()
-            self._console.print(self._terminal.ending(ending), soft_wrap=True)
-
-
-class _Json(_Screen):
-    """Keeps what is shown, and prints one JSON document at the end: a record, or the list of several."""
-
-    def __init__(self, typed: Sequence[str], bars: StageProgress) -> None:
-        super().__init__(typed, bars)
-        self._shown: list[object] = []
-        self._several = typed[0] == "models"  # a list also where there is but one
-        self._describe = importlib.import_module("qarat.values.records.files").describe_record
-
-    def show(self, *records: object, **_: Any) -> None:
-        self._shown += map(self._describe, records)
-
-    def close(self, ending: Sequence[str]) -> None:
-        whole = self._shown if self._several or len(self._shown) != 1 else self._shown[0]
-        print(msgspec.json.format(msgspec.json.encode(whole), indent=1).decode())
 
 
 class _Outcome:
@@ -168,7 +91,7 @@ def _plain_errors(typed: Sequence[str]) -> Iterator[_Outcome]:
     def fail(code: int, text: str) -> None:
         if outcome.verbose:
             traceback.print_exc()
-        print(f"qarat: {spell_flags(text, _flags_of(typed))}", file=sys.stderr)
+        print(f"qarat: {spell(text, typed)}", file=sys.stderr)
         outcome.code = code
 
     try:

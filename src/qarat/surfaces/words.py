@@ -8,6 +8,7 @@ import re
 import shlex
 import typing
 from collections.abc import Sequence
+from functools import cache
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 from qarat.ground.errors import ArgumentError
 from qarat.ground.registry import near, nearest_names
 from qarat.surfaces.options import VERBS
-from qarat.surfaces.options.arguments import build, leaves, rules
+from qarat.surfaces.options.arguments import build, flags_of, leaves, rules, spell_flags, stand_for
 from qarat.values.budgets import parse_share
 
 
@@ -47,19 +48,18 @@ def parse(typed: Sequence[str]) -> Any:
             raise ArgumentError(f"options stand behind the verb: qarat VERB {verb}; see qarat --help")
         raise ArgumentError(f"there is no verb {verb!r}; {nearest_names(verb, list(VERBS))}; see qarat --help")
     rest, config = _take_config(rest)
-    given = {} if config is None else {"default": _read_config(config, verb)}
+    given = tyro.MISSING if config is None else _read_config(config, verb)
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):
             options, unknown = tyro.cli(
-                VERBS[verb],
+                stand_for(VERBS[verb], given),
                 prog=f"qarat {verb}",
                 description=first_line(VERBS[verb]),
                 args=rest,
                 return_unknown_args=True,
                 registry=rules(VERBS[verb]),
                 config=(OmitArgPrefixes, FlagCreatePairsOff, DisallowNone),
-                **given,
             )
     except SystemExit as error:
         if not error.code:
@@ -76,6 +76,7 @@ _PLAINLY = {
     r"Missing from qarat [a-z ]+: (\S+) (.*?)\.? \(required\)": r"give \1: \2",
     r"Error parsing (\S+): (?:no type matching .* Got errors:)?": r"\1: ",
     r"- <class '\w+'>: ": "",
+    r": it needs": " needs",
     r" - typing.*does not match choices \((.*?),?\)": r", nor \1",
 }
 """What tyro says is wrong, and how it is said here."""
@@ -103,6 +104,16 @@ def _unknown(verb: str, words: Sequence[str]) -> str:
         return f"`qarat {verb}` does not take {shlex.join(words)} as well"
     told = (f"{flag} ({', '.join(close)}?)" if (close := near(flag, known)) else flag for flag in flags)
     return f"`qarat {verb}` has no option {', '.join(told)}"
+
+
+def spell(text: str, typed: Sequence[str]) -> str:
+    """A message of the library with flags for the arguments that it names, as the verb of a command line has them."""
+    return spell_flags(text, _flags(split_verb(typed)[0] if typed else ""))
+
+
+@cache
+def _flags(verb: str) -> dict[str, str]:
+    return flags_of(VERBS.get(verb), VERBS)
 
 
 def first_line(options: type) -> str:

@@ -12,9 +12,11 @@ import json
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Union, cast
 
 import msgspec
 import tyro
@@ -128,6 +130,18 @@ def spell_flags(text: str, flags: Mapping[str, str]) -> str:
     return re.sub(r"`([a-z_]+)`", lambda match: flags.get(match[1], match[0]), text)
 
 
+class _Stand:
+    """A plain class in place of a group: of a struct tyro would have typeguard check the default (`_quick`)."""
+
+    group: type[msgspec.Struct]
+    given: Any
+
+
+def stand_for(group: type[msgspec.Struct], given: Any = tyro.MISSING) -> type[_Stand]:
+    """What tyro makes a group of options from, with the values it has already."""
+    return type(group.__name__, (_Stand,), {"group": group, "given": given})
+
+
 def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
     """How tyro makes a verb's options and their help from its fields."""
     registry = ConstructorRegistry()
@@ -135,12 +149,13 @@ def rules(verb: type[msgspec.Struct]) -> ConstructorRegistry:
 
     @registry.struct_rule
     def _(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not is_group(info.type):
+        if not (isinstance(info.type, type) and issubclass(info.type, _Stand)):
             return None
-        fields = list(_fields(cast(type[msgspec.Struct], info.type), info.default))
-        hidden = {name: default for name, _, default in fields if _is_hidden(verb, info.type, name)}
-        shown = [_argument(info.type, *field, flags) for field in fields if field[0] not in hidden]
-        return StructConstructorSpec(partial(info.type, **hidden), tuple(shown))
+        group = info.type.group
+        fields = list(_fields(group, info.type.given))
+        hidden = {name: default for name, _, default in fields if _is_hidden(verb, group, name)}
+        shown = [_argument(group, *field, flags) for field in fields if field[0] not in hidden]
+        return StructConstructorSpec(partial(group, **hidden), tuple(shown))
 
     @registry.primitive_rule
     def _(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -168,7 +183,7 @@ def _read_number(kind: Any, word: str) -> Any:
 
 def _fields(group: type[msgspec.Struct], defaults: Any) -> Iterator[tuple[str, Any, Any]]:
     """Name, annotation and default of every field; the defaults of an instance where there is one."""
-    kinds = typing.get_type_hints(group, include_extras=True)
+    kinds = _kinds(group)
     for field in sorted(msgspec.structs.fields(group), key=lambda field: _SHARED.get(field.name, 0)):
         given = getattr(defaults, field.name) if isinstance(defaults, msgspec.Struct) else field.default
         if given is msgspec.NODEFAULT:
@@ -177,9 +192,14 @@ def _fields(group: type[msgspec.Struct], defaults: Any) -> Iterator[tuple[str, A
         yield field.name, kinds[field.name], given
 
 
+@cache
+def _kinds(group: type[msgspec.Struct]) -> dict[str, Any]:
+    return typing.get_type_hints(group, include_extras=True)  # every verb is asked, and they share groups
+
+
 def _argument(group: type[Any], name: str, kind: Any, default: Any, flags: Mapping[str, str]) -> StructFieldSpec:
     if is_group(kind):
-        return StructFieldSpec(name, kind, default, (kind.__doc__ or "").partition("\n")[0])
+        return StructFieldSpec(name, stand_for(kind, default), tyro.MISSING, (kind.__doc__ or "").partition("\n")[0])
     told = spell_flags(describe_fields(group).get(name, ""), flags)
     listed = getattr(group, "LISTED", {}).get(name)  # a folder that is its own list
     if listed is not None:
@@ -191,8 +211,35 @@ def _argument(group: type[Any], name: str, kind: Any, default: Any, flags: Mappi
         help_behavior_hint="" if quiet else None,
         aliases=_SHORT.get(name),
     )
-    kind = Annotated[kind, metadata]
-    return StructFieldSpec(name, cast(Any, UseAppendAction[kind] if name == "rules" else kind), default, told)
+    kind = _quick(UseAppendAction[kind] if name == "rules" else kind)
+    return StructFieldSpec(name, cast(Any, Annotated[kind, metadata]), default, told)
+
+
+def _quick(kind: Any) -> Any:
+    """A type that tyro checks defaults against without typeguard, whose import takes longer than all else it does."""
+    plain = kind.__origin__ if (marked := typing.get_origin(kind) is Annotated) else kind
+    marks = kind.__metadata__ if marked else ()
+    if isinstance(plain, UnionType):
+        plain = Union[plain.__args__]  # noqa: UP007 (tyro knows typing.Union)
+    elif typing.get_origin(plain) is tuple:
+        spec = _spec_of_several(kind, plain.__args__[0])
+        container: Any = object if spec.nargs == "*" else tuple  # of a flag that is repeated tyro makes the tuple
+        plain = Annotated[container, spec]
+    return Annotated[plain, *marks] if marks else plain
+
+
+def _spec_of_several(kind: Any, each: Any) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a tuple, but that a flag without a value is refused, and what is wrong is said of its word."""
+    make, spec_of = PrimitiveTypeInfo.make, ConstructorRegistry.get_primitive_spec
+    whole, one = (cast(PrimitiveConstructorSpec[Any], spec_of(make(k, set()))) for k in (kind, each))
+    positional = typing.get_origin(kind) is Annotated
+
+    def read(words: list[str]) -> tuple[Any, ...]:
+        if not words and not positional:
+            raise ValueError("it needs a value")
+        return tuple(one.instance_from_str([word]) for word in words)
+
+    return replace(whole, instance_from_str=read) if whole.nargs == "*" else whole
 
 
 def _metavar(group: type[Any], name: str, kind: Any) -> str | None:
