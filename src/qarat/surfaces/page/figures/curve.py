@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qarat.surfaces.page.figures.base import Figure, chart, log_ticks
+from qarat.surfaces.page.figures.labels import PADDING, Places
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import decimals, fixed
 from qarat.values.records.law_data import spell_value
@@ -165,8 +166,9 @@ def curve(
     marked, lines = _marked(series, x, y, table), _lines(series, x, y)
     drawn = [*marked, *lines]
     ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at") if diagonal else ()
+    places = _places(marked, lines, [at for at, _ in limits], x, y)
     rows = {
-        "limit": [{"at": at, "name": name} for at, name in limits],
+        "limit": [places.along(at, name) for at, name in limits],
         "diagonal": [{"x": v, "y": v} for v in ends],
         "lines": lines,
         "x_bars": [row for row in marked if "x_low" in row],
@@ -175,12 +177,29 @@ def curve(
         "dot": [row for row in marked if row["mark"] == "dot"],
         "open": [row for row in marked if row["mark"] == "open"],
         "cut": [row for row in marked if "cut" in row],
-        "named": _named([row for row in marked if row["named"]], x, y),
+        "named": [places.beside(row) for row in _named([row for row in marked if row["named"]], x, y)],
     }
     if rows["cut"]:
         caption += " An arrow: the bar goes on to zero or below, where a logarithm has no place."
     along = {"x": _along(x, _extent(drawn, "x")), "y": _along(y, _extent(drawn, "y"))}
     return Figure(key, title, caption, chart("curve", table, rows, **along, colour=_colour(series, ordered)), table)
+
+
+def _places(
+    marked: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], limits: Sequence[float], x: Axis, y: Axis
+) -> Places:
+    """What is drawn, as labels are to keep off it."""
+    level = [{"y": at} for at in (*limits, *([0.0] if y.zero and not y.log else []))]
+    places = Places(_extent([*marked, *lines], "x"), _extent([*marked, *lines, *level], "y"), (x.log, y.log))
+    places.mark((row["x"], row["y"]) for row in marked)
+    for row in marked:
+        places.line([(row["x"], row[end]) for end in ("y_low", "y_high") if end in row])
+        places.line([(row[end], row["y"]) for end in ("x_low", "x_high") if end in row])
+    for name in {row["series"] for row in lines}:
+        places.line([(row["x"], row["y"]) for row in lines if row["series"] == name])
+    for at in limits:
+        places.line([(end, at) for end in places.x])
+    return places
 
 
 def _colour(series: Sequence[Series], ordered: bool) -> dict[str, Any]:
@@ -216,7 +235,7 @@ def _along(axis: Axis, extent: tuple[float, float]) -> dict[str, Any]:
     elif axis.digits == 0:
         ticks["format"] = "d"
     kind = {"type": "log"} if axis.log else {"type": "linear", "zero": axis.zero}  # a logarithm has no zero
-    scale = {**kind, "nice": False, "padding": 12}
+    scale = {**kind, "nice": False, "padding": PADDING}
     return {"type": "quantitative", "title": axis.title, "scale": scale, "axis": ticks}
 
 
