@@ -46,6 +46,7 @@ LIGHT = {
     "run --threads 100000": 2,
     "run --samples 1000000000": 1,
     "run --seed -1": 1,
+    "run --length 1": 1,
     "run nowhere": 1,
     "run plan.json": 1,
     "run -o /proc/none/out": 1,

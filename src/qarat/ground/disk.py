@@ -60,7 +60,7 @@ def explained(path: Path) -> Generator[None]:
             errno.EDQUOT: "the quota is used up; free some space and run the same command again",
             errno.EACCES: "no permission to write there",
             errno.EROFS: "the file system is read-only",
-        }.get(error.errno or 0, str(error))
+        }.get(error.errno or 0, error.strerror or str(error))
         raise UserError(f"cannot write {path}: {remedy}") from error
 
 

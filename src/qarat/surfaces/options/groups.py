@@ -9,7 +9,7 @@ import msgspec
 from tyro.conf import Positional
 
 from qarat.ground.disk import check_file
-from qarat.ground.errors import ArgumentError
+from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import check_threads
 from qarat.values.budgets import parse_size
 from qarat.values.hub_names import parse_hub_name
@@ -58,7 +58,9 @@ class Text(Group, frozen=True, kw_only=True):
     bos: Literal["auto", "each", "once", "never"] = "auto"
 
     def check(self) -> None:
-        """Refuse numbers of windows that nobody means."""
+        """Refuse numbers of windows that nobody means, and windows in which nothing is predicted."""
+        if self.length is not None and self.length < 2:
+            raise UserError(f"`length` {self.length}: give at least 2, as a window of fewer tokens predicts nothing")
         check_windows("calibration", self.samples)
         check_windows("report", self.report_samples)
 
