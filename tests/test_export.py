@@ -170,7 +170,7 @@ def test_what_cannot_be_exported_is_said(native: Path, tiny_llama: Path, qarat: 
     for source, options, said in (
         (native, ["--format", "compresed-tensors"], "did you mean compressed-tensors"),
         (tiny_llama, [], "is no quantized model of qarat"),
-        (tmp_path / "nowhere", [], "is no quantized model of qarat"),
+        (tmp_path / "nowhere", [], "no such folder"),
     ):
         answer = qarat("export", source, "-o", out, *options)
         assert answer.code == 1

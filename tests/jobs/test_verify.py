@@ -153,10 +153,14 @@ def test_nonsense(qarat: Qarat, exported: tuple[Path, Path], tmp_path: Path, nam
 
 def test_what_cannot_be_verified(qarat: Qarat, exported: tuple[Path, Path], spiky: Path, tmp_path: Path) -> None:
     native, folder = exported
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").touch()
     for words, text in (
         ((spiky,), "is not quantized"),
         ((native,), "is not quantized"),
         ((tmp_path / "nowhere",), "no such folder"),
+        ((run,), f"`qarat export {run}` writes one"),
         ((folder, "--engine", "vlm"), "did you mean vllm"),
         ((folder, "--gpu", "h100"), "unknown GPU generation"),
         ((folder, "--against", tmp_path / "nowhere"), "no such folder"),

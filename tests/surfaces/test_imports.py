@@ -56,6 +56,10 @@ LIGHT = {
     "study ratio --ratios 2": 1,
     "study spikes --arms all": 1,
     "advise --engine vlm": 1,
+    "run --export onx": 1,
+    "export nowhere": 1,
+    "verify nowhere": 1,
+    "verify .": 1,
     "damage --schemes w=int9": 1,
     "profile -o plan.json": 1,
 }

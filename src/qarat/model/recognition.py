@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qarat.ground.errors import UserError
+
 if TYPE_CHECKING:  # what is merely looked for need not wait for safetensors
     from qarat.model.shards import Entry
 
@@ -85,6 +87,20 @@ _WRAPPERS = {  # ends of names; longer ones before what they end with
     "module.": "DataParallel",
     "base_model.model.": "PEFT",
 }
+
+
+def find_config(folder: Path) -> Path:
+    """The config of a folder that an engine would load.
+
+    Raises:
+        UserError: No such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
+    if not (path := folder / "config.json").is_file():
+        own = f"; this one is qarat's own: `qarat export {folder}` writes one" * (folder / "manifest.json").is_file()
+        raise UserError(f"{folder} holds no config.json; give the folder that an engine would load{own}")
+    return path
 
 
 def is_adapter(folder: Path) -> bool:

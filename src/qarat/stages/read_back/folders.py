@@ -146,8 +146,6 @@ def open_folder(path: Path, source: str = "") -> StoredFolder:
     Raises:
         UserError: No such folder, damaged or contradictory files, an unsupported architecture, not quantized.
     """
-    if not path.is_dir():
-        raise UserError(f"no such folder: {path}")
     config = read_config(path)
     checkpoint = StoredCheckpoint(path, source)
     model = checkpoint.skeleton()

@@ -20,7 +20,7 @@ from compressed_tensors.quantization import QuantizationScheme
 from pydantic import ValidationError
 
 from qarat.ground.errors import UserError
-from qarat.model.recognition import quantized_as
+from qarat.model.recognition import find_config, quantized_as
 from qarat.model.shards import locate_tensors
 from qarat.stages.read_back.arguments import Args
 from qarat.values.schemes import LinearScheme
@@ -157,11 +157,9 @@ def read_config(folder: Path) -> StoredConfig:
     Raises:
         UserError: No folder or no readable config; a float model; another method; or listing every malformed part.
     """
-    path = folder / "config.json"
+    path = find_config(folder)
     try:
         whole: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no config.json; give the folder that an engine would load") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from tyro.conf import Positional
 
+from qarat.ground.errors import UserError
+from qarat.model.recognition import find_config
 from qarat.stages.export import EXPORTERS
 from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading
 from qarat.values.requests.protect import ProtectRequest
@@ -34,6 +36,13 @@ class ExportOptions(Reading, frozen=True, kw_only=True):
     source: str | None = None
     overwrite: bool = False
     dry_run: bool = False
+
+    def check(self) -> None:
+        """Refuse a format that there is not, and a run that is not there."""
+        super().check()
+        EXPORTERS.check(self.format)
+        if not self.run.is_dir():
+            raise UserError(f"no such folder: {self.run}; give one that `qarat run` or `qarat quantize` wrote")
 
 
 class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
@@ -66,6 +75,12 @@ class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     out: Path | None = None
     overwrite: bool = False
 
+    def check(self) -> None:
+        """Refuse what is no folder, or not one that an engine would load, before imports."""
+        super().check()
+        if self.live is None:  # with it, it may be an export in another format
+            find_config(Path(self.model))
+
 
 class RunOptions(IntoFolder, frozen=True, kw_only=True):
     """Do it all: profile, damage, plan, quantize, and evaluate float, naive and plan.
@@ -84,3 +99,9 @@ class RunOptions(IntoFolder, frozen=True, kw_only=True):
     page: bool = True
     export: tuple[str, ...] = ()
     planning: ProtectRequest = ProtectRequest()
+
+    def check(self) -> None:
+        """Refuse formats that there are not."""
+        super().check()
+        for name in self.export:
+            EXPORTERS.check(name)
