@@ -60,6 +60,7 @@ LIGHT = {
     "export nowhere": 1,
     "verify nowhere": 1,
     "verify .": 1,
+    "profile .": 1,
     "damage --schemes w=int9": 1,
     "profile -o plan.json": 1,
 }

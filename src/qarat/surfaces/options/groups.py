@@ -204,7 +204,8 @@ class OfModel(OnText, frozen=True, kw_only=True):
         from qarat.model.finding import find_local  # here, as below: help need not wait for it
 
         super().check()
-        if not Path(self.model).expanduser().is_dir():
+        folder = Path(self.model).expanduser()
+        if not any((folder / name).is_file() for name in ("config.json", "manifest.json")):  # or it is looked at later
             find_local(self.model)
 
 
