@@ -26,7 +26,7 @@ from qarat.jobs.whole_run import Pipeline
 from qarat.model.native import read_native
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
-from qarat.surfaces import cli
+from qarat.surfaces import cli, screens
 from qarat.surfaces.cli import main
 from qarat.surfaces.progress import StageProgress
 from qarat.values.plans import Plan
@@ -177,7 +177,7 @@ def stopped_by(monkeypatch: pytest.MonkeyPatch, stop: Callable[[str, int], bool]
             if stop(stage, done):
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "StageProgress", Bars)
+    monkeypatch.setattr(screens, "StageProgress", Bars)
 
 
 def test_ctrl_c_at_every_report_of_progress(
@@ -336,7 +336,7 @@ def test_overwriting_keeps_the_old_until_the_new_is_done(
         stopped_by(monkeypatch, lambda stage, done, stop=stop: stage == stop)
         assert main(command) == cli.INTERRUPTED
         assert tree(out) == tree(unbroken)
-    monkeypatch.setattr(cli, "StageProgress", StageProgress)
+    monkeypatch.setattr(screens, "StageProgress", StageProgress)
     assert main(command) == 0
     assert tree(out).keys() == tree(unbroken).keys()
     assert tree(out) != tree(unbroken)

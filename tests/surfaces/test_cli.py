@@ -36,6 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, qarat: Qarat) -> Callable[..., Any]:
     seen: list[Any] = []
     for name in ("my-model", "other"):
         Path(name).mkdir()
+        Path(name, "config.json").touch()
 
     def keep(given: Any, screen: Screen) -> tuple[str, ...]:
         seen.append(given)

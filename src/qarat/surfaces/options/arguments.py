@@ -211,31 +211,38 @@ def _argument(group: type[Any], name: str, kind: Any, default: Any, flags: Mappi
         help_behavior_hint="" if quiet else None,
         aliases=_SHORT.get(name),
     )
-    kind = _quick(UseAppendAction[kind] if name == "rules" else kind)
+    kind = _quick(
+        UseAppendAction[kind] if name == "rules" else kind, empties=isinstance(default, tuple) and bool(default)
+    )
     return StructFieldSpec(name, cast(Any, Annotated[kind, metadata]), default, told)
 
 
-def _quick(kind: Any) -> Any:
-    """A type that tyro checks defaults against without typeguard, whose import takes longer than all else it does."""
+def _quick(kind: Any, *, empties: bool) -> Any:
+    """A type that tyro checks defaults against without typeguard, whose import takes longer than all else it does.
+
+    Args:
+        kind: The type.
+        empties: Whether a flag of several without a value means something: to take none where the default is some.
+    """
     plain = kind.__origin__ if (marked := typing.get_origin(kind) is Annotated) else kind
     marks = kind.__metadata__ if marked else ()
     if isinstance(plain, UnionType):
         plain = Union[plain.__args__]  # noqa: UP007 (tyro knows typing.Union)
     elif typing.get_origin(plain) is tuple:
-        spec = _spec_of_several(kind, plain.__args__[0])
+        spec = _spec_of_several(kind, plain.__args__[0], empties)
         container: Any = object if spec.nargs == "*" else tuple  # of a flag that is repeated tyro makes the tuple
         plain = Annotated[container, spec]
     return Annotated[plain, *marks] if marks else plain
 
 
-def _spec_of_several(kind: Any, each: Any) -> PrimitiveConstructorSpec[Any]:
-    """How tyro reads a tuple, but that a flag without a value is refused, and what is wrong is said of its word."""
+def _spec_of_several(kind: Any, each: Any, empties: bool) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads a tuple, but a flag without a value is refused unless it ``empties``; wrong words are named."""
     make, spec_of = PrimitiveTypeInfo.make, ConstructorRegistry.get_primitive_spec
     whole, one = (cast(PrimitiveConstructorSpec[Any], spec_of(make(k, set()))) for k in (kind, each))
     positional = typing.get_origin(kind) is Annotated
 
     def read(words: list[str]) -> tuple[Any, ...]:
-        if not words and not positional:
+        if not words and not positional and not empties:
             raise ValueError("it needs a value")
         return tuple(one.instance_from_str([word]) for word in words)
 

@@ -163,6 +163,7 @@ def curve(
         ordered: Whether the groups run from small to large, so that one colour darkens along them.
     """
     table = series_table(series, x, y, noun)
+    limits = [(at, name) for at, name in limits if at > 0 or not y.log]  # a logarithm has no place for the others
     marked, lines = _marked(series, x, y, table), _lines(series, x, y)
     drawn = [*marked, *lines]
     ends = _extent([{"at": row[axis]} for row in drawn for axis in ("x", "y")], "at") if diagonal else ()
