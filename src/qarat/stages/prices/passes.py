@@ -110,7 +110,8 @@ def _capture_group(
     gradients = [_differentiate(model, *last, objective) for last in zip(entrances.pop(), offsets, strict=True)]
     for index in reversed(range(model.blocks)):
         block = model.block(index)
-        inputs, graphs = entrances.pop(), kept.pop(index, [])
+        graphs = kept.pop(index, [])
+        inputs = [] if graphs else entrances[index]
         for j in range(len(batches)):
             graph = graphs[j] if graphs else build_graph(model, index, block, inputs[j], products)
             gradients[j] = differentiate_block(graph, gradients[j])
