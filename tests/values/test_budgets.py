@@ -75,7 +75,7 @@ def test_nonsense_is_answered_with_every_spelling(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["bytes=", "bytes=-2GB", "bytes=2.1 apples", "bytes=inf"])
 def test_bytes_are_read_as_sizes(text: str) -> None:
-    with pytest.raises(UserError, match="is no size; write for example 8GB"):
+    with pytest.raises(UserError, match=r"`budget`: .* is no size; write for example 8GB"):
         parse_budget(text)
 
 
@@ -103,10 +103,10 @@ def test_other_kinds_are_refused_where_only_a_loss_will_do(text: str) -> None:
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
+    assert parse_size("memory", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "8 apples", "8TBs", "-8GB", "nan", "inf", "1e999", "8,5GB", "G8B"])
 def test_malformed_sizes_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="is no size; write for example 8GB"):
-        parse_size(text)
+    with pytest.raises(UserError, match=r"`memory`: .* is no size; write for example 8GB"):
+        parse_size("memory", text)

@@ -19,7 +19,6 @@ from qarat.jobs.folder import PROFILE, Run, Step, result_of
 from qarat.jobs.landscape import KEPT, Considered, Drafted, consider, draft
 from qarat.jobs.protecting import draft_plan, profile
 from qarat.jobs.rewriting import CAUTION, fit_several, reaching
-from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -41,7 +40,7 @@ from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.advise import AdviseRequest
-from qarat.values.schemes import LinearScheme, Scheme
+from qarat.values.schemes import LinearScheme, Scheme, is_static
 
 KIND = "advice"
 ADVISE: Step[Advice] = Step("advise", (result_of(KIND),))

@@ -15,6 +15,7 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.jobs.open_any import Opened, open_for_evaluation
 from qarat.model.finding import is_gguf
+from qarat.values.parsing import is_scheme
 from qarat.values.records.comparison import Comparable, Comparison, compare
 from qarat.values.records.files import decode_record, kind_of
 from qarat.values.records.scores import Divergence, Evaluation, ZeroShot
@@ -54,11 +55,6 @@ def compare_named(
 
 def _is_record(path: Path) -> bool:
     return path.is_file() and not is_gguf(path)
-
-
-def is_scheme(name: str) -> bool:
-    """Whether a name is the spelling of a scheme of projections, and no path."""
-    return name.startswith(("w=", "a="))
 
 
 def _read(path: Path) -> Comparable:

@@ -15,7 +15,6 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import profile
-from qarat.maths.static_scales import is_static
 from qarat.model.folders import MARK
 from qarat.model.model import Model
 from qarat.model.native import is_native, read_native
@@ -30,6 +29,7 @@ from qarat.values.fingerprints import brief
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record
+from qarat.values.schemes import is_static
 
 EXPORTING = Runtime("cpu", memory=1)
 """How a quantized model is opened to be exported: it is gone through once, so no block is kept."""

@@ -36,11 +36,6 @@ def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str,
     return [(name, s) for name, s in zip(streams, scheme.operands(), strict=True) if s is not None and s.static]
 
 
-def is_static(scheme: Scheme) -> bool:
-    """Whether any of its scales come from stats."""
-    return any(operand is not None and operand.static for operand in scheme.operands())
-
-
 def check_static(
     needed: Iterable[tuple[str, TensorScheme]],
     stats: ActivationStats | None,

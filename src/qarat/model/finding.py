@@ -55,7 +55,7 @@ def find_local(name: str) -> Path | None:
         raise UserError(f"{path} is a file, not a folder; {other_weights([path.name]) or where}")
     if packaged := find_packaged(name):
         return packaged
-    if is_gguf(path) or path.suffix == ".safetensors":
+    if path.suffix.lower() in (GGUF, ".safetensors", ".json"):
         raise UserError(f"no such file: {name}; check the spelling, or fetch it first")
     known = reference_models()
     if name in known:

@@ -27,6 +27,8 @@ import msgspec
 
 from qarat.ground.errors import UserError
 
+HUB = "hub:"
+"""What the name of a dataset on the hub begins with."""
 _JSON, _DELIMITED = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv")
 _PACKED = (".gz", ".bz2", ".xz")
 _UNPACK: dict[bytes, Callable[[bytes], bytes]] = {
@@ -121,11 +123,23 @@ def read_file(path: Path) -> str | list[Row]:
     return text
 
 
+def check_text(name: str) -> None:
+    """Refuse a text that is no file here, nor of the hub.
+
+    Args:
+        name: As `qarat.model.texts.read_text` takes it.
+
+    Raises:
+        UserError: Saying what to give.
+    """
+    if Path(name).is_dir():
+        raise UserError(f"{name} is a folder; give one text file, or a .jsonl file with one document a line")
+    if not name.startswith(HUB) and not Path(name).is_file():
+        raise UserError(f"no such file: {name}; give a text file, a .jsonl file, or {HUB}OWNER/NAME")
+
+
 def _unpacked(path: Path) -> bytes:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give one text file, or a .jsonl file with one document a line")
-    if not path.is_file():
-        raise UserError(f"no such file: {path}; give a text file, a .jsonl file, or hub:OWNER/NAME")
+    check_text(str(path))
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -17,7 +17,7 @@ import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from qarat.ground.errors import UserError, first_line
-from qarat.model.text_files import Row, decoded_cell, import_reader, read_file
+from qarat.model.text_files import HUB, Row, decoded_cell, import_reader, read_file
 
 _BUNDLED = Path(__file__).parents[1] / "bundled" / "text"
 _ENDS = re.compile(r"<\|end_?of_?text\|>")  # GPT-2's and LLaMA 3's
@@ -100,7 +100,7 @@ def read_text(name: str, column: str | None = None, tokenizer: PreTrainedTokeniz
         UserError: As `read_file`; no such column, or one that holds something else (names those there are); no
             template for chats, or one that refuses them; a column of a plain text; no text at all.
     """
-    if name.startswith("hub:"):
+    if name.startswith(HUB):
         read = _read_hub(name, column, tokenizer)
     else:
         path = Path(name)

@@ -85,14 +85,14 @@ def parse_budget(text: str) -> Budget:
     if match := re.fullmatch(rf"bits={_NUMBER}", text):
         return CostBudget(text, "bits", float(match[1]))
     if match := re.fullmatch(r"bytes=(.*)", text):
-        return CostBudget(text, "bytes", parse_size(match[1]))
+        return CostBudget(text, "bytes", parse_size("budget", match[1]))
     if match := re.fullmatch(rf"ratio=({_NUMBER}%?)", text):
         share = float(parse_share(match[1]))
         if share <= 1:
             return CostBudget(text, "ratio", share)
     if (match := re.fullmatch(rf"acc\(([^\s()]+)\)-{_NUMBER}%", text)) and float(match[2]) <= 100:
         return AccuracyBudget(text, match[1], float(match[2]) / 100)
-    raise UserError(f"{text!r} is no budget; write {_LOSSES}, {_OTHERS}")
+    raise UserError(f"`budget`: {text!r} is no budget; write {_LOSSES}, {_OTHERS}")
 
 
 def parse_loss_budget(text: str) -> LossBudget:
@@ -103,7 +103,7 @@ def parse_loss_budget(text: str) -> LossBudget:
     """
     budget = parse_budget(text)
     if not isinstance(budget, LossBudget):
-        raise UserError(f"{text!r} is a budget, but not one of loss, which is needed here; write {_LOSSES}")
+        raise UserError(f"`budget`: {text!r} is a budget, but not one of loss, which is needed here; write {_LOSSES}")
     return budget
 
 
@@ -114,8 +114,12 @@ def parse_share(value: Any) -> Any:
     return value
 
 
-def parse_size(text: str) -> int:
+def parse_size(argument: str, text: str) -> int:
     """Bytes of a size such as ``8GB`` or ``512MiB``.
+
+    Args:
+        argument: That it is given as, which errors name.
+        text: The size.
 
     Raises:
         UserError: Malformed, negative or infinite.
@@ -128,5 +132,5 @@ def parse_size(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         size = -1
     if size < 0:
-        raise UserError(f"{text!r} is no size; write for example 8GB, 512MiB or a number of bytes")
+        raise UserError(f"`{argument}`: {text!r} is no size; write for example 8GB, 512MiB or a number of bytes")
     return size

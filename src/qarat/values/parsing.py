@@ -160,6 +160,11 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")
 
 
+def is_scheme(name: str) -> bool:
+    """Whether a name is the spelling of a scheme of projections, and no path."""
+    return name.startswith(("w=", "a="))
+
+
 def parse_scheme_in(field: str, text: str) -> Scheme:
     """Read the scheme that an argument is given as.
 

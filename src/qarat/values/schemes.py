@@ -260,6 +260,11 @@ LOW = "w=int8/channel a=int8/tensor/static"
 """The low scheme where none is named: what every int8 engine computes fastest, and what spikes hurt most."""
 
 
+def is_static(scheme: Scheme) -> bool:
+    """Whether any of its scales come from stats."""
+    return any(operand is not None and operand.static for operand in scheme.operands())
+
+
 def _spell(parts: dict[str, TensorScheme | None]) -> str:
     spelled = [f"{key}={scheme.spell(key)}" for key, scheme in parts.items() if scheme is not None]
     return " ".join(spelled) or FLOAT

@@ -102,7 +102,7 @@ def test_an_error_of_the_work_comes_at_once(runner: Runner):
 
 def test_a_worker_that_cannot_be_made_is_an_error_with_its_words(runner: Runner):
     with pytest.raises(UserError, match="'nonsense' is no size; write for example 8GB"):
-        answers(runner, ["1"] * 8, functools.partial(parse_size, "nonsense"))
+        answers(runner, ["1"] * 8, functools.partial(parse_size, "keep", "nonsense"))
     assert answers(runner, ["1 + 1"]) == [2]
 
 

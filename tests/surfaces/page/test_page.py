@@ -318,7 +318,7 @@ def reached(law: Law) -> dict[tuple[str, str], str]:
     """Series and model to the share that is drawn."""
     figure = law_reach(law)
     assert figure is not None
-    share = figure.table.names.index("low share Q_r")
+    share = figure.table.names.index("low share")
     return {(row[0], row[1]): row[share] for row in figure.table.rows}
 
 

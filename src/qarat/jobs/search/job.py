@@ -22,7 +22,6 @@ from qarat.jobs.rewriting import with_rewrites
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.budgets import Scores, check_tasks, choice_of, correction_of, plan_file, reach_accuracy
 from qarat.jobs.transforming import apply_again, outline, prepare_in
-from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.token_sets import check_disjoint
 from qarat.model.tokens import TokenSet
@@ -47,7 +46,7 @@ from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, Sear
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE
 from qarat.values.requests.search import SearchRequest
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, is_static
 
 KIND = "search"
 TRIALS, RESULT = "trials.jsonl", result_of(KIND)

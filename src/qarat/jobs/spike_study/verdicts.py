@@ -293,7 +293,7 @@ def _remedy_words(study: SpikeStudy, arm: SpikeArm) -> str:
 
 def _loss_words(difference: Difference) -> str:
     change = 100 * math.expm1(min(difference.nats, 700))
-    return f"{difference.nats:+.4f} nats ({change:+.2f} % perplexity{_error(difference, '; ')})"
+    return f"{difference.nats:+.4f} nats ({change:+,.2f} % perplexity{_error(difference, '; ')})"
 
 
 def _error(difference: Difference, before: str) -> str:
@@ -301,4 +301,4 @@ def _error(difference: Difference, before: str) -> str:
     if math.isnan(difference.standard_error):
         return ""
     low, high = (100 * math.expm1(min(bound, 700)) for bound in difference.interval)
-    return f"{before}95 %: {low:+.2f} to {high:+.2f}"
+    return f"{before}95 %: {low:+,.2f} to {high:+,.2f}"

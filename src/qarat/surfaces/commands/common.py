@@ -44,7 +44,7 @@ def runtime_of(machine: Machine) -> Runtime:
     Raises:
         UserError: No CUDA device.
     """
-    memory = parse_size(machine.memory) if machine.memory else 0
+    memory = parse_size("memory", machine.memory) if machine.memory else 0
     return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
 

@@ -141,8 +141,6 @@ def _verify(options: VerifyOptions, screen: Screen) -> Verification:
 
 def _live(options: VerifyOptions, screen: Screen) -> Live | None:
     if options.live is None:
-        if options.engine_python is not None:
-            raise ArgumentError("`engine_python` without `live` has no engine to run; give `live` vllm, for instance")
         return None
     python = options.engine_python or Path(sys.executable)
     runtime = common.runtime_of(options.machine)

@@ -121,18 +121,22 @@ def _law(name: str) -> Law:
     return published_law(name)
 
 
+def _count(argument: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_count(text)
+    except UserError as error:
+        raise UserError(f"`{argument}`: {error}") from None
+
+
 def _known(options: LawPredictOptions) -> dict[str, float]:
     """The variables that were given, in the units of a law."""
     given: dict[str, float | None] = {
-        "size": None if options.size is None else parse_count(options.size),
-        "tokens": None if options.tokens is None else parse_count(options.tokens),
+        "size": _count("size", options.size),
+        "tokens": _count("tokens", options.tokens),
         "ratio": options.ratio,
         "block": options.block,
         "bits": options.bits,
     }
     if options.budget is not None:
-        try:
-            given["loss"] = parse_loss_budget(options.budget).nats
-        except UserError as error:
-            raise ArgumentError(f"`budget`: {error}") from None
+        given["loss"] = parse_loss_budget(options.budget).nats
     return {variable: value for variable, value in given.items() if value is not None}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from qarat.ground.errors import ArgumentError
-from qarat.jobs.compare import compare_named, is_scheme
+from qarat.jobs.compare import compare_named
 from qarat.jobs.engine_process import EngineProcess
 from qarat.jobs.engine_speed import time_folders
 from qarat.jobs.open_any import Opened, open_for_evaluation, open_low
@@ -19,14 +19,14 @@ from qarat.stages.measure.tasks.zero_shot import measure_tasks
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import Text
-from qarat.surfaces.options.measuring import BenchOptions, CompareOptions, EvaluateOptions, Measure
+from qarat.surfaces.options.measuring import BenchOptions, CompareOptions, EvaluateOptions
 from qarat.values.budgets import parse_size
+from qarat.values.parsing import is_scheme
 from qarat.values.records.comparison import Comparable
 
 
 def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
     """Measure perplexity, divergence from float, or zero-shot accuracy."""
-    _check(options.measure, options.text)
     opened = open_for_evaluation(options.model, common.runtime_of(options.machine), revision=options.general.revision)
     if options.general.dry_run:
         return _estimate(options, screen, opened)
@@ -41,9 +41,6 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
 
 def compare(options: CompareOptions, screen: Screen) -> Lines:
     """Compare models, runs, exports and records with the first."""
-    if len(options.names) < 2:
-        raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
-    _check(options.measure, options.text)
     if options.general.dry_run:
         raise ArgumentError("--dry-run: what has to be measured is known once everything is opened; try `evaluate`")
     how = options.measure
@@ -64,24 +61,12 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
 
 def bench(options: BenchOptions, screen: Screen) -> Lines:
     """Time folders in an engine."""
-    python, memory = options.engine_python or Path(sys.executable), parse_size(options.memory) if options.memory else 0
+    python = options.engine_python or Path(sys.executable)
+    memory = parse_size("memory", options.memory) if options.memory else 0
     process = EngineProcess(options.engine, python, options.seconds, memory, options.threads or 0)
     record = time_folders(options.folders, process, options.speed, progress=screen.progress)
     screen.show(record)
     return common.save(record, options.out)
-
-
-def _check(options: Measure, text: Text) -> None:
-    if options.limit is not None and options.limit < 1:
-        raise ArgumentError(f"--limit {options.limit}: give at least 1")
-    if options.limit is not None and not options.tasks and not options.convention:
-        raise ArgumentError("--limit is of --tasks or a --convention; otherwise --report-samples says how many windows")
-    if options.convention and text != Text(report=text.report, column=text.column):
-        raise ArgumentError("--convention says how text is cut; only --report-text, --column and --limit go with it")
-    if options.tasks and (options.against or options.convention):
-        raise ArgumentError("--tasks measures accuracy; --against and --convention are about the report text")
-    if options.task_folder is not None and not options.tasks:
-        raise ArgumentError("--task-data holds the files of local tasks; name those with --tasks")
 
 
 def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: Opened) -> Comparable:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qarat.ground.errors import ArgumentError, UserError
+from qarat.ground.disk import partial_of
+from qarat.ground.errors import UserError
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.reading import CompletionOptions, ModelsOptions, ReportOptions, ShowOptions
@@ -19,14 +20,11 @@ from qarat.values.schemes import LinearScheme
 
 def show(options: ShowOptions, screen: Screen) -> Lines:
     """Print records, or a run's folder."""
-    if not options.paths:
-        raise ArgumentError("give `qarat show` files, or the folder of a run")
     low = parse_scheme_in("low", options.low)
     context = {"low": low.input if isinstance(low, LinearScheme) else None}
     records: list[Record] = []
     for path in options.paths:
-        begun = path.with_name(path.name + ".partial")
-        folder = begun if begun.is_dir() and not path.exists() else path
+        folder = path if path.exists() else partial_of(path)
         records += _show_folder(folder, screen, options.low, context) if folder.is_dir() else [decode_record(path)]
     if len(records) > 1 and any(all(isinstance(r, kind) for r in records) for kind in (Evaluation, ZeroShot)):
         screen.show(*records)
@@ -129,8 +127,6 @@ def report(options: ReportOptions, screen: Screen) -> Lines:
     """Write the page and its figures."""
     from qarat.surfaces.page import write_report
 
-    if not options.paths:
-        raise ArgumentError("give `qarat report` the folder of a run, or files of records")
     folders = [path for path in options.paths if path.is_dir()]
     out = options.out or (folders[0] if folders else Path("report"))
     page = write_report(options.paths, out, progress=screen.progress)

@@ -50,7 +50,7 @@ def _bench(options: Searching | SweepOptions, screen: Screen) -> Iterator[Bench]
         UserError: A malformed size; or as `open_runner`.
     """
     with open_runner(options.runners.workers, options.runners.ray) as runner:
-        keep = None if options.keep is None else parse_size(options.keep)
+        keep = None if options.keep is None else parse_size("keep", options.keep)
         yield Bench(runner, options.general.seed, screen.progress, options.general.revision, keep)
 
 
@@ -234,7 +234,7 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
     if elsewhere is None:
         left.append(
             Left(
-                "calibration on another kind of text", "none was given; prose for a model of code: `other_calibration`"
+                "calibration on another kind of text", "none was given; prose for a model of code: --other-calibration"
             )
         )
     return SpikeTokens(calibration, selection, report, bos, elsewhere, tuple(left))

@@ -15,7 +15,6 @@ from qarat.jobs.checks import check_plan_request
 from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
-from qarat.maths.static_scales import is_static
 from qarat.model.model import Model
 from qarat.model.native import check_place, write_native
 from qarat.model.tokens import TokenSet
@@ -34,7 +33,7 @@ from qarat.values.records.files import content_hash, decode_record, encode_recor
 from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme
+from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme, is_static
 
 
 def profile(options: ProfileOptions, screen: Screen) -> Lines:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tyro.conf import Positional
 
-from qarat.ground.errors import UserError
+from qarat.ground.errors import ArgumentError, UserError
+from qarat.jobs.engine_process import RUN, EngineProcess
 from qarat.model.recognition import find_config
 from qarat.stages.export import EXPORTERS
-from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading
+from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading, check_model
+from qarat.values.engines import FILE_ENGINES
 from qarat.values.requests.protect import ProtectRequest
 
 
@@ -43,6 +46,8 @@ class ExportOptions(Reading, frozen=True, kw_only=True):
         EXPORTERS.check(self.format)
         if not self.run.is_dir():
             raise UserError(f"no such folder: {self.run}; give one that `qarat run` or `qarat quantize` wrote")
+        if self.source is not None:
+            check_model(self.source)
 
 
 class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
@@ -76,10 +81,17 @@ class VerifyOptions(OnText, IntoFile, frozen=True, kw_only=True):
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse what is no folder, or not one that an engine would load, before imports."""
+        """Refuse what is no folder, or not one that an engine would load, and engines that cannot be started."""
         super().check()
-        if self.live is None:  # with it, it may be an export in another format
+        if self.live is not None:
+            python = self.engine_python or Path(sys.executable)
+            EngineProcess(self.live, python).check("live", (*RUN, *FILE_ENGINES))
+        elif self.engine_python is not None:
+            raise ArgumentError("`engine_python` without `live` has no engine to run; give `live` vllm, for instance")
+        else:  # of an engine that runs, it may be an export in another format
             find_config(Path(self.model))
+        if self.against is not None:
+            check_model(self.against)
 
 
 class RunOptions(IntoFolder, frozen=True, kw_only=True):

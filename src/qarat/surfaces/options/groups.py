@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from qarat.ground.disk import check_file
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import check_threads
+from qarat.model.text_files import check_text
 from qarat.values.budgets import parse_size
 from qarat.values.hub_names import parse_hub_name
 from qarat.values.limits import check_seed, check_windows
@@ -30,6 +31,33 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         for field in self.__struct_fields__:
             if check := getattr(getattr(self, field), "check", None):  # of a group, or of a request of the library
                 check()
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that is nothing here and cannot be of the hub; what is here is looked at when it is opened.
+
+    Raises:
+        UserError: As `qarat.model.finding.find_local`.
+    """
+    from qarat.model.finding import find_local  # help need not wait for it
+
+    folder = Path(name).expanduser()
+    if not any((folder / mark).is_file() for mark in ("config.json", "manifest.json")):
+        find_local(name)
+
+
+def check_given(path: Path, maker: str = "") -> None:
+    """Refuse a file that is not there.
+
+    Args:
+        path: Of the file.
+        maker: The verb that writes such files.
+
+    Raises:
+        UserError: Naming the verb.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}{f'; `qarat {maker}` writes it' if maker else ''}")
 
 
 class Text(Group, frozen=True, kw_only=True):
@@ -63,6 +91,8 @@ class Text(Group, frozen=True, kw_only=True):
             raise UserError(f"`length` {self.length}: give at least 2, as a window of fewer tokens predicts nothing")
         check_windows("calibration", self.samples)
         check_windows("report", self.report_samples)
+        for text in filter(None, (self.calibration, self.selection, self.report)):
+            check_text(text)
 
 
 class Transforms(Group, frozen=True, kw_only=True):
@@ -76,6 +106,11 @@ class Transforms(Group, frozen=True, kw_only=True):
 
     transforms: tuple[str, ...] = ()
     transform_stats: tuple[Path, ...] = ()
+
+    def check(self) -> None:
+        """Refuse stats that are not there."""
+        for path in self.transform_stats:
+            check_given(path, "profile")
 
 
 class Machine(Group, frozen=True, kw_only=True):
@@ -102,7 +137,7 @@ class Machine(Group, frozen=True, kw_only=True):
         if self.threads is not None:
             check_threads(self.threads)
         if self.memory is not None:
-            parse_size(self.memory)
+            parse_size("memory", self.memory)
 
 
 class Runners(Group, frozen=True, kw_only=True):
@@ -201,12 +236,8 @@ class OfModel(OnText, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Refuse a name that is nothing here and cannot be of the hub."""
-        from qarat.model.finding import find_local  # here, as below: help need not wait for it
-
         super().check()
-        folder = Path(self.model).expanduser()
-        if not any((folder / name).is_file() for name in ("config.json", "manifest.json")):  # or it is looked at later
-            find_local(self.model)
+        check_model(self.model)
 
 
 class IntoFolder(OfModel, frozen=True, kw_only=True):
@@ -231,7 +262,7 @@ class IntoFolder(OfModel, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Refuse a place that cannot be written to, or holds something else."""
-        from qarat.jobs.folder import Run
+        from qarat.jobs.folder import Run  # here, as above
 
         Run(self.folder, self.SUFFIX, overwrite=self.overwrite)
         super().check()
@@ -252,4 +283,4 @@ class Searching(IntoFolder, frozen=True, kw_only=True):
         """Refuse what is no size."""
         super().check()
         if self.keep is not None:
-            parse_size(self.keep)
+            parse_size("keep", self.keep)

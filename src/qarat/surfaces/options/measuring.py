@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from qarat.ground.errors import ArgumentError
 from qarat.ground.runtime import check_threads
-from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading
+from qarat.jobs.engine_process import EngineProcess
+from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading, Text, check_model
 from qarat.values.budgets import parse_size
+from qarat.values.parsing import is_scheme, parse_scheme
 from qarat.values.requests.speed import SpeedRequest
 
 
@@ -33,8 +37,36 @@ class Measure(Group, frozen=True, kw_only=True):
     task_folder: Path | None = None
     limit: int | None = None
 
+    def check(self) -> None:
+        """Refuse what is asked for twice, and a float model or folder that is not there."""
+        super().check()
+        if self.limit is not None and self.limit < 1:
+            raise ArgumentError(f"`limit` {self.limit}: give at least 1")
+        if self.limit is not None and not self.tasks and not self.convention:
+            raise ArgumentError("`limit` is of `tasks` or a `convention`; else `report_samples` says how many windows")
+        if self.tasks and (self.against or self.convention):
+            raise ArgumentError("`tasks` measures accuracy; `against` and `convention` are about the report text")
+        if self.task_folder is not None and not self.tasks:
+            raise ArgumentError("`task_folder` holds the files of local tasks; name those with `tasks`")
+        if self.against is not None:
+            check_model(self.against)
 
-class EvaluateOptions(OfModel, IntoFile, frozen=True, kw_only=True):
+
+class OnMeasuredText(OnText, frozen=True, kw_only=True):
+    """A verb that measures on the report text, or tasks; a mixin without fields, as `IntoFile`."""
+
+    if TYPE_CHECKING:
+        measure: Measure
+
+    def check(self) -> None:
+        """Refuse text beyond what a convention takes."""
+        super().check()
+        text = self.text
+        if self.measure.convention and text != Text(report=text.report, column=text.column):
+            raise ArgumentError("`convention` says how text is cut; only `report`, `column` and `limit` go with it")
+
+
+class EvaluateOptions(OfModel, OnMeasuredText, IntoFile, frozen=True, kw_only=True):
     """Measure perplexity, divergence from float or zero-shot accuracy of a model, a run or an export.
 
     Attributes:
@@ -49,7 +81,7 @@ class EvaluateOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     measure: Measure = Measure()
 
 
-class CompareOptions(OnText, IntoFile, frozen=True, kw_only=True):
+class CompareOptions(OnMeasuredText, IntoFile, frozen=True, kw_only=True):
     """Compare models, runs, exports or records with the first, pair by pair, with intervals.
 
     Attributes:
@@ -64,6 +96,17 @@ class CompareOptions(OnText, IntoFile, frozen=True, kw_only=True):
     out: Path | None = None
     overwrite: bool = False
     measure: Measure = Measure()
+
+    def check(self) -> None:
+        """Refuse fewer than two names, and those that are nothing here."""
+        super().check()
+        if len(self.names) < 2:
+            raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
+        for name in self.names:
+            if is_scheme(name):
+                parse_scheme(name)
+            elif not Path(name).exists():
+                check_model(name)
 
 
 class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
@@ -92,11 +135,14 @@ class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
     speed: SpeedRequest = SpeedRequest()
 
     def check(self) -> None:
-        """Refuse no folders, more threads than cores, and what is no size."""
+        """Refuse no folders and those that are not there, no engine, more threads than cores, and what is no size."""
         super().check()
         if not self.folders:
             raise ArgumentError("give `qarat bench` folders; the others are set against the first")
+        for folder in self.folders:
+            check_model(folder)
+        EngineProcess(self.engine, self.engine_python or Path(sys.executable)).check("engine")
         if self.threads is not None:
             check_threads(self.threads)
         if self.memory is not None:
-            parse_size(self.memory)
+            parse_size("memory", self.memory)

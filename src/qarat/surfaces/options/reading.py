@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tyro.conf import Positional
 
+from qarat.ground.disk import partial_of
+from qarat.ground.errors import ArgumentError, UserError
 from qarat.surfaces.options.groups import Reading
 from qarat.values.parsing import parse_scheme_in
 from qarat.values.schemes import LOW
 
 
-class ShowOptions(Reading, frozen=True, kw_only=True):
+class OfRecords(Reading, frozen=True, kw_only=True):
+    """A verb about files of records, and the folders of jobs, finished or not."""
+
+    if TYPE_CHECKING:
+        paths: tuple[Path, ...]
+
+    def check(self) -> None:
+        """Refuse nothing at all, and what is not there."""
+        super().check()
+        if not self.paths:
+            raise ArgumentError("give files of records, or the folder of a run")
+        for path in self.paths:
+            if not path.exists() and not partial_of(path).is_dir():
+                raise UserError(f"no such file: {path}")
+
+
+class ShowOptions(OfRecords, frozen=True, kw_only=True):
     """Print what a file or a run's folder holds, or compare evaluations with the first.
 
     Attributes:
@@ -29,7 +47,7 @@ class ShowOptions(Reading, frozen=True, kw_only=True):
         parse_scheme_in("low", self.low)
 
 
-class ReportOptions(Reading, frozen=True, kw_only=True):
+class ReportOptions(OfRecords, frozen=True, kw_only=True):
     """Write one HTML page about a run, finished or not, or about records, and every figure as SVG and PNG.
 
     Attributes:

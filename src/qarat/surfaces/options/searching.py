@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text
+from qarat.model.text_files import check_text
+from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text, check_model
 from qarat.values.budgets import parse_size
 from qarat.values.requests.search import SearchRequest
 from qarat.values.requests.spike_study import SpikeRequest
@@ -64,10 +65,12 @@ class SweepOptions(OnText, frozen=True, kw_only=True):
     runners: Runners = Runners()
 
     def check(self) -> None:
-        """Refuse what is no size."""
+        """Refuse models that are not there, and what is no size."""
         super().check()
+        for model in self.models:
+            check_model(model)
         if self.keep is not None:
-            parse_size(self.keep)
+            parse_size("keep", self.keep)
 
 
 REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
@@ -100,3 +103,5 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
         """As all verbs, where something is to be measured."""
         if not self.published:
             super().check()
+            if self.other_calibration is not None:
+                check_text(self.other_calibration)

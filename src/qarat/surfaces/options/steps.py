@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.surfaces.options.groups import IntoFile, OfModel, Transforms
+from qarat.surfaces.options.groups import IntoFile, OfModel, Transforms, check_given
 from qarat.values.parsing import parse_scheme_in
+from qarat.values.plans import Plan
+from qarat.values.records.files import decode_record
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LOW
+from qarat.values.schemes import LOW, Scheme, is_static
+
+STATS = Path("stats.safetensors")
 
 
 class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
@@ -23,7 +28,7 @@ class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
         overwrite: Replace FILE if it is there.
     """
 
-    out: Path = Path("stats.safetensors")
+    out: Path = STATS
     low: str = LOW
     attention: bool = True
     prefix: int | Literal["auto"] = 0
@@ -50,7 +55,7 @@ class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
 
     LISTED: ClassVar[dict[str, Any]] = {"metrics": METRICS}
 
-    stats: Path = Path("stats.safetensors")
+    stats: Path = STATS
     out: Path = Path("menu.json")
     schemes: tuple[str, ...] = (LOW,)
     metrics: tuple[str, ...] = (DEFAULT,)
@@ -59,10 +64,13 @@ class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     transforms: Transforms = Transforms()
 
     def check(self) -> None:
-        """Refuse what is no scheme."""
+        """Refuse what is no scheme or metric, and stats that are not there."""
         super().check()
-        for scheme in self.schemes:
-            parse_scheme_in("schemes", scheme)
+        schemes = [parse_scheme_in("schemes", scheme) for scheme in self.schemes]
+        for name in self.metrics:
+            if name != "all":
+                METRICS.check(name)
+        _check_stats(self.stats, schemes)
 
     @property
     def trials(self) -> Path:
@@ -93,12 +101,18 @@ class PlanOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     METAVARS: ClassVar[dict[str, str]] = {"menu": "FILE"}
     HIDDEN: ClassVar[tuple[str, ...]] = ("ProtectRequest.prefix", "ProtectRequest.transforms")
 
-    stats: Path = Path("stats.safetensors")
+    stats: Path = STATS
     menu: Path = Path("menu.json")
     out: Path = Path("plan.json")
     overwrite: bool = False
     planning: ProtectRequest = ProtectRequest(prefix="auto")  # as the stats have it
     transforms: Transforms = Transforms()
+
+    def check(self) -> None:
+        """Refuse stats and prices that are not there."""
+        super().check()
+        check_given(self.stats, "profile")
+        check_given(self.menu, "damage")
 
 
 class QuantizeOptions(OfModel, frozen=True, kw_only=True):
@@ -114,7 +128,19 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
     METAVARS: ClassVar[dict[str, str]] = {"out": "FOLDER"}
 
     plan: Path = Path("plan.json")
-    stats: Path = Path("stats.safetensors")
+    stats: Path = STATS
     out: Path = Path("quantized")
     overwrite: bool = False
     transforms: Transforms = Transforms()
+
+    def check(self) -> None:
+        """Refuse a plan that is none, and stats that are not there."""
+        super().check()
+        check_given(self.plan, "plan")
+        _check_stats(self.stats, [a.scheme for a in decode_record(self.plan, Plan).assignments])
+
+
+def _check_stats(path: Path, schemes: Iterable[Scheme]) -> None:
+    """Refuse stats that are not there: only schemes without static scales do without, where none are named."""
+    if path != STATS or any(map(is_static, schemes)):
+        check_given(path, "profile")

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
+from qarat.ground.disk import partial_of
 from qarat.ground.errors import UserError
 from qarat.jobs.advising import KIND as ADVICE
 from qarat.jobs.exporting import bytes_of, serving_lines
@@ -112,7 +113,7 @@ def gather(paths: Sequence[Path]) -> Story:
     missing: tuple[str, ...] = ()
     about = About()
     for path in paths:
-        folder = path if path.exists() else path.with_name(path.name + ".partial")
+        folder = path if path.exists() else partial_of(path)
         if folder.is_dir():
             read, missing = _read_run(folder)
             about = _about(folder, path, finished=not missing)

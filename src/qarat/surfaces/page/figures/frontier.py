@@ -12,7 +12,7 @@ from qarat.values.budgets import LossBudget, parse_budget
 from qarat.values.records.advice import Advice, AdvisedScheme
 from qarat.values.records.search import SearchResult, SearchTrial, pareto
 
-_AXES = {"ratio": Axis("low share Q_r", digits=3), "bits": Axis("bits per weight", digits=2)}
+_AXES = {"ratio": Axis("low share", digits=3), "bits": Axis("bits per weight", digits=2)}
 _LOSS = "loss over float (nats per token)"
 
 

@@ -1,7 +1,7 @@
 """A dot with an error bar for each of several arms, one below the other.
 
-Labels stand left of the marks and values right of them, each in a column of its own; long labels are broken into lines,
-so that a phone shows what a screen shows. Colours have a legend where several arms share one.
+Labels stand left of the marks and values right of them, each in a column of its own; long labels are broken into two
+lines, so that a phone shows what a screen shows. Colours have a legend where several arms share one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.wording import decimals, fixed, interval
 
 _LINE, _BETWEEN = 15, 10  # pixels: of a label's line, and from one arm to the next beside those
-_WIDE = 30  # characters of a label's line
+_WIDE, _LINES = 30, 2  # characters of a label's line, and most lines: the table has it whole
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def intervals(
     }
     there = list(dict.fromkeys(arm.group for arm in arms))
     order = list(groups) or there
-    labels = [textwrap.wrap(arm.label, _WIDE) for arm in arms if math.isfinite(arm.value)]
+    labels = [
+        textwrap.wrap(arm.label, _WIDE, max_lines=_LINES, placeholder=" …") for arm in arms if math.isfinite(arm.value)
+    ]
     step = _BETWEEN + _LINE * max(map(len, labels), default=1)
     legend = {"values": [g for g in order if g in there], "columns": 2, "offset": 22}
     drawing = chart(

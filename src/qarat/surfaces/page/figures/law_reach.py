@@ -42,7 +42,7 @@ def law_reach(law: Law) -> Figure | None:
         caption,
         series,
         Axis("parameters N", log=True, counts=True),
-        Axis("low share Q_r", digits=3),
+        Axis("low share", digits=3),
         noun="model",
         ordered=True,
     )

@@ -23,7 +23,7 @@ from qarat.values.records.origin import Difference
 
 _MOST = 12  # series that one figure tells apart
 _STEPS = 40  # points of a fitted line
-_TITLES = {"ratio": "low share Q_r", "block": "block size Q_b"}
+_TITLES = {"ratio": "low share", "block": "block size"}
 
 
 def law_along(law: Law, variable: str) -> Figure | None:
@@ -191,7 +191,7 @@ def law_residuals(law: Law) -> Figure:
         "What the law leaves over",
         caption,
         [Series("points", dots, line=False)],
-        Axis("parameters N", log=True, counts=True) if variable == "size" else Axis("low share Q_r", digits=3),
+        Axis("parameters N", log=True, counts=True) if variable == "size" else Axis("low share", digits=3),
         Axis("off by: predicted over measured (%)", digits=1),
         limits=[(0.0, "")],
     )

@@ -38,7 +38,9 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     wide = -(-len(maxima) // _MOST)
     means = [(start, max(maxima[start : start + wide])) for start in range(0, len(maxima), wide)]
     step = stream.maximum / low.largest
-    floor = min([step, *(m for _, m in means if m > 0)])
+    least = min([m for _, m in means if m > 0], default=step)
+    under = step <= least  # then the step's name has room below, and none above
+    floor = step / 2 if under else least
     shown = _profile_table(stream, means)
     line = [{"position": at, "maximum": max(m, floor)} for at, m in means]
     peaks: list[dict[str, Any]] = [
@@ -54,7 +56,8 @@ def profile(stream: StreamStats, low: NumberFormat) -> Figure:
     }
     name, ticks = short_name(stream.name), log_ticks(floor, stream.maximum)
     side, beside = ("right", -10) if left else ("left", 10)
-    drawn = chart("profile", shown, rows, ticks=ticks, side=side, beside=beside)
+    baseline, below = ("top", 5) if under else ("bottom", -5)
+    drawn = chart("profile", shown, rows, ticks=ticks, side=side, beside=beside, baseline=baseline, below=below)
     caption = _profile_caption(stream, step, low)
     return Figure(f"profile-{name.replace('.', '-')}", f"{name}, token by token", caption, drawn, shown)
 
