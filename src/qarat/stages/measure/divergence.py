@@ -22,7 +22,7 @@ from qarat.values.records.scores import Divergence, DivergentToken, PositionBin
 
 WORST = 10  # tokens that are shown
 CONTEXT = 24  # tokens in front of each
-ROWS = 64  # tokens whose logits of both models are in memory at once, in float64
+ROWS = 32  # tokens whose logits of both models are in memory at once, in float64
 
 
 class _Compared(NamedTuple):
@@ -87,15 +87,16 @@ def measure_divergence(
 def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: TokenSet) -> _Compared:
     """Go through every predicted token."""
     where = (tokens.wanted != NOTHING).nonzero()
-    nats: list[Tensor] = []
-    agrees: list[Tensor] = []
-    for rows in where.split(ROWS):
-        window, position = rows.to(ends[1].device).unbind(1)
+    # Places for all results beforehand: small tensors in between would keep malloc from giving back the large ones.
+    nats, agrees = torch.empty(len(where), dtype=torch.float64), torch.empty(len(where), dtype=torch.bool)
+    for start in range(0, len(where), ROWS):
+        rows = slice(start, start + ROWS)
+        window, position = where[rows].to(ends[1].device).unbind(1)
         # ln p of float and ln q of the other, (rows, vocabulary); the divergence is the sum of p · (ln p − ln q).
         p, q = (m.logits(h[window, position]).double().log_softmax(-1) for m, h in zip(pair, ends, strict=True))
-        nats.append((p.exp() * (p - q)).sum(-1).cpu())
-        agrees.append((p.argmax(-1) == q.argmax(-1)).cpu())
-    return _Compared(pair, ends, tokens, where[:, 0], where[:, 1] + 1, torch.cat(nats), torch.cat(agrees))
+        nats[rows] = (p.exp() * (p - q)).sum(-1)
+        agrees[rows] = p.argmax(-1) == q.argmax(-1)
+    return _Compared(pair, ends, tokens, where[:, 0], where[:, 1] + 1, nats, agrees)
 
 
 def _record(compared: _Compared, label: str, plan: str) -> Divergence:
