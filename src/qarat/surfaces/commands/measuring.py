@@ -76,9 +76,9 @@ def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: 
         return measure_tasks(
             model, how.tasks, label=label, plan=plan, limit=how.limit, data=how.task_folder, progress=screen.progress
         )
-    tokens = _report(options, screen, model)
+    tokens, model = _report(options, screen, model), model.unkept()  # every block is walked through once
     if how.against is not None:
-        base = common.open_float(how.against, options)
+        base = common.open_float(how.against, options).unkept()
         return measure_divergence(model, base, tokens, label=label, plan=plan, progress=screen.progress)
     return measure_perplexity(model, tokens, label=label, plan=plan, progress=screen.progress)
 
