@@ -71,7 +71,8 @@ class Tally:
     def __init__(self, pricing: Pricing, score: Score) -> None:
         """Nothing is priced yet; arguments as of `by_changes` and its result."""
         self._pricing, self._score = pricing, score
-        self._scores: dict[tuple[str, str], list[Tensor]] = {}
+        # Numbers, no tensors: small tensors between large ones would keep malloc from giving those back.
+        self._scores: dict[tuple[str, str], list[float]] = {}
         self._changes: BlockChanges | None = None
 
     def add(self, seen: CapturedBatch) -> None:
@@ -80,8 +81,8 @@ class Tally:
             self._changes = BlockChanges(self._pricing, seen.index, seen.block)
         for change in self._changes.of(seen.captured):
             key = change.site.name, str(change.scheme)
-            self._scores.setdefault(key, []).append(self._score(change).double().cpu())
+            self._scores.setdefault(key, []).extend(self._score(change).double().tolist())
 
     def prices(self) -> Prices:
         """In the windows seen so far."""
-        return {key: torch.cat(windows) for key, windows in self._scores.items()}
+        return {key: torch.tensor(windows, dtype=torch.float64) for key, windows in self._scores.items()}
