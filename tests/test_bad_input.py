@@ -319,6 +319,27 @@ def test_records_that_are_not_there(refused: Callable[..., str], tiny_llama: Pat
     refused(["show", "nosuch.json"], "no such file: nosuch.json")
 
 
+def test_a_folder_for_a_file_and_a_file_for_a_folder(
+    refused: Callable[..., str], tiny_llama: Path, small: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.json"
+    file.touch()
+    for verb, flag in (("damage", "--stats"), ("plan", "--menu"), ("quantize", "--plan")):
+        given = ["--stats", file] * (verb == "plan")
+        refused([verb, tiny_llama, *given, flag, tmp_path], f"{tmp_path} is a folder, not a file")
+    refused(["export", file, "-o", "out"], f"{file} is a file, not a folder")
+    refused(["verify", file], f"{file} is a file, not a folder")
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_it_is_drawn(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qarat.surfaces.page.write_report", None)
+    file = tmp_path / "a.json"
+    file.touch()
+    refused(["report", file, "-o", file], f"cannot write {file}", "is no folder")
+
+
 @pytest.mark.parametrize(
     "name", ["stats.safetensors", "menu.json", "plan.json", "protection.json", "evaluation-plan.json"]
 )
@@ -378,7 +399,8 @@ def test_a_damaged_quantized_folder(refused: Callable[..., str], run: Path, smal
 def test_a_quantized_folder_is_no_float_model(refused: Callable[..., str], run: Path) -> None:
     for folder in (run, run / "model"):
         for verb in ("run", "profile", "quantize"):
-            words = ["--plan", run / "plan.json"] if verb == "quantize" else []
+            files = ["--plan", run / "plan.json", "--stats", run / "stats.safetensors"]
+            words = files if verb == "quantize" else []
             refused([verb, folder, *words, "-o", "out"], str(folder), "quantized already", "give the float model")
 
 

@@ -323,6 +323,8 @@ def test_what_must_be_given_may_stand_in_either_place(asked: Callable[..., Any],
         ("samples: [", "is no YAML"),
         ("", "name: value"),
         ("config: other.yaml", "config"),
+        ("report_samples: 2\nreport-samples: 3", "gives report-samples more than once"),
+        ("samples: 2\nsamples: 2", "gives samples more than once"),
     ],
 )
 def test_a_config_is_checked(text: str, says: str, qarat: Qarat, tmp_path: Path) -> None:

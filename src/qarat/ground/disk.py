@@ -158,6 +158,13 @@ def put_into_place(out: Path, mark: str) -> None:
         delete(retired, mark)
 
 
+def not_there(path: Path, wanted: str = "file") -> str:
+    """What is wrong with a path that is no file, or, as ``wanted`` says, no folder."""
+    if path.exists():
+        return f"{path} is a {'folder' if path.is_dir() else 'file'}, not a {wanted}"
+    return f"no such {wanted}: {path}"
+
+
 def partial_of(out: Path) -> Path:
     """Where a folder is made before it is put at ``out``."""
     return out.with_name(out.name + ".partial")

@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qarat.ground.disk import not_there
 from qarat.ground.errors import UserError
 
 if TYPE_CHECKING:  # what is merely looked for need not wait for safetensors
@@ -96,7 +97,7 @@ def find_config(folder: Path) -> Path:
         UserError: No such folder, or none in it.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder" if folder.exists() else f"no such folder: {folder}")
+        raise UserError(not_there(folder, "folder"))
     if not (path := folder / "config.json").is_file():
         own = f"; this one is qarat's own: `qarat export {folder}` writes one" * (folder / "manifest.json").is_file()
         raise UserError(f"{folder} holds no config.json; give the folder that an engine would load{own}")

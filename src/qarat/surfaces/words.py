@@ -7,11 +7,12 @@ import io
 import re
 import shlex
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import tyro
@@ -148,13 +149,17 @@ def _read_config(path: Path, verb: str) -> Any:
     import yaml
 
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        given, node = yaml.safe_load(text), cast(Any, yaml.compose(text, yaml.SafeLoader))
     except OSError as error:
         raise ArgumentError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArgumentError(f"--config {path} is no YAML: {error}") from error
     if not isinstance(given, dict):
         raise ArgumentError(f"--config {path} holds no `name: value` lines, with the names of options")
+    names = [str(key.value).replace("_", "-") for key, _ in node.value]  # of a name given twice YAML keeps the last
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ArgumentError(f"--config {path} gives {', '.join(twice)} more than once")
     known = {leaf.flag: leaf for leaf in leaves(VERBS[verb])}
     config = known.pop("config")
     values: dict[tuple[str, ...], Any] = {config.path: str(path)}

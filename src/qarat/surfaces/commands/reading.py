@@ -127,8 +127,6 @@ def report(options: ReportOptions, screen: Screen) -> Lines:
     """Write the page and its figures."""
     from qarat.surfaces.page import write_report
 
-    folders = [path for path in options.paths if path.is_dir()]
-    out = options.out or (folders[0] if folders else Path("report"))
-    page = write_report(options.paths, out, progress=screen.progress)
-    written, figures = shlex.quote(str(page)), shlex.quote(str(out / "figures"))
+    page = write_report(options.paths, options.folder, progress=screen.progress)
+    written, figures = shlex.quote(str(page)), shlex.quote(str(options.folder / "figures"))
     return (f"written: {written} (open it in a browser; its figures lie in {figures})",)

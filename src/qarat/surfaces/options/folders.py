@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from tyro.conf import Positional
 
+from qarat.ground.disk import not_there
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.jobs.engine_process import RUN, EngineProcess
 from qarat.model.recognition import find_config
@@ -45,7 +46,7 @@ class ExportOptions(Reading, frozen=True, kw_only=True):
         super().check()
         EXPORTERS.check(self.format)
         if not self.run.is_dir():
-            raise UserError(f"no such folder: {self.run}; give one that `qarat run` or `qarat quantize` wrote")
+            raise UserError(f"{not_there(self.run, 'folder')}; give one that `qarat run` or `qarat quantize` wrote")
         if self.source is not None:
             check_model(self.source)
 

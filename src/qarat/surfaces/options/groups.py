@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import msgspec
 from tyro.conf import Positional
 
-from qarat.ground.disk import check_file
+from qarat.ground.disk import check_file, not_there
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import check_threads
 from qarat.model.text_files import check_text
@@ -57,7 +57,7 @@ def check_given(path: Path, maker: str = "") -> None:
         UserError: Naming the verb.
     """
     if not path.is_file():
-        raise UserError(f"no such file: {path}{f'; `qarat {maker}` writes it' if maker else ''}")
+        raise UserError(f"{not_there(path)}{f'; `qarat {maker}` writes it' if maker else ''}")
 
 
 class Text(Group, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from qarat.ground.disk import partial_of
+from qarat.ground.disk import check_file, partial_of
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.surfaces.options.groups import Reading
 from qarat.values.parsing import parse_scheme_in
@@ -59,6 +59,16 @@ class ReportOptions(OfRecords, frozen=True, kw_only=True):
 
     paths: Positional[tuple[Path, ...]]
     out: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the page goes."""
+        return self.out or next((path for path in self.paths if path.is_dir()), Path("report"))
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written to."""
+        super().check()
+        check_file(self.folder / "report.html", overwrite=True)
 
 
 class CompletionOptions(Reading, frozen=True, kw_only=True):

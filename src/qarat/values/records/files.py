@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
+from qarat.ground.disk import not_there
 from qarat.ground.errors import UserError
 from qarat.values.plan_files import decode_plan, encode_plan
 from qarat.values.plans import Plan, PlanError
@@ -96,7 +97,7 @@ def decode_record(path: Path, kind: type[Any] | None = None) -> Any:
         UserError: No such file, not a record, of another version, or of another kind than asked for.
     """
     if not path.is_file():
-        raise UserError(f"no such file: {path}")
+        raise UserError(not_there(path))
     record: Record = _decode_arrays(path) if path.suffix == ".safetensors" else _decode_json(path)
     if kind is not None and not isinstance(record, kind):
         held, wanted = kind_of(type(record)), kind_of(kind)
