@@ -18,6 +18,7 @@ from qarat.surfaces.commands import Screen, common, reading, steps
 from qarat.surfaces.options.arguments import describe_fields, leaves
 from qarat.surfaces.options.folders import RunOptions
 from qarat.surfaces.options.groups import Machine
+from qarat.surfaces.options.reading import ReportOptions
 from qarat.values.requests import protect as planning
 from qarat.values.schemes import LOW
 
@@ -242,6 +243,16 @@ def test_the_other_shells_are_told_the_same(qarat: Qarat) -> None:
     flags = [line.partition(" -l ")[2].split()[0] for line in fish if " -l " in line]
     own = [leaf for verb in options.VERBS.values() for leaf in leaves(verb) if not leaf.positional]
     assert flags == [leaf.typed.removeprefix("--") for leaf in own]
+
+
+def test_a_page_goes_beside_what_it_is_about(tmp_path: Path) -> None:
+    begun, record = tmp_path / "out.partial", tmp_path / "plan.json"
+    begun.mkdir()
+    record.touch()
+    assert ReportOptions(paths=(record, tmp_path / "out")).folder == begun
+    assert ReportOptions(paths=(begun,)).folder == begun
+    assert ReportOptions(paths=(record,)).folder == Path("report")
+    assert ReportOptions(paths=(begun,), out=tmp_path).folder == tmp_path
 
 
 # ---------------------------------------------------------------- config files

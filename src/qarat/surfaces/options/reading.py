@@ -63,7 +63,8 @@ class ReportOptions(OfRecords, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """Where the page goes."""
-        return self.out or next((path for path in self.paths if path.is_dir()), Path("report"))
+        places = (place for path in self.paths for place in (path, partial_of(path)))
+        return self.out or next(filter(Path.is_dir, places), Path("report"))
 
     def check(self) -> None:
         """Refuse a folder that cannot be written to."""
