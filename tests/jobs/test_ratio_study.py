@@ -340,8 +340,8 @@ def test_what_is_wrong_with_any_model_is_said_at_once(
     words = ["sweep", family[0], tmp_path / "none", "no-such-model", *small, *SWEEP, "--family", "x"]
     code, _, err = qarat(*words, "-o", tmp_path / "s")
     assert code == 1
-    assert f"{tmp_path / 'none'}: no such folder" in err
-    assert "no-such-model: no such folder" in err
+    assert f"no such folder: {tmp_path / 'none'}" in err
+    assert "no such folder: no-such-model" in err
     assert "two models of one name" in qarat("sweep", family[0], family[0], *small, *SWEEP).err
     other = tiny_checkpoint(tmp_path / "other")
     assert "--family" in qarat("sweep", family[0], other, *small, *SWEEP).err

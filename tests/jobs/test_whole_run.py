@@ -279,7 +279,8 @@ def test_only_a_run_is_overwritten(qarat: Qarat, words: list[str], tmp_path: Pat
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    for verb in (words, ["quantize", words[1]]):
+    files = ["--plan", str(unbroken / "plan.json"), "--stats", str(unbroken / "stats.safetensors")]
+    for verb in (words, ["quantize", words[1], *files]):
         answer = qarat(*verb, "-o", precious, "--overwrite")
         assert answer.code == 1
         assert "give another --out" in answer.err
@@ -290,8 +291,7 @@ def test_only_a_run_is_overwritten(qarat: Qarat, words: list[str], tmp_path: Pat
     assert (tmp_path / "out.partial" / "thesis.tex").read_text() == "years of work"
     run = Path(shutil.copytree(unbroken, tmp_path / "run"))
     for folder in (run, words[1]):  # neither a run nor a model is a quantized folder
-        plan = ["--plan", str(unbroken / "plan.json"), "--stats", str(unbroken / "stats.safetensors")]
-        answer = qarat("quantize", words[1], *plan, "-o", folder, "--overwrite")
+        answer = qarat("quantize", words[1], *files, "-o", folder, "--overwrite")
         assert answer.code == 1, folder
     assert tree(run) == tree(unbroken)
 

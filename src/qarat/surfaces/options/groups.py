@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -44,6 +45,18 @@ def check_model(name: str) -> None:
     folder = Path(name).expanduser()
     if not any((folder / mark).is_file() for mark in ("config.json", "manifest.json")):
         find_local(name)
+
+
+def check_models(names: Iterable[str]) -> None:
+    """Refuse names that are nothing here, all of them at once; errors as `check_model`."""
+    problems: list[str] = []
+    for name in names:
+        try:
+            check_model(name)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check_given(path: Path, maker: str = "") -> None:

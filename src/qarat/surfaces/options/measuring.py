@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from qarat.ground.errors import ArgumentError
 from qarat.ground.runtime import check_threads
 from qarat.jobs.engine_process import EngineProcess
-from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading, Text, check_model
+from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading, Text, check_model, check_models
 from qarat.values.budgets import parse_size
 from qarat.values.parsing import is_scheme, parse_scheme
 from qarat.values.requests.speed import SpeedRequest
@@ -102,11 +102,9 @@ class CompareOptions(OnMeasuredText, IntoFile, frozen=True, kw_only=True):
         super().check()
         if len(self.names) < 2:
             raise ArgumentError("give `qarat compare` at least two: files of records, runs, exports or models")
-        for name in self.names:
-            if is_scheme(name):
-                parse_scheme(name)
-            elif not Path(name).exists():
-                check_model(name)
+        for scheme in filter(is_scheme, self.names):
+            parse_scheme(scheme)
+        check_models(name for name in self.names if not is_scheme(name) and not Path(name).exists())
 
 
 class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
@@ -139,8 +137,7 @@ class BenchOptions(IntoFile, Reading, frozen=True, kw_only=True):
         super().check()
         if not self.folders:
             raise ArgumentError("give `qarat bench` folders; the others are set against the first")
-        for folder in self.folders:
-            check_model(folder)
+        check_models(self.folders)
         EngineProcess(self.engine, self.engine_python or Path(sys.executable)).check("engine")
         if self.threads is not None:
             check_threads(self.threads)

@@ -42,9 +42,9 @@ class ShowOptions(OfRecords, frozen=True, kw_only=True):
     low: str = LOW
 
     def check(self) -> None:
-        """Refuse what is no scheme."""
-        super().check()
+        """Refuse what is no scheme, and what is not there."""
         parse_scheme_in("low", self.low)
+        super().check()
 
 
 class ReportOptions(OfRecords, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from qarat.model.text_files import check_text
-from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text, check_model
+from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text, check_models
 from qarat.values.budgets import parse_size
 from qarat.values.requests.search import SearchRequest
 from qarat.values.requests.spike_study import SpikeRequest
@@ -67,8 +67,7 @@ class SweepOptions(OnText, frozen=True, kw_only=True):
     def check(self) -> None:
         """Refuse models that are not there, and what is no size."""
         super().check()
-        for model in self.models:
-            check_model(model)
+        check_models(self.models)
         if self.keep is not None:
             parse_size("keep", self.keep)
 
