@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from qarat.ground.errors import UserError
@@ -20,7 +21,8 @@ from qarat.stages.prices import output_error
 from qarat.surfaces.cli import main
 from qarat.surfaces.commands.common import command_line
 from qarat.surfaces.options.folders import RunOptions
-from qarat.surfaces.options.groups import BUNDLED, Machine
+from qarat.surfaces.options.groups import BUNDLED, General, Machine
+from qarat.surfaces.words import parse
 from qarat.testing import tiny_checkpoint, tiny_documents
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan
@@ -487,6 +489,10 @@ def test_a_following_command_keeps_what_was_asked_for() -> None:
     kept = ["--sites", "0.down", "1.down", "--set", "1.*: float", "--set", "2.up: fp8", "--threads", "1"]
     assert shlex.split(command_line("run", asked, *words[3:])) == [*words, *kept]
     assert shlex.split(command_line("quantize", asked)) == ["qarat", "quantize", "m", "--threads", "1"]
+    as_it_is = msgspec.structs.replace(asked, planning=ProtectRequest(rewrites=False), general=General(quiet=True))
+    line = command_line("run", as_it_is)
+    assert line == "qarat run m --no-rewrites --threads 1"
+    assert parse(shlex.split(line)[1:]) == msgspec.structs.replace(as_it_is, general=General())
 
 
 # ---------------------------------------------------------------- text

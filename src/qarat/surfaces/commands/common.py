@@ -209,6 +209,9 @@ def save(record: Record, out: Path | None) -> Lines:
     return (f"written: {quoted(out)}",)
 
 
+_NOT_CARRIED = ("json", "quiet", "verbose", "config", "dry_run")  # they are about one answer
+
+
 def command_line(verb: str, options: Any, *given: object) -> str:
     """A command line on the same model, with what the verb takes of the same groups of options.
 
@@ -221,13 +224,15 @@ def command_line(verb: str, options: Any, *given: object) -> str:
     mine = {(leaf.group, leaf.path[-1]): leaf.path for leaf in leaves(type(options)) if len(leaf.path) > 1}
     for leaf in leaves(VERBS[verb]):
         path, flag = mine.get((leaf.group, leaf.path[-1])), f"--{leaf.flag}"
-        if path is None or leaf.path[-1] in ("json", "config", "dry_run") or flag in given:
+        if path is None or leaf.path[-1] in _NOT_CARRIED or flag in given:
             continue
         value = functools.reduce(getattr, path, options)
         if value == leaf.default:
             continue
         if leaf.path[-1] == "rules":  # given once for every rule
             carried += [word for rule in value for word in (flag, rule)]
+        elif isinstance(value, bool):
+            carried.append(leaf.typed)
         else:
             carried += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(["qarat", verb, options.model, *map(str, given), *carried])
