@@ -140,11 +140,16 @@ def start_onnxruntime() -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def compile_openvino() -> Callable[[Path], Any]:
-    """Loads a graph in OpenVINO, and compiles it for this CPU."""
+def compile_openvino() -> Callable[..., Any]:
+    """Loads a graph in OpenVINO, and compiles it for this CPU; inputs of weights alone may be rounded in groups."""
     ov = pytest.importorskip("openvino", reason="needs openvino: make test-engines")
     core = ov.Core()
-    return lambda path: core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
+
+    def compile(path: Path, group: int = 0) -> Any:
+        options = {"INFERENCE_NUM_THREADS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+        return core.compile_model(core.read_model(path), "CPU", options)
+
+    return compile
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])

@@ -1,6 +1,7 @@
 """The ONNX decoder graph: with a cache, engines give the logits and tokens that the simulation gives without one.
 
-Weights are INT7, so that sums saturate on no CPU and engines can be held to rounding errors.
+Weights are INT7, so that sums saturate on no CPU, and tokens such that no input lies at the edge of a step, where sums
+in another order round the other way: so engines can be held to rounding errors.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from qarat.ground.runtime import Runtime
 from qarat.jobs.live import Live
 from qarat.jobs.verify import AgainstRun, verify
 from qarat.model.folders import MARK
+from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.export.onnx_with_cache import CONFIG
@@ -89,6 +91,31 @@ def decoder(exported: Any, start: Callable[..., Any]) -> Decoder:
     return Decoder(exported.quantized, start(exported.folder / "model.onnx"))
 
 
+EDGE = 3e-5  # steps from the middle between two codes
+
+
+def off_edges(model: Model, walked: Walked, rows: int) -> Tensor:
+    """Random tokens, (rows, LENGTH), of which no input of a projection lies at the edge of a step."""
+    nearest: list[float] = []
+
+    def look(layer: QuantLinear, given: tuple[Tensor]) -> None:
+        if layer.input_scales is not None:
+            steps = given[0] / layer.input_scales.scale
+            nearest.append(float((steps - steps.floor() - 0.5).abs().min()))
+
+    blocks = [model.block(index) for index in range(model.blocks)]
+    for layer in (layer for block in blocks for layer in block.modules() if isinstance(layer, QuantLinear)):
+        layer.register_forward_pre_hook(look)
+    generator, watched, found = torch.Generator().manual_seed(7), model.with_blocks(blocks.__getitem__), []
+    while len(found) < rows:
+        row = torch.randint(2, 98, (1, LENGTH), generator=generator)
+        nearest.clear()
+        walked(watched, row)
+        if min(nearest) > EDGE:
+            found.append(row)
+    return torch.cat(found)
+
+
 def some_tokens(length: int) -> Tensor:
     return torch.randint(2, 98, (2, length), generator=torch.Generator().manual_seed(7))
 
@@ -104,13 +131,13 @@ def without_cache(model: Model, walked: Walked) -> list[list[int]]:
 
 @pytest.mark.parametrize("cuts", [(), (1,), (8, 9, 10, 20), range(1, LENGTH)])
 def test_logits_are_the_simulation(decoder: Decoder, cuts: Sequence[int], walked: Walked) -> None:
-    tokens = some_tokens(LENGTH)
+    tokens = off_edges(decoder.model, walked, 2)
     expected = walked(decoder.model, tokens)
     assert (decoder.logits(tokens, cuts) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_padding_on_the_left_changes_nothing(decoder: Decoder, walked: Walked) -> None:
-    tokens = some_tokens(LENGTH)
+    tokens = off_edges(decoder.model, walked, 2)
     expected = walked(decoder.model, tokens)
     padded = tokens.clone()
     padded[0, 3:], padded[0, :3] = tokens[0, :-3], 0
@@ -144,7 +171,7 @@ def test_onnx_runtime_genai_generates_the_same(exported: Any, tmp_path: Path, wa
 def test_inputs_of_weights_that_are_quantized_alone_are_rounded_unless_it_is_said(
     exported: Any, start_onnxruntime: Callable[..., Any], walked: Walked
 ) -> None:
-    tokens = some_tokens(8)
+    tokens = off_edges(exported.quantized, walked, 2)
     expected = walked(exported.quantized, tokens)
     decoders = [
         Decoder(exported.quantized, start_onnxruntime(exported.folder / "model.onnx", accuracy=accuracy))
@@ -155,6 +182,23 @@ def test_inputs_of_weights_that_are_quantized_alone_are_rounded_unless_it_is_sai
     assert rounded > 1e-3
 
 
+def test_openvino_rounds_inputs_of_weights_alone_with_vnni_unless_it_is_said(
+    exported: Any, compile_openvino: Callable[..., Any], walked: Walked, has_vnni: bool
+) -> None:
+    tokens = off_edges(exported.quantized, walked, 2)
+    expected = walked(exported.quantized, tokens)
+
+    def error(group: int) -> Tensor:
+        model = compile_openvino(exported.folder / "model.onnx", group)
+        decoder = Decoder(
+            exported.quantized, lambda given: {o.get_any_name(): v.copy() for o, v in model(given).items()}
+        )
+        return (decoder.logits(tokens) - expected).abs().max() / expected.abs().max()
+
+    assert error(0) < 1e-5
+    assert (error(32) > 1e-3) == has_vnni
+
+
 def test_a_split_model_is_written_as_wide_as_it_is(exported: Any) -> None:
     assert json.loads((exported.folder / "config.json").read_text())["intermediate_size"] == 64 + 8
     graph = onnx.load(exported.folder / "model.onnx", load_external_data=False).graph
@@ -163,10 +207,10 @@ def test_a_split_model_is_written_as_wide_as_it_is(exported: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_verify_says_what_ran_and_what_it_lost(exported: Any, engine: str) -> None:
+def test_verify_says_what_ran_and_what_it_lost(exported: Any, engine: str, walked: Walked) -> None:
     pytest.importorskip(engine, reason=f"needs {engine}: make test-engines")
     sources = ("a", "b", "c", "d")
-    ids = torch.randint(2, 98, (4, LENGTH), generator=torch.Generator().manual_seed(3))
+    ids = off_edges(exported.quantized, walked, 4)
     report = TokenSet("report", f"windows-{LENGTH}-nobos", ids, sources, ("0" * 64,), ("text",))
     against = AgainstRun(exported.quantized, decode_record(exported.folder / MARK, Plan), report)
     record = verify(exported.folder, live=Live(engine, lambda _: report, Runtime()), against=against)

@@ -74,19 +74,27 @@ def test_naive_is_what_the_scheme_is_priced_at(
     )
 
 
-@pytest.mark.parametrize("name", ["W8A8 static", "W4A16 g32"])
 def test_a_recipe_is_what_rewrites_of_that_scheme_alone_predict(
-    name: str, model: Model, sets: Sets, stats: ActivationStats, advice: Advice
+    model: Model, sets: Sets, stats: ActivationStats, advice: Advice
 ) -> None:
-    low = reaching(LANDSCAPE[name])
-    rewrites = fit_rewrites(model, sets[1], stats, low, columns=columns_for(model))
-    columns, advised = fewest_columns(rewrites, advice.budget_nats), named(advice, name)
+    rewrites = fit_rewrites(model, sets[1], stats, reaching(LOW), columns=columns_for(model))
+    columns, advised = fewest_columns(rewrites, advice.budget_nats), named(advice, "W8A8 static")
     assert advised.transform == f"rewrite/{columns}"
     assert advised.low == pytest.approx(rewrites.damage(columns), rel=1e-12)
     damages = rewrites.choose(columns)
     left = [damages[s.stream].damage for s in rewrites.streams if s.sites[0] not in advised.kept]
     assert advised.predicted == pytest.approx(sum(left), rel=1e-12)
     assert advised.predicted <= advice.budget_nats / CAUTION
+
+
+def test_rewrites_that_hardly_help_are_no_part_of_a_recipe(
+    model: Model, sets: Sets, stats: ActivationStats, advice: Advice
+) -> None:
+    rewrites = fit_rewrites(model, sets[1], stats, LANDSCAPE["W4A16 g32"], columns=columns_for(model))
+    assert rewrites.damage(rewrites.columns[-1]) > rewrites.naive / CAUTION
+    advised = named(advice, "W4A16 g32")
+    assert not advised.transform
+    assert advised.low == advised.naive
 
 
 def test_weights_that_rewriting_does_not_price_are_added(

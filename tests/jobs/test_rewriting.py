@@ -2,13 +2,16 @@
 
 import msgspec
 import pytest
+import torch
 
 from qarat.ground.errors import UserError
+from qarat.ground.runtime import no_progress
 from qarat.jobs.protecting import naive_plan, profile
 from qarat.jobs.rewriting import (
     COARSE_REACH,
     REACH,
     fewest_columns,
+    fit_asked,
     fit_rewrites,
     reaching,
     refusal,
@@ -112,6 +115,25 @@ def test_stats_of_another_model_are_refused(model: Model, sets: Sets, stats: Act
 )
 def test_static_maxima_are_told_how_far_to_reach(low: str, spelled: str) -> None:
     assert reaching(low) == spelled
+
+
+@pytest.mark.parametrize(
+    ("low", "spelled"),
+    [("w=int4/g32", "rewrite/none"), ("w=int6/channel a=int6/token", "rewrite/32"), (LOW, "rewrite/32")],
+)
+def test_a_model_is_left_alone_where_rewrites_are_predicted_to_buy_little(
+    low: str, spelled: str, model: Model, sets: Sets, stats: ActivationStats
+) -> None:
+    request = ProtectRequest(low=low, budget="nats+0.0001")
+    assert fit_asked("rewrite", model, request, stats, sets[1], seed=0, progress=no_progress)[0] == spelled
+
+
+def test_a_model_that_is_left_alone_says_so_and_keeps_its_weights(model: Model, rewrites: Rewrites) -> None:
+    alone = parse_transform("rewrite/none").apply(model, rewrites)
+    assert alone.fingerprint == f"{model.fingerprint}+rewrite/none"
+    for block in range(model.blocks):
+        states = (model.load_float_block(block).state_dict(), alone.load_float_block(block).state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
 def test_as_few_columns_as_the_budget_is_predicted_to_allow(rewrites: Rewrites) -> None:

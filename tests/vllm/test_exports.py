@@ -70,7 +70,8 @@ class Run(NamedTuple):
 def run(request: pytest.FixtureRequest, exporting: Any) -> Run:
     low, rules, how = CASES[request.param]
     export = exporting(low, *rules, **how)
-    return Run(export, run_engine.load_vllm(str(export.folder), 48))
+    # vLLM's kernel for 4-bit weights on a CPU has no float32.
+    return Run(export, run_engine.load_vllm(str(export.folder), 48, "bfloat16" if low == PACKED else "float32"))
 
 
 def test_every_module_runs_as_resolved(run: Run) -> None:
@@ -194,6 +195,21 @@ def test_verify_live_says_what_ran(exporting: Any) -> None:
     [loss] = live.losses
     assert (loss.windows, loss.predicted) == (4, 4 * (export.tokens.length - 1))
     assert abs(loss.nats - loss.ours) < (0.02 if VNNI else 0.1)
+
+
+@pytest.mark.skipif("avx512f" not in FLAGS, reason="needs a CPU with AVX-512")
+@pytest.mark.parametrize("low", [PACKED, f"{PACKED}/asymmetric"])
+def test_verify_live_runs_packed_weights_in_bfloat16(low: str, exporting: Any) -> None:
+    export = exporting(low, ("0.down", "float"))
+    record = verify(export.folder, ["vllm"], live=Live("vllm", lambda model: export.tokens, Runtime(threads=1)))
+    assert record.passed, record.findings
+    assert any("bfloat16" in f.what for f in record.findings if f.severity == "note")
+    [live] = record.live
+    kernels = {m.kernel for m in live.modules if m.scheme == "CompressedTensorsWNA16"}
+    assert kernels == {"CPUWNA16LinearKernel"}
+    assert all(m.agrees and m.expected for m in live.modules)
+    [loss] = live.losses
+    assert abs(loss.nats - loss.ours) < 0.02
 
 
 def test_verify_live_shows_vllms_own_reason(exporting: Any) -> None:

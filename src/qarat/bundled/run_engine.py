@@ -3,11 +3,10 @@
     python run_engine.py ENGINE REQUEST ANSWER
 
 ENGINE's own environment runs it, so it imports nothing but that engine and the standard library. REQUEST is a JSON file
-with the ``folder``, the ``windows`` of token ids, and the ``memory`` that may be taken, in bytes (0
-for no bound). ANSWER is JSON too:
-the engine's ``version``, and ``modules`` (name, scheme, kernel) and ``losses`` (nats of every token but the first, by
-window); or ``absent``, where the engine cannot be imported, or ``refusal``, where it stopped. What the engine prints
-goes where it likes.
+with the ``folder``, the ``windows`` of token ids, the ``memory`` that may be taken, in bytes (0 for no bound), and,
+unless it is float32, the ``dtype`` that vLLM computes in. ANSWER is JSON too: the engine's ``version``, and ``modules``
+(name, scheme, kernel) and ``losses`` (nats of every token but the first, by window); or ``absent``, where the engine
+cannot be imported, or ``refusal``, where it stopped. What the engine prints goes where it likes.
 
 Where REQUEST has ``batches``, the folder is timed instead, in a ``dtype`` and by a ``clock`` of `CLOCKS`: ``load``
 (seconds), ``weights`` (bytes), and for each batch so many windows at once: ``prefill``, tokens a second until the first
@@ -44,11 +43,11 @@ VLLM = {
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def load_vllm(folder: str, length: int) -> Any:
-    """In float32, without graphs and caches of prefixes: a plain forward, but for the kernels."""
+def load_vllm(folder: str, length: int, dtype: str = "float32") -> Any:
+    """Without graphs and caches of prefixes: in float32 a plain forward, but for the kernels."""
     return importlib.import_module("vllm").LLM(
         model=folder,
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         enable_prefix_caching=False,
         max_model_len=length + 1,
@@ -58,7 +57,7 @@ def load_vllm(folder: str, length: int) -> Any:
 def run_vllm(request: Any) -> Any:
     """Losses by `prompt_logprobs`; modules as they are once they are loaded."""
     windows = request["windows"]
-    llm = load_vllm(request["folder"], max(map(len, windows)))
+    llm = load_vllm(request["folder"], max(map(len, windows)), request.get("dtype", "float32"))
     how = importlib.import_module("vllm").SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in windows], how, use_tqdm=False)
     losses = [

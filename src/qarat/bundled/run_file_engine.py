@@ -44,8 +44,10 @@ def run_onnxruntime(request: Any) -> Any:
 def run_openvino(request: Any) -> Any:
     """Kernels are those of the graph as it was executed."""
     ov = importlib.import_module("openvino")
-    bounds = {"INFERENCE_NUM_THREADS": THREADS} if THREADS else {}
-    model = ov.Core().compile_model(f"{request['folder']}/model.onnx", "CPU", bounds)
+    options = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}  # inputs of weights alone in float32, on CPUs with VNNI too
+    if THREADS:
+        options["INFERENCE_NUM_THREADS"] = THREADS
+    model = ov.Core().compile_model(f"{request['folder']}/model.onnx", "CPU", options)
     shapes = {given.get_any_name(): [size.to_string() for size in given.get_partial_shape()] for given in model.inputs}
     losses = [loss_of(model(fed(shapes, ids))["logits"][0], ids) for ids in request["windows"]]
     kinds, numbers = {}, {}
@@ -92,7 +94,8 @@ class CpuTraits(ctypes.Structure):
 
 def gguf_types(llama_cpp: Any, path: str, tensors: Any) -> Any:
     """Of every tensor its type and that of an input before it, as llama.cpp's libraries name them."""
-    [cpu_file] = glob.glob(os.path.join(os.path.dirname(llama_cpp.__file__), "lib", "*ggml-cpu.*"))
+    # Beside libggml-cpu.so lie links to it that end in its version.
+    cpu_file = min(glob.glob(os.path.join(os.path.dirname(llama_cpp.__file__), "lib", "*ggml-cpu.*")), key=len)
     library, cpu = llama_cpp.llama_cpp._lib, ctypes.CDLL(cpu_file)
     library.gguf_init_from_file.restype = ctypes.c_void_p
     library.gguf_init_from_file.argtypes = ctypes.c_char_p, GgufReading

@@ -16,7 +16,7 @@ import msgspec
 from qarat.jobs.engine_answers import answers
 from qarat.jobs.estimates import quantized_bytes
 from qarat.jobs.protecting import draft_plan
-from qarat.jobs.rewriting import CAUTION, REWRITE, fewest_columns, reaching, refusal
+from qarat.jobs.rewriting import CAUTION, REWRITE, fewest_columns, pays, reaching, refusal
 from qarat.jobs.transforming import outline
 from qarat.model.model import Model
 from qarat.stages.choose.candidates import Candidates, price_of
@@ -124,10 +124,12 @@ def draft(
         model: In float.
         considered: The scheme.
         menu: Prices of it at every site, and of `Considered.weights`.
-        rewrites: Fitted for it; None where it is not rewritten.
+        rewrites: Fitted for it, and left aside where they do not pay; None where it is not rewritten.
         budget: What may be lost.
         tied: Whether sites that an engine fuses share a scheme.
     """
+    if rewrites is not None and not pays(rewrites):
+        rewrites = None
     request, shaped, units, damages, told = _prepare(model, considered, menu, rewrites, budget.nats, tied)
     low = draft_plan(shaped, request)
     kept = Candidates(low, units, units, damages, LinearScheme()).cheapest(budget.nats / CAUTION)

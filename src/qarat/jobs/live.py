@@ -96,8 +96,13 @@ def run_live(
     if tokens is not None and len(tokens) > WINDOWS:
         tokens = tokens.subset(WINDOWS)
     windows = [list(range(8))] if tokens is None else tokens.windows.tolist()
+    request: dict[str, Any] = {"windows": windows}
+    if live.engine == "vllm" and any(m.group and not m.group.inputs for m in matches.values()):
+        request["dtype"] = "bfloat16"
+        what = "weights alone are quantized, and vLLM's kernels for them take no float32: it computes in bfloat16"
+        findings.add("note", what, "its loss has bfloat16's own roundings in it", engines=(live.engine,))
     progress(live.engine, 0, 1)
-    answer = ask_live(live, folder.path, {"windows": windows}, findings)
+    answer = ask_live(live, folder.path, request, findings)
     progress(live.engine, 1, 1)
     if answer is None:
         return ()

@@ -25,7 +25,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import Pricing
 from qarat.stages.prices.passes import CapturedBatch
 from qarat.stages.prices.sensitivity import sensitivities
-from qarat.stages.transforms.rewrite import check, columns_for
+from qarat.stages.transforms.rewrite import NONE, check, columns_for
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import content_hash
@@ -33,7 +33,7 @@ from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.roles import Role
-from qarat.values.schemes import LinearScheme
+from qarat.values.schemes import LinearScheme, is_static
 
 REWRITE = "rewrite"
 FINE = 8
@@ -89,6 +89,15 @@ def refusal(model: Model, low: str) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def pays(rewrites: Rewrites) -> bool:
+    """Whether rewrites are predicted to buy more than predictions can be wrong by.
+
+    Under 4 bits in groups of 32 they are predicted to take a sixth of what weights cost, and measured to take none
+    (docs/rewrites.md). Static inputs are rewritten in any case: how far their scales reach was chosen with it.
+    """
+    return is_static(parse_scheme(rewrites.scheme)) or rewrites.naive >= CAUTION * rewrites.damage(rewrites.columns[-1])
 
 
 def fewest_columns(rewrites: Rewrites, nats: float) -> int:
@@ -189,14 +198,21 @@ def fit_asked(
         progress: Called after every block.
     """
     named = text.partition("/")[2]
-    columns = int(named) if named else columns_for(model)
+    columns = int(named) if named.isdecimal() else columns_for(model)
     rewrites = fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
     return with_columns(text, rewrites, request.budget), rewrites
 
 
 def with_columns(text: str, rewrites: Rewrites, budget: str) -> str:
-    """The spelling of a rewrite with its columns; where it names none, as few as a budget is predicted to allow."""
-    return text if "/" in text else f"{text}/{fewest_columns(rewrites, parse_loss_budget(budget).nats)}"
+    """The spelling of a rewrite with its columns; where it names none, as few as a budget is predicted to allow.
+
+    Where it would not pay, ``rewrite/none``.
+    """
+    if "/" in text:
+        return text
+    if not pays(rewrites):
+        return f"{text}/{NONE}"
+    return f"{text}/{fewest_columns(rewrites, parse_loss_budget(budget).nats)}"
 
 
 def _block_rewrites(

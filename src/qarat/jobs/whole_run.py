@@ -56,6 +56,7 @@ from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
+from qarat.values.fingerprints import changes_of
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
@@ -204,7 +205,7 @@ class Pipeline:
         """
         low = naive_plan(self.model, self.request, stats)
         kept = {a.site.name: a.scheme for a, b in zip(plan.assignments, low.assignments, strict=True) if a != b}
-        if not kept or not self.request.transforms:
+        if not kept or not changes_of(self.model.fingerprint):
             return {}
         protected, tokens = naive.with_schemes(kept, "protected in the plan"), self.calibration
         return {
@@ -238,6 +239,8 @@ class Pipeline:
         done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
         self.model = done.model.unkept()
         self.note(f"transformed before planning: {', '.join(done.transforms)}")
+        if not changes_of(self.model.fingerprint):
+            self.note("nothing is rewritten: it is predicted to buy less than predictions can tell (rewrites-0.json)")
         return before
 
     def estimate(self) -> Estimate:

@@ -38,6 +38,11 @@ def spellings_of(fingerprint: str) -> tuple[str, ...]:
     return tuple(word.partition("@")[0] for word in transforms_of(fingerprint))
 
 
+def changes_of(fingerprint: str) -> tuple[str, ...]:
+    """`spellings_of` those that change a weight: ``rewrite/none`` is to have looked, and to have left all as it is."""
+    return tuple(word for word in spellings_of(fingerprint) if not word.endswith("/none"))
+
+
 def brief(fingerprint: str) -> str:
     """A fingerprint for messages: ``9f86d081884c…``, ``9f86d081884c…+hadamard``."""
     return join(f"{source_of(fingerprint)[:_SHOWN]}…", transforms_of(fingerprint))

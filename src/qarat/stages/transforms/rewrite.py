@@ -4,7 +4,8 @@ What the scales and copies are was found from one pass (`qarat.maths.input_steps
 `qarat.values.records.rewrites`; here it is folded into weights. A stream divided by s is made by a norm or a
 projection that is divided, and read by columns that are multiplied: the function is the old one, and nothing is
 computed at run time. ``rewrite/64`` lets copies take 64 inner channels, by which every MLP grows; ``rewrite/0`` only
-scales; ``rewrite`` takes as few as the budget is predicted to allow.
+scales; ``rewrite`` takes as few as the budget is predicted to allow, and where rewriting is predicted to buy too little
+it becomes ``rewrite/none``, which leaves the model as it is.
 """
 
 from __future__ import annotations
@@ -27,25 +28,30 @@ from qarat.values.roles import Role
 WIDER = 24
 """An MLP is made wider by at most about this part of its width: 64 columns of 1536, 448 of 11008."""
 ALIGNED = 64  # columns come in such a multiple, or in the greatest part of it that the width is a multiple of
+NONE = "none"
 _HASH_DIGITS = 12
 
 
 def parse(parts: Sequence[str]) -> ParsedTransform:
-    """``rewrite``, ``rewrite/COLUMNS``; protocol `qarat.stages.transforms.TransformFile`."""
-    if len(parts) > 1 or (parts and re.fullmatch(r"\d+", parts[0]) is None):
+    """``rewrite``, ``rewrite/COLUMNS``, ``rewrite/none``; protocol `qarat.stages.transforms.TransformFile`."""
+    if len(parts) > 1 or (parts and re.fullmatch(rf"\d+|{NONE}", parts[0]) is None):
         raise UserError("write rewrite, or rewrite/N with the inner channels by which every MLP grows: rewrite/64")
-    columns = int(parts[0]) if parts else None
+    none = list(parts) == [NONE]
+    columns = int(parts[0]) if parts and not none else None
 
     def step(model: Model, made_from: MadeFrom) -> Model:
         if not isinstance(made_from, Rewrites):
             raise UserError("it is made from rewrites that were fitted; `qarat run` fits them and keeps their file")
+        if none:
+            return model.with_transform(Transform(f"rewrite/{NONE}"))
         return apply(model, made_from, made_from.columns[-1] if columns is None else columns)
 
-    return ParsedTransform(
-        step,
-        needs="rewrites",
-        outline=lambda model: outline(model, columns_for(model) if columns is None else columns),
-    )
+    def shape(model: Model) -> Model:
+        if none:
+            return model.with_transform(Transform(f"rewrite/{NONE}"))
+        return outline(model, columns_for(model) if columns is None else columns)
+
+    return ParsedTransform(step, needs="rewrites", outline=shape)
 
 
 def columns_for(model: Model) -> int:

@@ -9,7 +9,7 @@ from qarat.surfaces.page.story import Story
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
 from qarat.surfaces.tables.scores import arm_label
 from qarat.surfaces.tables.wording import count, decimals, fixed, listed, share
-from qarat.values.fingerprints import spellings_of
+from qarat.values.fingerprints import changes_of
 from qarat.values.plans import Plan
 from qarat.values.records.prices import NATS, Menu, Protection
 from qarat.values.records.rewrites import Rewrites
@@ -38,7 +38,7 @@ def remedies(story: Story) -> list[Remedy]:
 
 def done_words(model: str) -> list[str]:
     """What was done to the float model, as one says it."""
-    return ["rewrites" if word.startswith("rewrite") else word for word in spellings_of(model)]
+    return ["rewrites" if word.startswith("rewrite") else word for word in changes_of(model)]
 
 
 def _naive_label(naive: Evaluation) -> str:
@@ -51,7 +51,7 @@ def _predicted_naive(story: Story) -> float:
     plan, rewrites, menu = story.one(Plan), story.one(Rewrites), story.one(Menu)
     if rewrites is not None:
         return rewrites.naive
-    if plan is None or menu is None or not menu.in_nats or spellings_of(plan.model):
+    if plan is None or menu is None or not menu.in_nats or changes_of(plan.model):
         return math.nan
     return math.fsum(menu.damages(plan.low).values())
 
@@ -75,7 +75,7 @@ def _predicted_plan(story: Story, low: float) -> float:
 def rewritten_streams(story: Story) -> DataTable | None:
     """The streams that would cost most, before and after rewrites, predicted; None where nothing was rewritten."""
     plan, rewrites = story.one(Plan), story.one(Rewrites)
-    columns = [word for word in spellings_of(plan.model) if word.startswith("rewrite/")] if plan else []
+    columns = [word for word in changes_of(plan.model) if word.startswith("rewrite/")] if plan else []
     if rewrites is None or not columns:
         return None
     after = rewrites.choose(int(columns[0].partition("/")[2]))

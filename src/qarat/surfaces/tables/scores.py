@@ -20,7 +20,7 @@ from qarat.surfaces.tables.wording import (
     share,
     visible,
 )
-from qarat.values.fingerprints import spellings_of
+from qarat.values.fingerprints import changes_of
 from qarat.values.records.comparison import Comparison, Contrast, score_difference
 from qarat.values.records.origin import normal_interval, same_origin, spell_bounds
 from qarat.values.records.scores import (
@@ -81,16 +81,16 @@ def _kernels(record: Evaluation) -> Iterator[str]:
 
 def arm_label(evaluation: Evaluation) -> str:
     """An evaluation's label, with what was done to the model before it was quantized: ``naive, with hadamard``."""
-    transforms = spellings_of(evaluation.provenance.model)
+    transforms = changes_of(evaluation.provenance.model)
     return f"{evaluation.label}, with {', '.join(transforms)}" if transforms else evaluation.label
 
 
 def shared_transforms(evaluations: Sequence[Evaluation]) -> str:
     """What several evaluations of one transformed model do not show; empty where there are none."""
-    transformed = [e for e in evaluations if spellings_of(e.provenance.model)]
+    transformed = [e for e in evaluations if changes_of(e.provenance.model)]
     if len(transformed) < 2 or len({e.provenance.model for e in transformed}) > 1:
         return ""
-    done = ", ".join(spellings_of(transformed[0].provenance.model))
+    done = ", ".join(changes_of(transformed[0].provenance.model))
     labels = listed([e.label for e in transformed])
     return f"{labels} alike are of the model with {done}; what that buys is seen beside a run without it"
 
