@@ -1,6 +1,8 @@
 """`qarat verify --live`: what an engine's process answers, or fails to, set beside the resolution."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from qarat.bundled import run_engine
 from qarat.jobs.engine_process import RUN
 from qarat.jobs.live import Live, compare_losses
 from qarat.jobs.verify import verify
@@ -169,6 +172,31 @@ time.sleep(300)
     time.sleep(0.2)
     status = Path(f"/proc/{(tmp_path / 'child').read_text()}/status")
     assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+def test_an_engine_goes_with_who_started_it(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'child')!r}, 'w').write(f'{{os.getpid()}} ')\ntime.sleep(300)\n"
+    )
+    (tmp_path / "request.json").write_text('{"memory": 0}')
+    command = [sys.executable, run_engine.__file__, "sleeper", str(tmp_path / "request.json"), str(tmp_path / "answer")]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", f"import subprocess; subprocess.run({command!r})"], env=env)
+
+    def wait_for(happened: Callable[[], bool]) -> None:
+        until = time.monotonic() + 60
+        while not happened():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    child = tmp_path / "child"
+    wait_for(lambda: child.exists() and child.read_text().endswith(" "))
+    status = Path(f"/proc/{child.read_text().strip()}/status")
+    assert status.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
 def test_a_death_shows_the_last_lines(qarat: Qarat, folder: Path, engine: Engine, small: list[str]) -> None:

@@ -20,6 +20,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from importlib import metadata
@@ -238,6 +239,13 @@ def main(engine: str, request_file: str, answer_file: str, home: Any = None) -> 
         json.dump(answer, file)
 
 
+def end_with_parent() -> None:
+    """Go as well where who started this is killed (Linux): an engine that nobody waits for holds memory and cores."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 if __name__ == "__main__":
+    end_with_parent()
     os.environ.update(VLLM)
     main(*sys.argv[1:])

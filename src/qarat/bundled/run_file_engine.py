@@ -12,7 +12,10 @@ import os
 import sys
 from typing import Any
 
-from run_engine import main  # pyright: ignore[reportMissingImports]  # this script's folder is the first on the path
+from run_engine import (  # pyright: ignore[reportMissingImports]  # this script's folder is the first on the path
+    end_with_parent,
+    main,
+)
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0"))  # none of these engines asks for it itself; 0 is their own choice
 # What ONNX Runtime's products are called, and OpenVINO's numbers; what is in neither is said as it is.
@@ -141,4 +144,5 @@ def listed(request: Any, kernels: Any, schemes: Any) -> Any:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(*sys.argv[1:4], home=globals())
