@@ -1,5 +1,7 @@
 """The int8 kernels compute what the reference means, by integer sums that are exact."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +55,28 @@ def test_a_product_that_saturates_is_found_out() -> None:
     assert torch.equal(saturating(small, small), (small.int() @ small.int().T).float())
     assert not int8.is_exact(saturating, "cpu")
     assert not int8.is_exact(int8.product, "meta")
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_weight_whose_order_is_kept_serves_any_number_of_rows(name: str) -> None:
+    product, weight = _exact(name), integers(40, 96, seed=1)
+    for rows in (70, 1, 256, 3):
+        codes = integers(rows, 96, seed=rows)
+        assert torch.equal(product(codes, weight).double(), codes.double() @ weight.double().T)
+
+
+def test_only_the_last_weights_are_kept_and_none_that_is_gone() -> None:
+    x, scheme = normal(5, 96), parse_tensor_scheme("int8/token", "a")
+    weights = [quantized("int8/channel", 40, 96) for _ in range(int8.KEPT + 3)]
+    for weight in weights:
+        int8_split.linear(x, weight, None, scheme, None)
+    assert len(int8._integers) == len(int8._packed) == int8.KEPT  # pyright: ignore[reportPrivateUsage]
+    assert weights[-1].codes in int8._integers  # pyright: ignore[reportPrivateUsage]
+    assert weights[0].codes not in int8._integers  # pyright: ignore[reportPrivateUsage]
+    del weight, weights
+    gc.collect()
+    assert not int8._integers  # pyright: ignore[reportPrivateUsage]
+    assert not int8._packed  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("shape", [(1, 96, 40), (70, 96, 40), (33, 77, 5), (256, 1000, 64)])

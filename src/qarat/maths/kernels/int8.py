@@ -8,8 +8,10 @@ oneDNN multiplies unsigned inputs by signed weights, so codes are shifted by 128
 On an x86 CPU without VNNI it first adds two such products in 16 bits, which saturate: there this kernel refuses, and
 `int8_split` computes. The CUDA path has never been run; it, too, is asked whether its sums are right.
 
-Weights stay as they are kept, a byte each. oneDNN wants them in an order of its own, which is made at every call: 3 to
-7 % of the product of 1024 tokens, and no second copy. For a single token it outweighs the product.
+Weights stay as they are kept, a byte each. oneDNN wants them in an order of its own, and making that takes as long as
+a product of some 1000 tokens (576 × 1536, AVX-512 VNNI: 4.9 and 3.8 ms). Kept it is for the last few weights alone, so
+that a walk, which sends all windows through one block before the next, makes it once, and holds no second copy of a
+model. Who goes through all blocks for every token makes it anew each time.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from qarat.maths.kernels import reference
 from qarat.maths.rounding import round_
@@ -32,6 +35,9 @@ Product = Callable[[Tensor, Tensor], Tensor]
 """(rows, in) int8 by (out, in) int8: the sums, (rows, out) float32, exact up to 2^24 and rounded beyond."""
 
 MAX_INNER = (2**31 - 1) // (255 * 128)  # more products of 255 · −128 than this could overflow the int32 sum
+
+KEPT = 8
+"""Weights whose integers and whose order in oneDNN are kept: a block has seven."""
 
 _ALONG_REDUCTION = (Granularity(), Granularity(1, None))
 
@@ -77,11 +83,23 @@ def product(codes: Tensor, weight: Tensor) -> Tensor:
 def onednn(codes: Tensor, weight: Tensor, shift: int) -> Tensor:
     """A `Product` on a CPU; codes from −``shift`` on, so that shifted by it they are unsigned."""
     shifted = codes.view(torch.uint8) + shift  # modulo 256
-    packed = torch.ops.onednn.qlinear_prepack(weight, list(codes.shape))
+    packed = _kept(_packed, weight, lambda: torch.ops.onednn.qlinear_prepack(weight, list(codes.shape)))
     ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
     return torch.ops.onednn.qlinear_pointwise(
         shifted, 1.0, shift, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
+
+
+_integers, _packed = WeakIdKeyDictionary(), WeakIdKeyDictionary()  # by codes; by integers. They go with their keys.
+
+
+def _kept(cache: WeakIdKeyDictionary, key: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """What is made of a tensor, as long as it is among the last ones."""
+    if key not in cache:
+        while len(cache) >= KEPT:
+            del cache[next(iter(cache))]
+        cache[key] = make()
+    return cache[key]
 
 
 def int_mm(codes: Tensor, weight: Tensor) -> Tensor:
@@ -125,7 +143,8 @@ def by_product(
     rounded = round_(units if scales.zero_point is None else units.add_(scales.zero_point), scheme.number_format)
     if rounded.amax().isnan():  # which an integer cannot say
         return reference.linear(x, weight, bias, scheme, scales)
-    codes, integers = rounded.flatten(0, 1).to(torch.int8), _integers(weight)
+    codes = rounded.flatten(0, 1).to(torch.int8)
+    integers = _kept(_integers, weight.codes, lambda: integers_of(weight))
     y = of(codes, integers).view(*matrices.shape[:2], -1)
     _take_zero_points_out_(y, codes, integers, scales.zero_point, weight.scales.zero_point)
     y.mul_(scales.effective).mul_(weight.scales.effective.view(-1))
@@ -134,7 +153,7 @@ def by_product(
     return y.view(*x.shape[:-1], -1)
 
 
-def _integers(weight: QuantizedTensor) -> Tensor:
+def integers_of(weight: QuantizedTensor) -> Tensor:
     """(out, in) int8: what the codes mean, index plus the least of the table, modulo 256."""
     return weight.codes.view(torch.int8) + int(weight.scheme.number_format.values[0])
 
