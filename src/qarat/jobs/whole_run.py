@@ -236,7 +236,7 @@ class Pipeline:
         before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
         more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
         done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
-        self.model = done.model.unkept()
+        self.model = done.model
         self.note(f"transformed before planning: {', '.join(done.transforms)}")
         return before
 

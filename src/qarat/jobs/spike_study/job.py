@@ -92,7 +92,9 @@ class SpikeJob:
             UserError: A pattern that matches nothing, or a method that was named and does not fit the model.
         """
         model.require_float("study")
-        self.model, self.tokens, self.request = model, tokens, request
+        # Blocks are not kept, neither here nor by what is made from it: several models follow one another, and bringing
+        # blocks in is a small part of going through them.
+        self.model, self.tokens, self.request = model.unkept(), tokens, request
         self.name, self.seed, self.progress = name, seed, progress
         self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites, runtime="any")
         draft_plan(model, self.plan_request)
