@@ -202,7 +202,13 @@ class SpikeJob:
         """What is left out, and why."""
         left = list(self.unfit)
         if not self.asked.front and worlds.PREFIX in self.asked.methods:
-            left.append(Left("the prefix", "windows do not begin with the same token; give `bos` each"))
+            why = "windows do not begin with the same token; give `bos` each, or ask for the arms of bos"
+            left.append(Left("the prefix", why))
+        extent = self.asked.extent
+        for group, there in (("method", extent.compared), ("order", extent.rich)):
+            lacking = [s.brief for s in extent.settings if s not in there]
+            if lacking and self.request.settings and self.request.asks(group):
+                left.append(Left(f"{group}s in {', '.join(lacking)}", "only `full` has them, where they fit"))
         if self._too_large():
             left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
         if not ground.sites:
