@@ -19,9 +19,11 @@ from qarat.jobs.estimates import (
     PROTECTING_FORWARDS,
     ROUNDING,
     estimate,
+    meter_bytes,
     price_forwards,
     quantized_bytes,
     stats_bytes,
+    whole_bytes,
 )
 from qarat.jobs.exporting import measured_in
 from qarat.jobs.float16 import float16_notes
@@ -256,7 +258,8 @@ class Pipeline:
         }
         states = max(calibration, selection, report)
         disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
-        return estimate(self.model, work, states=states, disk=disk)
+        held = max(whole_bytes(self.model), meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
+        return estimate(self.model, work, states=states, disk=disk, held=held)
 
     def _price(self, stats: ActivationStats) -> Menu:
         more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from qarat.ground.runtime import Runtime, no_progress
+from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.spike_study.job import SpikeJob
 from qarat.jobs.spike_study.worlds import SpikeTokens
@@ -40,17 +41,21 @@ asked = {"arms": ("method",), "methods": ("smooth-all", "hadamard"), "settings":
 job = SpikeJob(model, sets, SpikeRequest("quick", sites=("1.down",), **asked), name="m", seed=0, progress=no_progress)
 run = Run(Path(sys.argv[2]), "spike-study")
 run.begin()
-before = peak()
+before, foreseen = peak(), estimate(job.model, {}, states=0, disk=0, held=job.memory()).memory_bytes >> 20
 job.execute(run)
-print(peak() - before, model.block_bytes() * model.blocks >> 20)
+print(peak() - before, model.block_bytes() * model.blocks >> 20, peak(), foreseen)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
 def test_models_that_follow_one_another_leave_nothing_behind(tmp_path: Path) -> None:
-    """Seven transformed models, and as many quantized ones: of those one alone is held whole, to continue a prompt."""
+    """Seven transformed models, and as many quantized ones: of those one alone is held whole, to continue a prompt.
+
+    And what a dry run says of memory is true.
+    """
     wide = tiny_checkpoint(tmp_path / "wide", hidden=256, intermediate=4096, blocks=6)
     words = [sys.executable, "-c", GROWTH, str(wide), str(tmp_path / "s")]
     answer = subprocess.run(words, check=True, capture_output=True, text=True)
-    grown, blocks = map(int, answer.stdout.split())
+    grown, blocks, peak, foreseen = map(int, answer.stdout.split())
     assert grown < 3 * blocks
+    assert foreseen == pytest.approx(peak, rel=0.2)
