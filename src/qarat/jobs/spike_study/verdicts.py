@@ -145,8 +145,8 @@ def _protection(study: SpikeStudy, outcome: SettingOutcome) -> list[str]:
 
 
 def _duel_line(against: tuple[Duel, ...]) -> str:
-    methods = {winner: [d.arm.label for d in against if d.winner == winner] for winner in _WINNERS}
-    parts = [f"{_WINNERS[winner]} {', '.join(labels)}" for winner, labels in methods.items() if labels]
+    methods = {lead: [d.arm.label for d in against if d.winner == winner] for winner, lead in _WINNERS.items()}
+    parts = [f"{lead} {', '.join(labels)}" for lead, labels in methods.items() if labels]
     return f"  Against methods alone: {'; '.join(parts)}" if parts else ""
 
 
