@@ -1,4 +1,6 @@
+import gc
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from qarat.ground.runtime import Runtime
-from qarat.model.model import Model
+from qarat.model.model import Model, Transform
 from qarat.model.opening import open_model
 from qarat.testing import tiny_checkpoint
 
@@ -135,6 +137,29 @@ def test_a_memory_bound_too_small_to_keep_blocks(tiny_llama: Path):
     assert torch.equal(walk(bounded, some_tokens()), walk(roomy, some_tokens()))
     assert bounded.block(0) is not bounded.block(0)
     assert roomy.block(0) is roomy.block(0)
+
+
+def test_what_is_made_from_a_model_that_keeps_no_blocks_keeps_none(tiny_llama: Path):
+    model = open_model(str(tiny_llama), Runtime(memory=1 << 30, dtype="bfloat16"))
+    doubled = Transform("double", lambda _, state: state)
+    for made in (model.with_transform(doubled), model.in_float32(), model.with_blocks(model.load_float_block)):
+        assert made.block(0) is made.block(0)
+    bare = model.unkept()
+    for made in (bare.with_transform(doubled), bare.in_float32(), bare.with_blocks(model.load_float_block)):
+        assert made.block(0) is not made.block(0)
+
+
+def test_a_model_that_nobody_holds_is_gone_at_once_with_its_blocks(tiny_llama: Path):
+    """Of several gigabytes the collector knows nothing, so it comes late or never."""
+    gc.disable()
+    try:
+        model = open_model(str(tiny_llama)).with_transform(Transform("double", lambda _, state: state))
+        walk(model, some_tokens())
+        skeleton, block = weakref.ref(model._skeleton), weakref.ref(model.block(0))
+        del model
+        assert (skeleton(), block()) == (None, None)
+    finally:
+        gc.enable()
 
 
 def test_block_bytes(tiny_model: Model):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -90,12 +93,21 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return pages // 2
 
 
+def process_bytes() -> int:
+    """Memory that this process holds: at the moment where Linux tells it, else at its peak so far."""
+    table = Path("/proc/self/statm")
+    if table.exists():
+        return int(table.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 class Estimate(msgspec.Struct, frozen=True):
     """What a run would take.
 
     Attributes:
         steps: Name to seconds.
-        memory_bytes: Weights and hidden states at their peak.
+        memory_bytes: Of the process at its peak.
         disk_bytes: Of what would be written.
         rate: Matrix rate measured on this machine, floating-point operations a second.
     """

@@ -155,7 +155,7 @@ class Advisor:
         for advised, request, rewrites in drafted:
             model, seen, static = self.model, stats, is_static(parse_scheme(advised.scheme))
             if rewrites is not None:
-                model = parse_transform(advised.transform).apply(model, rewrites).unkept()
+                model = parse_transform(advised.transform).apply(model, rewrites)
                 if static:
                     seen = profile(model, self.calibration, attention=False, progress=self.progress)
             plan = draft_plan(model, request).with_schemes(dict.fromkeys(advised.kept, LinearScheme()), KEPT)

@@ -20,7 +20,7 @@ from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.trials import PlanMeter, TrialLog
 from qarat.stages.measure.meter import Meter, prefix_order
-from qarat.stages.quantize import WeightCache, build_block
+from qarat.stages.quantize import WeightCache, build_block, room_for_weights
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation, Failure
@@ -156,8 +156,7 @@ def make_meter(
         calibration: Tokens behind roundings that look at what a projection reads.
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
-    kept = model.block_bytes() * (model.blocks if model.keeps_blocks else 1)
-    cache = WeightCache(min(model.memory - kept, model.block_bytes() * model.blocks))
+    cache = WeightCache(room_for_weights(model))
     first = 0 if prefix is None else len(prefix.tokens)
     inputs = None if calibration is None else Calibration(model, calibration, first)
     return Meter(

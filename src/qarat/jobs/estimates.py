@@ -11,10 +11,14 @@ from collections.abc import Mapping
 
 import torch
 
-from qarat.ground.runtime import Estimate
+from qarat.ground.runtime import Estimate, process_bytes
 from qarat.maths.histograms import EDGES
 from qarat.model.model import Model
+from qarat.model.tokens import TokenSet
 from qarat.stages.choose.protect import MOST
+from qarat.stages.measure.meter import room_for_states
+from qarat.stages.measure.perplexity import ROWS
+from qarat.stages.quantize import room_for_weights
 from qarat.values.plans import Plan
 
 CHOOSING_FORWARDS = 5
@@ -37,24 +41,48 @@ def price_forwards(schemes: int) -> int:
     return 4 + schemes
 
 
-def estimate(model: Model, work: Mapping[str, float], *, states: int, disk: int) -> Estimate:
+def estimate(model: Model, work: Mapping[str, float], *, states: int, disk: int, held: int = 0) -> Estimate:
     """What a command would take.
 
     Args:
-        model: Opened, in float or quantized.
+        model: Opened, in float or quantized; as it will be gone through, with blocks kept or not.
         work: Name of each step to the tokens that it sends through the whole model.
         states: Hidden states in memory at once, counted in tokens.
         disk: Bytes that would be written.
+        held: Bytes beside those states and the float blocks.
     """
     rate = _matrix_rate(model.runtime.device)
     head = model.outside()[f"{model.family.head}.weight"].numel()
     per_token = 2 * (sum(s.parameters for s in model.sites()) + head) / rate
-    every = model.block_bytes() * model.blocks
-    weights = every if every <= model.runtime.memory_bytes() else model.block_bytes()
-    outside = sum(t.nbytes for t in model.outside().values())
+    weights = model.block_bytes() * (model.blocks if model.keeps_blocks else 1)
     hidden = model.config.hidden_size * model.runtime.torch_dtype.itemsize
     steps = {name: tokens * per_token for name, tokens in work.items()}
-    return Estimate(steps, weights + outside + states * hidden, disk, rate)
+    # The process as it stands has the libraries, and what lies outside the blocks.
+    return Estimate(steps, process_bytes() + weights + states * hidden + held, disk, rate)
+
+
+def meter_bytes(model: Model, tokens: TokenSet, plans: int, formats: int) -> int:
+    """What measuring plans of a model holds beside its float blocks.
+
+    Args:
+        model: In float.
+        tokens: That they are measured on.
+        plans: How many.
+        formats: Different schemes of weights among them, but for those of a few sites.
+    """
+    size = model.runtime.torch_dtype.itemsize
+    state = tokens.windows.numel() * model.config.hidden_size * size
+    states = min(max(room_for_states(model), 2 * state), plans * model.blocks * state)
+    weights = sum(site.parameters for site in model.sites())  # a byte each, whatever the format
+    numbers = 4 * weights // model.blocks  # what the codes of one block stand for
+    logits = 2 * 4 * ROWS * model.config.vocab_size  # and their logarithms
+    inside = 4 * model.runtime.batch_tokens * model.inner_width * size  # gate, up, their product, its rounding
+    return states + min(formats * weights, room_for_weights(model)) + numbers + logits + inside
+
+
+def whole_bytes(model: Model) -> int:
+    """A quantized model in one piece, to continue a prompt: four bytes a weight, and one for its code."""
+    return 5 * sum(site.parameters for site in model.sites())
 
 
 def quantized_bytes(model: Model, plan: Plan) -> int:

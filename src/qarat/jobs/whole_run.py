@@ -19,9 +19,11 @@ from qarat.jobs.estimates import (
     PROTECTING_FORWARDS,
     ROUNDING,
     estimate,
+    meter_bytes,
     price_forwards,
     quantized_bytes,
     stats_bytes,
+    whole_bytes,
 )
 from qarat.jobs.exporting import measured_in
 from qarat.jobs.float16 import float16_notes
@@ -237,7 +239,7 @@ class Pipeline:
         before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
         more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
         done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
-        self.model = done.model.unkept()
+        self.model = done.model
         self.note(f"transformed before planning: {', '.join(done.transforms)}")
         if not changes_of(self.model.fingerprint):
             self.note("nothing is rewritten: it is predicted to buy less than predictions can tell (rewrites-0.json)")
@@ -259,7 +261,8 @@ class Pipeline:
         }
         states = max(calibration, selection, report)
         disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
-        return estimate(self.model, work, states=states, disk=disk)
+        held = max(whole_bytes(self.model), meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
+        return estimate(self.model, work, states=states, disk=disk, held=held)
 
     def _price(self, stats: ActivationStats) -> Menu:
         more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}

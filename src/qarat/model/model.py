@@ -77,7 +77,7 @@ class Model(Summarized):
         folder: Where its config and tokenizer lie.
         is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
         memory: Bound on what is held, in bytes.
-        keeps_blocks: Whether all blocks fit the memory bound, so that each is read once.
+        keeps_blocks: Whether each block is read once: all fit the memory bound, and nobody asked for `unkept`.
         length: Tokens the model was trained to take at once.
     """
 
@@ -101,7 +101,8 @@ class Model(Summarized):
             self.config = widen(self._skeleton, self.family, widths[-1])
         for fold in filter(None, (t.outside for t in transforms)):
             self._skeleton.load_state_dict(fold(self.outside()), assign=True, strict=False)
-        self._load_block = load_block or self.load_float_block
+        # None, not a method of its own: a model that holds itself waits for the garbage collector with all its blocks.
+        self._load_block = load_block
         self._sites = list_sites(self._skeleton, self.family)
         self.transforms = transforms
         # One for all blocks: all have the same width.
@@ -202,7 +203,7 @@ class Model(Summarized):
         return other
 
     def unkept(self) -> Model:
-        """The same model, whose blocks are brought in anew each time: for who goes through them once."""
+        """The same model, whose blocks are brought in anew each time, as are those of what is made from it."""
         other = copy.copy(self)
         other.keeps_blocks, other._kept = False, {}
         return other
@@ -210,7 +211,7 @@ class Model(Summarized):
     def with_transform(self, transform: Transform) -> Model:
         """This float model with a transform folded into each block as it is brought in."""
         self.require_float("transform")
-        return Model(self.checkpoint, self.runtime, transforms=(*self.transforms, transform))
+        return self._as_kept(Model(self.checkpoint, self.runtime, transforms=(*self.transforms, transform)))
 
     def in_float32(self) -> Model:
         """This float model computed in float32, so that what is written of it is not rounded to a narrower dtype."""
@@ -218,7 +219,11 @@ class Model(Summarized):
         if self.runtime.dtype == "float32":
             return self
         runtime = msgspec.structs.replace(self.runtime, dtype="float32")
-        return Model(self.checkpoint, runtime, transforms=self.transforms)
+        return self._as_kept(Model(self.checkpoint, runtime, transforms=self.transforms))
+
+    def _as_kept(self, made: Model) -> Model:
+        """A model made from this one, which keeps no blocks where this one does not."""
+        return made if self.keeps_blocks else made.unkept()
 
     def sites(self) -> tuple[Site, ...]:
         """Every site of the model, in the order of the forward pass."""
@@ -271,7 +276,7 @@ class Model(Summarized):
         """One block, from memory if it is kept there."""
         if index in self._kept:
             return self._kept[index]
-        block = self._load_block(index)
+        block = (self._load_block or self.load_float_block)(index)
         if self.keeps_blocks:
             self._kept[index] = block
         return block

@@ -70,6 +70,12 @@ class WeightCache:
         return quantized
 
 
+def room_for_weights(model: Model) -> int:
+    """Bytes for weights rounded once: what the runtime's memory leaves beside float blocks, but no more than these."""
+    every = model.block_bytes() * model.blocks
+    return min(model.memory - (every if model.keeps_blocks else model.block_bytes()), every)
+
+
 def quantize(
     model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | None = None
 ) -> Model:

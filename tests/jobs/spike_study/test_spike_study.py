@@ -13,6 +13,7 @@ from qarat.jobs.protecting import profile
 from qarat.jobs.rewriting import fit_asked, reaching
 from qarat.jobs.spike_study.arm_meter import TOGETHER
 from qarat.jobs.spike_study.job import SpikeJob
+from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
@@ -37,6 +38,7 @@ from qarat.values.schemes import LinearScheme
 
 Qarat = Callable[..., Any]
 SITE = "model.layers.1.mlp.down_proj"
+KINDS = ("naive", "protected")
 KILLED = 9  # arms after which a study is killed
 
 
@@ -136,7 +138,49 @@ def test_only_the_arms_and_settings_that_are_asked_for(
         "clip-mse", "clip-mse + protected", "rewrite/0", "rewrite/0 + protected",
     ]  # fmt: skip
     assert few.settings == (few.main, "w=int8/channel a=int8/token")
+    assert ("methods in 8/channel/token", "only `full` has them, where they fit") in [(x.what, x.why) for x in few.left]
     assert few.find(few.main, "naive") == study.find(few.main, "naive")
+
+
+def test_a_prefix_where_windows_have_no_token_in_common(
+    qarat: Qarat, tiny_text: Path, small: list[str], tmp_path: Path
+) -> None:
+    """They have none; but BOS can be put in front of each, and in py-64 it is BOS that spikes."""
+    words = ("--bos", "never", "--arms", "bos", "--settings", "8/channel/static", "--sites", "1.down")
+    study = studied(qarat, Path("py-64"), small, tmp_path / "s", *words)
+    labels = [f"{world}: {kind}" for world in ("BOS each", "BOS once", "BOS each with prefix") for kind in KINDS]
+    assert [arm.label for arm in study.arms] == ["naive", *labels]
+    naive, kept = (study.find(study.main, f"{world}: naive") for world in ("BOS each", "BOS each with prefix"))
+    assert naive is not None
+    assert kept is not None
+    assert (naive.prefix, kept.prefix, kept.tokens) == (0, 1, "BOS each")
+    model = open_model("py-64")
+    calibration, _, report = load_token_sets(
+        model, calibration=str(tiny_text), length=32, samples=4, report_samples=6, bos="each"
+    )
+    stats = profile(model, calibration, 1, attention=False)
+    more = {"stats": content_hash(stats), "prefix": stats.prefix}
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), study.main, **more)
+    measured = measure_perplexity(quantize(model, plan, stats), report, label="prefix")
+    assert kept.nats == pytest.approx(measured.nats, rel=1e-6)
+    shown = " ".join(qarat("show", tmp_path / "s").out.split())
+    assert "BOS each: naive loses" in shown
+    assert "; the first tokens in float" in shown
+    assert "BOS each with prefix: in float: the first 1 of every window, '<|bos|>'" in shown
+
+
+def test_weights_per_tensor_and_the_methods_there(qarat: Qarat, small: list[str], tmp_path: Path) -> None:
+    words = ("--full", "--settings", "8/tensor/static", "--methods", "hadamard", "--arms", "protection", "method")
+    answer = qarat("study", "spikes", "py-64", *small, "-o", tmp_path / "s", *words, "--sites", "1.down")
+    assert answer.code == 0, answer.err
+    study = decode_record(tmp_path / "s" / "spike-study.json", SpikeStudy)
+    low = "w=int8/tensor a=int8/tensor/static"
+    assert study.settings == (low,)
+    assert {arm.scheme for arm in study.arms} == {low}
+    assert [arm.label for arm in study.of_group(low, "method")] == ["hadamard", "hadamard + protected"]
+    first, *_, last = verdict_lines(study)
+    assert "INT8 (weights per tensor, inputs per tensor, static): naive loses" in first
+    assert "hadamard" in last
 
 
 def test_a_killed_study_goes_on_from_its_last_arm(

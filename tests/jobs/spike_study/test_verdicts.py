@@ -5,7 +5,8 @@ import math
 import msgspec
 import pytest
 
-from qarat.jobs.spike_study.verdicts import command, duels, inside, outcome_of, recommend, steadied, verdict_lines
+from qarat.jobs.spike_study.comparisons import duels, in_front, inside, outcome_of, steadied
+from qarat.jobs.spike_study.verdicts import command, recommend, verdict_lines
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.spike_study import MAIN, RuleSays, SpikeArm, SpikeStudy
@@ -160,3 +161,21 @@ def test_one_source_gives_no_winner() -> None:
 def test_arms_of_other_tokens_are_not_compared() -> None:
     with pytest.raises(ValueError, match="other tokens"):
         full().over(arm("a", 0), arm("b", 0, tokens="BOS never"))
+
+
+def test_a_prefix_in_other_windows_is_told_beside_naive_there() -> None:
+    there = {"group": "bos", "tokens": "BOS each"}
+    arms = [
+        arm("naive", 0.05, group="naive"),
+        arm("BOS each: naive", 0.04, **there),
+        arm("BOS each: protected", 0.02, protected=(SITE,), **there),
+        arm("BOS each with prefix: naive", 0.01, prefix=1, **there),
+        arm("BOS each with prefix: protected", 0.0, prefix=1, protected=(SITE,), **there),
+    ]
+    asked = study(*arms)
+    asked = msgspec.structs.replace(asked, floats=asked.floats | {"BOS each": asked.floats[MAIN]})
+    (line,) = [line for line in verdict_lines(asked) if "BOS" in line]
+    assert line.startswith("  BOS each: naive loses +0.0400 nats (")
+    assert "); the first tokens in float +0.0100 nats (" in line
+    assert "), the protected sites +0.0200 nats (" in line
+    assert in_front(study(*arms[:3]), INT8) is None

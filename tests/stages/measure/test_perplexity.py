@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from qarat.ground.runtime import Runtime
 from qarat.model.attention import transformers_attention
 from qarat.model.model import Model
 from qarat.model.opening import open_model
-from qarat.model.tokens import TokenSet
-from qarat.stages.measure.perplexity import measure_perplexity, window_nats
+from qarat.model.tokens import NOTHING, TokenSet
+from qarat.stages.measure.perplexity import ROWS, measure_perplexity, window_nats
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.values.plans import assign
@@ -80,6 +82,46 @@ def test_window_nats_by_hand(tiny_model: Model):
         logits = tiny_model.logits(hidden[w]).double()
         by_hand = -sum(float(logits[t].log_softmax(-1)[ids[w, t + 1]]) for t in range(4))
         assert float(found[w]) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_a_long_window_is_the_sum_of_its_tokens(tiny_model: Model):
+    length = 2 * ROWS + 3
+    hidden = torch.randn(1, length, 32, generator=torch.Generator().manual_seed(1))
+    targets = token_set(1, length).windows.clone()
+    targets[0, ::3] = NOTHING
+    scored = targets[0] != NOTHING
+    expected = torch.nn.functional.cross_entropy(tiny_model.logits(hidden[0, scored]).double(), targets[0, scored])
+    assert float(window_nats(tiny_model, hidden, targets)[0]) == pytest.approx(float(expected) * int(scored.sum()))
+
+
+GROWTH = """
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from qarat.stages.measure.perplexity import window_nats
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+torch.set_num_threads(1)
+head = torch.randn(1, 49_152)
+model = SimpleNamespace(logits=lambda states: states @ head)
+before = peak()
+window_nats(model, torch.randn(4, 2048, 1), torch.ones(4, 2048, dtype=torch.long))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read as Linux tells it")
+def test_the_logits_of_few_tokens_are_in_memory_at_once():
+    """A window's would be 800 MB, with their logarithms."""
+    answer = subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True)
+    assert int(answer.stdout) < 200
 
 
 def test_what_the_record_says(tiny_model: Model):

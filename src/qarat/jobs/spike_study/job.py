@@ -11,7 +11,7 @@ import msgspec
 
 from qarat.ground.disk import write_whole
 from qarat.ground.runtime import Progress
-from qarat.jobs.estimates import PRICED_ON, PROTECTING_FORWARDS, price_forwards
+from qarat.jobs.estimates import PRICED_ON, PROTECTING_FORWARDS, meter_bytes, price_forwards, whole_bytes
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run, read_manifest, result_of
 from qarat.jobs.protecting import draft_plan, find_plan, profile
 from qarat.jobs.rewriting import FITTING_FORWARDS
@@ -25,7 +25,7 @@ from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.prices import pricing
 from qarat.stages.quantize import quantize
 from qarat.stages.spikes import RULES, find_spikes
-from qarat.stages.transforms import parse_transform
+from qarat.stages.transforms import TRANSFORMS, parse_transform
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.parsing import input_scheme, parse_scheme
 from qarat.values.plans import Plan, match_sites
@@ -92,7 +92,9 @@ class SpikeJob:
             UserError: A pattern that matches nothing, or a method that was named and does not fit the model.
         """
         model.require_float("study")
-        self.model, self.tokens, self.request = model, tokens, request
+        # Blocks are not kept, neither here nor by what is made from it: several models follow one another, and bringing
+        # blocks in is a small part of going through them.
+        self.model, self.tokens, self.request = model.unkept(), tokens, request
         self.name, self.seed, self.progress = name, seed, progress
         self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites, runtime="any")
         draft_plan(model, self.plan_request)
@@ -107,11 +109,8 @@ class SpikeJob:
         calibration, selection, report = (
             t.windows.numel() for t in (tokens.calibration, tokens.selection, tokens.report)
         )
-        named = [s.name for pattern in self.request.sites for s in match_sites(pattern, self.every)]
-        sites = tuple(dict.fromkeys(named)) or tuple(s.name for s in self.every[: self.request.most])
         compared = [setting.low for setting in self.asked.extent.compared]
-        fits = {name: {low: f"{name}/{low}" for low in compared} for name in self.asked.by("rewrites")}
-        planned = self.asked.arms(sites, lambda *_: [s.name for s in self.every], fits)
+        fits, planned = self._likely()
         plans = {(a.world, a.scheme, a.protected, a.protection) for a in planned}
         elsewhere = {a.world for a in planned} - {MAIN}
         tried = sum(len(parse_transform(m.transform).choices) for m in self.asked.by("stats").values())
@@ -126,6 +125,28 @@ class SpikeJob:
             f"profile {len(elsewhere)} more": len(elsewhere) * calibration,
             f"{len(plans)} arms": (_NEW_PART * len(plans) + 1 + len(tokens.bos)) * report,
         }
+
+    def memory(self) -> int:
+        """Bytes held at once beside one float block: while a prompt is continued, or the arms of a world measured."""
+        model, whole = self.model, 0 if self._too_large() else whole_bytes(self.model)
+        by_world: dict[str, list[PlannedArm]] = {}
+        for arm in self._likely()[1]:
+            by_world.setdefault(arm.world, []).append(arm)
+        outside = sum(t.nbytes for t in model.outside().values())
+        measuring = (
+            meter_bytes(model, self.tokens.report, len(some), len({a.scheme.partition(" ")[0] for a in some}))
+            + (outside if some[0].world.partition("/")[0] in TRANSFORMS.names() else 0)  # its model's own
+            for some in by_world.values()
+        )
+        return max(whole, *measuring)
+
+    def _likely(self) -> tuple[dict[str, dict[str, str]], list[PlannedArm]]:
+        """Worlds of rewrites by method and low scheme, and all arms, as they may be before anything is chosen."""
+        named = [s.name for pattern in self.request.sites for s in match_sites(pattern, self.every)]
+        sites = tuple(dict.fromkeys(named)) or tuple(s.name for s in self.every[: self.request.most])
+        compared = [setting.low for setting in self.asked.extent.compared]
+        fits = {name: {low: f"{name}/{low}" for low in compared} for name in self.asked.by("rewrites")}
+        return fits, self.asked.arms(sites, lambda *_: [s.name for s in self.every], fits)
 
     def execute(self, run: Run) -> SpikeStudy:
         """Do every step that is not done yet, and put the folder into place."""
@@ -200,7 +221,13 @@ class SpikeJob:
         """What is left out, and why."""
         left = list(self.unfit)
         if not self.asked.front and worlds.PREFIX in self.asked.methods:
-            left.append(Left("the prefix", "windows do not begin with the same token; give `bos` each"))
+            why = "windows do not begin with the same token; give `bos` each, or ask for the arms of bos"
+            left.append(Left("the prefix", why))
+        extent = self.asked.extent
+        for group, there in (("method", extent.compared), ("order", extent.rich)):
+            lacking = [s.brief for s in extent.settings if s not in there]
+            if lacking and self.request.settings and self.request.asks(group):
+                left.append(Left(f"{group}s in {', '.join(lacking)}", "only `full` has them, where they fit"))
         if self._too_large():
             left.append(Left("continuations", f"the model's blocks take more than {_WHOLE // 10**9} GB in one piece"))
         if not ground.sites:

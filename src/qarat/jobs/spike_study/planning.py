@@ -98,8 +98,11 @@ class Asked(NamedTuple):
                 scheme = reaching(method.scheme(setting)) if name in fitted else method.scheme(setting)
                 planned += arms.method_arms(setting, name, scheme, world or MAIN, sites)
         for setting in (s for s in (asking.MAIN, asking.TWIN) if s in self.extent.settings):
-            for rule in self.bos:
-                planned += arms.world_arms(setting, "bos", worlds.bos_world(rule), sites)
+            there = [worlds.bos_world(rule) for rule in self.bos]
+            if not self.front and worlds.EACH in there:
+                there.append(worlds.EACH_WITH_PREFIX)  # the study's own windows can have none
+            for world in there:
+                planned += arms.world_arms(setting, "bos", world, sites)
             if self.other:
                 planned += arms.world_arms(setting, "calibration", worlds.OTHER, sites)
         return [arm for arm in planned if self.request.asks(arm.group)]

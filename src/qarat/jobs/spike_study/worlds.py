@@ -36,6 +36,7 @@ from qarat.values.schemes import LinearScheme
 from qarat.values.sites import short_name
 
 PREFIX, OTHER = "prefix", "other calibration"
+EACH, EACH_WITH_PREFIX = "BOS each", "BOS each with prefix"
 SMOOTH = Step[dict[str, dict[str, str]]]("smooth", ("strengths.json",), dict[str, dict[str, str]])
 COLUMNS = Step[dict[str, float]]("columns", ("columns.json",), dict[str, float])
 _FOR = " for "  # between a rewrite and the low scheme that it is fitted to, in the name of its world
@@ -67,7 +68,7 @@ class World:
     """What arms are measured in.
 
     Attributes:
-        name: `MAIN`, `PREFIX`, `OTHER`, one of `bos_world`, or a transform.
+        name: `MAIN`, `PREFIX`, `OTHER`, `EACH_WITH_PREFIX`, one of `bos_world`, or a transform.
         model: In float.
         stats: Of it, behind static scales; what they leave out is computed in float.
         report: Tokens.
@@ -96,7 +97,7 @@ class World:
 
     def arm_note(self, sites: Sequence[str]) -> str:
         """What else is to be known of its arms, which protect these sites."""
-        if self.name == PREFIX:
+        if self.stats.prefix:
             text = self.model.tokenizer.convert_ids_to_tokens(list(self.stats.prefix))
             return f"in float: the first {len(self.stats.prefix)} of every window, {' '.join(map(repr, text))}"
         if self.name == MAIN or not sites or self.transforms:
@@ -133,7 +134,8 @@ class Worlds(NamedTuple):
         if name == MAIN:
             return World(MAIN, model, self.main, tokens.report)
         rules = {bos_world(rule): (*sets, bos_world(rule)) for rule, sets in tokens.bos.items()}
-        calibration, report, key = rules.get(name, (tokens.calibration, tokens.report, MAIN))
+        windows = EACH if name == EACH_WITH_PREFIX else name
+        calibration, report, key = rules.get(windows, (tokens.calibration, tokens.report, MAIN))
         if name == OTHER and tokens.other is not None:
             calibration = tokens.other
         if name.partition("/")[0] in TRANSFORMS.names():
@@ -141,7 +143,8 @@ class Worlds(NamedTuple):
             made_from = self.rewrites.get(name, self.main)
             model, transforms = parse_transform(text).apply(model, made_from), (text,)
             note = _words(text, low)
-        observe = observe_front if name == PREFIX else functools.partial(profile, attention=False)
+        in_front = name in (PREFIX, EACH_WITH_PREFIX)
+        observe = observe_front if in_front else functools.partial(profile, attention=False)
         step = Step[ActivationStats](f"profile {name}", (f"stats-{_file_word(name)}.safetensors",))
         origin = [self.key, calibration.fingerprint]
         stats = step.make(run, origin, lambda: observe(model, calibration, progress=self.progress), [PROFILE])

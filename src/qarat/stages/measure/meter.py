@@ -32,6 +32,12 @@ from qarat.values.schemes import Scheme
 ROOM = 256 << 20
 """Bytes that hidden states may take however small the model is."""
 
+
+def room_for_states(model: Model) -> int:
+    """Bytes for hidden states: a quarter of the runtime's memory, but no more than half of the blocks', or `ROOM`."""
+    return min(model.memory // 4, max(ROOM, model.block_bytes() * model.blocks // 2))
+
+
 Path = tuple[str, ...]
 """What is done in each block, from the first on; a beginning of one names the hidden states behind it."""
 
@@ -57,8 +63,8 @@ class Meter:
             model: In float.
             tokens: The selection set.
             build: A block under its schemes, as `qarat.stages.quantize.build_block` makes it.
-            keep_bytes: Bound on all hidden states held; default a quarter of the runtime's memory, but no more than
-                half of what the blocks take, or `ROOM`. One plan's are always held while it is measured.
+            keep_bytes: Bound on all hidden states held; default `room_for_states`. One plan's are always held while it
+                is measured.
         """
         self.forwards = 0
         self._model = model
@@ -67,8 +73,7 @@ class Meter:
         self._targets = tokens.target_batches(model.runtime.batch_tokens)
         self._build = build
         self._kernels: dict[tuple[int, str], Counter[str]] = {}
-        bound = min(model.memory // 4, max(ROOM, model.block_bytes() * model.blocks // 2))
-        bound = bound if keep_bytes is None else keep_bytes
+        bound = room_for_states(model) if keep_bytes is None else keep_bytes
         state = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._boundaries = _Boundaries(bound // state)
 

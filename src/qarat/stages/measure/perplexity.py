@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
@@ -19,6 +20,8 @@ from qarat.model.layers import kernels_of
 from qarat.model.model import Model
 from qarat.model.tokens import NOTHING, TokenSet
 from qarat.values.records.scores import Evaluation
+
+ROWS = 128  # tokens whose logits are in memory at once: with a large vocabulary, a window's would be the peak
 
 
 def measure_perplexity(
@@ -94,10 +97,13 @@ def window_nats(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (windows,) float64 on the CPU, nats.
     """
-    sums = []
-    # One window at a time: a large vocabulary's logits would not fit for a whole batch.
-    for states, ids in zip(hidden, targets.to(hidden.device), strict=True):
-        scored = ids != NOTHING
-        losses = torch.nn.functional.cross_entropy(model.logits(states[scored]), ids[scored], reduction="none")
-        sums.append(losses.double().sum().cpu())
-    return torch.stack(sums)
+    sums = torch.empty(len(targets), dtype=torch.float64)
+    for j, (states, ids) in enumerate(zip(hidden, targets.to(hidden.device), strict=True)):
+        scored = (ids != NOTHING).nonzero().flatten()
+        # A place for all losses beforehand: small tensors in between would keep malloc from giving back the logits.
+        losses = torch.empty(len(scored), device=hidden.device)
+        for start in range(0, len(scored), ROWS):
+            rows = scored[start : start + ROWS]
+            losses[start : start + ROWS] = cross_entropy(model.logits(states[rows]), ids[rows], reduction="none")
+        sums[j] = losses.double().sum()
+    return sums

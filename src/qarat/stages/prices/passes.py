@@ -142,8 +142,13 @@ def _differentiate(model: Model, hidden: Tensor, first: int, objective: Objectiv
 
 
 def _keeps_graphs(model: Model, tokens: TokenSet) -> bool:
-    """Whether what a backward pass needs of all blocks fits a quarter of the memory bound."""
-    return graph_bytes(model, tokens.windows.shape[1]) * tokens.windows.numel() <= model.memory // 4
+    """Whether what a backward pass needs of all blocks fits a quarter of the memory bound.
+
+    Their weights are part of it, so a model that keeps no blocks keeps no graphs.
+    """
+    return (
+        model.keeps_blocks and graph_bytes(model, tokens.windows.shape[1]) * tokens.windows.numel() <= model.memory // 4
+    )
 
 
 def split_batches(model: Model, tokens: TokenSet, copies: int, room: int) -> list[list[Tensor]]:

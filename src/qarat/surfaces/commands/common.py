@@ -167,14 +167,16 @@ def note_request(request: ProtectRequest, model: Model, screen: Screen) -> None:
 
 def check_weights(model: Model) -> None:
     """Read every block once, so that a weight that cannot be used is found now."""
-    for _ in model.walk():
+    for _ in model.unkept().walk():
         pass
 
 
-def show_estimate(screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0) -> Lines:
+def show_estimate(
+    screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0, held: int = 0
+) -> Lines:
     """Show what a command would take, after all checks."""
     check_weights(model)
-    screen.show(estimate(model, work, states=states, disk=disk))
+    screen.show(estimate(model, work, states=states, disk=disk, held=held))
     return ()
 
 

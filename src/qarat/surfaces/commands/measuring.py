@@ -100,4 +100,4 @@ def _estimate(options: EvaluateOptions, screen: Screen, opened: Opened) -> Lines
         raise ArgumentError("--dry-run cannot say what --tasks would take: that depends on the tasks; try --limit 10")
     passes = 2 if options.measure.against else 1
     tokens = passes * _report(options, screen, opened.model).windows.numel()
-    return common.show_estimate(screen, opened.model, {f"evaluate {opened.label}": tokens}, states=tokens)
+    return common.show_estimate(screen, opened.model.unkept(), {f"evaluate {opened.label}": tokens}, states=tokens)

@@ -192,7 +192,7 @@ def study_spikes(options: StudySpikesOptions, screen: Screen) -> Lines:
         work, windows = job.work(), tokens.report.windows.numel()
         forwards = sum(work.values()) / windows
         screen.note(f"as much as {forwards:.0f} forwards of the {len(tokens.report)} report windows")
-        return common.show_estimate(screen, model, work, states=windows * model.blocks)
+        return common.show_estimate(screen, job.model, work, held=job.memory())
     with folder.work(**common.facts_of(options.model, model, screen)):
         study = job.execute(folder)
     screen.show(study)

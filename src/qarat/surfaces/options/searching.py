@@ -82,7 +82,7 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it, arm by arm.
             (default: MODEL-spikes)
         quick: INT8 and INT6 per channel with static inputs alone, fewer controls, orders of at most two sites.
-        full: Orders and methods at every static setting, five random controls everywhere.
+        full: Orders at every static setting, methods at every setting that they fit, five random controls everywhere.
         other_calibration: Text of another kind than the report, .txt or .jsonl, to calibrate on for comparison.
             (default: not compared)
         published: List the figures that others published, with source and scheme, and measure nothing.

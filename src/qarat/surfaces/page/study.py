@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
+from qarat.jobs.spike_study.comparisons import Duel, duels, steadied
 from qarat.jobs.spike_study.published import CAVEAT, published_of
-from qarat.jobs.spike_study.verdicts import Duel, duels, steadied, verdict_lines
+from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.surfaces.page.figures.base import Figure
 from qarat.surfaces.page.figures.curve import Axis, Dot, Series, curve
 from qarat.surfaces.page.figures.intervals import Arm, intervals

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from qarat.jobs.folder import STATS
 from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.spike_study.arms import PROTECTED
-from qarat.jobs.spike_study.verdicts import outcome_of, verdict_lines
+from qarat.jobs.spike_study.comparisons import outcome_of
+from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.stages.laws.forms import FORMS
 from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.parts import Command

@@ -33,6 +33,6 @@ def show_estimate(record: Estimate) -> Parts:
     yield table((*texts("step"), *numbers("estimated time")), steps)
     total = duration(sum(record.steps.values()))
     yield f"in all {total} at the matrix rate measured now ({record.rate / 1e9:.0f} GFLOP/s); passes reach a part of it"
-    yield f"memory {record.memory_bytes / 1e6:,.0f} MB for weights and hidden states"
+    yield f"memory {record.memory_bytes / 1e6:,.0f} MB at its peak, libraries included"
     yield f"disk {record.disk_bytes / 1e6:,.1f} MB"
     yield "everything was checked; nothing was computed or written"

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from qarat.jobs.spike_study.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
+from qarat.jobs.spike_study.comparisons import duels, inside, steadied
 from qarat.jobs.spike_study.published import CAVEAT, PublishedResults, published_of
-from qarat.jobs.spike_study.verdicts import duels, inside, steadied, verdict_lines
+from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, table, texts, title
 from qarat.surfaces.tables.wording import (
     count,

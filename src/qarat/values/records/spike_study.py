@@ -1,7 +1,7 @@
 """Spike studies: what protecting a few sites buys beside its controls and beside general-purpose methods, as a record.
 
 An arm is one way to store the model, measured on the report tokens. The record keeps the loss of every window of every
-arm, so that any two can be compared in pairs; what the arms say together is in `qarat.jobs.spike_study.verdicts`.
+arm, so that any two can be compared in pairs; `qarat.jobs.spike_study.comparisons` does so.
 """
 
 from __future__ import annotations

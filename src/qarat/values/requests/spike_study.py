@@ -143,7 +143,8 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         extent: How much is measured: quick, usual or full.
-        arms: Only these beside naive: protection, control, order, method, bos, calibration. (default: all)
+        arms: Only these beside naive: protection, control, order, method, bos (other BOS rules, and a prefix under each
+            where these windows can have none), calibration. (default: all)
         settings: Only these, such as 8/channel/static, 6/tensor/dynamic or 8/channel/token. (default: as many as the
             extent has)
         methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, split, rewrite, clip-p99.9,
