@@ -134,12 +134,14 @@ def test_a_prefix_loses_nothing(three_blocks: Path):
         price(model, tokens, schemes(INT8), prefix=(0, 6))
 
 
-def test_seeing_the_attention_products_changes_no_projection(three_blocks: Path):
+# An input at the edge of a step rounds the other way where attention sums in another order: a step in some thousands.
+@pytest.mark.parametrize(("low", "most"), [("w=int8/channel", 1e-4), (INT8, 1e-2)])
+def test_seeing_the_attention_products_changes_no_projection(three_blocks: Path, low: str, most: float):
     model = open_model(str(three_blocks))
-    alone = price(model, token_set(), schemes(INT8))
-    both = price(model, token_set(), schemes(INT8, PRODUCT))
-    for name, damage in alone.damages(INT8).items():
-        assert both.damages(INT8)[name] == pytest.approx(damage, rel=1e-3)
+    alone = price(model, token_set(), schemes(low))
+    both = price(model, token_set(), schemes(low, PRODUCT))
+    for name, damage in alone.damages(low).items():
+        assert both.damages(low)[name] == pytest.approx(damage, rel=most)
 
 
 # ---------------------------------------------------------------- the second-order law
