@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qarat.ground.disk import new_folder
+from qarat.ground.runtime import Runtime
+from qarat.jobs.live import Live
+from qarat.jobs.verify import AgainstRun, verify
 from qarat.model.folders import MARK
-from qarat.model.native import write_native
+from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
+from qarat.model.tokens import TokenSet
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.values.engines import FILE_ENGINES
@@ -79,6 +84,20 @@ def test_what_ran_stands_beside_the_plan(verified: Callable[..., Any], home: Pat
     }
     assert run["losses"][0]["nats"] == pytest.approx(1)
     assert any("OpenVINO's sums saturate" in finding["what"] for finding in record["findings"])
+
+
+def test_the_engine_and_the_run_are_measured_on_the_same_windows(home: Path, engine: Engine, tmp_path: Path) -> None:
+    seen = tmp_path / "windows.json"
+    body = f"json.dump(asked['windows'], open({str(seen)!r}, 'w'))\n{answering(home, EXACT, 'int8')}"
+    ids = torch.randint(2, 98, (9, 12), generator=torch.Generator().manual_seed(0))
+    report = TokenSet("report", "windows-12-nobos", ids, tuple("abcdefghi"), ("0" * 64,), ("text",))
+    model, plan = read_native(home / "run")
+    live = Live("openvino", lambda _: report, Runtime(), engine(body))
+    record = verify(home / "onnx", live=live, against=AgainstRun(model, plan, report))
+    [loss] = record.live[0].losses
+    judged = report.subset(4)
+    assert json.loads(seen.read_text()) == judged.windows.tolist()
+    assert loss.tokens == judged.fingerprint
 
 
 def test_without_its_run_no_losses_are_compared(verified: Callable[..., Any], home: Path) -> None:

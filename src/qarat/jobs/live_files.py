@@ -13,6 +13,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
 from qarat.jobs.live import WINDOWS, Live, LiveAnswer, ask_live, compare_losses, grave_here, judge_modules
 from qarat.model.folders import MARK
+from qarat.model.tokens import TokenSet
 from qarat.stages.export.gguf.types import nearest_type, tensor_name
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.read_back.folders import Findings
@@ -33,7 +34,7 @@ def verify_file(folder: Path, live: Live, run: AgainstRun | None, progress: Prog
     Args:
         folder: Of the export, with its plan.
         live: The engine, one of `FILE_ENGINES`.
-        run: What it was exported from, for its losses on the first `WINDOWS` windows; None compares none.
+        run: What it was exported from, for its losses on `WINDOWS` windows; None compares none.
         progress: Called as the work goes on.
 
     Raises:
@@ -71,15 +72,20 @@ def verify_file(folder: Path, live: Live, run: AgainstRun | None, progress: Prog
 
 def _request(engine: FileEngine, plan: Plan, run: AgainstRun | None) -> dict[str, Any]:
     """What `bundled/run_file_engine.py` is asked."""
-    windows = [list(range(8))] if run is None else run.report.windows[:WINDOWS].tolist()
+    windows = [list(range(8))] if run is None else _judged(run).windows.tolist()
     names = list(plan.projections)
     tensors = [tensor_name(f"{name}.weight") for name in names] if engine.format == "gguf" else []
     return {"windows": windows, "projections": names, "tensors": tensors}
 
 
+def _judged(run: AgainstRun) -> TokenSet:
+    """What losses are measured on, by the engine and here."""
+    return run.report.subset(min(WINDOWS, len(run.report)))
+
+
 def _loss(engine: FileEngine, run: AgainstRun, answer: LiveAnswer, findings: Findings, progress: Progress) -> LiveLoss:
     """The engine's mean loss beside the run's."""
-    tokens = run.report.subset(min(WINDOWS, len(run.report)))
+    tokens = _judged(run)
     ours = measure_perplexity(run.model, tokens, label="run", progress=progress)
     return compare_losses(engine.name, ours, tokens, answer.losses, findings)
 
