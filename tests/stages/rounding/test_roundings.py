@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.stages.rounding import ROUNDINGS, gptq, round_weight
+from qarat.stages.rounding import ROUNDINGS, Rounding, gptq, gptq_ordered, round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
@@ -53,7 +54,7 @@ def test_every_rounding_keeps_its_promises(name: str) -> None:
 
 
 def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
-    assert ROUNDINGS.names() == ["gptq", "nearest"]
+    assert ROUNDINGS.names() == ["gptq", "gptq-ordered", "nearest"]
     scheme = parse_scheme(GPTQ)
     assert str(scheme) == GPTQ
     assert parse_scheme("w=int3/g8/round-nearest") == parse_scheme("w=int3/g8")
@@ -64,24 +65,26 @@ def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
         round_weight(normal(4, 8), parse_tensor_scheme("int4/g8/round-gptp", "w"))
 
 
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered])
 @pytest.mark.parametrize("spelling", WEIGHTS)
-def test_white_inputs_give_the_nearest(spelling: str) -> None:
+def test_white_inputs_give_the_nearest(spelling: str, rounding: Rounding) -> None:
     class White:
         moments = 3 * torch.eye(16)
         inputs = moments
 
     weight, scheme = normal(12, 16), parse_tensor_scheme(spelling, "w")
-    codes = gptq.round_weight(weight, scheme, White()).codes
+    codes = rounding.round_weight(weight, scheme, White()).codes
     assert torch.equal(codes, quantize_tensor(weight, scheme).codes)
 
 
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered])
 @pytest.mark.parametrize("spelling", WEIGHTS)
-def test_codes_do_not_depend_on_the_band(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_do_not_depend_on_the_band(spelling: str, rounding: Rounding, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, scheme, context = normal(12, 40), parse_tensor_scheme(spelling, "w"), correlated(40)
     codes: list[Tensor] = []
     for band in (1, 7, 40, 128):
         monkeypatch.setattr(gptq, "BAND", band)
-        codes.append(gptq.round_weight(weight, scheme, context).codes)
+        codes.append(rounding.round_weight(weight, scheme, context).codes)
     assert all(torch.equal(codes[0], other) for other in codes[1:])
     assert not torch.equal(codes[0], quantize_tensor(weight, scheme).codes)
 
@@ -98,6 +101,33 @@ def test_it_is_the_elimination_of_one_column_after_the_other() -> None:
         left = left - ((left[:, j] - values[:, j]) / inverse[j, j])[:, None] * inverse[j]
         inverse = inverse - inverse[:, j, None] * inverse[j] / inverse[j, j]
     assert torch.equal(ours.dequantize(), values.float())
+
+
+def test_order_is_that_of_the_inputs_and_groups_stay_where_they_lie() -> None:
+    """Columns sorted beforehand, a scale a row: GPTQ of the sorted ones, put back. Groups: the scales of `nearest`."""
+    weight, context = normal(12, 40), correlated(40)
+    order = sorted(range(40), key=lambda j: -float(context.moments[j, j]))
+    by_row = parse_tensor_scheme("int3/channel", "w")
+    ours = gptq_ordered.round_weight(weight, by_row, context).codes
+    theirs = gptq.round_weight(weight[:, order], by_row, KnownInputs(context.inputs[:, order])).codes
+    assert torch.equal(ours[:, order], theirs)
+    assert not torch.equal(ours, gptq.round_weight(weight, by_row, context).codes)
+    groups = parse_tensor_scheme("int3/g8", "w")
+    scales = gptq_ordered.round_weight(weight, groups, context).scales
+    assert torch.equal(scales.scale, quantize_tensor(weight, groups).scales.scale)
+
+
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered])
+def test_singular_moments_are_damped(rounding: Rounding) -> None:
+    """A channel twice and one never seen: without damping there is no inverse."""
+    inputs = normal(200, 16, seed=1)
+    inputs[:, 3], inputs[:, 5] = inputs[:, 2], 0.0
+    weight, scheme = normal(12, 16), parse_tensor_scheme("int4/g8", "w")
+    rounded = rounding.round_weight(weight, scheme, KnownInputs(inputs)).dequantize()
+    nearest = quantize_tensor(weight, scheme).dequantize()
+    assert torch.equal(rounded[:, 5], nearest[:, 5])  # it neither gives nor takes
+    ours, theirs = (float((inputs @ (w - weight).T).square().sum()) for w in (rounded, nearest))
+    assert ours < theirs
 
 
 @pytest.mark.parametrize("spelling", ["int4/g8", "int3/channel/asymmetric", "mxfp4/g8"])
@@ -184,3 +214,14 @@ def test_without_calibration_tokens_it_is_refused_before_any_work(tmp_path: Path
         quantize(model, plan_of(model, GPTQ))
     with pytest.raises(UserError, match="round-gptq looks at what a projection reads"):
         price(model, tokens(), [parse_scheme(GPTQ)])
+
+
+def test_fewer_tokens_than_channels_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "tiny")))
+    wide = max(site.shape[1] for site in model.sites() if site.kind == "projection")
+    few = tokens()
+    few = msgspec.structs.replace(few, windows=few.windows[:1], sources=few.sources[:1])
+    with pytest.raises(UserError, match=f"weighs {wide} input channels .* which 24 calibration tokens"):
+        quantize(model, plan_of(model, GPTQ), calibration=few)
+    with pytest.raises(UserError, match=f"at least {wide} tokens"):
+        price(model, tokens("selection", 6), [parse_scheme(GPTQ)], calibration=few)

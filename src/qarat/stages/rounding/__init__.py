@@ -144,24 +144,31 @@ def needs_calibration(schemes: Iterable[Scheme]) -> bool:
     Raises:
         UserError: An unknown rounding; names the nearest.
     """
-    return any(ROUNDINGS.load(name).NEEDS for name in _names(schemes))
+    return any(ROUNDINGS.load(s.weight.rounding).NEEDS for s in schemes if s.weight is not None)
 
 
-def check_roundings(schemes: Iterable[Scheme], *, calibrated: bool) -> None:
+def check_roundings(pairs: Iterable[tuple[Site, Scheme]], tokens: int) -> None:
     """Check that every weight can be rounded, before any long work.
 
     Args:
-        schemes: Any.
-        calibrated: Whether calibration tokens are at hand.
+        pairs: Sites, each with a scheme that it may have.
+        tokens: Of calibration, those whose inputs count; 0 where none are at hand.
 
     Raises:
-        UserError: An unknown rounding (names the nearest), or one that needs calibration tokens where there are none.
+        UserError: An unknown rounding (names the nearest), one that needs calibration tokens where there are none, or
+            one that weighs more channels against each other than there are tokens.
     """
-    for name in _names(schemes):
-        if ROUNDINGS.load(name).NEEDS and not calibrated:
+    widest: dict[str, int] = {}
+    for site, scheme in pairs:
+        if scheme.weight is not None:
+            name = scheme.weight.rounding
+            widest[name] = max(widest.get(name, 0), site.shape[1])
+    for name, channels in widest.items():
+        needs = ROUNDINGS.load(name).NEEDS
+        if needs and not tokens:
             raise UserError(_MISSING.format(f"round-{name}"))
-
-
-def _names(schemes: Iterable[Scheme]) -> list[str]:
-    """The roundings that the schemes' weights name, each once."""
-    return list(dict.fromkeys(s.weight.rounding for s in schemes if s.weight is not None))
+        if needs == "moments" and tokens < channels:
+            raise UserError(
+                f"round-{name} weighs {channels} input channels of a projection against each other, which {tokens} "
+                f"calibration tokens cannot tell apart; give more windows or more text, at least {channels} tokens"
+            )

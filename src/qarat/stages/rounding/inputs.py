@@ -36,6 +36,12 @@ class Calibration:
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
 
+    @property
+    def rows(self) -> int:
+        """Tokens whose inputs count."""
+        windows, length = self._tokens.windows.shape
+        return windows * (length - self._first)
+
     def of(self, site: Site) -> SiteInputs:
         """The context of one projection."""
         return SiteInputs(self, site)
