@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from qarat.maths.input_steps import Sensitivity, is_tokenwise, tabulate
 from qarat.maths.static_scales import reach_of
+from qarat.model.capture import Captured
 from qarat.model.families.base import Stream
 from qarat.model.model import Model
-from qarat.stages.prices.capture import Captured
+from qarat.model.passes import CapturedBatch, backward, draw_labels
 from qarat.stages.prices.changes import Pricing
-from qarat.stages.prices.passes import CapturedBatch, backward, draw_labels
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
 

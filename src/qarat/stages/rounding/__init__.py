@@ -38,7 +38,7 @@ __all__ = [
     "round_weight",
 ]
 
-Needs = Literal["", "moments", "inputs"]
+Needs = Literal["", "moments", "weighted_moments", "inputs"]
 
 
 class Context(Protocol):
@@ -47,6 +47,15 @@ class Context(Protocol):
     @property
     def moments(self) -> Tensor:
         """Mean of x·xᵀ over the tokens, (in, in) float32: the Hessian of ½ · the mean squared error of an output."""
+        ...
+
+    @property
+    def weighted_moments(self) -> Tensor:
+        """Mean of ḡ²·x·xᵀ over the tokens, (in, in) float32.
+
+        ḡ² is the mean, over a token's outputs, of the squared gradient of the log-probability of labels drawn from the
+        model itself.
+        """
         ...
 
     @property
@@ -63,7 +72,7 @@ class NoContext:
         """None there are."""
         raise UserError(_MISSING.format("this rounding"))
 
-    inputs = moments
+    weighted_moments = inputs = moments
 
 
 class Rounding(Protocol):
@@ -83,7 +92,7 @@ class Rounding(Protocol):
         ...
 
 
-ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs"])
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "weighing"])
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 
@@ -167,7 +176,7 @@ def check_roundings(pairs: Iterable[tuple[Site, Scheme]], tokens: int) -> None:
         needs = ROUNDINGS.load(name).NEEDS
         if needs and not tokens:
             raise UserError(_MISSING.format(f"round-{name}"))
-        if needs == "moments" and tokens < channels:
+        if needs in ("moments", "weighted_moments") and tokens < channels:
             raise UserError(
                 f"round-{name} weighs {channels} input channels of a projection against each other, which {tokens} "
                 f"calibration tokens cannot tell apart; give more windows or more text, at least {channels} tokens"
