@@ -1,5 +1,6 @@
 """Roundings: each keeps the promises of its kind, and GPTQ is what its paper says."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +165,14 @@ def test_where_all_tokens_count_alike_least_damage_is_gptq_and_else_it_spares_th
 def test_weighted_moments_are_those_of_the_whole_model_s_gradients(tiny_llama: Path, memory: int) -> None:
     """Autograd through the whole model at once, against the walk with gradients, whatever memory it has."""
     model = open_model(str(tiny_llama))
-    whole, read, put = model.module(), {}, {}
+    whole, read, put = model.module(), dict[str, Tensor](), dict[str, Tensor]()
     sites = [s for s in model.sites() if s.kind == "projection"]
 
-    def keep(name: str, x: Tensor, y: Tensor) -> None:
-        read[name], put[name] = x.detach()[:, 1:].flatten(0, 1), y
+    def keep(name: str, _: object, operands: tuple[Tensor, ...], output: Tensor) -> None:
+        read[name], put[name] = operands[0].detach()[:, 1:].flatten(0, 1), output
 
     for site in sites:
-        module = whole.get_submodule(site.name)
-        module.register_forward_hook(lambda _, x, y, name=site.name: keep(name, x[0], y))
+        whole.get_submodule(site.name).register_forward_hook(partial(keep, site.name))
     embedded = model.embed(tokens().windows).detach().requires_grad_(True)  # weights have no gradients
     logits = whole(inputs_embeds=embedded).logits.log_softmax(-1)
     objective = draw_labels(weighing.SEED)

@@ -55,9 +55,10 @@ class WeightedMoments:
         windows, length = self.tokens.windows.shape
         left = windows
         for seen in _PASS(self):
-            shown = [self._sum(*seen.captured.operands[name], seen.captured.gradients[name]) for name in names]
+            operands, gradients = seen.captured.operands, seen.captured.gradients
+            shown = [self._sum(operands[name][0], gradients[name]) for name in names]
             sums = [total.add_(more) for total, more in zip(sums, shown, strict=True)] if sums else shown
-            left -= len(seen.captured.gradients[names[0]])
+            left -= len(gradients[names[0]])
             if not left:  # the block's last batch
                 states.append([total / (windows * (length - self._first)) for total in sums])
                 sums, left = [], windows
