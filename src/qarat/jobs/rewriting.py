@@ -20,10 +20,10 @@ from qarat.maths.input_steps import Sensitivity, Steps, exact_scales, fits
 from qarat.maths.step_fit import StepFit
 from qarat.model.families.base import Stream
 from qarat.model.model import Model
+from qarat.model.passes import CapturedBatch
 from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import Pricing
-from qarat.stages.prices.passes import CapturedBatch
 from qarat.stages.prices.sensitivity import sensitivities
 from qarat.stages.transforms.rewrite import NONE, check, columns_for
 from qarat.values.budgets import parse_loss_budget

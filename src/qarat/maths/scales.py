@@ -61,7 +61,7 @@ class _Extremes(NamedTuple):
         return _Extremes(self.low.maximum(-bound), self.high.minimum(bound))
 
 
-def choose_scale(x: Tensor, scheme: TensorScheme) -> Scales:
+def choose_scale(x: Tensor, scheme: TensorScheme, weights: Tensor | None = None) -> Scales:
     """The scales of a tensor, from its own values.
 
     - ``absmax``: largest magnitude ÷ largest value of the format. Asymmetric: (greatest − least, 0 among them) ÷ span
@@ -79,6 +79,8 @@ def choose_scale(x: Tensor, scheme: TensorScheme) -> Scales:
     Args:
         x: (rows, cols), or (batch, …, cols) where each of the batch is a matrix of its own; floating.
         scheme: The scheme.
+        weights: What a squared error counts in each column, (cols,), not negative. Where they are given, the extremes
+            that the choice reaches are shrunk further as by ``mse``, whatever the choice, and errors count by them.
 
     Raises:
         UserError: A scheme that contradicts itself.
@@ -92,8 +94,9 @@ def choose_scale(x: Tensor, scheme: TensorScheme) -> Scales:
     if scheme.choice == "percentile":
         bound = _percentile(matrices, scheme)
         extremes = extremes.clipped(torch.where(bound == 0, torch.inf, bound))
-    if scheme.choice == "mse":
-        scales = _least_squares(tiles, None, extremes, scheme, tensor_scale, SHRINK_STEPS)
+    if scheme.choice == "mse" or weights is not None:
+        counts = None if weights is None else to_tiles(weights.view(1, 1, -1), scheme.granularity)
+        scales = _least_squares(tiles, counts, extremes, scheme, tensor_scale, SHRINK_STEPS)
     else:
         scales = _scales(extremes, scheme, tensor_scale)
     return _drop_batch(scales) if x.dim() == 2 else scales
@@ -270,7 +273,7 @@ def _least_squares(
 
 
 def _squared_error(tiles: Tensor, weights: Tensor | None, scheme: TensorScheme, scales: Scales) -> Tensor:
-    """Sum of squared errors of each tile, (batch, tall, wide); ``weights`` count the elements of the last axis."""
+    """Sum of squared errors of each tile, (batch, tall, wide); ``weights``, which broadcast over tiles, count them."""
     squares = fake_quantize_tiles(tiles, scheme, scales).sub_(tiles).square_()
     if weights is not None:
         squares = squares.double() * weights

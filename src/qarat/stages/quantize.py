@@ -95,11 +95,11 @@ def quantize(
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
-    check_roundings((a.scheme for a in plan.assignments), calibrated=calibration is not None)
+    inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
+    check_roundings(((a.site, a.scheme) for a in plan.assignments), inputs.rows if inputs else 0)
     if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
         raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
     prefix = prefix_of(model, plan)
-    inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
     return model.with_blocks(
         lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix, calibration=inputs)
     )

@@ -38,14 +38,25 @@ TOLERANCE = 1e-5  # of the largest output: the reference sums in float32
 class KnownInputs:
     """A context of inputs that are at hand (protocol `qarat.stages.rounding.Context`)."""
 
-    def __init__(self, inputs: Tensor) -> None:
-        """Keep them; (tokens, in)."""
+    def __init__(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """Keep them.
+
+        Args:
+            inputs: (tokens, in) float32.
+            weights: Of the tokens in the weighted moments, (tokens,) float32; default 1 for all.
+        """
         self.inputs = inputs
+        self._weights = torch.ones(len(inputs)) if weights is None else weights
 
     @property
     def moments(self) -> Tensor:
         """Mean of x·xᵀ over the tokens."""
         return self.inputs.T @ self.inputs / len(self.inputs)
+
+    @property
+    def weighted_moments(self) -> Tensor:
+        """Mean of weight·x·xᵀ over the tokens."""
+        return (self.inputs * self._weights[:, None]).T @ self.inputs / len(self.inputs)
 
 
 def check_rounding(rounding: Rounding) -> None:

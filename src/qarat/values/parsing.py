@@ -155,6 +155,9 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         "asymmetric",
         "outliers-6",
         "round-gptq",
+        "round-gptq-ordered",
+        "round-fisher",
+        "round-clip",
         *(f"scale-{kind}" for kind in SCALE_BITS),
     ]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")

@@ -332,7 +332,7 @@ def test_nothing_stays_behind_after_an_exception(three_blocks: Path, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qarat.stages.prices.capture.WatchedProducts._multiply", broken)
+    monkeypatch.setattr("qarat.model.capture.WatchedProducts._multiply", broken)
     with pytest.raises(KeyboardInterrupt):
         price(model, token_set(), schemes(INT8, PRODUCT))
     for index in range(model.blocks):

@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
+from qarat.model import capture, passes
 from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model
 from qarat.model.opening import open_model
+from qarat.model.passes import draw_labels
+from qarat.model.states import States
 from qarat.model.tokens import TokenSet
 from qarat.stages import prices as damage
-from qarat.stages.prices import capture, passes
-from qarat.stages.prices.passes import draw_labels
 from qarat.stages.prices.pricing import price
-from qarat.stages.prices.states import States
 from qarat.stages.quantize import quantize
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import check_metric

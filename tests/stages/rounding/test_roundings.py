@@ -1,8 +1,10 @@
 """Roundings: each keeps the promises of its kind, and GPTQ is what its paper says."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -12,10 +14,11 @@ from qarat.maths.tensors import quantize_tensor
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
+from qarat.model.passes import draw_labels
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.stages.rounding import ROUNDINGS, gptq, round_weight
+from qarat.stages.rounding import ROUNDINGS, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
 from qarat.stages.rounding.inputs import Calibration
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
@@ -23,6 +26,7 @@ from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.plans import Plan, assign
 
 GPTQ = "w=int3/g8/round-gptq"
+FISHER = "w=int3/g8/round-fisher"
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -53,7 +57,7 @@ def test_every_rounding_keeps_its_promises(name: str) -> None:
 
 
 def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
-    assert ROUNDINGS.names() == ["gptq", "nearest"]
+    assert ROUNDINGS.names() == ["clip", "fisher", "gptq", "gptq-ordered", "nearest"]
     scheme = parse_scheme(GPTQ)
     assert str(scheme) == GPTQ
     assert parse_scheme("w=int3/g8/round-nearest") == parse_scheme("w=int3/g8")
@@ -64,24 +68,26 @@ def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
         round_weight(normal(4, 8), parse_tensor_scheme("int4/g8/round-gptp", "w"))
 
 
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered, fisher])
 @pytest.mark.parametrize("spelling", WEIGHTS)
-def test_white_inputs_give_the_nearest(spelling: str) -> None:
+def test_white_inputs_give_the_nearest(spelling: str, rounding: Rounding) -> None:
     class White:
         moments = 3 * torch.eye(16)
-        inputs = moments
+        weighted_moments = inputs = moments
 
     weight, scheme = normal(12, 16), parse_tensor_scheme(spelling, "w")
-    codes = gptq.round_weight(weight, scheme, White()).codes
+    codes = rounding.round_weight(weight, scheme, White()).codes
     assert torch.equal(codes, quantize_tensor(weight, scheme).codes)
 
 
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered, fisher])
 @pytest.mark.parametrize("spelling", WEIGHTS)
-def test_codes_do_not_depend_on_the_band(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_do_not_depend_on_the_band(spelling: str, rounding: Rounding, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, scheme, context = normal(12, 40), parse_tensor_scheme(spelling, "w"), correlated(40)
     codes: list[Tensor] = []
     for band in (1, 7, 40, 128):
         monkeypatch.setattr(gptq, "BAND", band)
-        codes.append(gptq.round_weight(weight, scheme, context).codes)
+        codes.append(rounding.round_weight(weight, scheme, context).codes)
     assert all(torch.equal(codes[0], other) for other in codes[1:])
     assert not torch.equal(codes[0], quantize_tensor(weight, scheme).codes)
 
@@ -100,6 +106,33 @@ def test_it_is_the_elimination_of_one_column_after_the_other() -> None:
     assert torch.equal(ours.dequantize(), values.float())
 
 
+def test_order_is_that_of_the_inputs_and_groups_stay_where_they_lie() -> None:
+    """Columns sorted beforehand, a scale a row: GPTQ of the sorted ones, put back. Groups: the scales of `nearest`."""
+    weight, context = normal(12, 40), correlated(40)
+    order = sorted(range(40), key=lambda j: -float(context.moments[j, j]))
+    by_row = parse_tensor_scheme("int3/channel", "w")
+    ours = gptq_ordered.round_weight(weight, by_row, context).codes
+    theirs = gptq.round_weight(weight[:, order], by_row, KnownInputs(context.inputs[:, order])).codes
+    assert torch.equal(ours[:, order], theirs)
+    assert not torch.equal(ours, gptq.round_weight(weight, by_row, context).codes)
+    groups = parse_tensor_scheme("int3/g8", "w")
+    scales = gptq_ordered.round_weight(weight, groups, context).scales
+    assert torch.equal(scales.scale, quantize_tensor(weight, groups).scales.scale)
+
+
+@pytest.mark.parametrize("rounding", [gptq, gptq_ordered, fisher])
+def test_singular_moments_are_damped(rounding: Rounding) -> None:
+    """A channel twice and one never seen: without damping there is no inverse."""
+    inputs = normal(200, 16, seed=1)
+    inputs[:, 3], inputs[:, 5] = inputs[:, 2], 0.0
+    weight, scheme = normal(12, 16), parse_tensor_scheme("int4/g8", "w")
+    rounded = rounding.round_weight(weight, scheme, KnownInputs(inputs)).dequantize()
+    nearest = quantize_tensor(weight, scheme).dequantize()
+    assert torch.equal(rounded[:, 5], nearest[:, 5])  # it neither gives nor takes
+    ours, theirs = (float((inputs @ (w - weight).T).square().sum()) for w in (rounded, nearest))
+    assert ours < theirs
+
+
 @pytest.mark.parametrize("spelling", ["int4/g8", "int3/channel/asymmetric", "mxfp4/g8"])
 def test_it_lowers_the_output_error(spelling: str) -> None:
     weight, scheme, context = normal(24, 40), parse_tensor_scheme(spelling, "w"), correlated(40)
@@ -108,6 +141,50 @@ def test_it_lowers_the_output_error(spelling: str) -> None:
         for rounded in (gptq.round_weight(weight, scheme, context), quantize_tensor(weight, scheme))
     )
     assert by_gptq < 0.8 * by_nearest
+
+
+def test_where_all_tokens_count_alike_least_damage_is_gptq_and_else_it_spares_those_that_count() -> None:
+    weight, scheme, inputs = normal(24, 40), parse_tensor_scheme("int3/g8", "w"), correlated(40).inputs
+    alike = KnownInputs(inputs, torch.full((200,), 2.0**-20))  # a power of two: not a bit changes but the exponent
+    ours, theirs = (rounding.round_weight(weight, scheme, alike).codes for rounding in (fisher, gptq_ordered))
+    assert torch.equal(ours, theirs)
+    weights = normal(200, seed=3).exp().square()
+    unlike = KnownInputs(inputs, weights)
+    spared, even = (
+        float(
+            (
+                (inputs @ (rounding.round_weight(weight, scheme, unlike).dequantize() - weight).T).square().T @ weights
+            ).sum()
+        )
+        for rounding in (fisher, gptq_ordered)
+    )
+    assert spared < 0.95 * even
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+def test_weighted_moments_are_those_of_the_whole_model_s_gradients(tiny_llama: Path, memory: int) -> None:
+    """Autograd through the whole model at once, against the walk with gradients, whatever memory it has."""
+    model = open_model(str(tiny_llama))
+    whole, read, put = model.module(), dict[str, Tensor](), dict[str, Tensor]()
+    sites = [s for s in model.sites() if s.kind == "projection"]
+
+    def keep(name: str, _: object, operands: tuple[Tensor, ...], output: Tensor) -> None:
+        read[name], put[name] = operands[0].detach()[:, 1:].flatten(0, 1), output
+
+    for site in sites:
+        whole.get_submodule(site.name).register_forward_hook(partial(keep, site.name))
+    embedded = model.embed(tokens().windows).detach().requires_grad_(True)  # weights have no gradients
+    logits = whole(inputs_embeds=embedded).logits.log_softmax(-1)
+    objective = draw_labels(weighing.SEED)
+    total = sum((objective(window, j, 0) for j, window in enumerate(logits)), torch.zeros(()))
+    gradients = torch.autograd.grad(total, list(put.values()))
+    model.memory = memory
+    context = Calibration(model, tokens(), first=1)
+    for site, gradient in zip(put, gradients, strict=True):
+        weights = gradient[:, 1:].flatten(0, 1).square().mean(1)
+        expected = (read[site] * weights[:, None]).T @ read[site] / len(weights)
+        ours = context.of(next(s for s in sites if s.name == site)).weighted_moments
+        assert torch.allclose(ours, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max())), site
 
 
 def test_moments_are_of_what_the_float_model_reads(tiny_llama: Path) -> None:
@@ -147,9 +224,12 @@ def test_a_block_s_moments_come_from_one_run_where_they_fit(
     assert len(runs) == times * len(tokens().batches(model.runtime.batch_tokens))
 
 
-def test_prices_and_quantization_use_the_rounding_that_the_plan_names(tmp_path: Path, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("low", [GPTQ, FISHER])
+def test_prices_and_quantization_use_the_rounding_that_the_plan_names(
+    tmp_path: Path, tiny_llama: Path, low: str
+) -> None:
     model = open_model(str(tiny_llama))
-    plan = plan_of(model, GPTQ)
+    plan = plan_of(model, low)
     small = quantize(model, plan, calibration=tokens())
     write_native(small, plan, tmp_path / "out")
     stored, read = read_native(tmp_path / "out")
@@ -162,17 +242,18 @@ def test_prices_and_quantization_use_the_rounding_that_the_plan_names(tmp_path: 
     assert not torch.equal(ours.codes, nearest.codes)
     assert torch.equal(ours.scales.scale, nearest.scales.scale)
     # The price of the weight's error is that of the very codes.
-    schemes = [parse_scheme(GPTQ)]
+    schemes = [parse_scheme(low)]
     menu = price(model, tokens("selection", 6), schemes, metric="weight-error", calibration=tokens())
-    damage = menu.damages(GPTQ)[f"model.layers.1.{name}"]
+    damage = menu.damages(low)[f"model.layers.1.{name}"]
     assert damage == pytest.approx(float((ours.dequantize() - weight).double().square().sum()), rel=1e-12)
 
 
+@pytest.mark.parametrize("low", [GPTQ, FISHER])
 @pytest.mark.parametrize("memory", [1, 1 << 30])
-def test_blocks_may_be_built_in_any_order(tiny_llama: Path, memory: int) -> None:
+def test_blocks_may_be_built_in_any_order(tiny_llama: Path, memory: int, low: str) -> None:
     model = open_model(str(tiny_llama))
     model.memory = memory
-    there, back = (quantize(model, plan_of(model, GPTQ), calibration=tokens()) for _ in range(2))
+    there, back = (quantize(model, plan_of(model, low), calibration=tokens()) for _ in range(2))
     ours = [block_of(there, index).get_submodule("self_attn.q_proj").quantized.codes for index in (0, 1)]
     theirs = [block_of(back, index).get_submodule("self_attn.q_proj").quantized.codes for index in (1, 0)]
     assert all(map(torch.equal, ours, reversed(theirs)))
@@ -184,3 +265,14 @@ def test_without_calibration_tokens_it_is_refused_before_any_work(tmp_path: Path
         quantize(model, plan_of(model, GPTQ))
     with pytest.raises(UserError, match="round-gptq looks at what a projection reads"):
         price(model, tokens(), [parse_scheme(GPTQ)])
+
+
+def test_fewer_tokens_than_channels_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "tiny")))
+    wide = max(site.shape[1] for site in model.sites() if site.kind == "projection")
+    few = tokens()
+    few = msgspec.structs.replace(few, windows=few.windows[:1], sources=few.sources[:1])
+    with pytest.raises(UserError, match=f"weighs {wide} input channels .* which 24 calibration tokens"):
+        quantize(model, plan_of(model, GPTQ), calibration=few)
+    with pytest.raises(UserError, match=f"at least {wide} tokens"):
+        price(model, tokens("selection", 6), [parse_scheme(GPTQ)], calibration=few)

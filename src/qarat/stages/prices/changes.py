@@ -17,10 +17,10 @@ from qarat.maths.kernels import reference
 from qarat.maths.static_scales import static_operands, static_scales_of
 from qarat.maths.tensors import fake_quantize
 from qarat.maths.tiles import Scales
+from qarat.model.capture import Captured
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import Captured
 from qarat.stages.rounding import Merged, round_weight
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.streams import ActivationStats

@@ -11,16 +11,16 @@ squaring element by element instead (ModelOpt's score) loses the calibration in 
 couple two sites or two tokens, and everything beyond second order, so damages well above 0.1 nats come out low.
 
 Where memory is short, backward recomputes one block at a time, and takes what the walk takes
-(`qarat.stages.prices.capture`). A further scheme costs one more product per site, not another pass.
+(`qarat.model.capture`). A further scheme costs one more product per site, not another pass.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from qarat.model.passes import backward, backward_forwards, draw_labels
 from qarat.stages.prices.changes import SiteChange, per_token
 from qarat.stages.prices.metric import Metric, by_changes
-from qarat.stages.prices.passes import backward, backward_forwards, draw_labels
 from qarat.values.records.prices import NATS
 
 

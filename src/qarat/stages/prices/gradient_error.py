@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qarat.model.passes import backward, backward_forwards, next_tokens
 from qarat.stages.prices.changes import SiteChange
 from qarat.stages.prices.metric import Metric, by_changes
-from qarat.stages.prices.passes import backward, backward_forwards, next_tokens
 from qarat.values.schemes import LinearScheme
 
 

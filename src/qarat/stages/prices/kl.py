@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress, no_progress
+from qarat.model.capture import watched
 from qarat.model.model import Model
+from qarat.model.passes import STAGE, forward_states, part_of, split_batches
 from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import watched
 from qarat.stages.prices.changes import BlockChanges, Prices, Pricing
 from qarat.stages.prices.metric import Metric
-from qarat.stages.prices.passes import STAGE, forward_states, part_of, split_batches
 from qarat.values.records.prices import NATS
 from qarat.values.schemes import Scheme
 from qarat.values.sites import Site

@@ -1,6 +1,6 @@
 """What a metric is: a value that says how sites are priced, and what that costs.
 
-Four of the six look at one site at a time: a pass (`qarat.stages.prices.passes`) shows what a site reads and puts out,
+Four of the six look at one site at a time: a pass (`qarat.model.passes`) shows what a site reads and puts out,
 a score says what a `SiteChange` there is worth, and `by_changes` puts the two together. What a metric has to do
 otherwise is a function of its own from a `Pricing` to the price in each window (`kl` runs the rest of the model,
 `weight_error` looks at no token).
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from qarat.model.model import Model
+from qarat.model.passes import CapturedBatch
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import BlockChanges, Prices, Pricing, SiteChange
-from qarat.stages.prices.passes import CapturedBatch
 from qarat.values.schemes import Scheme
 
 Capture = Callable[[Pricing], Iterator[CapturedBatch]]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from qarat.model.passes import forward
 from qarat.stages.prices.changes import SiteChange, per_token
 from qarat.stages.prices.metric import Metric, by_changes
-from qarat.stages.prices.passes import forward
 
 
 def _score(change: SiteChange) -> Tensor:

@@ -71,11 +71,11 @@ def check_pricing(metric: Metric, pricing: Pricing) -> None:
         able = ", ".join(name for name in METRICS.names() if METRICS.load(name).takes_prefix)
         raise UserError(f"{metric.name} has no prices with a prefix in float; take one that has: {able}")
     check_prefix(pricing.tokens, pricing.prefix)
+    fitting = [(site, scheme) for site in model.sites() for scheme in schemes if scheme.fits(site.kind)]
     if not metric.weights_only:
-        fitting = [(site, scheme) for site in model.sites() for scheme in schemes if scheme.fits(site.kind)]
         needed = [pair for site, scheme in fitting for pair in static_operands(site.streams, scheme)]
         check_static(needed, pricing.stats, model.fingerprint, pricing.prefix)
-    check_roundings(schemes, calibrated=pricing.calibration is not None)
+    check_roundings(fitting, pricing.calibration.rows if pricing.calibration else 0)
     model.require_float("price")
 
 

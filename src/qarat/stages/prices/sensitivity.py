@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from qarat.maths.input_steps import Sensitivity, is_tokenwise, tabulate
 from qarat.maths.static_scales import reach_of
+from qarat.model.capture import Captured
 from qarat.model.families.base import Stream
 from qarat.model.model import Model
-from qarat.stages.prices.capture import Captured
+from qarat.model.passes import CapturedBatch, Objective, backward, draw_labels
 from qarat.stages.prices.changes import Pricing
-from qarat.stages.prices.passes import CapturedBatch, backward, draw_labels
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import TensorScheme
 
@@ -50,7 +50,7 @@ def sensitivities(
     assert pricing.stats is not None
     model, sums = pricing.model, dict[str, _Sums]()
     index, block = -1, nn.Module()
-    for seen in backward(lambda pricing: draw_labels(pricing.seed), whole=True)(pricing):
+    for seen in _PASS(pricing):
         if seen.index != index and sums:
             yield index, block, _gathered(model, pricing.stats, index, block, sums)
             sums = {}
@@ -63,6 +63,13 @@ def sensitivities(
                 sums.setdefault(stream.name, _Sums()), stream, block, seen.captured, len(pricing.prefix), reach, inputs
             )
     yield index, block, _gathered(model, pricing.stats, index, block, sums)
+
+
+def _labels(pricing: Pricing) -> Objective:
+    return draw_labels(pricing.seed)
+
+
+_PASS = backward(_labels, whole=True)
 
 
 def _add(

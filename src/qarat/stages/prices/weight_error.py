@@ -7,9 +7,9 @@ weight. A scheme of inputs alone costs nothing here, and attention products, whi
 
 from __future__ import annotations
 
+from qarat.model.passes import STAGE
 from qarat.stages.prices.changes import BlockChanges, Prices, Pricing
 from qarat.stages.prices.metric import Metric
-from qarat.stages.prices.passes import STAGE
 from qarat.values.schemes import LinearScheme
 
 

@@ -38,7 +38,7 @@ __all__ = [
     "round_weight",
 ]
 
-Needs = Literal["", "moments", "inputs"]
+Needs = Literal["", "moments", "weighted_moments", "inputs"]
 
 
 class Context(Protocol):
@@ -47,6 +47,15 @@ class Context(Protocol):
     @property
     def moments(self) -> Tensor:
         """Mean of x·xᵀ over the tokens, (in, in) float32: the Hessian of ½ · the mean squared error of an output."""
+        ...
+
+    @property
+    def weighted_moments(self) -> Tensor:
+        """Mean of ḡ²·x·xᵀ over the tokens, (in, in) float32.
+
+        ḡ² is the mean, over a token's outputs, of the squared gradient of the log-probability of labels drawn from the
+        model itself.
+        """
         ...
 
     @property
@@ -63,7 +72,7 @@ class NoContext:
         """None there are."""
         raise UserError(_MISSING.format("this rounding"))
 
-    inputs = moments
+    weighted_moments = inputs = moments
 
 
 class Rounding(Protocol):
@@ -83,7 +92,7 @@ class Rounding(Protocol):
         ...
 
 
-ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs"])
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "weighing"])
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 
@@ -144,24 +153,31 @@ def needs_calibration(schemes: Iterable[Scheme]) -> bool:
     Raises:
         UserError: An unknown rounding; names the nearest.
     """
-    return any(ROUNDINGS.load(name).NEEDS for name in _names(schemes))
+    return any(ROUNDINGS.load(s.weight.rounding).NEEDS for s in schemes if s.weight is not None)
 
 
-def check_roundings(schemes: Iterable[Scheme], *, calibrated: bool) -> None:
+def check_roundings(pairs: Iterable[tuple[Site, Scheme]], tokens: int) -> None:
     """Check that every weight can be rounded, before any long work.
 
     Args:
-        schemes: Any.
-        calibrated: Whether calibration tokens are at hand.
+        pairs: Sites, each with a scheme that it may have.
+        tokens: Of calibration, those whose inputs count; 0 where none are at hand.
 
     Raises:
-        UserError: An unknown rounding (names the nearest), or one that needs calibration tokens where there are none.
+        UserError: An unknown rounding (names the nearest), one that needs calibration tokens where there are none, or
+            one that weighs more channels against each other than there are tokens.
     """
-    for name in _names(schemes):
-        if ROUNDINGS.load(name).NEEDS and not calibrated:
+    widest: dict[str, int] = {}
+    for site, scheme in pairs:
+        if scheme.weight is not None:
+            name = scheme.weight.rounding
+            widest[name] = max(widest.get(name, 0), site.shape[1])
+    for name, channels in widest.items():
+        needs = ROUNDINGS.load(name).NEEDS
+        if needs and not tokens:
             raise UserError(_MISSING.format(f"round-{name}"))
-
-
-def _names(schemes: Iterable[Scheme]) -> list[str]:
-    """The roundings that the schemes' weights name, each once."""
-    return list(dict.fromkeys(s.weight.rounding for s in schemes if s.weight is not None))
+        if needs in ("moments", "weighted_moments") and tokens < channels:
+            raise UserError(
+                f"round-{name} weighs {channels} input channels of a projection against each other, which {tokens} "
+                f"calibration tokens cannot tell apart; give more windows or more text, at least {channels} tokens"
+            )

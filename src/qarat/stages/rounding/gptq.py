@@ -7,12 +7,15 @@ of the row is best off, to second order, at
     w_k − (w_j − q_j) / U_jj · U_jk   for k > j,      H⁻¹ = Uᵀ U, U upper triangular
 
 (the paper's section 3.3, step 3: row j of the Cholesky factor is what eliminating columns 0 … j−1 one by one leaves of
-H⁻¹). Columns go from left to right, as they lie; sorting them by H_jj (``act_order``) would shuffle groups and is left
-out. Updates of columns beyond the current band are gathered into one product. That is the same sum in another order,
-so codes do not depend on the band; in float64 not even by rounding, but for ties.
+H⁻¹). Columns go from left to right, as they lie; `gptq_ordered` takes them in another order. Updates of columns beyond
+the current band are gathered into one product. That is the same sum in another order, so codes do not depend on the
+band; in float64 not even by rounding, but for ties.
 
-Scales are those that `nearest` uses, chosen from the weight as it is: a group's scale must be known wherever its
-columns lie. With H a multiple of the identity nothing is passed on, and the codes are those of `nearest`.
+Scales are those that `nearest` uses, chosen from the weight as it is: a group's scale must be known wherever and
+whenever its columns come. With H a multiple of the identity nothing is passed on, and the codes are those of `nearest`.
+
+H is damped, so that one that is singular (channels that go together) has an inverse. Fewer tokens than channels make
+it singular whatever the model reads, and are refused (`qarat.stages.rounding.check_roundings`).
 """
 
 from __future__ import annotations
@@ -35,12 +38,30 @@ BAND = 128  # columns between two updates of all that follow: the authors' block
 
 def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
     """Round one column after the other; protocol `qarat.stages.rounding.Rounding`."""
+    return round_columns(weight, scheme, context.moments)
+
+
+def round_columns(
+    weight: Tensor, scheme: TensorScheme, moments: Tensor, order: Tensor | None = None
+) -> QuantizedTensor:
+    """Round one column after the other, each passing on its error as the moments say.
+
+    Args:
+        weight: (out, in), any float dtype; not written to.
+        scheme: Of the weight.
+        moments: (in, in) float32, symmetric, not negative; what is minimised is (w − q) · moments · (w − q)ᵀ.
+        order: Every column's number, (in,), in the order in which they are rounded; default as they lie.
+    """
     weight = weight.detach().float()
     scales = choose_scale(weight, scheme)
-    steps = per_element(scales.effective, scheme.granularity, weight.shape)
-    zeros = None if scales.zero_point is None else per_element(scales.zero_point, scheme.granularity, weight.shape)
-    factor = inverse_factor(context.moments.to(weight.device))
-    left = weight.double()  # what is still to be rounded, with the errors of what has been
+    order = torch.arange(weight.shape[1]) if order is None else order
+    order = order.to(weight.device)
+    steps = per_element(scales.effective, scheme.granularity, weight.shape)[:, order]
+    zeros = None
+    if scales.zero_point is not None:
+        zeros = per_element(scales.zero_point, scheme.granularity, weight.shape)[:, order]
+    factor = inverse_factor(moments.to(weight.device)[order][:, order])
+    left = weight[:, order].double()  # what is still to be rounded, with the errors of what has been
     codes = torch.empty_like(weight, dtype=torch.uint8)
     for first in range(0, weight.shape[1], BAND):
         band = slice(first, min(first + BAND, weight.shape[1]))
@@ -48,14 +69,19 @@ def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> Quan
         for j in range(band.start, band.stop):
             # In float32 and by a division, as `quantize_tensor` does it, so that without errors the codes are equal.
             units = left[:, j].float() / steps[:, j]
-            codes[:, j] = encode(units if zeros is None else units + zeros[:, j], scheme.number_format)
-            value = decode(codes[:, j], scheme.number_format)
+            column = encode(units if zeros is None else units + zeros[:, j], scheme.number_format)
+            value = decode(column, scheme.number_format)
             value = (value if zeros is None else value - zeros[:, j]) * steps[:, j]
             error = (left[:, j] - value) / factor[j, j]
             left[:, j : band.stop] -= error[:, None] * factor[j, j : band.stop]
-            errors[:, j - first] = error
+            errors[:, j - first], codes[:, order[j]] = error, column
         left[:, band.stop :] -= errors @ factor[band, band.stop :]
     return QuantizedTensor(codes, scales, scheme)
+
+
+def heaviest_first(moments: Tensor) -> Tensor:
+    """The columns by their second moment, the largest first, equal ones as they lie; (in,) int64."""
+    return moments.diagonal().argsort(descending=True, stable=True)
 
 
 def inverse_factor(moments: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
+from qarat.stages.rounding.weighing import WeightedMoments
 from qarat.values.sites import Site
 
 
@@ -33,8 +34,15 @@ class Calibration:
         self._model, self._tokens, self._first = model, tokens, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
+        self._weighted = WeightedMoments(model, tokens, first)
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
+
+    @property
+    def rows(self) -> int:
+        """Tokens whose inputs count."""
+        windows, length = self._tokens.windows.shape
+        return windows * (length - self._first)
 
     def of(self, site: Site) -> SiteInputs:
         """The context of one projection."""
@@ -58,6 +66,10 @@ class Calibration:
             self._watch(every.values() if together else [site], add)
             self._moments = {stream: total / rows for stream, total in sums.items()}
         return self._moments[site.streams[0]]
+
+    def weighted_moments(self, site: Site) -> Tensor:
+        """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
+        return self._weighted.of(site)
 
     def inputs(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`."""
@@ -116,6 +128,11 @@ class SiteInputs:
     def moments(self) -> Tensor:
         """Mean of x·xᵀ over the tokens, (in, in) float32."""
         return self.calibration.moments(self.site)
+
+    @property
+    def weighted_moments(self) -> Tensor:
+        """Mean of ḡ²·x·xᵀ over the tokens, (in, in) float32."""
+        return self.calibration.weighted_moments(self.site)
 
     @property
     def inputs(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes through a model that show its sites to metrics, forward alone or with gradients.
+"""Passes through a float model that show its sites, to metrics and roundings; forward alone or with gradients.
 
 Forward keeps what a backward pass needs of every block, where that fits. Where it does not, forward leaves each block's
 inputs on disk, and backward recomputes one block at a time: memory is then that of the walk, and the gradients are the
@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress
+from qarat.model.capture import Captured, Graph, build_graph, differentiate_block, graph_bytes, run_capturing
 from qarat.model.model import Model
+from qarat.model.states import States, room_on_disk
 from qarat.model.tokens import TokenSet
-from qarat.stages.prices.capture import Captured, Graph, build_graph, differentiate_block, graph_bytes, run_capturing
-from qarat.stages.prices.changes import Pricing
-from qarat.stages.prices.states import States, room_on_disk
 from qarat.values.schemes import Scheme
 
 STAGE = "damage"  # what progress is told
@@ -41,22 +40,47 @@ class CapturedBatch(NamedTuple):
     captured: Captured
 
 
-def forward(pricing: Pricing) -> Iterator[CapturedBatch]:
+class Subject(Protocol):
+    """What a pass is through."""
+
+    @property
+    def model(self) -> Model:
+        """In float."""
+        ...
+
+    @property
+    def tokens(self) -> TokenSet:
+        """That it computes."""
+        ...
+
+    @property
+    def has_products(self) -> bool:
+        """Whether attention products are to be shown too."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """Called after every block, forward and backward."""
+        ...
+
+
+S = TypeVar("S", bound=Subject)
+
+
+def forward(subject: Subject) -> Iterator[CapturedBatch]:
     """The pass of a metric that needs no gradients, one forward: blocks in order, and the batches of each."""
-    model, products = pricing.model, pricing.has_products
-    hidden = [model.embed(batch) for batch in pricing.tokens.batches(model.runtime.batch_tokens)]
-    pricing.progress(STAGE, 0, model.blocks)
+    model, products = subject.model, subject.has_products
+    hidden = [model.embed(batch) for batch in subject.tokens.batches(model.runtime.batch_tokens)]
+    subject.progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
         for j, states in enumerate(hidden):
             with torch.no_grad():
                 hidden[j], captured = run_capturing(model, index, block, states, products)
             yield CapturedBatch(index, block, captured)
-        pricing.progress(STAGE, index + 1, model.blocks)
+        subject.progress(STAGE, index + 1, model.blocks)
 
 
-def backward(
-    objective: Callable[[Pricing], Objective], *, whole: bool = False
-) -> Callable[[Pricing], Iterator[CapturedBatch]]:
+def backward(objective: Callable[[S], Objective], *, whole: bool = False) -> Callable[[S], Iterator[CapturedBatch]]:
     """The pass of a metric that needs gradients: blocks from the last to the first, and the batches of each.
 
     Args:
@@ -64,15 +88,15 @@ def backward(
         whole: Whether all windows go through together, whatever room that takes, so that each block comes once.
     """
 
-    def capture(pricing: Pricing) -> Iterator[CapturedBatch]:
-        model, tokens, wanted = pricing.model, pricing.tokens, objective(pricing)
+    def capture(subject: S) -> Iterator[CapturedBatch]:
+        model, tokens, wanted = subject.model, subject.tokens, objective(subject)
         everything = [tokens.batches(model.runtime.batch_tokens)]
         groups = everything if whole else split_batches(model, tokens, model.blocks + 1, room_on_disk())
         first = 0
         keeps = _keeps_graphs(model, tokens)
         for number, batches in enumerate(groups):
-            progress = part_of(pricing.progress, number, len(groups))
-            yield from _capture_group(pricing, batches, first, wanted, progress, keeps=keeps)
+            progress = part_of(subject.progress, number, len(groups))
+            yield from _capture_group(subject, batches, first, wanted, progress, keeps=keeps)
             first += sum(map(len, batches))
 
     return capture
@@ -84,19 +108,19 @@ def backward_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme])
 
 
 def _capture_group(
-    pricing: Pricing, batches: Sequence[Tensor], first: int, objective: Objective, progress: Progress, *, keeps: bool
+    subject: Subject, batches: Sequence[Tensor], first: int, objective: Objective, progress: Progress, *, keeps: bool
 ) -> Iterator[CapturedBatch]:
     """As `backward`, of some batches.
 
     Args:
-        pricing: Whose model and products are looked at.
+        subject: Whose model and products are looked at.
         batches: (windows, length) token ids each.
         first: Index in the token set of their first window.
         objective: What is differentiated.
         progress: Called after every block, forward and backward.
         keeps: Whether forward keeps what backward needs.
     """
-    model, products = pricing.model, pricing.has_products
+    model, products = subject.model, subject.has_products
     kept: defaultdict[int, list[Graph]] = defaultdict(list)
 
     def run(index: int, block: nn.Module, hidden: Tensor) -> Tensor:

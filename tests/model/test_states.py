@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qarat.ground.errors import UserError
-from qarat.stages.prices.states import States
+from qarat.model.states import States
 
 
 def test_boundaries_come_back_as_they_went():
