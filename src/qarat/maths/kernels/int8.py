@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from msgspec import structs
@@ -97,9 +98,10 @@ def _kept(cache: WeakIdKeyDictionary, key: Tensor, make: Callable[[], Tensor]) -
     """What is made of a tensor, as long as it is among the last ones."""
     if key not in cache:
         while len(cache) >= KEPT:
-            del cache[next(iter(cache))]
+            oldest: Any = next(iter(cast(Any, cache)))
+            del cache[oldest]
         cache[key] = make()
-    return cache[key]
+    return cast(Tensor, cache[key])
 
 
 def int_mm(codes: Tensor, weight: Tensor) -> Tensor:
