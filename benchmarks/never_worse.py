@@ -4,7 +4,7 @@
 
 Every projection low, nothing protected, on the model as it is and on the rewritten one, on the same report windows. A
 scheme is worse where the paired difference is above zero by more than two standard errors. Where `qarat run` would
-rewrite nothing, that is said.
+rewrite nothing, that is said; with ``--all`` it is rewritten and measured all the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def compare(name: str, asked: argparse.Namespace) -> dict[str, Any]:
             found[low] = {"not rewritten": why}
             continue
         fitted = fit_rewrites(model, selection, seen, reaching(low), columns=columns)
-        if not pays(fitted):
+        if not pays(fitted) and not asked.all:
             found[low] = {"left alone": {"predicted as it is": fitted.naive, "rewritten": fitted.damage(columns)}}
             continue
         rewritten = parse_transform(f"rewrite/{columns}").apply(model, fitted).unkept()
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="folders, GGUF files, or reference models' names")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--report-samples", type=int, default=64)
+    parser.add_argument("--all", action="store_true", help="rewrite also where it is predicted to buy too little")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, help="write the JSON here too")
     asked = parser.parse_args()

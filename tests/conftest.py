@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -108,3 +110,32 @@ def small(tiny_text: Path) -> list[str]:
     """Options that keep a command on a tiny model to a fraction of a second."""
     sizes = ["--samples", "4", "--report-samples", "6", "--length", "32", "--threads", "1"]
     return ["--calibration", str(tiny_text), *sizes]
+
+
+PEAK = """
+from pathlib import Path
+
+import torch
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+torch.set_num_threads(1)
+"""
+
+
+@pytest.fixture
+def printed_by() -> Callable[..., list[int]]:
+    """The numbers that a script of its own process prints; ``peak()`` is the most memory it held so far, in MiB."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read as Linux tells it")
+
+    def run(script: str, *words: object) -> list[int]:
+        command = [sys.executable, "-c", PEAK + script, *map(str, words)]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True)
+        return list(map(int, answer.stdout.split()))
+
+    return run

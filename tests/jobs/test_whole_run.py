@@ -482,6 +482,21 @@ def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: P
     assert decode_record(out / "plan.json", Plan) == plan
 
 
+@pytest.mark.parametrize(
+    ("rounding", "windows", "said"),
+    [("fishy", "8", "unknown rounding 'fishy'; did you mean fisher?"), ("gptq", "1", "weighs 128 input channels")],
+)
+def test_a_rounding_that_cannot_be_made_is_refused_before_any_work(
+    rounding: str, windows: str, said: str, qarat: Qarat, tiny_llama: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    out, low = tmp_path / "out", f"w=int4/channel/round-{rounding}"
+    sizes = ("--samples", windows, "--report-samples", "4", "--length", "16", "--threads", "1")
+    answer = qarat("run", tiny_llama, "--calibration", tiny_text, "--low", low, "-o", out, *sizes)
+    assert answer.code == 1
+    assert said in answer.err
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_prefix_that_cannot_be_is_refused_before_any_work(tiny_llama: Path, tiny_text: Path) -> None:
     def refused(words: str, prefix: int | Literal["auto"], **more: Any) -> None:
         with pytest.raises(UserError, match=words):

@@ -25,8 +25,9 @@ from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.changes import Pricing
 from qarat.stages.prices.sensitivity import sensitivities
-from qarat.stages.transforms.rewrite import NONE, check, columns_for
+from qarat.stages.transforms.rewrite import check, columns_for
 from qarat.values.budgets import parse_loss_budget
+from qarat.values.fingerprints import LEFT_ALONE
 from qarat.values.parsing import parse_scheme
 from qarat.values.records.files import content_hash
 from qarat.values.records.rewrites import FittedScales, Rewrites, StreamRewrite
@@ -198,7 +199,7 @@ def fit_asked(
         progress: Called after every block.
     """
     named = text.partition("/")[2]
-    columns = int(named) if named.isdecimal() else columns_for(model)
+    columns = int(named) if named else columns_for(model)
     rewrites = fit_rewrites(model, selection, stats, request.low, columns=columns, seed=seed, progress=progress)
     return with_columns(text, rewrites, request.budget), rewrites
 
@@ -206,12 +207,12 @@ def fit_asked(
 def with_columns(text: str, rewrites: Rewrites, budget: str) -> str:
     """The spelling of a rewrite with its columns; where it names none, as few as a budget is predicted to allow.
 
-    Where it would not pay, ``rewrite/none``.
+    Where it would not pay, `LEFT_ALONE`.
     """
     if "/" in text:
         return text
     if not pays(rewrites):
-        return f"{text}/{NONE}"
+        return LEFT_ALONE
     return f"{text}/{fewest_columns(rewrites, parse_loss_budget(budget).nats)}"
 
 

@@ -58,7 +58,9 @@ from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.values.fingerprints import changes_of
+from qarat.stages.rounding import check_roundings
+from qarat.stages.rounding.inputs import Calibration
+from qarat.values.fingerprints import LEFT_ALONE, changes_of
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
@@ -88,8 +90,9 @@ class Pipeline:
         """Check the request against the model; nothing long is done.
 
         Raises:
-            UserError: A pattern that matches nothing, a scheme that does not fit, a prompt that is too long, a scheme
-                or a prefix that an export cannot hold, windows or a prompt that do not begin with the prefix.
+            UserError: A pattern that matches nothing, a scheme that does not fit, a rounding that cannot be made, a
+                prompt that is too long, a scheme or a prefix that an export cannot hold, windows or a prompt that do
+                not begin with the prefix.
         """
         # The model asked for, which the others are compared with, and the one that is planned and quantized. Blocks are
         # not kept: bringing them in is a small part of going through them.
@@ -102,6 +105,8 @@ class Pipeline:
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
         self.draft = draft_plan(outline(model, request), request, prefix=self._asked_prefix())
+        inputs = Calibration(model, self.calibration, len(self.draft.prefix))
+        check_roundings(((a.site, a.scheme) for a in self.draft.assignments), inputs.rows)
         self.exports = exports
         self._check_exports()
         self.new_tokens = new_tokens(model)
@@ -241,7 +246,7 @@ class Pipeline:
         done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
         self.model = done.model
         self.note(f"transformed before planning: {', '.join(done.transforms)}")
-        if not changes_of(self.model.fingerprint):
+        if LEFT_ALONE in done.transforms and LEFT_ALONE not in self.request.transforms:
             self.note("nothing is rewritten: it is predicted to buy less than predictions can tell (rewrites-0.json)")
         return before
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LEFT_ALONE = "rewrite/none"
+"""The transform that changes nothing: rewrites were fitted, and would have bought too little."""
+
 _JOIN = "+"
 _SHOWN = 12  # digits that a person compares
 
@@ -39,8 +42,8 @@ def spellings_of(fingerprint: str) -> tuple[str, ...]:
 
 
 def changes_of(fingerprint: str) -> tuple[str, ...]:
-    """`spellings_of` those that change a weight: ``rewrite/none`` is to have looked, and to have left all as it is."""
-    return tuple(word for word in spellings_of(fingerprint) if not word.endswith("/none"))
+    """`spellings_of` what changed a weight: all but `LEFT_ALONE`."""
+    return tuple(word for word in spellings_of(fingerprint) if word != LEFT_ALONE)
 
 
 def brief(fingerprint: str) -> str:

@@ -18,12 +18,14 @@ from qarat.model.opening import open_model
 from qarat.model.token_sets import load_token_sets
 from qarat.stages.export.base import check_export, export_model
 from qarat.stages.export.compressed_tensors import tensor_bytes
+from qarat.stages.export.recipes import refuse_transforms
 from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.stages.read_back.readback import logits_of
 from qarat.stages.transforms import parse_transform
 from qarat.testing import tiny_checkpoint
 from qarat.testing.models import Architecture
+from qarat.values.fingerprints import LEFT_ALONE
 from qarat.values.plans import Plan, assign
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW
@@ -170,6 +172,15 @@ def test_a_recipe_would_be_carried_out_on_another_model(format: str, llama: Path
         model, plan, _ = prepared(llama, tiny_text, spelling)
         with pytest.raises(UserError, match=rf"on the checkpoint as it was before {spelling}@\w{{12}}; export the"):
             check_export(model, plan, format)
+
+
+def test_a_recipe_holds_a_model_that_was_left_alone(llama: Path, tiny_text: Path) -> None:
+    _, plan, _ = prepared(llama, tiny_text, LEFT_ALONE)
+    assert plan.model.endswith(f"+{LEFT_ALONE}")
+    refuse_transforms(plan, "llm-compressor")
+    _, plan, _ = prepared(llama, tiny_text, LEFT_ALONE, "smooth/0.5")
+    with pytest.raises(UserError, match=r"before rewrite/none, smooth/0\.5@"):
+        refuse_transforms(plan, "llm-compressor")
 
 
 @pytest.mark.parametrize("format", [*RECIPES, "compressed-tensors", "gguf"])

@@ -14,7 +14,7 @@ from typing import TypeVar
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
 from qarat.model.model import Model
-from qarat.values.fingerprints import transforms_of
+from qarat.values.fingerprints import changes_of, transforms_of
 from qarat.values.plans import Assignment, Plan
 from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme
 
@@ -112,9 +112,10 @@ def refuse_transforms(plan: Plan, tool: str) -> None:
     Raises:
         UserError: Naming the transforms.
     """
-    if done := transforms_of(plan.model):
+    if changes_of(plan.model):
+        done = ", ".join(transforms_of(plan.model))
         raise UserError(
-            f"{tool} would carry out this plan on the checkpoint as it was before {', '.join(done)}; "
+            f"{tool} would carry out this plan on the checkpoint as it was before {done}; "
             "export the weights themselves (`format` compressed-tensors), or plan without a transform"
         )
 

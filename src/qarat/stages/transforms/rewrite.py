@@ -21,6 +21,7 @@ from qarat.ground.errors import UserError
 from qarat.model.model import Model, Transform
 from qarat.stages.transforms import MadeFrom, ParsedTransform
 from qarat.stages.transforms.folding import check_inner, fold_copies, fold_scales
+from qarat.values.fingerprints import LEFT_ALONE
 from qarat.values.records.files import content_hash
 from qarat.values.records.rewrites import FittedScales, Rewrites
 from qarat.values.roles import Role
@@ -28,30 +29,27 @@ from qarat.values.roles import Role
 WIDER = 24
 """An MLP is made wider by at most about this part of its width: 64 columns of 1536, 448 of 11008."""
 ALIGNED = 64  # columns come in such a multiple, or in the greatest part of it that the width is a multiple of
-NONE = "none"
 _HASH_DIGITS = 12
 
 
 def parse(parts: Sequence[str]) -> ParsedTransform:
     """``rewrite``, ``rewrite/COLUMNS``, ``rewrite/none``; protocol `qarat.stages.transforms.TransformFile`."""
-    if len(parts) > 1 or (parts and re.fullmatch(rf"\d+|{NONE}", parts[0]) is None):
+    if "/".join(["rewrite", *parts]) == LEFT_ALONE:
+        return ParsedTransform(lambda model, _: model.with_transform(Transform(LEFT_ALONE)))
+    if len(parts) > 1 or (parts and re.fullmatch(r"\d+", parts[0]) is None):
         raise UserError("write rewrite, or rewrite/N with the inner channels by which every MLP grows: rewrite/64")
-    none = list(parts) == [NONE]
-    columns = int(parts[0]) if parts and not none else None
+    columns = int(parts[0]) if parts else None
 
     def step(model: Model, made_from: MadeFrom) -> Model:
         if not isinstance(made_from, Rewrites):
             raise UserError("it is made from rewrites that were fitted; `qarat run` fits them and keeps their file")
-        if none:
-            return model.with_transform(Transform(f"rewrite/{NONE}"))
         return apply(model, made_from, made_from.columns[-1] if columns is None else columns)
 
-    def shape(model: Model) -> Model:
-        if none:
-            return model.with_transform(Transform(f"rewrite/{NONE}"))
-        return outline(model, columns_for(model) if columns is None else columns)
-
-    return ParsedTransform(step, needs="rewrites", outline=shape)
+    return ParsedTransform(
+        step,
+        needs="rewrites",
+        outline=lambda model: outline(model, columns_for(model) if columns is None else columns),
+    )
 
 
 def columns_for(model: Model) -> int:
