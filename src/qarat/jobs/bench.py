@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from qarat.ground.disk import explained
-from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
+from qarat.jobs.replicas import Remake, Replica
 from qarat.jobs.runners.base import Runner, ThisProcess
 from qarat.model.model import Model
-from qarat.model.opening import open_model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.trials import PlanMeter, TrialLog
@@ -40,83 +35,36 @@ class Measured(NamedTuple):
 
 
 Measuring = Callable[[Sequence[Plan]], list[Measured]]
-Remake = Callable[[Model], Model]
 
 
 class MeterSpec:
     """From what a worker makes its meter; calling it does so (a ``make`` for `qarat.jobs.runners.base.Runner.map`).
 
     Attributes:
-        model: In float; never pickled, other processes open their own.
-        name: By which they do: of a local folder or file its full path, else a reference model's name or a hub id.
-        fingerprint: What the model opened there has to have.
+        replica: Of the model whose plans are measured, in float.
         tokens: The selection set.
-        remake: From the model that is opened there to the one that is open here; None where they are the same.
     """
 
     def __init__(
-        self,
-        model: Model,
-        name: str,
-        tokens: TokenSet,
-        stats: ActivationStats | None,
-        *,
-        remake: Remake | None = None,
-        revision: str | None = None,
-        keep_bytes: int | None = None,
-        share: int = 1,
+        self, replica: Replica, tokens: TokenSet, stats: ActivationStats | None, *, keep_bytes: int | None = None
     ) -> None:
         """What workers need to measure plans of a model that is open here.
 
         Args:
-            model: In float.
-            name: That it was opened by.
+            replica: As the attribute.
             tokens: The selection set.
             stats: Behind static scales; None where no plan has any.
-            remake: As the attribute; it can be pickled.
-            revision: Of the hub id.
             keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
-            share: Workers of one machine, each of which takes its part of the memory and of the threads.
         """
-        model.require_float("measure plans of")
-        self.model: Model | None = model
-        self.name = str(Path(name).absolute()) if Path(name).exists() else name
-        self.fingerprint, self.tokens = model.fingerprint, tokens
-        self.remake = remake
-        self._runtime, self._stats, self._revision, self._share = model.runtime, stats, revision, share
-        self._keep_bytes = None if keep_bytes is None else keep_bytes // share
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"model": None}
+        if replica.model is not None:
+            replica.model.require_float("measure plans of")
+        self.replica, self.tokens = replica, tokens
+        self._stats = stats
+        self._keep_bytes = None if keep_bytes is None else keep_bytes // replica.opening.share
 
     def __call__(self) -> Measuring:
-        """Open the model, unless it is open.
-
-        Raises:
-            UserError: No such model here, or another one by that name.
-        """
-        model = self.model or self._open()
-        return measure_with(make_meter(model, self.tokens, self._stats, keep_bytes=self._keep_bytes))
-
-    def _open(self) -> Model:
-        memory = max(1, self._runtime.memory_bytes() // self._share)
-        threads = max(1, (self._runtime.threads or _threads_here()) // self._share)
-        runtime = msgspec.structs.replace(self._runtime, memory=memory, threads=threads)
-        model = open_model(self.name, runtime, revision=self._revision)
-        if self.remake is not None:
-            model = self.remake(model)
-        if model.fingerprint != self.fingerprint:
-            raise UserError(
-                f"{self.name} on {platform.node()} is another model ({model.fingerprint[:12]}…) than the one searched "
-                f"({self.fingerprint[:12]}…); put the same files there"
-            )
-        return model
-
-
-def _threads_here() -> int:
-    """Threads that torch would take in this process alone: as the environment says (Ray does), or one a processor."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return int(threads) if threads.isdecimal() else os.cpu_count() or 1
+        """Open the model, unless it is open; errors as of a `Replica`."""
+        return measure_with(make_meter(self.replica(), self.tokens, self._stats, keep_bytes=self._keep_bytes))
 
 
 def measure_with(meter: Meter) -> Measuring:
@@ -225,8 +173,9 @@ class Measurer:
         Args:
             log: Of what was measured.
         """
-        assert self._spec.model is not None  # it is only where it was sent elsewhere that it is not open
-        return PlanMeter(self, log, blank_evaluation(self._spec.model, self._spec.tokens))
+        model = self._spec.replica.model
+        assert model is not None  # it is only where it was sent elsewhere that it is not open
+        return PlanMeter(self, log, blank_evaluation(model, self._spec.tokens))
 
 
 class Member(NamedTuple):
@@ -236,7 +185,7 @@ class Member(NamedTuple):
         name: That it was opened by, for workers that open it anew.
         model: In float.
         tokens: Calibration, selection and report.
-        remake: As of `MeterSpec`.
+        remake: As of `Replica`.
     """
 
     name: str
@@ -273,9 +222,9 @@ class Bench(NamedTuple):
         """What measures plans of a model on one of its token sets; arguments as `MeterSpec` and `Measurer`."""
         if self.elsewhere:
             member.model.forget_blocks()  # the memory is the workers'
-        more: dict[str, Any] = {"revision": self.revision, "keep_bytes": self.keep_bytes, "share": self.runner.share}
-        more["remake"] = member.remake
-        return Measurer(self.runner, MeterSpec(member.model, member.name, tokens, stats, **more), tally)
+        share = self.runner.share
+        replica = Replica(member.model, member.name, remake=member.remake, revision=self.revision, share=share)
+        return Measurer(self.runner, MeterSpec(replica, tokens, stats, keep_bytes=self.keep_bytes), tally)
 
     def within(self, place: str) -> Bench:
         """The same, with progress that says where in a larger run it is."""

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
 from qarat.jobs.bench import MeterSpec, make_meter
+from qarat.jobs.replicas import Replica
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import GROUP, Runner, WorkGroups
 from qarat.jobs.runners.cluster import Actors, connected
@@ -138,8 +139,9 @@ def test_every_runner_measures_the_same(runner: Runner, tiny_model: Model):
     alone = make_meter(tiny_model, tokens, None).measure_many(plans, labels)
     named = [replace(plan, note=label) for plan, label in zip(plans, labels, strict=True)]
 
+    replica = Replica(tiny_model, str(tiny_model.folder), share=runner.share)
     victim = min(workers_of(runner)) if isinstance(getattr(runner, "_crew", None), Actors) else None
-    results = runner.map(MeterSpec(tiny_model, str(tiny_model.folder), tokens, None, share=runner.share), named)
+    results = runner.map(MeterSpec(replica, tokens, None), named)
     found = dict([next(results)])
     if victim is not None:
         os.kill(victim, signal.SIGKILL)
