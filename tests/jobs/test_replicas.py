@@ -1,4 +1,4 @@
-"""Models described for workers: what is opened elsewhere is the model that is open here, or an error that says where."""
+"""Models described for workers: what is opened elsewhere is what is open here, or an error that says where."""
 
 import functools
 import pickle

@@ -233,18 +233,19 @@ def forward_states(
 # ---------------------------------------------------------------- objectives
 
 
-def draw_labels(seed: int) -> Objective:
+def draw_labels(seed: int, before: int = 0) -> Objective:
     """Log-probability of labels drawn from the model itself, summed over a window: its squared gradient is the Fisher.
 
     Args:
         seed: Of the draw. Each window has a generator of its own, so that the labels do not depend on how windows are
             batched, nor on how many of its tokens come at once.
+        before: Windows of a larger set in front of these, of which they are part.
     """
 
     def objective(log_probabilities: Tensor, window: int, first: int) -> Tensor:
         # torch's generator takes the lower 32 bits of its seed. Fibonacci hashing (Knuth, TAOCP vol. 3, 6.4) keeps the
         # windows of one seed away from those of the next.
-        generator = torch.Generator().manual_seed((seed * 2654435769 + window) % 2**32)
+        generator = torch.Generator().manual_seed((seed * 2654435769 + before + window) % 2**32)
         uniform = torch.rand(first + len(log_probabilities), 1, generator=generator, dtype=torch.float64)[first:]
         below = log_probabilities.detach().double().exp().cumsum(-1)
         # The first id that lies beyond: one of probability 0 never does.

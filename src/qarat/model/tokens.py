@@ -117,6 +117,17 @@ class TokenSet(Summarized, msgspec.Struct, frozen=True, eq=False, dict=True):
         targets = None if self.targets is None else self.targets[chosen]
         return msgspec.structs.replace(self, windows=self.windows[chosen], sources=sources, targets=targets)
 
+    def part(self, windows: slice) -> TokenSet:
+        """The set of some neighbouring windows alone."""
+        targets = None if self.targets is None else self.targets[windows].clone()
+        return msgspec.structs.replace(
+            self,
+            windows=self.windows[windows].clone(),  # a view is pickled with all that it is a view of
+            sources=self.sources[windows],
+            targets=targets,
+            words=self.words[windows],
+        )
+
     def at_most(self, tokens: int) -> TokenSet:
         """The same set with no more windows than so many tokens fill, one at the least; evenly spread and in order."""
         return self.subset(min(len(self), max(1, tokens // self.windows.shape[1])))

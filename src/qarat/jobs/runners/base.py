@@ -27,9 +27,11 @@ class Runner(Protocol):
     """Works through lists of items, with workers that stay from one list to the next.
 
     Attributes:
-        share: Workers that share one machine's memory and processors.
+        workers: How many.
+        share: Those of them that share one machine's memory and processors.
     """
 
+    workers: int
     share: int
 
     def map(
@@ -95,11 +97,12 @@ class ThisProcess:
     """Works in this process; nothing is pickled.
 
     Attributes:
+        workers: 1.
         share: 1.
     """
 
     def __init__(self) -> None:
-        self.share = 1
+        self.workers = self.share = 1
         self._make: Callable[[], Any] | None = None
         self._work: Work[Any, Any] | None = None
 

@@ -66,13 +66,14 @@ class Pool:
     """A runner over a crew.
 
     Attributes:
-        share: Workers that share one machine.
+        workers: How many, once all are there.
+        share: Those of them that share one machine.
     """
 
     def __init__(self, crew: Crew, workers: int, share: int) -> None:
         """No worker is started yet."""
-        self.share = share
-        self._crew, self._workers = crew, workers
+        self.workers, self.share = workers, share
+        self._crew = crew
         self._job: Job | None = None
         self._made: Callable[[], Any] | None = None
         self._awaited: set[Any] = set()  # free with their next word: new ones, and those whose list was left early
@@ -85,7 +86,7 @@ class Pool:
     ) -> Iterator[tuple[int, R]]:
         """As `qarat.jobs.runners.base.Runner.map`."""
         job = self._job_of(make)
-        groups = WorkGroups(len(items), self._workers)
+        groups = WorkGroups(len(items), self.workers)
         done = 0
         progress(STAGE, 0, len(items))
         try:
@@ -120,7 +121,7 @@ class Pool:
             worker, group = self._idle.pop(), groups.take()
             self._busy[worker] = group
             self._crew.give(worker, job, [items[i] for i in group.indices])
-        while len(self._awaited) < len(groups) and len(self._awaited) + len(self._busy) < self._workers:
+        while len(self._awaited) < len(groups) and len(self._awaited) + len(self._busy) < self.workers:
             self._awaited.add(self._crew.hire())
 
     def _listen(self, groups: WorkGroups) -> Iterator[tuple[int, Any]]:

@@ -7,7 +7,8 @@ never is. Per-window sums are kept, so that two models can be compared pair by p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,23 @@ from qarat.model.tokens import NOTHING, TokenSet
 from qarat.values.records.scores import Evaluation
 
 ROWS = 128  # tokens whose logits are in memory at once: with a large vocabulary, a window's would be the peak
+STAGE = "evaluate"  # what progress is told
+
+
+class Losses(NamedTuple):
+    """What a model loses on windows.
+
+    Attributes:
+        nats: (windows,) float64, as `window_nats` gives them.
+        kernels: What computed its quantized projections, as `qarat.model.layers.kernels_of` counts.
+    """
+
+    nats: Tensor
+    kernels: Counter[str]
+
+
+MeasureLosses = Callable[[Model, TokenSet, Progress], Losses]
+"""Gives what a model loses on every window of a set."""
 
 
 def measure_perplexity(
@@ -30,6 +48,7 @@ def measure_perplexity(
     *,
     label: str,
     plan: str = "",
+    losses: MeasureLosses | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Measure a model on a token set, block by block.
@@ -39,25 +58,41 @@ def measure_perplexity(
         tokens: The report set (or the selection set, for choices).
         label: What is evaluated.
         plan: Content hash of the plan behind a quantized model.
+        losses: Goes through the windows; default `losses_here`.
         progress: Called after every block.
 
     Raises:
         UserError: If a window's loss is NaN or Inf (names the window and its source).
     """
+
+    def told(_: str, done: int, total: int) -> None:
+        progress(f"evaluate {label}", done, total)
+
+    lost = (losses or losses_here)(model, tokens, told)
+    return evaluation_of(model, tokens, lost.nats, label=label, plan=plan, kernels=lost.kernels)
+
+
+def losses_here(model: Model, tokens: TokenSet, progress: Progress) -> Losses:
+    """Walk a model, in this process (a `MeasureLosses`).
+
+    Args:
+        model: In float or quantized.
+        tokens: The token set.
+        progress: Called after every block.
+    """
     batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
     hidden = [model.embed(batch) for batch in batches]
     kernels = Counter[str]()
-    stage = f"evaluate {label}"
-    progress(stage, 0, model.blocks + 1)
+    progress(STAGE, 0, model.blocks + 1)
     with torch.no_grad():
         for index, block in model.walk():
             kernels += kernels_of(block)
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
-            progress(stage, index + 1, model.blocks + 1)
+            progress(STAGE, index + 1, model.blocks + 1)
         nats = torch.cat([window_nats(model, h, t) for h, t in zip(hidden, targets, strict=True)])
-    progress(stage, model.blocks + 1, model.blocks + 1)
-    return evaluation_of(model, tokens, nats, label=label, plan=plan, kernels=kernels)
+    progress(STAGE, model.blocks + 1, model.blocks + 1)
+    return Losses(nats, kernels)
 
 
 def evaluation_of(

@@ -10,9 +10,10 @@ shows, are computed piece by piece beside it. `benchmarks/observing.py` measures
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,30 @@ from qarat.model.attention import WATCHER
 from qarat.model.model import Model
 from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
-from qarat.stages.observe.collectors import BlockCollectors, probability_pieces
+from qarat.stages.observe.collectors import BlockCollectors, Collector, probability_pieces
 from qarat.values.records.streams import ActivationStats, StreamStats
 from qarat.values.roles import Role
 
 SAMPLED_WINDOWS = 16
+STAGE = "observe"  # what progress is told
+
+
+class Watch(NamedTuple):
+    """What is observed.
+
+    Attributes:
+        attention: Whether the operands of the attention products are.
+        prefix: So many tokens in front of each window are not.
+        sampled: Elements of so many windows, from the first on, go into the histograms of magnitudes.
+    """
+
+    attention: bool
+    prefix: int
+    sampled: int
+
+
+Collect = Callable[[Model, TokenSet, Watch, Progress], Iterator[Sequence[Collector]]]
+"""Gives, block by block, the collectors of all streams, which have seen every window of a set."""
 
 
 def observe(
@@ -38,6 +58,7 @@ def observe(
     attention: bool = True,
     prefix: int = 0,
     sampled_windows: int = SAMPLED_WINDOWS,
+    collect: Collect | None = None,
     progress: Progress = no_progress,
 ) -> ActivationStats:
     """Measure every stream of a float model in one pass.
@@ -50,6 +71,7 @@ def observe(
         prefix: So many tokens in front of each window are left out of every statistic, as queries and as keys.
         sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
             least 1, and all windows where there are fewer.
+        collect: Goes through the windows; default `collect_here`.
         progress: Called after every block.
 
     Raises:
@@ -61,24 +83,43 @@ def observe(
         raise ValueError(f"histograms need a window to sample, not {sampled_windows}")
     model.require_float("profile")
     left_out = leading_tokens(tokens, prefix)
-    batches = tokens.batches(model.runtime.batch_tokens)
-    hidden = [model.embed(batch) for batch in batches]
     sampled = min(sampled_windows, tokens.windows.shape[0])
     streams: dict[str, StreamStats] = {}
-    progress("observe", 0, model.blocks)
+    for collectors in (collect or collect_here)(model, tokens, Watch(attention, prefix, sampled), progress):
+        for collector in collectors:
+            streams[collector.name] = collector.finish(tokens, model)
+    windows, length = tokens.windows.shape
+    provenance = model.provenance(tokens.fingerprint, tokens.convention)
+    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams, left_out)
+
+
+def collect_here(
+    model: Model, tokens: TokenSet, watch: Watch, progress: Progress, first: int = 0
+) -> Iterator[Sequence[Collector]]:
+    """Walk a model and watch it, in this process (a `Collect`).
+
+    Args:
+        model: In float.
+        tokens: Windows that go through it.
+        watch: What is observed.
+        progress: Called after every block.
+        first: Index of the first window, where these are part of a larger set.
+
+    Raises:
+        UserError: NaN or Inf met in a stream.
+    """
+    hidden = [model.embed(batch) for batch in tokens.batches(model.runtime.batch_tokens)]
+    progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
-        seen = BlockCollectors(f"{model.family.blocks}.{index}", index, sampled, prefix)
-        with _watched(block, model, seen, attention), torch.no_grad():
+        seen = BlockCollectors(f"{model.family.blocks}.{index}", index, watch.sampled, watch.prefix)
+        seen.first_window = first
+        with _watched(block, model, seen, watch.attention), torch.no_grad():
             for j, states in enumerate(hidden):
                 hidden[j] = model.run_block(index, block, states)
                 seen.see(Role.BLOCK_OUTPUT, hidden[j])
                 seen.first_window += states.shape[0]
-        for collector in seen.collectors.values():
-            streams[collector.name] = collector.finish(tokens, model)
-        progress("observe", index + 1, model.blocks)
-    windows, length = tokens.windows.shape
-    provenance = model.provenance(tokens.fingerprint, tokens.convention)
-    return ActivationStats(provenance, windows, length, sampled, EDGES.clone(), streams, left_out)
+        yield tuple(seen.collectors.values())
+        progress(STAGE, index + 1, model.blocks)
 
 
 class _AttentionWatcher(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -88,7 +88,7 @@ class BlockCollectors:
     def __init__(self, home: str, block: int, sampled: int, first_token: int) -> None:
         self._home, self._block, self._sampled = home, block, sampled
         self.first_window, self.first_token = 0, first_token
-        self.collectors: dict[Role, _Collector] = {}
+        self.collectors: dict[Role, Collector] = {}
 
     def see(self, role: Role, x: Tensor) -> None:
         """Take a batch, (windows, tokens, channels) or (windows, heads, tokens, channels)."""
@@ -97,13 +97,13 @@ class BlockCollectors:
     def see_pieces(self, role: Role, windows: Iterable[Iterable[Piece]]) -> None:
         """Take a batch of windows, each in pieces."""
         if role not in self.collectors:
-            self.collectors[role] = _Collector(f"{self._home}.{role}", self._block, role, self.first_token)
+            self.collectors[role] = Collector(f"{self._home}.{role}", self._block, role, self.first_token)
         for window, pieces in enumerate(windows, self.first_window):
             self.collectors[role].take(window, pieces, sampled=window < self._sampled)
 
 
-class _Collector:
-    """Streaming statistics of one stream."""
+class Collector:
+    """Streaming statistics of one stream, over the windows seen so far."""
 
     def __init__(self, name: str, block: int, role: Role, first_token: int) -> None:
         self.name, self.block, self.role, self._first_token = name, block, role, first_token
@@ -195,10 +195,42 @@ class _Collector:
                 at = piece.head * self.width + channel
                 new.append(_Place(float(token[channel]), window, piece.token + place, at))
         if new:
-            best: dict[tuple[int, int], _Place] = {}
-            for peak in sorted(self.peaks + new, key=_order):
-                best.setdefault((peak.window, peak.position), peak)  # one a token
-            self.peaks = list(best.values())[:PEAKS]
+            self._take_peaks(new)
+
+    def _take_peaks(self, new: Sequence[_Place]) -> None:
+        best: dict[tuple[int, int], _Place] = {}
+        for peak in sorted([*self.peaks, *new], key=_order):
+            best.setdefault((peak.window, peak.position), peak)  # one a token
+        self.peaks = list(best.values())[:PEAKS]
+
+    def add(self, later: Collector) -> None:
+        """Take what another has seen of the same stream in windows behind these.
+
+        The same comes of it as of one that has seen them all, save that sums are of sums, in float64.
+        """
+        self.channel_min = torch.minimum(self.channel_min, later.channel_min)
+        self.channel_max = torch.maximum(self.channel_max, later.channel_max)
+        self.square_sum = self.square_sum + later.square_sum
+        self.position_sum = self.position_sum + later.position_sum
+        self.rows += later.rows
+        self.tokens += later.tokens
+        self.histogram += later.histogram
+        self.token_maxima += later.token_maxima
+        self.token_energies += later.token_energies
+        self.ratios += later.ratios
+        self.median_maxima += later.median_maxima
+        self.median_energies += later.median_energies
+        self._take_peaks(later.peaks)
+
+    def to_cpu(self) -> Collector:
+        """The same with every tensor where any process can read it."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.cpu())
+        self.ratios, self.median_maxima, self.median_energies = (
+            [value.cpu() for value in values] for values in (self.ratios, self.median_maxima, self.median_energies)
+        )
+        return self
 
     def finish(self, tokens: TokenSet, model: Model) -> StreamStats:
         """The collected statistics as a value."""

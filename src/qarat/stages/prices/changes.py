@@ -44,6 +44,7 @@ class Pricing:
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of what is drawn.
         progress: Called after every block.
+        first: Index of the first window, where the tokens are part of a larger set.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class Pricing:
     prefix: tuple[int, ...]
     seed: int
     progress: Progress
+    first: int = 0
 
     @property
     def has_products(self) -> bool:

@@ -29,5 +29,5 @@ def score(change: SiteChange) -> Tensor:
     return per_token(change, change.along_gradient()).square().mean(-1) / 2
 
 
-_PRICES = by_changes(backward(lambda pricing: draw_labels(pricing.seed)), score)
+_PRICES = by_changes(backward(lambda pricing: draw_labels(pricing.seed, pricing.first)), score)
 METRIC = Metric("fisher", NATS, _PRICES, backward_forwards, takes_prefix=True)

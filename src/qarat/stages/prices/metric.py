@@ -22,6 +22,8 @@ from qarat.values.schemes import Scheme
 
 Capture = Callable[[Pricing], Iterator[CapturedBatch]]
 Score = Callable[[SiteChange], Tensor]
+PriceWindows = Callable[["Metric", Pricing], Prices]
+"""Gives what a metric's ``windows`` gives of a pricing that was checked."""
 BlockForwards = Callable[[Model, TokenSet, Sequence[Scheme]], int]
 
 

@@ -14,7 +14,7 @@ from qarat.model.prefixes import check_prefix
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices import DEFAULT, METRICS
 from qarat.stages.prices.changes import Prices, Pricing
-from qarat.stages.prices.metric import Metric
+from qarat.stages.prices.metric import Metric, PriceWindows
 from qarat.stages.rounding import check_roundings
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.records.files import content_hash
@@ -33,6 +33,7 @@ def price(
     calibration: TokenSet | None = None,
     prefix: tuple[int, ...] = (),
     seed: int = 0,
+    windows: PriceWindows | None = None,
     progress: Progress = no_progress,
 ) -> Menu:
     """Price every scheme at every site it fits.
@@ -46,6 +47,7 @@ def price(
         calibration: Tokens behind roundings that look at what a projection reads.
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of what the metric draws, if it draws anything.
+        windows: Goes through the windows; default the metric, in this process.
         progress: Called after every block, forward and backward.
 
     Raises:
@@ -59,7 +61,8 @@ def price(
     inputs = None if calibration is None else Calibration(model, calibration, len(prefix))
     pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
     check_pricing(chosen, pricing)
-    return menu_of(chosen, pricing, chosen.windows(pricing))
+    prices = chosen.windows(pricing) if windows is None else windows(chosen, pricing)
+    return menu_of(chosen, pricing, prices)
 
 
 def check_pricing(metric: Metric, pricing: Pricing) -> None:

@@ -66,7 +66,7 @@ def sensitivities(
 
 
 def _labels(pricing: Pricing) -> Objective:
-    return draw_labels(pricing.seed)
+    return draw_labels(pricing.seed, pricing.first)
 
 
 _PASS = backward(_labels, whole=True)

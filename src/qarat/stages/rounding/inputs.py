@@ -21,7 +21,11 @@ from qarat.values.sites import Site
 
 
 class Calibration:
-    """The calibration tokens in a float model."""
+    """The calibration tokens in a float model.
+
+    Attributes:
+        tokens: Those windows.
+    """
 
     def __init__(self, model: Model, tokens: TokenSet, first: int = 0) -> None:
         """Nothing is run yet.
@@ -31,7 +35,7 @@ class Calibration:
             tokens: Calibration windows.
             first: Position from which on inputs count; tokens of a prefix, which stay in float, lie in front.
         """
-        self._model, self._tokens, self._first = model, tokens, first
+        self._model, self.tokens, self._first = model, tokens, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
         self._weighted = WeightedMoments(model, tokens, first)
@@ -41,7 +45,7 @@ class Calibration:
     @property
     def rows(self) -> int:
         """Tokens whose inputs count."""
-        windows, length = self._tokens.windows.shape
+        windows, length = self.tokens.windows.shape
         return windows * (length - self._first)
 
     def of(self, site: Site) -> SiteInputs:
@@ -108,7 +112,7 @@ class Calibration:
         start = max((known for known in self._entrances if known <= index), default=-1)
         if start < 0:
             start = 0
-            self._entrances[0] = [model.embed(batch) for batch in self._tokens.batches(model.runtime.batch_tokens)]
+            self._entrances[0] = [model.embed(batch) for batch in self.tokens.batches(model.runtime.batch_tokens)]
         for number in range(start, index):
             states, block = self._entrances[number], model.block(number)
             if not self._keeps_all:
