@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from qarat.ground.errors import UserError
+from qarat.jobs.open_any import Opened, Quantizing
 from qarat.jobs.replicas import Replica
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import Runner, ThisProcess
@@ -21,10 +22,12 @@ from qarat.jobs.spreading import PARTS, Spread, cut
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
+from qarat.stages.measure.divergence import measure_divergence
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
 from qarat.values.parsing import parse_scheme
+from qarat.values.plans import assign
 from qarat.values.records.files import encode_record
 from qarat.values.records.streams import ActivationStats
 
@@ -171,3 +174,19 @@ def test_another_model_than_the_described_one_is_a_mistake_of_ours(model: Model,
 
 def test_up_to_four_workers_have_the_same_parts():
     assert PARTS == 2 * 4
+
+
+def test_divergences_are_the_same_to_the_byte(runner: Runner, model: Model, tokens: TokenSet):
+    plan = assign(model.fingerprint, 32, model.sites(), "w=int4/g8")
+    quantizing = Quantizing(plan, None, None)
+    folder = str(model.folder)
+    low = Opened(quantizing(model), "low", "", folder, remake=quantizing)
+    alone = measure_divergence(low.model, model, tokens, label="low")
+    compare = Spread(runner, low.replica(runner.share)).comparing(Replica(model, folder, share=runner.share))
+    assert encode_record(measure_divergence(low.model, model, tokens, label="low", compare=compare)) == encode_record(
+        alone
+    )
+    losses = Spread(runner, low.replica(runner.share)).losses
+    assert measure_perplexity(low.model, tokens, label="low", losses=losses) == measure_perplexity(
+        low.model, tokens, label="low"
+    )

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, Runtime, no_progress
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import profile
+from qarat.jobs.replicas import Remake, Replica, reopen_float
 from qarat.model.folders import MARK
 from qarat.model.model import Model
 from qarat.model.native import is_native, read_native
 from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
+from qarat.stages.observe import Collect
 from qarat.stages.quantize import quantize
 from qarat.stages.read_back.folders import Findings, open_folder
 from qarat.stages.read_back.resolution import resolve
@@ -29,6 +31,7 @@ from qarat.values.fingerprints import brief
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.files import content_hash, decode_record
+from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import is_static
 
 EXPORTING = Runtime("cpu", memory=1)
@@ -44,11 +47,58 @@ class Opened(NamedTuple):
         model: It goes by the fingerprint of the float model it was made from, where that is known.
         label: ``float``, ``plan`` or ``export``; or a scheme.
         plan: Content hash of its plan; empty for float, and for a folder that somebody else quantized.
+        name: That it, or the float model it was made from, was opened by.
+        revision: Of a hub id.
+        remake: From that float model to this one; None where it was opened as it is.
     """
 
     model: Model
     label: str
     plan: str
+    name: str
+    revision: str | None = None
+    remake: Remake | None = None
+
+    def replica(self, share: int) -> Replica:
+        """What workers open it by, ``share`` of them on one machine."""
+        opener = reopen_float if self.remake is not None else Reopening(self.plan)
+        return Replica(self.model, self.name, remake=self.remake, revision=self.revision, share=share, opener=opener)
+
+
+class Reopening(NamedTuple):
+    """Opens a model elsewhere by whatever it was given as, if it is the same there.
+
+    Attributes:
+        plan: Content hash of the plan that it has to have.
+    """
+
+    plan: str
+
+    def __call__(self, name: str, runtime: Runtime, revision: str | None) -> Model:
+        """Open it; errors as `open_for_evaluation`, or another plan."""
+        opened = open_for_evaluation(name, runtime, revision=revision)
+        if opened.plan != self.plan:
+            theirs, ours = (digest[:12] or "none" for digest in (opened.plan, self.plan))
+            raise UserError(f"{name} was quantized by another plan ({theirs}) than the one open here ({ours})")
+        return opened.model
+
+
+class Quantizing(NamedTuple):
+    """From a float model to what a plan makes of it, wherever that is done.
+
+    Attributes:
+        plan: Of the model.
+        stats: Behind static scales.
+        calibration: Tokens behind roundings that look at inputs.
+    """
+
+    plan: Plan
+    stats: ActivationStats | None
+    calibration: TokenSet | None
+
+    def __call__(self, model: Model) -> Model:
+        """Quantize it; errors as `qarat.stages.quantize.quantize`."""
+        return quantize(model, self.plan, self.stats, self.calibration)
 
 
 def open_for_evaluation(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Opened:
@@ -68,30 +118,41 @@ def open_for_evaluation(name: str, runtime: Runtime | None = None, *, revision: 
     native = find_native(path)
     if native is not None:
         model, plan = read_native(native, runtime)
-        return Opened(model, "plan", content_hash(plan))
+        return Opened(model, "plan", content_hash(plan), name)
     if _is_quantized(path):
         return _open_export(path, runtime or Runtime())
     if (path / MARK).is_file():
         raise UserError(f"{path} is an export that is not read back here; compressed-tensors is, as is the run itself")
-    return Opened(open_model(name, runtime, revision=revision), "float", "")
+    return Opened(open_model(name, runtime, revision=revision), "float", "", name, revision)
 
 
-def open_low(model: Model, scheme: str, calibration: TokenSet, progress: Progress = no_progress) -> Opened:
+def open_low(
+    float_: Opened,
+    scheme: str,
+    calibration: TokenSet,
+    *,
+    collect: Collect | None = None,
+    progress: Progress = no_progress,
+) -> Opened:
     """A float model with every projection under one scheme.
 
     Args:
-        model: In float.
+        float_: The model.
         scheme: Spelling; also the label.
         calibration: Tokens behind static scales, and behind roundings that look at inputs.
+        collect: As of `qarat.stages.observe.observe`.
         progress: Called after every block.
 
     Raises:
         UserError: A scheme that is none of projections, or does not fit the model.
     """
-    stats = profile(model, calibration, attention=False, progress=progress) if is_static(parse_scheme(scheme)) else None
+    model, needed = float_.model, is_static(parse_scheme(scheme))
+    more: dict[str, Any] = {"attention": False, "collect": collect, "progress": progress}
+    stats = profile(model, calibration, **more) if needed else None
     digest = content_hash(stats) if stats else ""
     plan = assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=digest)
-    return Opened(quantize(model, plan, stats, calibration), scheme, content_hash(plan))
+    remake = Quantizing(plan, stats, calibration)
+    return Opened(remake(model), scheme, content_hash(plan), float_.name, float_.revision, remake)
 
 
 def find_native(given: Path) -> Path | None:
@@ -150,4 +211,4 @@ def _open_export(path: Path, runtime: Runtime) -> Opened:
         listed = "\n  ".join(errors)
         raise UserError(f"{path} cannot be computed as it lies there:\n  {listed}\n`qarat verify {path}` says more")
     model = open_stored(folder, matches[_REFERENCE], runtime)
-    return Opened(model, "export", content_hash(plan) if plan else "")
+    return Opened(model, "export", content_hash(plan) if plan else "", str(path))

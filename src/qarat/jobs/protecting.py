@@ -7,7 +7,7 @@ other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
@@ -17,7 +17,7 @@ from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.protect import Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import TrialLog
-from qarat.stages.observe import observe
+from qarat.stages.observe import Collect, observe
 from qarat.stages.quantize import check_stats
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
 from qarat.values.budgets import parse_loss_budget
@@ -40,6 +40,7 @@ def profile(
     prefix: int | Literal["auto"] = 0,
     *,
     attention: bool = True,
+    collect: Collect | None = None,
     progress: Progress = no_progress,
 ) -> ActivationStats:
     """Measure every stream, without a prefix that is given or found.
@@ -50,14 +51,16 @@ def profile(
         prefix: So many tokens in front of each window are left out; ``auto``: as many as hold spikes and are the
             same in every window, one more pass for each that is found.
         attention: As `qarat.stages.observe.observe`.
+        collect: As there.
         progress: Called after every block.
 
     Raises:
         UserError: As `qarat.stages.observe.observe`.
     """
-    stats = observe(model, tokens, attention=attention, prefix=0 if prefix == "auto" else prefix, progress=progress)
+    more: dict[str, Any] = {"attention": attention, "collect": collect, "progress": progress}
+    stats = observe(model, tokens, prefix=0 if prefix == "auto" else prefix, **more)
     while prefix == "auto" and (front := min(spiking_front(stats), shared_front(tokens))) > len(stats.prefix):
-        stats = observe(model, tokens, attention=attention, prefix=front, progress=progress)
+        stats = observe(model, tokens, prefix=front, **more)
     return stats
 
 

@@ -22,6 +22,11 @@ from qarat.model.opening import open_model
 Remake = Callable[[Model], Model]
 
 
+def reopen_float(name: str, runtime: Runtime, revision: str | None) -> Model:
+    """Open a float model; errors as `open_model`."""
+    return open_model(name, runtime, revision=revision)
+
+
 class Opening(NamedTuple):
     """How a worker opens a model, before anything is done to it.
 
@@ -74,7 +79,7 @@ class Replica:
         remake: Remake | None = None,
         revision: str | None = None,
         share: int = 1,
-        opener: Callable[[str, Runtime, str | None], Model] | None = None,
+        opener: Callable[[str, Runtime, str | None], Model] = reopen_float,
     ) -> None:
         """Describe a model.
 
@@ -84,12 +89,12 @@ class Replica:
             remake: As the attribute; it can be pickled.
             revision: Of the hub id.
             share: As of `Opening`.
-            opener: As of `Opening`; default `open_model`.
+            opener: As of `Opening`.
         """
         self.model: Model | None = model
         self.fingerprint, self.remake = model.fingerprint, remake
         full = str(Path(name).absolute()) if Path(name).exists() else name
-        self.opening = Opening(full, model.runtime, revision, share, opener or _open_float)
+        self.opening = Opening(full, model.runtime, revision, share, opener)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"model": None}
@@ -114,13 +119,9 @@ class Replica:
         return model
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # a quantized model is compared with its float model
 def _opened(opening: Opening) -> Model:
     return opening.open()
-
-
-def _open_float(name: str, runtime: Runtime, revision: str | None) -> Model:
-    return open_model(name, runtime, revision=revision)
 
 
 def _threads_here() -> int:

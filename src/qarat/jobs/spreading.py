@@ -22,7 +22,8 @@ from qarat.model import passes
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages import observe as observing
-from qarat.stages.measure import perplexity
+from qarat.stages.measure import divergence, perplexity
+from qarat.stages.measure.divergence import Compared, CompareModels, compare_here
 from qarat.stages.measure.perplexity import Losses, losses_here
 from qarat.stages.observe import Watch, collect_here
 from qarat.stages.observe.collectors import Collector
@@ -116,6 +117,22 @@ class Spread:
             kernels |= part.kernels
         return Losses(torch.cat([part.nats for part in parts]), kernels)
 
+    def over(self, replica: Replica) -> Spread:
+        """Passes over another model, by the same workers."""
+        return Spread(self._runner, replica)
+
+    def comparing(self, base: Replica) -> CompareModels:
+        """As `qarat.stages.measure.divergence.compare_here`, with a float model that workers open beside this one."""
+
+        def compare(model: Model, _: Model, tokens: TokenSet, progress: Progress) -> Compared:
+            parts = list(self._map(model, _Comparing(base), tokens, self._twice, divergence.STAGE, progress))
+            nats, agrees = (torch.cat(columns) for columns in zip(*(part[:2] for part in parts), strict=True))
+            # Sorting is stable: of equals the first comes first, as in one process.
+            worst = sorted((token for part in parts for token in part.worst), key=lambda token: -token.divergence)
+            return Compared(nats, agrees, worst[: divergence.WORST])
+
+        return compare
+
     def _map(
         self,
         model: Model,
@@ -204,3 +221,13 @@ class _Losing(NamedTuple):
 
     def __call__(self, model: Model) -> Callable[[Part], Losses]:
         return lambda part: losses_here(model, part.tokens, no_progress)
+
+
+class _Comparing(NamedTuple):
+    """Compares with a float model."""
+
+    base: Replica
+
+    def __call__(self, model: Model) -> Callable[[Part], Compared]:
+        base = self.base()
+        return lambda part: compare_here(model, base, part.tokens, no_progress, part.first)

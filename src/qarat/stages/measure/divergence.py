@@ -8,6 +8,7 @@ hidden states of both.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,27 @@ from qarat.values.records.scores import Divergence, DivergentToken, PositionBin
 WORST = 10  # tokens that are shown
 CONTEXT = 24  # tokens in front of each
 ROWS = 32  # tokens whose logits of both models are in memory at once, in float64
+
+
+STAGE = "divergence"  # what progress is told
+
+
+class Compared(NamedTuple):
+    """What came of every predicted token, in their order.
+
+    Attributes:
+        nats: Divergence, (predicted,) float64.
+        agrees: Whether both models hold the same token likeliest, (predicted,) bool.
+        worst: The `WORST` most divergent, the worst first.
+    """
+
+    nats: Tensor
+    agrees: Tensor
+    worst: Sequence[DivergentToken]
+
+
+CompareModels = Callable[[Model, Model, TokenSet, Progress], Compared]
+"""Compares a quantized model and its float model on every predicted token of a set."""
 
 
 class _Compared(NamedTuple):
@@ -47,9 +69,15 @@ class _Compared(NamedTuple):
     agrees: Tensor
 
 
-@torch.no_grad()
 def measure_divergence(
-    model: Model, base: Model, tokens: TokenSet, *, label: str, plan: str = "", progress: Progress = no_progress
+    model: Model,
+    base: Model,
+    tokens: TokenSet,
+    *,
+    label: str,
+    plan: str = "",
+    compare: CompareModels | None = None,
+    progress: Progress = no_progress,
 ) -> Divergence:
     """Measure a quantized model against the float model it was made from, block by block.
 
@@ -59,6 +87,7 @@ def measure_divergence(
         tokens: The report set.
         label: What is evaluated.
         plan: Content hash of the plan behind it.
+        compare: Goes through the windows; default `compare_here`.
         progress: Called after every block.
 
     Raises:
@@ -70,18 +99,38 @@ def measure_divergence(
         raise UserError(f"{label} was made from the model {ours}, the float model given is {theirs}; give that one")
     if model.runtime.dtype != base.runtime.dtype:
         raise UserError(f"{label} is computed in {model.runtime.dtype}, float in {base.runtime.dtype}; use one dtype")
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(f"{stage} {label}", done, total)
+
+    compared = (compare or compare_here)(model, base, tokens, told)
+    return _record(model, tokens, compared, label, plan)
+
+
+@torch.no_grad()
+def compare_here(model: Model, base: Model, tokens: TokenSet, progress: Progress, first: int = 0) -> Compared:
+    """Walk both models side by side, in this process (a `CompareModels`).
+
+    Args:
+        model: Quantized.
+        base: The float model.
+        tokens: The report set.
+        progress: Called after every block.
+        first: Index of the first window, where these are part of a larger set.
+    """
     pair = base, model
     hidden = [[m.embed(batch) for batch in tokens.batches(m.runtime.batch_tokens)] for m in pair]
-    stage = f"divergence {label}"
-    progress(stage, 0, model.blocks + 1)
+    progress(STAGE, 0, model.blocks + 1)
     for index in range(model.blocks):
         for walked, states in zip(pair, hidden, strict=True):
             block = walked.block(index)
             states[:] = [walked.run_block(index, block, batch) for batch in states]
-        progress(stage, index + 1, model.blocks + 1)
+        progress(STAGE, index + 1, model.blocks + 1)
     compared = _compare(pair, (torch.cat(hidden[0]), torch.cat(hidden[1])), tokens)
-    progress(stage, model.blocks + 1, model.blocks + 1)
-    return _record(compared, label, plan)
+    worst = compared.nats.argsort(descending=True, stable=True)[:WORST].tolist()
+    described = [_describe(compared, index, first) for index in worst]
+    progress(STAGE, model.blocks + 1, model.blocks + 1)
+    return Compared(compared.nats, compared.agrees, described)
 
 
 def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: TokenSet) -> _Compared:
@@ -99,16 +148,15 @@ def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: Tok
     return _Compared(pair, ends, tokens, where[:, 0], where[:, 1] + 1, nats, agrees)
 
 
-def _record(compared: _Compared, label: str, plan: str) -> Divergence:
+def _record(model: Model, tokens: TokenSet, compared: Compared, label: str, plan: str) -> Divergence:
     """The record of what was compared."""
-    model, tokens, nats = compared.pair[1], compared.tokens, compared.nats
+    nats, (windows, positions) = compared.nats, (tokens.wanted != NOTHING).nonzero().unbind(1)
     if not nats.isfinite().all():
-        window = int(compared.window[~nats.isfinite()][0])
+        window = int(windows[~nats.isfinite()][0])
         raise UserError(f"{label}: the divergence in window {window} ({tokens.sources[window]}) is no finite number")
-    sums = torch.zeros(len(tokens), dtype=torch.float64).index_add_(0, compared.window, nats)
-    agreeing = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, compared.window, compared.agrees.long())
+    sums = torch.zeros(len(tokens), dtype=torch.float64).index_add_(0, windows, nats)
+    agreeing = torch.zeros(len(tokens), dtype=torch.long).index_add_(0, windows, compared.agrees.long())
     ordered = nats.sort().values
-    worst = nats.argsort(descending=True, stable=True)[:WORST].tolist()
     return Divergence(
         label,
         model.provenance(tokens.fingerprint, tokens.convention),
@@ -118,13 +166,13 @@ def _record(compared: _Compared, label: str, plan: str) -> Divergence:
         tokens.predicted,
         tokens.sources,
         float(ordered[-(-99 * len(ordered) // 100) - 1]),
-        tuple(_describe(compared, index) for index in worst),
-        _bins(compared),
+        tuple(compared.worst),
+        _bins(positions + 1, compared),
     )
 
 
-def _describe(compared: _Compared, index: int) -> DivergentToken:
-    """One token in words, with what both models held likeliest."""
+def _describe(compared: _Compared, index: int, first: int) -> DivergentToken:
+    """One token in words, with what both models held likeliest; ``first`` as of `compare_here`."""
     model, tokens = compared.pair[1], compared.tokens
     window, read = int(compared.window[index]), int(compared.read[index])
     choices: list[tuple[str, float]] = []
@@ -132,9 +180,9 @@ def _describe(compared: _Compared, index: int) -> DivergentToken:
         probability, token = m.logits(states[window, read - 1]).double().softmax(-1).max(-1)
         choices.append((_text(model, [int(token)]), float(probability)))
     context = tokens.windows[window, max(0, read - CONTEXT) : read].tolist()
-    next_token = _text(model, [int(tokens.wanted[window, read - 1])])
-    divergence, source = float(compared.nats[index]), tokens.sources[window]
-    return DivergentToken(divergence, window, read, source, _text(model, context), next_token, *choices[0], *choices[1])
+    where = first + window, read, tokens.sources[window]
+    words = _text(model, context), _text(model, [int(tokens.wanted[window, read - 1])])
+    return DivergentToken(float(compared.nats[index]), *where, *words, *choices[0], *choices[1])
 
 
 def _text(model: Model, ids: list[int]) -> str:
@@ -142,13 +190,13 @@ def _text(model: Model, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def _bins(compared: _Compared) -> tuple[PositionBin, ...]:
-    """By powers of two: what is far from the beginning differs little from position to position."""
+def _bins(read: Tensor, compared: Compared) -> tuple[PositionBin, ...]:
+    """By powers of two of the tokens read: what is far from the beginning differs little from position to position."""
     bins: list[PositionBin] = []
-    first, end = 1, int(compared.read.max())
+    first, end = 1, int(read.max())
     while first <= end:
         last = min(2 * first - 1, end)
-        inside = (compared.read >= first) & (compared.read <= last)
+        inside = (read >= first) & (read <= last)
         if count := int(inside.sum()):
             agreement = float(compared.agrees[inside].double().mean())
             bins.append(PositionBin(first, last, count, float(compared.nats[inside].mean()), agreement))

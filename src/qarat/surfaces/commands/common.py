@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from qarat.ground.runtime import Runtime
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
+from qarat.jobs.replicas import Remake, Replica
+from qarat.jobs.runners import Runner, open_runner
+from qarat.jobs.runners.base import ThisProcess
+from qarat.jobs.spreading import Spread
 from qarat.jobs.transforming import apply_again, options_for, read_made_from, stats_behind
 from qarat.model.model import Model
 from qarat.model.native import is_native
@@ -28,7 +33,7 @@ from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
-from qarat.surfaces.options.groups import Machine, OnText, Text
+from qarat.surfaces.options.groups import Machine, OnText, Runners, Text
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.parsing import parse_scheme
@@ -66,10 +71,42 @@ def open_transformed(options: Any) -> Model:
     Raises:
         UserError: As `qarat.jobs.transforming.stats_behind`, `open_float`, or `qarat.jobs.transforming.apply_again`.
     """
+    remake = _transforming(options)
+    model = open_float(options.model, options)
+    return model if remake is None else remake(model)
+
+
+def _transforming(options: Any) -> Remake | None:
+    """What is done to the float model; None where nothing is."""
     transforms = options.transforms.transforms
     files = stats_behind(transforms, options.transforms.transform_stats)
-    model = open_float(options.model, options)
-    return apply_again(model, transforms, [None if file is None else read_made_from(file) for file in files])
+    made_from = [None if file is None else read_made_from(file) for file in files]
+    return functools.partial(apply_again, transforms=transforms, made_from=made_from) if transforms else None
+
+
+@contextmanager
+def workers_of(runners: Runners) -> Iterator[Runner | None]:
+    """Whoever goes through windows in the place of this process; None where it does so alone.
+
+    Raises:
+        UserError: As `open_runner`.
+    """
+    with open_runner(runners.workers, runners.ray) as runner:
+        yield None if isinstance(runner, ThisProcess) else runner
+
+
+@contextmanager
+def spreading(options: Any, model: Model) -> Iterator[Spread | None]:
+    """Passes over a model of `open_transformed`, by workers; None where this process does them alone.
+
+    Raises:
+        UserError: As `open_runner`.
+    """
+    with workers_of(options.runners) as runner:
+        more: dict[str, Any] = {"revision": options.general.revision}
+        yield runner and Spread(
+            runner, Replica(model, options.model, remake=_transforming(options), share=runner.share, **more)
+        )
 
 
 def check_transforms(path: Path, made_of: str, model: Model) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from qarat.ground.errors import ArgumentError
 from qarat.jobs.compare import compare_named
 from qarat.jobs.engine_process import EngineProcess
 from qarat.jobs.engine_speed import time_folders
 from qarat.jobs.open_any import Opened, open_for_evaluation, open_low
+from qarat.jobs.replicas import Replica
+from qarat.jobs.runners import Runner
+from qarat.jobs.spreading import Spread
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.conventions import load_by_convention
@@ -30,7 +34,8 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
     opened = open_for_evaluation(options.model, common.runtime_of(options.machine), revision=options.general.revision)
     if options.general.dry_run:
         return _estimate(options, screen, opened)
-    record = _measure(options, screen, opened)
+    with common.workers_of(options.runners) as runner:
+        record = _measure(options, screen, opened, runner)
     screen.show(record)
     if options.out is None:
         return ()
@@ -46,15 +51,20 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
     how = options.measure
     measured_anew = bool(how.tasks or how.against or how.convention) or options.text != Text()
 
-    def opened(name: str) -> Opened:
-        if not is_scheme(name):
-            return open_for_evaluation(name, common.runtime_of(options.machine), revision=options.general.revision)
-        model = common.open_float(options.names[0], options)
-        return open_low(model, name, common.load_tokens(options, model, screen)[0], screen.progress)
+    with common.workers_of(options.runners) as runner:
 
-    comparison = compare_named(
-        options.names, lambda one: _measure(options, screen, one), opened, recorded=not measured_anew
-    )
+        def opened(name: str) -> Opened:
+            if not is_scheme(name):
+                return open_for_evaluation(name, common.runtime_of(options.machine), revision=options.general.revision)
+            model = common.open_float(options.names[0], options)
+            given = Opened(model, "float", "", options.names[0], options.general.revision)
+            collect = None if runner is None else Spread(runner, given.replica(runner.share)).collect
+            calibration = common.load_tokens(options, model, screen)[0]
+            return open_low(given, name, calibration, collect=collect, progress=screen.progress)
+
+        comparison = compare_named(
+            options.names, lambda one: _measure(options, screen, one, runner), opened, recorded=not measured_anew
+        )
     screen.show(comparison)
     return common.save(comparison, options.out)
 
@@ -69,18 +79,26 @@ def bench(options: BenchOptions, screen: Screen) -> Lines:
     return common.save(record, options.out)
 
 
-def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: Opened) -> Comparable:
-    model, label, plan = opened
+def _measure(
+    options: EvaluateOptions | CompareOptions, screen: Screen, opened: Opened, runner: Runner | None
+) -> Comparable:
+    """Measure what was asked for, by a runner's workers or, where there is none, in this process."""
+    model, label, plan = opened.model, opened.label, opened.plan
     how = options.measure
+    spread = runner and Spread(runner, opened.replica(runner.share))
     if how.tasks:
         return measure_tasks(
             model, how.tasks, label=label, plan=plan, limit=how.limit, data=how.task_folder, progress=screen.progress
         )
     tokens, model = _report(options, screen, model), model.unkept()  # every block is walked through once
+    more: dict[str, Any] = {"label": label, "plan": plan, "progress": screen.progress}
     if how.against is not None:
         base = common.open_float(how.against, options).unkept()
-        return measure_divergence(model, base, tokens, label=label, plan=plan, progress=screen.progress)
-    return measure_perplexity(model, tokens, label=label, plan=plan, progress=screen.progress)
+        if runner is not None and spread is not None:
+            other = Replica(base, how.against, revision=options.general.revision, share=runner.share)
+            more["compare"] = spread.comparing(other)
+        return measure_divergence(model, base, tokens, **more)
+    return measure_perplexity(model, tokens, losses=spread and spread.losses, **more)
 
 
 def _report(options: EvaluateOptions | CompareOptions, screen: Screen, model: Model) -> TokenSet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -43,9 +44,9 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
     calibration, _, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
         return common.show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
-    stats = protecting.profile(
-        model, calibration, options.prefix, attention=options.attention, progress=screen.progress
-    )
+    more: dict[str, Any] = {"attention": options.attention, "progress": screen.progress}
+    with common.spreading(options, model) as spread:
+        stats = protecting.profile(model, calibration, options.prefix, collect=spread and spread.collect, **more)
     write_whole(options.out, encode_record(stats))
     screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
     for line in float16_notes(model, stats):
@@ -67,20 +68,13 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
     if prefix and (wanted != ["fisher"] or options.alone):
         raise ArgumentError("with a prefix in float, fisher alone prices, and `alone` measures without one")
     menus: list[Menu] = []
-    for name in wanted:
-        menu = price(
-            model,
-            selection,
-            schemes,
-            stats,
-            metric=name,
-            calibration=calibration,
-            seed=options.general.seed,
-            prefix=prefix,
-            progress=screen.progress,
-        )
-        write_whole(_menu_file(options.out, name, wanted), encode_record(menu))
-        menus.append(menu)
+    more: dict[str, Any] = {"calibration": calibration, "seed": options.general.seed, "prefix": prefix}
+    with common.spreading(options, model) as spread:
+        more |= {"windows": spread and spread.prices, "progress": screen.progress}
+        for name in wanted:
+            menu = price(model, selection, schemes, stats, metric=name, **more)
+            write_whole(_menu_file(options.out, name, wanted), encode_record(menu))
+            menus.append(menu)
     screen.show(*menus)
     if options.alone:
         _check_metrics(options, screen, model, selection, stats, menus)

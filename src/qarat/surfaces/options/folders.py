@@ -13,7 +13,7 @@ from qarat.ground.errors import ArgumentError, UserError
 from qarat.jobs.engine_process import RUN, EngineProcess
 from qarat.model.recognition import find_config
 from qarat.stages.export import EXPORTERS
-from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading, check_model
+from qarat.surfaces.options.groups import IntoFile, IntoFolder, OnText, Reading, Runners, check_model
 from qarat.values.engines import FILE_ENGINES
 from qarat.values.requests.protect import ProtectRequest
 
@@ -112,6 +112,7 @@ class RunOptions(IntoFolder, frozen=True, kw_only=True):
     page: bool = True
     export: tuple[str, ...] = ()
     planning: ProtectRequest = ProtectRequest()
+    runners: Runners = Runners()
 
     def check(self) -> None:
         """Refuse formats that there are not."""

@@ -154,12 +154,12 @@ class Machine(Group, frozen=True, kw_only=True):
 
 
 class Runners(Group, frozen=True, kw_only=True):
-    """Who measures; none of this changes what is found, beyond rounding.
+    """Who computes; none of this changes what is found, beyond rounding.
 
     Attributes:
-        workers: Processes of this machine that measure side by side, each with the model in memory; --threads are
-            shared out.
-        ray: Measure on a Ray cluster instead (pip install 'qarat[ray]'); local starts one here, of --workers workers.
+        workers: Processes of this machine that work side by side, each with the model in memory; --threads are shared
+            out.
+        ray: Work on a Ray cluster instead (pip install 'qarat[ray]'); local starts one here, of --workers workers.
     """
 
     workers: int = 1

@@ -11,7 +11,17 @@ from tyro.conf import Positional
 from qarat.ground.errors import ArgumentError
 from qarat.ground.runtime import check_threads
 from qarat.jobs.engine_process import EngineProcess
-from qarat.surfaces.options.groups import Group, IntoFile, OfModel, OnText, Reading, Text, check_model, check_models
+from qarat.surfaces.options.groups import (
+    Group,
+    IntoFile,
+    OfModel,
+    OnText,
+    Reading,
+    Runners,
+    Text,
+    check_model,
+    check_models,
+)
 from qarat.values.budgets import parse_size
 from qarat.values.parsing import is_scheme, parse_scheme
 from qarat.values.requests.speed import SpeedRequest
@@ -79,6 +89,7 @@ class EvaluateOptions(OfModel, OnMeasuredText, IntoFile, frozen=True, kw_only=Tr
     out: Path | None = None
     overwrite: bool = False
     measure: Measure = Measure()
+    runners: Runners = Runners()
 
 
 class CompareOptions(OnMeasuredText, IntoFile, frozen=True, kw_only=True):
@@ -96,6 +107,7 @@ class CompareOptions(OnMeasuredText, IntoFile, frozen=True, kw_only=True):
     out: Path | None = None
     overwrite: bool = False
     measure: Measure = Measure()
+    runners: Runners = Runners()
 
     def check(self) -> None:
         """Refuse fewer than two names, and those that are nothing here."""

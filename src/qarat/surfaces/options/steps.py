@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qarat.stages.prices import DEFAULT, METRICS
-from qarat.surfaces.options.groups import IntoFile, OfModel, Transforms, check_given
+from qarat.surfaces.options.groups import IntoFile, OfModel, Runners, Transforms, check_given
 from qarat.values.parsing import parse_scheme_in
 from qarat.values.plans import Plan
 from qarat.values.records.files import decode_record
@@ -34,6 +34,7 @@ class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     prefix: int | Literal["auto"] = 0
     overwrite: bool = False
     transforms: Transforms = Transforms()
+    runners: Runners = Runners()
 
     def check(self) -> None:
         """Refuse what is no scheme."""
@@ -62,6 +63,7 @@ class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     alone: bool = False
     overwrite: bool = False
     transforms: Transforms = Transforms()
+    runners: Runners = Runners()
 
     def check(self) -> None:
         """Refuse what is no scheme or metric, and stats that are not there."""
@@ -107,6 +109,7 @@ class PlanOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     overwrite: bool = False
     planning: ProtectRequest = ProtectRequest(prefix="auto")  # as the stats have it
     transforms: Transforms = Transforms()
+    runners: Runners = Runners()
 
     def check(self) -> None:
         """Refuse stats and prices that are not there."""
