@@ -10,6 +10,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import platform
+import re
 import secrets
 import signal
 import sys
@@ -23,6 +25,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+import qarat
 from qarat.ground.errors import UserError
 from qarat.jobs.bench import MeterSpec, make_meter
 from qarat.jobs.replicas import Replica
@@ -105,6 +108,16 @@ def test_a_worker_that_cannot_be_made_is_an_error_with_its_words(runner: Runner)
     with pytest.raises(UserError, match="'nonsense' is no size; write for example 8GB"):
         answers(runner, ["1"] * 8, functools.partial(parse_size, "keep", "nonsense"))
     assert answers(runner, ["1 + 1"]) == [2]
+
+
+def test_a_worker_of_another_version_is_refused(runner: Runner, monkeypatch: pytest.MonkeyPatch):
+    skip_if_alone(runner)
+    with monkeypatch.context() as patch:
+        patch.setattr("qarat.jobs.runners.base.__version__", "9.9")
+        words = f"the worker on {platform.node()} has qarat {qarat.__version__}, the process that asks it qarat 9.9, "
+        with pytest.raises(UserError, match=re.escape(words) + r".*; there: pip install qarat==9\.9$"):
+            answers(runner, ["1 + 1"], functools.partial(EVALUATE))
+    assert answers(runner, ["1 + 1"], functools.partial(EVALUATE)) == [2]
 
 
 def test_a_list_left_early_leaves_nothing_behind(runner: Runner):

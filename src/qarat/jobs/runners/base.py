@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import pickle
+import platform
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
+from qarat import __version__
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 
@@ -120,6 +123,39 @@ class ThisProcess:
             results = self._work([items[i] for i in indices])
             progress(STAGE, indices.stop, len(items))
             yield from zip(indices, results, strict=True)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides numbers, in this process."""
+    return {"qarat": __version__, **{name: importlib.metadata.version(name) for name in ("torch", "transformers")}}
+
+
+class Order(NamedTuple):
+    """What a worker is to make; calling it does so.
+
+    Attributes:
+        versions: Those it has to be made with.
+        make: Pickled by itself: read in another version, it might be anything.
+    """
+
+    versions: dict[str, str]
+    make: bytes
+
+    def __call__(self) -> Work[Any, Any]:
+        """Make it.
+
+        Raises:
+            UserError: Other versions here.
+        """
+        here = versions()
+        if other := {name: version for name, version in self.versions.items() if here[name] != version}:
+            theirs, ours = (", ".join(f"{name} {v[name]}" for name in other) for v in (here, self.versions))
+            wanted = " ".join(f"{name}=={version}" for name, version in other.items())
+            raise UserError(
+                f"the worker on {platform.node()} has {theirs}, the process that asks it {ours}, and numbers would be "
+                f"of neither; there: pip install {wanted}"
+            )
+        return pickle.loads(self.make)()
 
 
 class Done(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
-from qarat.jobs.runners.base import STAGE, Answer, Done, Failed, Work, WorkGroup, WorkGroups
+from qarat.jobs.runners.base import STAGE, Answer, Done, Failed, Order, Work, WorkGroup, WorkGroups, versions
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class Job(NamedTuple):
 
     Attributes:
         number: Tells it from others.
-        make: Pickled.
+        make: An `Order`, pickled.
     """
 
     number: int
@@ -111,7 +111,8 @@ class Pool:
     def _job_of(self, make: Callable[[], Any]) -> Job:
         """The job with a number of its own, unless it is the last one again."""
         if self._job is None or make is not self._made:
-            self._job = Job(0 if self._job is None else self._job.number + 1, pickle.dumps(make))
+            order = Order(versions(), pickle.dumps(make))
+            self._job = Job(0 if self._job is None else self._job.number + 1, pickle.dumps(order))
             self._made = make
         return self._job
 
