@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
+from qarat.jobs.bench import make_meter
 from qarat.jobs.open_any import Opened, Quantizing
 from qarat.jobs.replicas import Replica
 from qarat.jobs.runners import open_runner
@@ -190,3 +192,13 @@ def test_divergences_are_the_same_to_the_byte(runner: Runner, model: Model, toke
     assert measure_perplexity(low.model, tokens, label="low", losses=losses) == measure_perplexity(
         low.model, tokens, label="low"
     )
+
+
+def test_plans_are_measured_the_same_to_the_byte(runner: Runner, model: Model, tokens: TokenSet):
+    stats = observe(model, tokens)
+    spellings = ("float", "w=int4/g8", "w=int8/channel a=int8/tensor/static")
+    plans = [replace(assign(model.fingerprint, 32, model.sites(), text), note=text) for text in spellings]
+    alone = make_meter(model, tokens, stats).measure_many(plans, spellings)
+    measure = spread_over(model, runner).measuring(model, tokens, stats, None, None)
+    assert [outcome for _, outcome in measure(plans)] == alone
+    assert list(measure(plans[1:])) == list(enumerate(alone[1:]))

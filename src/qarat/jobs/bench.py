@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import nn
 
 from qarat.ground.disk import explained
 from qarat.ground.runtime import Progress, no_progress
@@ -13,13 +15,14 @@ from qarat.jobs.runners.base import Runner, ThisProcess
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
-from qarat.stages.choose.trials import PlanMeter, TrialLog
+from qarat.stages.choose.trials import MeasureMany, PlanMeter, TrialLog
 from qarat.stages.measure.meter import Meter, prefix_order
 from qarat.stages.quantize import WeightCache, build_block, room_for_weights
 from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import Scheme
 
 
 class Measured(NamedTuple):
@@ -104,15 +107,17 @@ def make_meter(
         calibration: Tokens behind roundings that look at what a projection reads.
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
+    return Meter(model, tokens, block_builder(model, stats, prefix, calibration), keep_bytes=keep_bytes)
+
+
+def block_builder(
+    model: Model, stats: ActivationStats | None, prefix: FloatPrefix | None, calibration: TokenSet | None
+) -> Callable[[int, Mapping[str, Scheme]], nn.Module]:
+    """What a meter builds blocks with; arguments as of `make_meter`."""
     cache = WeightCache(room_for_weights(model))
     first = 0 if prefix is None else len(prefix.tokens)
     inputs = None if calibration is None else Calibration(model, calibration, first)
-    return Meter(
-        model,
-        tokens,
-        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, inputs),
-        keep_bytes=keep_bytes,
-    )
+    return lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, inputs)
 
 
 def blank_evaluation(model: Model, tokens: TokenSet) -> Evaluation:
@@ -130,11 +135,24 @@ def plan_meter(
     *,
     prefix: FloatPrefix | None = None,
     calibration: TokenSet | None = None,
+    measure: MeasureMany | None = None,
 ) -> PlanMeter:
-    """Losses of plans, each measured once, in this process; arguments as `make_meter` and `PlanMeter`."""
-    measure = measure_with(make_meter(model, tokens, stats, prefix=prefix, calibration=calibration))
+    """Losses of plans, each measured once.
+
+    Args:
+        model: As of `make_meter`, as the others.
+        tokens: The selection set.
+        stats: Behind static scales.
+        log: As of `PlanMeter`.
+        prefix: Of all the plans.
+        calibration: Tokens.
+        measure: Does it elsewhere; None: in this process.
+    """
     blank = blank_evaluation(model, tokens)
-    return PlanMeter(lambda plans: enumerate(measured.outcome for measured in measure(plans)), log, blank)
+    if measure is not None:
+        return PlanMeter(measure, log, blank)
+    here = measure_with(make_meter(model, tokens, stats, prefix=prefix, calibration=calibration))
+    return PlanMeter(lambda plans: enumerate(measured.outcome for measured in here(plans)), log, blank)
 
 
 class Measurer:

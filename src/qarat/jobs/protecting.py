@@ -12,6 +12,7 @@ from typing import Any, Literal
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.bench import plan_meter
+from qarat.jobs.spreading import Spread
 from qarat.model.model import Model
 from qarat.model.prefixes import check_prefix, prefix_of, shared_front
 from qarat.model.tokens import TokenSet
@@ -138,6 +139,7 @@ def find_plan(
     *,
     calibration: TokenSet | None = None,
     most: int | None = None,
+    spread: Spread | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
     """Choose the sites to protect by their prices, and confirm the choice by measuring a few plans.
@@ -150,6 +152,7 @@ def find_plan(
         menu: Prices of the low scheme.
         calibration: Tokens behind roundings that look at what a projection reads.
         most: Protect none but so many of the dearest (sites or ties), unless the request says which; None: any.
+        spread: By whose workers each plan is measured; None: in this process.
         progress: Called after every measurement.
 
     Returns:
@@ -170,7 +173,9 @@ def find_plan(
     protect = parse_scheme(request.protection)
     ranking = rank_units(request, naive, stats, menu)
     fixed = prefix_of(model, naive)
-    meter = plan_meter(model, selection, stats, TrialLog(None, {}), prefix=fixed, calibration=calibration)
+    measure = None if spread is None else spread.measuring(model, selection, stats, fixed, calibration)
+    more: dict[str, Any] = {"prefix": fixed, "calibration": calibration, "measure": measure}
+    meter = plan_meter(model, selection, stats, TrialLog(None, {}), **more)
     budget = parse_loss_budget(request.budget)
     plan, record = protect_until(naive, ranking, protect, budget, meter, most=most, progress=progress)
     check_stats(plan, stats)

@@ -5,6 +5,7 @@ A worker keeps what it opened last, since one pass follows another, and opening 
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import platform
@@ -96,6 +97,13 @@ class Replica:
         full = str(Path(name).absolute()) if Path(name).exists() else name
         self.opening = Opening(full, model.runtime, revision, share, opener)
 
+    def remade(self, model: Model, remake: Remake) -> Replica:
+        """Of the model that is made of this one; ``remake`` can be pickled."""
+        other = copy.copy(self)
+        other.model, other.fingerprint = model, model.fingerprint
+        other.remake = remake if self.remake is None else _Both(self.remake, remake)
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"model": None}
 
@@ -117,6 +125,16 @@ class Replica:
                 f"open here ({self.fingerprint[:12]}…); put the same files there"
             )
         return model
+
+
+class _Both(NamedTuple):
+    """One after the other."""
+
+    first: Remake
+    then: Remake
+
+    def __call__(self, model: Model) -> Model:
+        return self.then(self.first(model))
 
 
 @functools.lru_cache(maxsize=2)  # a quantized model is compared with its float model

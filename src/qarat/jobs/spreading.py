@@ -11,46 +11,38 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.replicas import Replica
-from qarat.jobs.runners.base import Runner, ThisProcess
+from qarat.jobs.runners.base import Runner, ThisProcess, Work
+from qarat.jobs.window_work import Asked, Collecting, Comparing, Losing, Make, Metering, Part, Pricer
 from qarat.model import passes
 from qarat.model.model import Model
+from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
 from qarat.stages import observe as observing
+from qarat.stages.choose.trials import MeasureMany
 from qarat.stages.measure import divergence, perplexity
-from qarat.stages.measure.divergence import Compared, CompareModels, compare_here
-from qarat.stages.measure.perplexity import Losses, losses_here
-from qarat.stages.observe import Watch, collect_here
+from qarat.stages.measure.divergence import Compared, CompareModels
+from qarat.stages.measure.meter import outcome_of
+from qarat.stages.measure.perplexity import Losses
+from qarat.stages.observe import Watch
 from qarat.stages.observe.collectors import Collector
-from qarat.stages.prices import METRICS
 from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import needs_calibration
-from qarat.stages.rounding.inputs import Calibration
+from qarat.values.plans import Plan
+from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import Scheme
 
 PARTS = 8
 """Parts of a set that is observed, whatever the number of workers up to half of it."""
 
+T = TypeVar("T")
 R = TypeVar("R")
-
-
-class Part(NamedTuple):
-    """Neighbouring windows of a token set.
-
-    Attributes:
-        tokens: Those windows.
-        first: Index of the first of them in the whole set.
-    """
-
-    tokens: TokenSet
-    first: int
 
 
 def cut(tokens: TokenSet, batch_tokens: int, parts: int) -> list[Part]:
@@ -73,6 +65,7 @@ class Spread:
 
     Attributes:
         replica: Of the model.
+        sees_files: As of the runner.
     """
 
     def __init__(self, runner: Runner, replica: Replica) -> None:
@@ -83,13 +76,19 @@ class Spread:
             replica: What each of them walks.
         """
         self.replica, self._runner = replica, runner
+        self.sees_files = runner.sees_files
         self._twice = 2 * runner.workers  # parts: a worker that is late has one to do while the others do theirs
+
+    @classmethod
+    def by(cls, runner: Runner, replica: Replica) -> Spread | None:
+        """None where the runner is this process, in which passes need no parts."""
+        return None if isinstance(runner, ThisProcess) else cls(runner, replica)
 
     def collect(
         self, model: Model, tokens: TokenSet, watch: Watch, progress: Progress
     ) -> Iterator[Sequence[Collector]]:
         """As `qarat.stages.observe.collect_here`."""
-        parts = self._map(model, _Collecting(watch), tokens, max(PARTS, self._twice), observing.STAGE, progress)
+        parts = self._map(model, Collecting(watch), tokens, max(PARTS, self._twice), observing.STAGE, progress)
         whole = next(parts)
         for later in parts:
             for collectors, more in zip(whole, later, strict=True):
@@ -105,17 +104,13 @@ class Spread:
         calibration = pricing.calibration.tokens if pricing.calibration is not None and looks else None
         # A part goes through the calibration tokens anew.
         count = self._runner.workers if looks else self._twice
-        work = _Price(metric.name, tuple(pricing.schemes), pricing.stats, calibration, pricing.prefix, pricing.seed)
+        work = Pricer(metric.name, tuple(pricing.schemes), pricing.stats, calibration, pricing.prefix, pricing.seed)
         parts = list(self._map(pricing.model, work, pricing.tokens, count, passes.STAGE, pricing.progress))
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def losses(self, model: Model, tokens: TokenSet, progress: Progress) -> Losses:
         """As `qarat.stages.measure.perplexity.losses_here`."""
-        parts = list(self._map(model, _Losing(), tokens, self._twice, perplexity.STAGE, progress))
-        kernels = Counter[str]()
-        for part in parts:
-            kernels |= part.kernels
-        return Losses(torch.cat([part.nats for part in parts]), kernels)
+        return _joined(list(self._map(model, Losing(), tokens, self._twice, perplexity.STAGE, progress)))
 
     def over(self, replica: Replica) -> Spread:
         """Passes over another model, by the same workers."""
@@ -125,13 +120,37 @@ class Spread:
         """As `qarat.stages.measure.divergence.compare_here`, with a float model that workers open beside this one."""
 
         def compare(model: Model, _: Model, tokens: TokenSet, progress: Progress) -> Compared:
-            parts = list(self._map(model, _Comparing(base), tokens, self._twice, divergence.STAGE, progress))
+            parts = list(self._map(model, Comparing(base), tokens, self._twice, divergence.STAGE, progress))
             nats, agrees = (torch.cat(columns) for columns in zip(*(part[:2] for part in parts), strict=True))
             # Sorting is stable: of equals the first comes first, as in one process.
             worst = sorted((token for part in parts for token in part.worst), key=lambda token: -token.divergence)
             return Compared(nats, agrees, worst[: divergence.WORST])
 
         return compare
+
+    def measuring(
+        self,
+        model: Model,
+        tokens: TokenSet,
+        stats: ActivationStats | None,
+        prefix: FloatPrefix | None,
+        calibration: TokenSet | None,
+    ) -> MeasureMany:
+        """What measures plans, of each of which every worker measures some windows; arguments as of `make_meter`."""
+        parts = self._cut(model, tokens, self._twice)
+        metering = Metering(len(parts), stats, () if prefix is None else prefix.tokens, calibration)
+        make = Make(self.replica, metering)  # one for all plans, so that workers keep what it makes
+
+        def measure(plans: Sequence[Plan]) -> Iterator[tuple[int, Evaluation | Failure]]:
+            asked = [Asked(plan, part) for plan in plans for part in parts]
+            lost: list[Losses] = []
+            for losses in self._in_order(make, asked, no_progress):
+                lost.append(losses)
+                if len(lost) % len(parts) == 0:
+                    index = len(lost) // len(parts) - 1
+                    yield index, outcome_of(model, tokens, _joined(lost[-len(parts) :]), plans[index].note)
+
+        return measure
 
     def _map(
         self,
@@ -152,82 +171,31 @@ class Spread:
             stage: What progress is told.
             progress: Called with the parts done.
         """
+        parts = self._cut(model, tokens, count)
+        return self._in_order(Make(self.replica, work), parts, lambda _, done, total: progress(stage, done, total))
+
+    def _cut(self, model: Model, tokens: TokenSet, count: int) -> list[Part]:
+        """The parts of a set, in which the replica's model is to be walked."""
         if model.fingerprint != self.replica.fingerprint:
             raise ValueError(f"this spreads passes over {self.replica.fingerprint}, not over {model.fingerprint}")
         if not isinstance(self._runner, ThisProcess):
             model.forget_blocks()  # the memory is the workers'
-        parts = cut(tokens, model.runtime.batch_tokens, count)
+        return cut(tokens, model.runtime.batch_tokens, count)
+
+    def _in_order(self, make: Callable[[], Work[T, R]], items: Sequence[T], progress: Progress) -> Iterator[R]:
+        """The results of the runner's `map`, in the order of the items."""
         waiting: dict[int, R] = {}
         at = 0
-        told = _renamed(progress, stage)
-        for index, result in self._runner.map(_Make(self.replica, work), parts, progress=told):
+        for index, result in self._runner.map(make, items, progress=progress):
             waiting[index] = result
             while at in waiting:
                 yield waiting.pop(at)
                 at += 1
 
 
-def _renamed(progress: Progress, stage: str) -> Progress:
-    return lambda _, done, total: progress(stage, done, total)
-
-
-class _Make(Generic[R]):
-    """What a worker makes of a replica and what is to be done."""
-
-    def __init__(self, replica: Replica, work: Callable[[Model], Callable[[Part], R]]) -> None:
-        self._replica, self._work = replica, work
-
-    def __call__(self) -> Callable[[Sequence[Part]], list[R]]:
-        do = self._work(self._replica())
-        return lambda parts: [do(part) for part in parts]
-
-
-class _Collecting(NamedTuple):
-    """Watches streams."""
-
-    watch: Watch
-
-    def __call__(self, model: Model) -> Callable[[Part], list[list[Collector]]]:
-        def do(part: Part) -> list[list[Collector]]:
-            blocks = collect_here(model, part.tokens, self.watch, no_progress, part.first)
-            return [[collector.to_cpu() for collector in collectors] for collectors in blocks]
-
-        return do
-
-
-class _Price(NamedTuple):
-    """Prices schemes; as the attributes of a `Pricing`."""
-
-    metric: str
-    schemes: tuple[Scheme, ...]
-    stats: ActivationStats | None
-    calibration: TokenSet | None
-    prefix: tuple[int, ...]
-    seed: int
-
-    def __call__(self, model: Model) -> Callable[[Part], Prices]:
-        metric = METRICS.load(self.metric)
-        inputs = None if self.calibration is None else Calibration(model, self.calibration, len(self.prefix))
-
-        def do(part: Part) -> Prices:
-            more = self.schemes, self.stats, inputs, self.prefix, self.seed, no_progress, part.first
-            return metric.windows(Pricing(model, part.tokens, *more))
-
-        return do
-
-
-class _Losing(NamedTuple):
-    """Measures losses."""
-
-    def __call__(self, model: Model) -> Callable[[Part], Losses]:
-        return lambda part: losses_here(model, part.tokens, no_progress)
-
-
-class _Comparing(NamedTuple):
-    """Compares with a float model."""
-
-    base: Replica
-
-    def __call__(self, model: Model) -> Callable[[Part], Compared]:
-        base = self.base()
-        return lambda part: compare_here(model, base, part.tokens, no_progress, part.first)
+def _joined(parts: Sequence[Losses]) -> Losses:
+    """The losses of all windows, from those of the parts."""
+    kernels = Counter[str]()
+    for part in parts:
+        kernels |= part.kernels
+    return Losses(torch.cat([part.nats for part in parts]), kernels)

@@ -31,6 +31,7 @@ from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
 from qarat.jobs.rewriting import with_rewrites
+from qarat.jobs.run_models import Walked, Walking
 from qarat.jobs.run_steps import (
     BEFORE,
     DIVERGE,
@@ -47,7 +48,8 @@ from qarat.jobs.run_steps import (
     show_outcome,
     show_stats,
 )
-from qarat.jobs.transforming import outline, prepare_in, tokens_to_prepare
+from qarat.jobs.spreading import Spread
+from qarat.jobs.transforming import apply_again, outline, prepare_in, tokens_to_prepare
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
 from qarat.model.prefixes import check_prefix, leading_tokens
@@ -83,11 +85,24 @@ class Pipeline:
         seed: int,
         prompt: str | None,
         exports: Sequence[str] = (),
+        spread: Spread | None = None,
         progress: Progress,
         show: Shower,
         note: Callable[[str], None],
     ) -> None:
         """Check the request against the model; nothing long is done.
+
+        Args:
+            model: In float, as all that follows is of a run.
+            tokens: Calibration, selection and report.
+            request: What the plan should be.
+            seed: Of draws and labels.
+            prompt: To be continued.
+            exports: Formats to write as well.
+            spread: Passes over the model by workers; None for this process alone.
+            progress: Told of every stage.
+            show: Shows records.
+            note: Says a line.
 
         Raises:
             UserError: A pattern that matches nothing, a scheme that does not fit, a rounding that cannot be made, a
@@ -97,6 +112,7 @@ class Pipeline:
         # The model asked for, which the others are compared with, and the one that is planned and quantized. Blocks are
         # not kept: bringing them in is a small part of going through them.
         self.source = self.model = model.unkept()
+        self.source_spread = self.spread = spread
         self.plain, self.seed = request, seed
         self.request, said = with_rewrites(model, request)
         if said:
@@ -118,7 +134,8 @@ class Pipeline:
         before = self._transform(run)
         model = self.model
         key = self._observed(model)
-        stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
+        watched: dict[str, Any] = {"collect": self.spread and self.spread.collect, "progress": progress}
+        stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, **watched))
         show_stats(run.folder, self.show, self.draft.low)
         for line in float16_notes(model, stats, before and (self.source, before)):
             self.note(line)
@@ -126,12 +143,11 @@ class Pipeline:
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
         menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
         key |= {"request": msgspec.to_builtins(request)}
+        more: dict[str, Any] = {"calibration": self.calibration, "spread": self.spread, "progress": progress}
         plan, _ = PROTECT.make(
             run,
             key,
-            lambda: find_plan(
-                model, self.selection, request, stats, menu, calibration=self.calibration, progress=progress
-            ),
+            lambda: find_plan(model, self.selection, request, stats, menu, **more),
             [PROFILE, DAMAGE],
         )
         show_choices(run.folder, self.show)
@@ -158,16 +174,19 @@ class Pipeline:
         """
         plain = msgspec.structs.replace(self.plain, transforms=())
         naive = naive_plan(self.source, plain, before)
-        models: dict[str, Callable[[], Model]] = {
-            "float": lambda: self.source,
-            "naive": lambda: quantize(self.source, naive, before, self.calibration),
+        source = Walked(self.source, self.source_spread)
+        models: dict[str, Walking] = {
+            "float": lambda: source,
+            "naive": lambda: source.quantized(naive, before, self.calibration),
             # What lies on disk, so that what is measured is what was written.
-            "plan": lambda: read_native(run.path(MODEL), self.model.runtime)[0],
+            "plan": lambda: source.stored(run.path(MODEL), plan),
         }
 
-        def evaluate(label: str, plan: Plan | None, model: Callable[[], Model]) -> Evaluation:
-            digest = content_hash(plan) if plan else ""
-            return measure_perplexity(model().unkept(), self.report, label=label, plan=digest, progress=self.progress)
+        def evaluate(label: str, plan: Plan | None, walking: Walking) -> Evaluation:
+            model, spread = walking()
+            more: dict[str, Any] = {"plan": content_hash(plan) if plan else "", "progress": self.progress}
+            losses = spread and spread.losses
+            return measure_perplexity(model.unkept(), self.report, label=label, losses=losses, **more)
 
         behind = [PROFILE, PROTECT, QUANTIZE]
         for (label, model), planned, step in zip(models.items(), (None, naive, plan), EVALUATE, strict=True):
@@ -179,29 +198,31 @@ class Pipeline:
         show_outcome(run.folder, self.show)
         DIVERGE.make(run, key, lambda: self._diverge(models, (content_hash(naive), content_hash(plan))), behind)
         show_divergence(run.folder, self.show)
+        opened = {label: functools.partial(_model_of, walking) for label, walking in models.items()}
         CONTINUE.make(
             run,
             key | {"prompt": self.prompt},
-            lambda: continue_all(self.model, self.report, models, self.prompt, self.progress),
+            lambda: continue_all(self.model, self.report, opened, self.prompt, self.progress),
             behind,
         )
         show_continuations(run.folder, self.show)
 
-    def _diverge(
-        self, models: Mapping[str, Callable[[], Model]], plans: tuple[str, str]
-    ) -> tuple[Divergence, Divergence]:
+    def _diverge(self, models: Mapping[str, Walking], plans: tuple[str, str]) -> tuple[Divergence, Divergence]:
         """How far from float's the predictions of naive and of the plan are, on the first of the report tokens."""
         tokens = self.report.at_most(DIVERGED_ON)
 
         def measure(label: str, plan: str) -> Divergence:
-            pair = models[label]().unkept(), models["float"]()
-            return measure_divergence(*pair, tokens, label=label, plan=plan, progress=self.progress)
+            model, spread = models[label]()
+            base = models["float"]()
+            compare = spread.comparing(base.spread.replica) if spread is not None and base.spread is not None else None
+            more: dict[str, Any] = {"plan": plan, "compare": compare, "progress": self.progress}
+            return measure_divergence(model.unkept(), base.model, tokens, label=label, **more)
 
         return measure("naive", plans[0]), measure("plan", plans[1])
 
     def _without_parts(
         self, plan: Plan, stats: ActivationStats, naive: Plan, before: ActivationStats
-    ) -> dict[str, tuple[Plan, Callable[[], Model]]]:
+    ) -> dict[str, tuple[Plan, Walking]]:
         """What the plan would be without its protection, and without its transforms; nothing where it lacks either.
 
         Args:
@@ -216,8 +237,11 @@ class Pipeline:
             return {}
         protected, tokens = naive.with_schemes(kept, "protected in the plan"), self.calibration
         return {
-            "protection": (low, lambda: quantize(self.model, low, stats, tokens)),
-            "transforms": (protected, lambda: quantize(self.source, protected, before, tokens)),
+            "protection": (low, lambda: Walked(self.model, self.spread).quantized(low, stats, tokens)),
+            "transforms": (
+                protected,
+                lambda: Walked(self.source, self.source_spread).quantized(protected, before, tokens),
+            ),
         }
 
     def _observed(self, model: Model) -> dict[str, object]:
@@ -241,10 +265,13 @@ class Pipeline:
         source, prefix = self.source, self.request.prefix
         # Only a rule can make an attention product low.
         options: dict[str, Any] = {"attention": bool(self.request.rules), "progress": self.progress}
+        options["collect"] = self.spread and self.spread.collect
         before = BEFORE.make(run, self._observed(source), lambda: profile(source, self.calibration, prefix, **options))
         more: dict[str, Any] = {"stats": before, "seed": self.seed, "progress": self.progress}
         done = prepare_in(run, source, self.request, self.calibration, self.selection, **more)
+        again = functools.partial(apply_again, transforms=done.transforms, made_from=done.made_from)
         self.model = done.model
+        self.spread = self.spread and self.spread.over(self.spread.replica.remade(done.model, again))
         self.note(f"transformed before planning: {', '.join(done.transforms)}")
         if LEFT_ALONE in done.transforms and LEFT_ALONE not in self.request.transforms:
             self.note("nothing is rewritten: it is predicted to buy less than predictions can tell (rewrites-0.json)")
@@ -272,7 +299,8 @@ class Pipeline:
     def _price(self, stats: ActivationStats) -> Menu:
         more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
         low = parse_scheme(self.request.low)
-        return price(self.model, self.selection.at_most(PRICED_ON), [low], stats, progress=self.progress, **more)
+        more |= {"windows": self.spread and self.spread.prices, "progress": self.progress}
+        return price(self.model, self.selection.at_most(PRICED_ON), [low], stats, **more)
 
     def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
         quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
@@ -327,3 +355,7 @@ class Pipeline:
             follow = f"with {self.new_tokens} to follow"
             raise UserError(f"`prompt` has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
         return ids
+
+
+def _model_of(walking: Walking) -> Model:
+    return walking().model

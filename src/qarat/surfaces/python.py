@@ -23,7 +23,10 @@ from qarat.jobs.exporting import read_to_export
 from qarat.jobs.folder import Run
 from qarat.jobs.live import Live
 from qarat.jobs.open_any import find_native, open_for_evaluation
+from qarat.jobs.replicas import Replica
 from qarat.jobs.run_steps import KIND
+from qarat.jobs.runners import open_runner
+from qarat.jobs.spreading import Spread
 from qarat.jobs.verify import AgainstFloat, AgainstRun
 from qarat.jobs.verify import verify as verify_folder
 from qarat.jobs.whole_run import Pipeline
@@ -111,6 +114,8 @@ def run(
     exports: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Profile, price, plan, quantize, evaluate and continue a prompt; a folder that was begun is gone on with.
@@ -124,6 +129,9 @@ def run(
         exports: Formats to write as well, each into a folder of its name.
         seed: Of draws and labels.
         overwrite: Whether an earlier run may be replaced.
+        workers: Processes that go through windows side by side; a script asks for them below
+            ``if __name__ == "__main__":``.
+        ray: Address of a Ray cluster whose workers do, or ``local``.
         progress: Told of every stage; None draws it on stderr.
 
     Returns:
@@ -134,7 +142,7 @@ def run(
     """
     check_plan_request(request)
     folder = Run(out, KIND, overwrite=overwrite)
-    with _shown(progress) as told:
+    with _shown(progress) as told, open_runner(workers, ray) as runner:
         job = Pipeline(
             model,
             tokens,
@@ -142,6 +150,7 @@ def run(
             seed=seed,
             prompt=prompt,
             exports=exports,
+            spread=Spread.by(runner, Replica(model, str(model.path), share=runner.share)),
             progress=told,
             show=_show_nothing,
             note=_show_nothing,

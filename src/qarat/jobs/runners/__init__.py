@@ -42,5 +42,5 @@ def open_runner(workers: int = 1, ray: str | None = None) -> Iterator[Runner]:
     elif workers == 1:
         yield ThisProcess()
     else:
-        with closing(Pool(Processes(), workers, share=workers)) as pool:
+        with closing(Pool(Processes(), workers, share=workers, sees_files=True)) as pool:
             yield pool

@@ -32,10 +32,12 @@ class Runner(Protocol):
     Attributes:
         workers: How many.
         share: Those of them that share one machine's memory and processors.
+        sees_files: Whether files of this machine are surely at hand where they work.
     """
 
     workers: int
     share: int
+    sees_files: bool
 
     def map(
         self, make: Callable[[], Work[T, R]], items: Sequence[T], *, progress: Progress = no_progress
@@ -102,10 +104,12 @@ class ThisProcess:
     Attributes:
         workers: 1.
         share: 1.
+        sees_files: True.
     """
 
     def __init__(self) -> None:
         self.workers = self.share = 1
+        self.sees_files = True
         self._make: Callable[[], Any] | None = None
         self._work: Work[Any, Any] | None = None
 

@@ -68,11 +68,12 @@ class Pool:
     Attributes:
         workers: How many, once all are there.
         share: Those of them that share one machine.
+        sees_files: As of a `Runner`.
     """
 
-    def __init__(self, crew: Crew, workers: int, share: int) -> None:
+    def __init__(self, crew: Crew, workers: int, share: int, *, sees_files: bool = False) -> None:
         """No worker is started yet."""
-        self.workers, self.share = workers, share
+        self.workers, self.share, self.sees_files = workers, share, sees_files
         self._crew = crew
         self._job: Job | None = None
         self._made: Callable[[], Any] | None = None

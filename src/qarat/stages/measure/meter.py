@@ -24,7 +24,7 @@ from qarat.ground.runtime import Progress, no_progress
 from qarat.model.layers import kernels_of
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.measure.perplexity import evaluation_of, window_nats
+from qarat.stages.measure.perplexity import Losses, evaluation_of, window_nats
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.schemes import Scheme
@@ -92,7 +92,6 @@ class Meter:
             raise UserError(outcome.error)
         return outcome
 
-    @torch.no_grad()
     def measure_many(
         self, plans: Sequence[Plan], labels: Sequence[str], *, progress: Progress = no_progress
     ) -> list[Evaluation | Failure]:
@@ -107,6 +106,14 @@ class Meter:
         Returns:
             In the order of the plans; a `Failure` where a window's loss is NaN or Inf.
         """
+        return [
+            outcome_of(self._model, self._tokens, losses, label)
+            for label, losses in zip(labels, self.lose_many(plans, progress=progress), strict=True)
+        ]
+
+    @torch.no_grad()
+    def lose_many(self, plans: Sequence[Plan], *, progress: Progress = no_progress) -> list[Losses]:
+        """What each of many plans loses on every window, arguments as `measure_many`; NaN and Inf are not refused."""
         paths = [_path(plan) for plan in plans]
         different = sorted(dict(zip(paths, plans, strict=True)).items(), key=lambda pair: pair[0])
         nats: dict[Path, Tensor] = {}
@@ -117,7 +124,7 @@ class Meter:
             for share, measured in self._walk(group):
                 nats |= measured
                 progress("measure", first + int(share * len(group)), len(different))
-        return [self._outcome(label, path, nats[path]) for label, path in zip(labels, paths, strict=True)]
+        return [Losses(nats[path], self._ran(path)) for path in paths]
 
     def _walk(self, plans: Mapping[Path, Plan]) -> Iterable[tuple[float, dict[Path, Tensor]]]:
         """Measure plans together; yields the share of the work done, and the nats measured since."""
@@ -156,12 +163,24 @@ class Meter:
         pairs = zip(states, self._targets, strict=True)
         return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
 
-    def _outcome(self, label: str, path: Path, nats: Tensor) -> Evaluation | Failure:
-        kernels = sum((self._kernels[step] for step in enumerate(path)), Counter[str]())
-        try:
-            return evaluation_of(self._model, self._tokens, nats, label=label, kernels=kernels)
-        except UserError as error:
-            return Failure(label, str(error))
+    def _ran(self, path: Path) -> Counter[str]:
+        """What computed the projections of a plan."""
+        return sum((self._kernels[step] for step in enumerate(path)), Counter[str]())
+
+
+def outcome_of(model: Model, tokens: TokenSet, losses: Losses, label: str) -> Evaluation | Failure:
+    """The evaluation of a plan, or a failure that says why there is none: a loss that is NaN or Inf.
+
+    Args:
+        model: In float.
+        tokens: The token set.
+        losses: On every window of it.
+        label: Of the evaluation.
+    """
+    try:
+        return evaluation_of(model, tokens, losses.nats, label=label, kernels=losses.kernels)
+    except UserError as error:
+        return Failure(label, str(error))
 
 
 class _Boundaries:

@@ -19,8 +19,7 @@ from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
 from qarat.jobs.replicas import Remake, Replica
-from qarat.jobs.runners import Runner, open_runner
-from qarat.jobs.runners.base import ThisProcess
+from qarat.jobs.runners import open_runner
 from qarat.jobs.spreading import Spread
 from qarat.jobs.transforming import apply_again, options_for, read_made_from, stats_behind
 from qarat.model.model import Model
@@ -33,7 +32,7 @@ from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
-from qarat.surfaces.options.groups import Machine, OnText, Runners, Text
+from qarat.surfaces.options.groups import Machine, OnText, Text
 from qarat.values.budgets import parse_size
 from qarat.values.fingerprints import brief, source_of
 from qarat.values.parsing import parse_scheme
@@ -71,12 +70,12 @@ def open_transformed(options: Any) -> Model:
     Raises:
         UserError: As `qarat.jobs.transforming.stats_behind`, `open_float`, or `qarat.jobs.transforming.apply_again`.
     """
-    remake = _transforming(options)
+    remake = transforming(options)
     model = open_float(options.model, options)
     return model if remake is None else remake(model)
 
 
-def _transforming(options: Any) -> Remake | None:
+def transforming(options: Any) -> Remake | None:
     """What is done to the float model; None where nothing is."""
     transforms = options.transforms.transforms
     files = stats_behind(transforms, options.transforms.transform_stats)
@@ -85,28 +84,20 @@ def _transforming(options: Any) -> Remake | None:
 
 
 @contextmanager
-def workers_of(runners: Runners) -> Iterator[Runner | None]:
-    """Whoever goes through windows in the place of this process; None where it does so alone.
+def spreading(options: Any, model: Model, remake: Remake | None = None) -> Iterator[Spread | None]:
+    """Passes over a model by workers; None where this process does them alone.
+
+    Args:
+        options: Of the verb.
+        model: That its name stands for.
+        remake: What was done to it since; `transforming` of the options after `open_transformed`.
 
     Raises:
         UserError: As `open_runner`.
     """
-    with open_runner(runners.workers, runners.ray) as runner:
-        yield None if isinstance(runner, ThisProcess) else runner
-
-
-@contextmanager
-def spreading(options: Any, model: Model) -> Iterator[Spread | None]:
-    """Passes over a model of `open_transformed`, by workers; None where this process does them alone.
-
-    Raises:
-        UserError: As `open_runner`.
-    """
-    with workers_of(options.runners) as runner:
-        more: dict[str, Any] = {"revision": options.general.revision}
-        yield runner and Spread(
-            runner, Replica(model, options.model, remake=_transforming(options), share=runner.share, **more)
-        )
+    with open_runner(options.runners.workers, options.runners.ray) as runner:
+        how: dict[str, Any] = {"revision": options.general.revision, "share": runner.share}
+        yield Spread.by(runner, Replica(model, options.model, remake=remake, **how))
 
 
 def check_transforms(path: Path, made_of: str, model: Model) -> None:

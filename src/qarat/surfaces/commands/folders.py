@@ -40,24 +40,26 @@ def run(options: RunOptions, screen: Screen) -> Lines:
     folder = Run(out, KIND, overwrite=options.overwrite)
     model = common.open_float(options.model, options)
     tokens = common.load_tokens(options, model, screen)
-    job = Pipeline(
-        model,
-        tokens,
-        request,
-        seed=options.general.seed,
-        prompt=options.prompt,
-        exports=options.export,
-        progress=screen.progress,
-        show=screen.show,
-        note=screen.note,
-    )
-    common.note_request(request, model, screen)
-    if options.general.dry_run:
-        common.check_weights(model)
-        screen.show(job.estimate())
-        return ()
-    with folder.work(**common.facts_of(options.model, model, screen)):
-        job.execute(folder)
+    with common.spreading(options, model) as spread:
+        job = Pipeline(
+            model,
+            tokens,
+            request,
+            seed=options.general.seed,
+            prompt=options.prompt,
+            exports=options.export,
+            spread=spread,
+            progress=screen.progress,
+            show=screen.show,
+            note=screen.note,
+        )
+        common.note_request(request, model, screen)
+        if options.general.dry_run:
+            common.check_weights(model)
+            screen.show(job.estimate())
+            return ()
+        with folder.work(**common.facts_of(options.model, model, screen)):
+            job.execute(folder)
     if options.page:
         write_report([out], out, progress=screen.progress)
     return _run_ending(options, out, model)

@@ -12,7 +12,7 @@ from qarat.jobs.engine_process import EngineProcess
 from qarat.jobs.engine_speed import time_folders
 from qarat.jobs.open_any import Opened, open_for_evaluation, open_low
 from qarat.jobs.replicas import Replica
-from qarat.jobs.runners import Runner
+from qarat.jobs.runners import Runner, open_runner
 from qarat.jobs.spreading import Spread
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
@@ -34,7 +34,7 @@ def evaluate(options: EvaluateOptions, screen: Screen) -> Lines:
     opened = open_for_evaluation(options.model, common.runtime_of(options.machine), revision=options.general.revision)
     if options.general.dry_run:
         return _estimate(options, screen, opened)
-    with common.workers_of(options.runners) as runner:
+    with open_runner(options.runners.workers, options.runners.ray) as runner:
         record = _measure(options, screen, opened, runner)
     screen.show(record)
     if options.out is None:
@@ -51,16 +51,16 @@ def compare(options: CompareOptions, screen: Screen) -> Lines:
     how = options.measure
     measured_anew = bool(how.tasks or how.against or how.convention) or options.text != Text()
 
-    with common.workers_of(options.runners) as runner:
+    with open_runner(options.runners.workers, options.runners.ray) as runner:
 
         def opened(name: str) -> Opened:
             if not is_scheme(name):
                 return open_for_evaluation(name, common.runtime_of(options.machine), revision=options.general.revision)
             model = common.open_float(options.names[0], options)
             given = Opened(model, "float", "", options.names[0], options.general.revision)
-            collect = None if runner is None else Spread(runner, given.replica(runner.share)).collect
+            spread = Spread.by(runner, given.replica(runner.share))
             calibration = common.load_tokens(options, model, screen)[0]
-            return open_low(given, name, calibration, collect=collect, progress=screen.progress)
+            return open_low(given, name, calibration, collect=spread and spread.collect, progress=screen.progress)
 
         comparison = compare_named(
             options.names, lambda one: _measure(options, screen, one, runner), opened, recorded=not measured_anew
@@ -79,13 +79,11 @@ def bench(options: BenchOptions, screen: Screen) -> Lines:
     return common.save(record, options.out)
 
 
-def _measure(
-    options: EvaluateOptions | CompareOptions, screen: Screen, opened: Opened, runner: Runner | None
-) -> Comparable:
-    """Measure what was asked for, by a runner's workers or, where there is none, in this process."""
+def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: Opened, runner: Runner) -> Comparable:
+    """Measure what was asked for, where a runner says."""
     model, label, plan = opened.model, opened.label, opened.plan
     how = options.measure
-    spread = runner and Spread(runner, opened.replica(runner.share))
+    spread = Spread.by(runner, opened.replica(runner.share))
     if how.tasks:
         return measure_tasks(
             model, how.tasks, label=label, plan=plan, limit=how.limit, data=how.task_folder, progress=screen.progress
@@ -94,7 +92,7 @@ def _measure(
     more: dict[str, Any] = {"label": label, "plan": plan, "progress": screen.progress}
     if how.against is not None:
         base = common.open_float(how.against, options).unkept()
-        if runner is not None and spread is not None:
+        if spread is not None:
             other = Replica(base, how.against, revision=options.general.revision, share=runner.share)
             more["compare"] = spread.comparing(other)
         return measure_divergence(model, base, tokens, **more)

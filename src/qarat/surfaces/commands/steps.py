@@ -45,7 +45,7 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
     if options.general.dry_run:
         return common.show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
     more: dict[str, Any] = {"attention": options.attention, "progress": screen.progress}
-    with common.spreading(options, model) as spread:
+    with common.spreading(options, model, common.transforming(options)) as spread:
         stats = protecting.profile(model, calibration, options.prefix, collect=spread and spread.collect, **more)
     write_whole(options.out, encode_record(stats))
     screen.show(stats, low=low.input if isinstance(low, LinearScheme) else None)
@@ -69,7 +69,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
         raise ArgumentError("with a prefix in float, fisher alone prices, and `alone` measures without one")
     menus: list[Menu] = []
     more: dict[str, Any] = {"calibration": calibration, "seed": options.general.seed, "prefix": prefix}
-    with common.spreading(options, model) as spread:
+    with common.spreading(options, model, common.transforming(options)) as spread:
         more |= {"windows": spread and spread.prices, "progress": screen.progress}
         for name in wanted:
             menu = price(model, selection, schemes, stats, metric=name, **more)
@@ -151,9 +151,9 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
         return common.show_estimate(
             screen, model, {"plan": PROTECTING_FORWARDS * tokens}, states=tokens * (model.blocks + 1)
         )
-    chosen, protection = find_plan(
-        model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
-    )
+    more: dict[str, Any] = {"calibration": calibration, "progress": screen.progress}
+    with common.spreading(options, model, common.transforming(options)) as spread:
+        chosen, protection = find_plan(model, selection, request, stats, menu, spread=spread, **more)
     measured = options.out.with_suffix(".protection.json")
     write_whole(measured, encode_record(protection))
     write_whole(options.out, encode_record(chosen))
