@@ -15,19 +15,22 @@ import torch
 from msgspec.structs import replace
 
 from qarat.ground.errors import UserError
+from qarat.ground.runtime import no_progress
 from qarat.jobs.bench import make_meter
 from qarat.jobs.open_any import Opened, Quantizing
 from qarat.jobs.replicas import Replica
 from qarat.jobs.runners import open_runner
 from qarat.jobs.runners.base import Runner, ThisProcess
-from qarat.jobs.spreading import PARTS, Spread, cut
+from qarat.jobs.spreading import PARTS, Spread, _grouped, cut
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.divergence import measure_divergence
 from qarat.stages.measure.perplexity import measure_perplexity
+from qarat.stages.measure.tasks.harness_model import wrap_model
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
+from qarat.testing import tiny_documents
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.records.files import encode_record
@@ -202,3 +205,17 @@ def test_plans_are_measured_the_same_to_the_byte(runner: Runner, model: Model, t
     measure = spread_over(model, runner).measuring(model, tokens, stats, None, None)
     assert [outcome for _, outcome in measure(plans)] == alone
     assert list(measure(plans[1:])) == list(enumerate(alone[1:]))
+
+
+def test_questions_are_shared_out_whole_and_answered_in_order(runner: Runner, model: Model):
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    text = tiny_documents(1)[0].text
+    pairs = [(text[: 5 + n], text[40 : 44 + n % 5]) for n in range(27)]
+    requests = [instance("loglikelihood", {}, pair, n, metadata=("task", n // 3, 1)) for n, pair in enumerate(pairs)]
+    alone = wrap_model(model, "", no_progress).loglikelihood(requests)
+    shared = spread_over(model, runner).answering(model)("loglikelihood", requests, no_progress)
+    assert [nats for nats, _ in shared] == pytest.approx([nats for nats, _ in alone], rel=1e-6)
+    assert [greedy for _, greedy in shared] == [greedy for _, greedy in alone]
+    groups = _grouped(requests, 4)
+    assert [request for group in groups for request in group] == requests
+    assert [len(group) for group in groups] == [6, 6, 6, 9]

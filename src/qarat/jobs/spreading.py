@@ -11,14 +11,25 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.replicas import Replica
 from qarat.jobs.runners.base import Runner, ThisProcess, Work
-from qarat.jobs.window_work import Asked, Collecting, Comparing, Losing, Make, Metering, Part, Pricer
+from qarat.jobs.window_work import (
+    Answering,
+    Asked,
+    Collecting,
+    Comparing,
+    Losing,
+    Make,
+    Metering,
+    Part,
+    Pricer,
+    Questions,
+)
 from qarat.model import passes
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix
@@ -29,6 +40,7 @@ from qarat.stages.measure import divergence, perplexity
 from qarat.stages.measure.divergence import Compared, CompareModels
 from qarat.stages.measure.meter import outcome_of
 from qarat.stages.measure.perplexity import Losses
+from qarat.stages.measure.tasks.harness_model import Answer
 from qarat.stages.observe import Watch
 from qarat.stages.observe.collectors import Collector
 from qarat.stages.prices.changes import Prices, Pricing
@@ -152,6 +164,17 @@ class Spread:
 
         return measure
 
+    def answering(self, model: Model) -> Answer:
+        """What asks a model the questions of a harness, by `qarat.stages.measure.tasks.harness_model.wrap_model`."""
+        self._check(model)
+        make = Make(self.replica, Answering())
+
+        def answer(kind: str, requests: Sequence[Any], progress: Progress) -> list[Any]:
+            questions = [Questions(kind, group) for group in _grouped(requests, self._twice)]
+            return [a for answers in self._in_order(make, questions, progress) for a in answers]
+
+        return answer
+
     def _map(
         self,
         model: Model,
@@ -176,11 +199,14 @@ class Spread:
 
     def _cut(self, model: Model, tokens: TokenSet, count: int) -> list[Part]:
         """The parts of a set, in which the replica's model is to be walked."""
+        self._check(model)
+        return cut(tokens, model.runtime.batch_tokens, count)
+
+    def _check(self, model: Model) -> None:
         if model.fingerprint != self.replica.fingerprint:
             raise ValueError(f"this spreads passes over {self.replica.fingerprint}, not over {model.fingerprint}")
         if not isinstance(self._runner, ThisProcess):
             model.forget_blocks()  # the memory is the workers'
-        return cut(tokens, model.runtime.batch_tokens, count)
 
     def _in_order(self, make: Callable[[], Work[T, R]], items: Sequence[T], progress: Progress) -> Iterator[R]:
         """The results of the runner's `map`, in the order of the items."""
@@ -191,6 +217,14 @@ class Spread:
             while at in waiting:
                 yield waiting.pop(at)
                 at += 1
+
+
+def _grouped(requests: Sequence[Any], count: int) -> list[tuple[Any, ...]]:
+    """Requests in at most so many groups of neighbours; those of one question stay together."""
+    by_question = [tuple(group) for _, group in itertools.groupby(requests, lambda r: (r.task_name, r.doc_id))]
+    count = min(count, len(by_question))
+    edges = [i * len(by_question) // count for i in range(count + 1)] if count else []
+    return [tuple(itertools.chain(*by_question[first:end])) for first, end in itertools.pairwise(edges)]
 
 
 def _joined(parts: Sequence[Losses]) -> Losses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from qarat.ground.runtime import no_progress
 from qarat.jobs.bench import block_builder
@@ -15,6 +15,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.measure.divergence import Compared, compare_here
 from qarat.stages.measure.meter import Meter, room_for_states
 from qarat.stages.measure.perplexity import Losses, losses_here
+from qarat.stages.measure.tasks.harness_model import wrap_model
 from qarat.stages.observe import Watch, collect_here
 from qarat.stages.observe.collectors import Collector
 from qarat.stages.prices import METRICS
@@ -144,3 +145,24 @@ class Metering(NamedTuple):
             return meters[first].lose_many([asked.plan])[0]
 
         return do
+
+
+class Questions(NamedTuple):
+    """Requests of the lm-evaluation-harness.
+
+    Attributes:
+        kind: The method that answers them.
+        requests: Of neighbouring questions, each whole.
+    """
+
+    kind: str
+    requests: tuple[Any, ...]
+
+
+class Answering(NamedTuple):
+    """Answers questions of the harness."""
+
+    def __call__(self, model: Model) -> Callable[[Questions], list[Any]]:
+        """As `wrap_model`; errors too."""
+        asked = wrap_model(model, "", no_progress)
+        return lambda questions: getattr(asked, questions.kind)(list(questions.requests))

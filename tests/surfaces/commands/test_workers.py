@@ -15,6 +15,7 @@ import pytest
 from qarat.ground.runtime import Runtime
 from qarat.jobs.runners.base import Resident
 from qarat.jobs.runners.pool import Job
+from qarat.surfaces.options.groups import BUNDLED
 from qarat.values.records.files import decode_record
 from qarat.values.records.scores import Divergence, Evaluation
 
@@ -98,3 +99,12 @@ def test_a_run(qarat: Qarat, words: list[str]) -> None:
         alone, shared = (decode_record(Path(out) / f"{name}.json", Evaluation) for out in ("alone", "shared"))
         assert shared.nats == pytest.approx(alone.nats, rel=1e-6)
         assert msgspec.structs.replace(shared, nats=(), plan="") == msgspec.structs.replace(alone, nats=(), plan="")
+
+
+def test_zero_shot(qarat: Qarat) -> None:
+    pytest.importorskip("lm_eval")
+    tasks = [BUNDLED, "--tasks", "code_continuation", "--limit", "6", "--threads", "1"]
+    for out, workers in (("alone", []), ("shared", ["--workers", "2"])):
+        well(qarat("evaluate", *tasks, "-o", f"{out}.json", *workers))
+    assert Residents.asked == 4
+    assert Path("shared.json").read_bytes() == Path("alone.json").read_bytes()

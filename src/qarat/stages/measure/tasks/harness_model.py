@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -51,6 +51,39 @@ def wrap_model(model: Model, stage: str, progress: Progress) -> Any:
         max_length=model.length,
         device=model.runtime.device,
     )
+
+
+Answer = Callable[[str, Sequence[Any], Progress], Sequence[Any]]
+"""Gives the harness's answers, in their order, to requests of one kind (a method's name): those of `wrap_model`."""
+
+
+def share_model(answer: Answer, stage: str, progress: Progress) -> Any:
+    """A model that others ask, as the harness takes one.
+
+    Args:
+        answer: Asks them.
+        stage: What is done, for ``progress``.
+        progress: Called as questions are answered.
+
+    Raises:
+        UserError: The harness is not installed.
+    """
+    base: Any = import_harness("lm_eval.api.model").LM
+
+    def told(_: str, done: int, total: int) -> None:
+        progress(stage, done, total)
+
+    class Shared(base):
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return list(answer("loglikelihood", requests, told))
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return list(answer("loglikelihood_rolling", requests, told))
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            return list(answer("generate_until", requests, told))
+
+    return Shared()
 
 
 def _joins_tokens(module: nn.Module) -> bool:

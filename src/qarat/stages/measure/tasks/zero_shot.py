@@ -22,7 +22,7 @@ from qarat.model.model import Model
 from qarat.model.texts import bundled_documents
 from qarat.stages.measure.tasks.code_continuation import make_items
 from qarat.stages.measure.tasks.harness import import_harness
-from qarat.stages.measure.tasks.harness_model import wrap_model
+from qarat.stages.measure.tasks.harness_model import Answer, share_model, wrap_model
 from qarat.stages.measure.tasks.local_tasks import LOCAL_TASKS, read_task
 from qarat.values.records.scores import TaskScore, ZeroShot
 
@@ -38,6 +38,7 @@ def measure_tasks(
     plan: str = "",
     limit: int | None = None,
     data: Path | None = None,
+    answer: Answer | None = None,
     progress: Progress = no_progress,
 ) -> ZeroShot:
     """Measure a model on tasks, without examples in the prompt.
@@ -49,6 +50,8 @@ def measure_tasks(
         plan: Content hash of the plan behind a quantized model.
         limit: At most so many questions of each task, the first ones.
         data: The folder with the files of the tasks called ``*_local``.
+        answer: Asks the model in the place of this process. What is asked together is then otherwise put together, so
+            log-likelihoods differ by their rounding.
         progress: Called as questions are answered.
 
     Raises:
@@ -56,7 +59,7 @@ def measure_tasks(
             files, or with malformed ones (every row of every file, with its line); questions longer than the model's
             windows, the room for a written answer included (the longest of each task).
     """
-    harness = import_harness("lm_eval")
+    harness, stage = import_harness("lm_eval"), f"evaluate {label}"
     with _quiet():
         # Reading the definitions of all the harness's tasks takes a while; our own need none of them.
         theirs = any(name not in OWN_TASKS for name in tasks)
@@ -64,7 +67,7 @@ def measure_tasks(
         _check_names(tasks, manager.all_tasks)
         own = _own_tasks(tasks, data)
         answer: Any = harness.simple_evaluate(
-            model=wrap_model(model, f"evaluate {label}", progress),
+            model=wrap_model(model, stage, progress) if answer is None else share_model(answer, stage, progress),
             tasks=[own.get(name, name) for name in dict.fromkeys(tasks)],
             num_fewshot=0,
             limit=limit,
