@@ -396,8 +396,9 @@ def test_a_dry_run_counts_the_windows_and_the_metric(tiny_llama: Path, tiny_text
     assert work("kl", 1) > work("fisher", 1)
 
 
-def test_a_dry_run_writes_nothing(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
-    answer = qarat("search", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run")
+@pytest.mark.parametrize("low", ["mxint4", "int8-static"])  # the second is rewritten, wider than the checkpoint
+def test_a_dry_run_writes_nothing(low: str, qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    answer = qarat("search", tiny_llama, *small, "--low", low, "-o", tmp_path / "s", "--dry-run")
     assert answer.code == 0
     assert "search" in answer.out
     assert not list(tmp_path.iterdir())

@@ -82,7 +82,8 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     if job.strategy.PREDICTS:
         priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work["damage"] = priced
-    return common.show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
+    # Of the model as given: a rewritten one has no weights yet that could be read.
+    return common.show_estimate(screen, job.member.model, work, states=tokens * (job.model.blocks + 1))
 
 
 def _ending(options: SearchOptions, out: Path, result: SearchResult, job: SearchJob) -> Lines:
