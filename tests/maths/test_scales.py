@@ -23,11 +23,11 @@ from qarat.values.schemes import SCALE_BITS, TensorScheme
 GRANULARITIES = ["tensor", "channel", "g16", "g32", "8x16", "40x1000"]
 
 
-CHOICES = ["int8", "int4//asymmetric", "e4m3", "int4//mse", "int4//p97.5", "e2m1//mse"]
+CHOICES = ["int8", "int4//asymmetric", "e4m3", "int4//mse", "int4//p97.5", "e2m1//mse", "int4//typical"]
 MSE = ["int4/{}/mse", "int3/{}/mse/asymmetric", "e2m1/{}/mse/scale-e4m3", "int4/{}/mse/scale-e8m0"]
 MSE_GRID = ["int4/tensor", "int3/tensor/asymmetric", "e2m1/tensor", "int2/tensor/asymmetric/scale-e8m0"]
 DYNAMIC = ["int8/tensor/dynamic", "int4/token", "mxfp4", "nvfp4", "int4/8x16/mse", "e4m3/token/p99"]
-STORED = ["int8/channel", "int2/channel/asymmetric", "e5m2/g16", "int4/g16/mse", "e2m1/g16/p90"]
+STORED = ["int8/channel", "int2/channel/asymmetric", "e5m2/g16", "int4/g16/mse", "e2m1/g16/p90", "int4/g16/typical"]
 STATIC = ["int8/tensor", "int8/tensor/asymmetric", "int8/tensor/p100", "int8/g16", "e4m3/g16", "mxfp4", "nvfp4"]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
+from qarat.maths import clipping
 from qarat.maths.rounding import round_to_format
 from qarat.maths.tiles import Scales, as_matrices, fake_quantize_tiles, to_tiles
 from qarat.values.formats import FORMATS
@@ -71,6 +72,7 @@ def choose_scale(x: Tensor, scheme: TensorScheme, weights: Tensor | None = None)
     - ``mse``: absmax of the extremes times 2^(−i/12), i = 0 … 36, whichever has the least squared error.
     - ``percentile``: absmax of the extremes clipped at that percentile of the tile's magnitudes (linear between ranks);
       a tile whose percentile is zero keeps its extremes.
+    - ``typical``: absmax of the extremes clipped where the format rounds a Gaussian of the tile's σ with least error.
 
     Scales are then rounded to the scheme's kind: float16 to nearest, kept off zero and infinity; e8m0 *up* to a power
     of two, so that nothing clips that the choice meant to keep; e4m3 (NVFP4) to nearest, in units of one float32 per
@@ -92,8 +94,10 @@ def choose_scale(x: Tensor, scheme: TensorScheme, weights: Tensor | None = None)
     extremes = _extremes(tiles, scheme)
     tensor_scale = _tensor_scale(extremes, scheme)
     if scheme.choice == "percentile":
-        bound = _percentile(matrices, scheme)
+        bound = clipping.percentile(matrices, scheme)
         extremes = extremes.clipped(torch.where(bound == 0, torch.inf, bound))
+    if scheme.choice == "typical":
+        extremes = extremes.clipped(clipping.typical(matrices, scheme))
     if scheme.choice == "mse" or weights is not None:
         counts = None if weights is None else to_tiles(weights.view(1, 1, -1), scheme.granularity)
         scales = _least_squares(tiles, counts, extremes, scheme, tensor_scale, SHRINK_STEPS)
@@ -232,20 +236,6 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent within the range of E8M0, exactly (`exp2` may not be)."""
     index = exponent.clamp(-E8M0_LIMIT, E8M0_LIMIT).int() + E8M0_LIMIT
     return _POWERS_OF_TWO.to(exponent.device)[index]
-
-
-def _percentile(matrices: Tensor, scheme: TensorScheme) -> Tensor:
-    """Percentile of the magnitudes of each tile, (batch, tall, 1, wide, 1); linear between neighbouring ranks."""
-    magnitudes = to_tiles(matrices.abs(), scheme.granularity).transpose(2, 3).flatten(3)
-    # Ranks count from the top, where the zeros that pad a short last tile do not shift them.
-    ones = torch.ones(1, *matrices.shape[1:], device=matrices.device)
-    elements = to_tiles(ones, scheme.granularity).sum((2, 4), dtype=torch.float64)  # (1, tall, wide)
-    rank = (elements - 1) * (1 - scheme.percentile / 100)
-    upper, lower = rank.floor(), rank.ceil()
-    top = magnitudes.topk(int(lower.max()) + 1, dim=-1).values
-    at_upper, at_lower = (top.gather(-1, r.long().expand(len(top), -1, -1).unsqueeze(-1)) for r in (upper, lower))
-    bound = torch.lerp(at_upper, at_lower, (rank - upper).float().unsqueeze(-1))
-    return bound.unsqueeze(2)
 
 
 def _least_squares(

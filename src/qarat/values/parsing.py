@@ -32,7 +32,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"([1-9]\d*)x([1-9]\d*)": lambda m: {"granularity": Granularity(int(m[1]), int(m[2]))},
     "static|dynamic": lambda m: {"timing": m[0]},
     f"scale-({'|'.join(SCALE_BITS)})": lambda m: {"scale": m[1]},
-    "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
+    "absmax|mse|typical|mx-floor|mx-even": lambda m: {"choice": m[0]},
     # From 50 to 100 per cent.
     r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {"choice": "percentile", "percentile": float(m[1])},
     r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
@@ -46,6 +46,7 @@ _HOMES = {
     "token": ("alr", "does not fit the {tensor}; use channel"),
     "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
     "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
+    "typical": ("w", "belongs to a weight (w=…): inputs are far from Gaussian, and what is large among them counts"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
 }
 
@@ -151,6 +152,7 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
     known += [
         "mx-even",
+        "typical",
         "reach-1.2",
         "asymmetric",
         "outliers-6",

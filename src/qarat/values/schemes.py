@@ -18,7 +18,7 @@ from qarat.ground.errors import UserError
 from qarat.values.formats import NumberFormat, format_named
 
 ScaleKind = Literal["float32", "float16", "e8m0", "e4m3"]
-ScaleChoice = Literal["absmax", "mse", "percentile", "mx-floor", "mx-even"]
+ScaleChoice = Literal["absmax", "mse", "percentile", "typical", "mx-floor", "mx-even"]
 
 NEAREST = "nearest"
 """The rounding where none is named."""
@@ -115,7 +115,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append(
                 f"asymmetric needs an integer format: {fmt.name} has no uniform step to count a zero point in"
             )
-        if self.choice.startswith("mx-") and not self.symmetric:
+        if (self.choice.startswith("mx-") or self.choice == "typical") and not self.symmetric:
             reasons.append(f"{self.choice} knows no zero point")
         if self.choice.startswith("mx-") and self.scale == "e4m3":
             reasons.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
