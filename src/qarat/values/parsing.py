@@ -41,12 +41,13 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
 }
 _HOMES = {
-    # Words, up to a hyphen, that some tensors cannot have: the keys of those that can, and what is said to the others.
+    # Words, whole or up to a hyphen, that some tensors cannot have: keys of those that can, what is said to the others.
     "channel": ("w", "does not fit the {tensor}; use token"),
     "token": ("alr", "does not fit the {tensor}; use channel"),
     "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
     "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
     "typical": ("w", "belongs to a weight (w=…): inputs are far from Gaussian, and what is large among them counts"),
+    "scale-uint8": ("w", "belongs to a weight (w=…), which has scales enough to share a float32"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
 }
 
@@ -145,7 +146,7 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     """The fields that one word of a spelling sets."""
     for pattern, fields in _WORDS.items():
         if match := re.fullmatch(pattern, word):
-            roles, elsewhere = _HOMES.get(word.partition("-")[0], (role, ""))
+            roles, elsewhere = _HOMES.get(word) or _HOMES.get(word.partition("-")[0], (role, ""))
             if role not in roles:
                 _fail(text, at, f"{word!r} {elsewhere.format(tensor=_KEYS[role])}")
             return fields(match)
