@@ -100,9 +100,10 @@ def main() -> None:
         for width in sorted({*WIDTHS, typical}):
             error, loss = subject.measure(scheme, clipped(width))
             print(f"int{bits}  {width:5.2f} σ  error {error:.4f}  {_spelled(loss)}", flush=True)
-            label = "typical" if width == typical else ""
-            dots.append(Dot(width, loss.nats, label=label))
-        series.append(Series(f"int{bits}", tuple(dots), named=True))
+            dots.append(Dot(width, loss.nats, label="typical"))
+        named = tuple(dot for dot in dots if dot.x == typical)
+        series.append(Series(f"int{bits}", tuple(dots), group=f"int{bits}"))
+        series.append(Series(f"int{bits}, typical", named, line=False, group=f"int{bits}", named=True))
         for choice in CHOICES:
             chosen = parse_tensor_scheme(f"int{bits}/{asked.granularity}/{choice}", "w")
             error, loss = subject.measure(chosen, choose_scale)
