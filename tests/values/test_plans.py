@@ -81,6 +81,8 @@ def edited(plan: Plan, site: str, **fields: object) -> str:
         ("mxint4", 4),
         ("mxfp4/g24", 4),
         ("nvfp4", 4),
+        ("int4/g16/scale-uint8", 4),
+        ("int3/g1/scale-uint8/asymmetric", 3),
     ],
 )
 def test_planned_bits_are_the_bits_of_the_real_tensors(spelling: str, element_bits: int) -> None:

@@ -24,6 +24,7 @@ CONTRADICTIONS = (
     "outlier columns are found",
     "would count the outlier columns",
 )
+MISPLACED = "belongs to a weight"
 
 
 def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
@@ -35,7 +36,9 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
     if role != "w":
         places = st.one_of(places, st.one_of(whole, static_groups).map(lambda g: (g, True)))
     choices = st.one_of(
-        st.sampled_from(["absmax", "mse", "mx-floor", "mx-even"]).map(lambda c: (c, 99.9)),
+        st.sampled_from(["absmax", "mse", "mx-floor", "mx-even", *(["typical"] if role == "w" else [])]).map(
+            lambda c: (c, 99.9)
+        ),
         st.floats(50, 100).map(lambda p: ("percentile", p)),
     )
     outliers = st.none() | st.floats(0, 1000) if role == "a" else st.none()
@@ -46,7 +49,7 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
         ),
         st.sampled_from(sorted(FORMATS)),
         places,
-        st.sampled_from(sorted(SCALE_BITS)),
+        st.sampled_from(sorted(kind for kind in SCALE_BITS if role == "w" or kind != "uint8")),
         choices,
         st.booleans(),
         outliers,
@@ -79,7 +82,7 @@ def test_every_combination_of_words_has_one_canonical_spelling(name: str) -> Non
     places = {"w": ["tensor", "channel", "g32", "1x16", "8x16"]}
     places["a"] = ["tensor/static", "tensor/dynamic", "token", "g32", "g32/static", "g32/dynamic", "8x16/static"]
     scales = ["", *(f"/scale-{kind}" for kind in SCALE_BITS)]
-    choices = ["", "/absmax", "/mse", "/p99.99", "/p100", "/mx-floor", "/mx-even"]
+    choices = ["", "/absmax", "/mse", "/p99.99", "/p100", "/typical", "/mx-floor", "/mx-even"]
     refusals: list[str] = []
     for role in "wa":
         for words in itertools.product(places[role], scales, choices, ["", "/asymmetric"]):
@@ -91,7 +94,7 @@ def test_every_combination_of_words_has_one_canonical_spelling(name: str) -> Non
                 continue
             assert not scheme.contradictions()
             assert parse_tensor_scheme(scheme.spell(role), role) == scheme
-    assert all(any(why in refusal for why in CONTRADICTIONS) for refusal in refusals)
+    assert all(any(why in refusal for why in (*CONTRADICTIONS, MISPLACED)) for refusal in refusals)
 
 
 def test_words_that_cannot_go_together_are_refused_when_read() -> None:

@@ -32,7 +32,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"([1-9]\d*)x([1-9]\d*)": lambda m: {"granularity": Granularity(int(m[1]), int(m[2]))},
     "static|dynamic": lambda m: {"timing": m[0]},
     f"scale-({'|'.join(SCALE_BITS)})": lambda m: {"scale": m[1]},
-    "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
+    "absmax|mse|typical|mx-floor|mx-even": lambda m: {"choice": m[0]},
     # From 50 to 100 per cent.
     r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {"choice": "percentile", "percentile": float(m[1])},
     r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
@@ -41,11 +41,13 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
 }
 _HOMES = {
-    # Words, up to a hyphen, that some tensors cannot have: the keys of those that can, and what is said to the others.
+    # Words, whole or up to a hyphen, that some tensors cannot have: keys of those that can, what is said to the others.
     "channel": ("w", "does not fit the {tensor}; use token"),
     "token": ("alr", "does not fit the {tensor}; use channel"),
     "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
     "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
+    "typical": ("w", "belongs to a weight (w=…): inputs are far from Gaussian, and what is large among them counts"),
+    "scale-uint8": ("w", "belongs to a weight (w=…), which has scales enough to share a float32"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
 }
 
@@ -144,13 +146,14 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     """The fields that one word of a spelling sets."""
     for pattern, fields in _WORDS.items():
         if match := re.fullmatch(pattern, word):
-            roles, elsewhere = _HOMES.get(word.partition("-")[0], (role, ""))
+            roles, elsewhere = _HOMES.get(word) or _HOMES.get(word.partition("-")[0], (role, ""))
             if role not in roles:
                 _fail(text, at, f"{word!r} {elsewhere.format(tensor=_KEYS[role])}")
             return fields(match)
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
     known += [
         "mx-even",
+        "typical",
         "reach-1.2",
         "asymmetric",
         "outliers-6",

@@ -17,12 +17,14 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.values.formats import NumberFormat, format_named
 
-ScaleKind = Literal["float32", "float16", "e8m0", "e4m3"]
-ScaleChoice = Literal["absmax", "mse", "percentile", "mx-floor", "mx-even"]
+ScaleKind = Literal["float32", "float16", "e8m0", "e4m3", "uint8"]
+ScaleChoice = Literal["absmax", "mse", "percentile", "typical", "mx-floor", "mx-even"]
 
 NEAREST = "nearest"
 """The rounding where none is named."""
-SCALE_BITS: dict[str, int] = {"float32": 32, "float16": 16, "e8m0": 8, "e4m3": 8}
+SCALE_BITS: dict[str, int] = {"float32": 32, "float16": 16, "e8m0": 8, "e4m3": 8, "uint8": 8}
+SCALES_PER_BLOCK = 256
+"""Scales of kind uint8, in reading order, under one float32; as many as in bitsandbytes' nested quantization."""
 
 
 class SchemeError(UserError):
@@ -66,7 +68,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         format: Name of a number format.
         granularity: Which elements share a scale.
         scale: How scales are kept. ``e8m0`` is a power of two (MX); ``e4m3`` has one float32 per tensor above it
-            (NVFP4).
+            (NVFP4). ``uint8`` is 1 to 255 of one float32 for each 256 scales (double quantization).
         choice: How a scale is chosen from the values: of `qarat.maths.scales`.
         percentile: Per cent of the magnitudes that `percentile` keeps unclipped.
         symmetric: Whether the zero point is fixed at 0.
@@ -95,9 +97,19 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return format_named(self.format)
 
     @property
+    def nests_scales(self) -> bool:
+        """Whether scales are stored in units of a float32 above them, which those of several tiles share."""
+        return self.scale in ("e4m3", "uint8")
+
+    def scales_above(self, rows: int, cols: int) -> int:
+        """How many float32 stand above the scales of a (rows, cols) matrix: one a matrix, or one a block of scales."""
+        tall, wide = self.granularity.scale_shape(rows, cols)
+        return {"e4m3": 1, "uint8": -(-tall * wide // SCALES_PER_BLOCK)}.get(self.scale, 0)
+
+    @property
     def joins_tokens(self) -> bool:
         """Of an activation: whether a token's numbers depend on the tokens beside it."""
-        across = self.granularity.rows != 1 or self.scale == "e4m3" or self.outliers is not None
+        across = self.granularity.rows != 1 or self.nests_scales or self.outliers is not None
         return across and not self.static
 
     @property
@@ -115,10 +127,10 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append(
                 f"asymmetric needs an integer format: {fmt.name} has no uniform step to count a zero point in"
             )
-        if self.choice.startswith("mx-") and not self.symmetric:
+        if (self.choice.startswith("mx-") or self.choice == "typical") and not self.symmetric:
             reasons.append(f"{self.choice} knows no zero point")
-        if self.choice.startswith("mx-") and self.scale == "e4m3":
-            reasons.append(f"{self.choice} gives powers of two, which e4m3 scales under a tensor scale do not keep")
+        if self.choice.startswith("mx-") and self.nests_scales:
+            reasons.append(f"{self.choice} gives powers of two, which {self.scale} scales under another do not keep")
         if self.static and self.granularity.cols is not None and self.choice in ("mse", "percentile"):
             reasons.append(f"{self.choice} needs a histogram, which is kept for a whole stream and not for its groups")
         if self.static and self.choice == "mse" and not self.symmetric:
@@ -138,8 +150,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tall, wide = self.granularity.scale_shape(rows, cols)
         scales = tall * wide
         total = rows * cols * self.number_format.bits + scales * SCALE_BITS[self.scale]
-        if self.scale == "e4m3":
-            total += 32
+        total += 32 * self.scales_above(rows, cols)
         if not self.symmetric:
             total += scales * self.number_format.bits
         return total

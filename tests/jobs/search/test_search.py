@@ -177,6 +177,18 @@ def test_prices_that_are_not_nats_are_not_added_up(
     assert (result.metric, result.cost.pricing, result.correction.pairs) == ("weight-error", 0, 0)
 
 
+def test_mixquant_goes_by_weights_and_needs_no_token(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    words = ["--strategy", "mixquant", "--low", "int4/channel", "--menu", "int6/channel, int8/channel"]
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", *words, "--budget", "bits=8", "nats+0.05")
+    assert (result.metric, result.cost.pricing) == ("weight-error", 0)
+    chosen = [t for t in result.trials if t.label.startswith("QEM")]
+    assert chosen
+    assert all(t.predicted >= 0 for t in chosen)
+    assert any(t.bits <= 8 for t in chosen)
+
+
 def test_two_workers_find_the_same(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
     words = ["--strategy", "random", "--trials", "4", "--budget", "ratio=0.5"]
     one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)

@@ -438,6 +438,7 @@ REFUSED = {
     "w=mxfp4/g16": "mxfp4 (g32, scale-e8m0) or nvfp4",
     "w=e2m3/g32": "e2m3 is held as mxfp6",
     "w=int4/g16/scale-e4m3": "use scale-float16",
+    "w=int4/g16/scale-uint8": "use scale-float16",
     "w=int4/g48": "no whole number of groups of 48",
     "w=int4/16x16": "tiles are for e4m3",
     "w=e4m3/32x48": "no whole number of groups of 48",

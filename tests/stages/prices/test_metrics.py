@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
+from qarat.maths.dimension import local_dimensions
 from qarat.model import capture, passes
 from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model
@@ -31,7 +32,7 @@ from qarat.values.schemes import LinearScheme, MatmulScheme
 
 INT8 = "w=int8/channel a=int8/token"
 PRODUCT = "l=int8/token r=int8/token"
-METRICS = ["elementwise", "fisher", "gradient-error", "kl", "output-error", "weight-error"]
+METRICS = ["elementwise", "fisher", "gradient-error", "kl", "lid", "output-error", "weight-error"]
 
 
 def token_set(windows: int = 5, length: int = 16, seed: int = 4) -> TokenSet:
@@ -184,6 +185,24 @@ def test_kl_is_that_of_the_logits(tiny: Path):
         wanted = float((before.exp() * (before - after)).sum(-1).mean())
         assert entry.damage == pytest.approx(wanted, rel=1e-3), entry.site
         assert entry.damage > 0
+
+
+@torch.no_grad()
+def test_lid_is_what_moves_behind_the_block(tiny: Path):
+    """From the quantized model's own blocks."""
+    model, tokens = open_model(str(tiny)), token_set()
+    menu = priced(tiny, "lid", INT8, PRODUCT)
+    assert (menu.unit, len(menu.entries)) == ("change of local dimension", 2 * 9)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float")
+    for entry in menu.entries[::4]:
+        low = quantize(model, plan.with_schemes({entry.site: parse_scheme(entry.scheme)}, "test"))
+        hidden, index = model.embed(tokens.windows), int(entry.site.split(".")[2])
+        for before in range(index):
+            hidden = model.run_block(before, model.block(before), hidden)
+        dimensions = [local_dimensions(m.run_block(index, m.block(index), hidden)) for m in (model, low)]
+        windows = (dimensions[1] - dimensions[0]).abs().mean(-1)
+        assert entry.damage == pytest.approx(float(windows.mean()), rel=1e-4), entry.site
+        assert entry.standard_error == pytest.approx(float(windows.std()) / 5**0.5, rel=1e-4), entry.site
 
 
 # ---------------------------------------------------------------- all of them

@@ -15,7 +15,7 @@ from qarat.ground.disk import hash_json, write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.bench import Bench, Member
-from qarat.jobs.checks import check_search_request
+from qarat.jobs.checks import check_search_request, metric_of
 from qarat.jobs.folder import DAMAGE, PROFILE, Run, result_of
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.rewriting import with_rewrites
@@ -79,7 +79,7 @@ class SearchJob:
         check_disjoint(*member.tokens)
         self.member, self.setting, self.progress = member, setting, setting.progress
         self.planning, self.said = with_rewrites(member.model, request.as_plan_request())
-        self.request = msgspec.structs.replace(request, low=self.planning.low)
+        self.request = msgspec.structs.replace(request, low=self.planning.low, metric=metric_of(request))
         self.calibration, self.selection, self.report = member.tokens
         self.strategy = STRATEGIES.load(request.strategy)
         # Until it is rewritten, one of the shapes that it will have.
@@ -117,7 +117,7 @@ class SearchJob:
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
-        predicts = self.strategy.PREDICTS
+        predicts = bool(self.strategy.METRIC)
         menu = DAMAGE.make(run, [key, priced], lambda: self._price(stats), before) if predicts else None
         before += [DAMAGE] if predicts else []
         plans = [plan_file(budget) for budget in self.request.budgets]
@@ -261,7 +261,7 @@ class SearchJob:
         return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
 
     def _pricing_cost(self) -> int:
-        if not self.strategy.PREDICTS:
+        if not self.strategy.METRIC:
             return 0
         count = METRICS.load(self.request.metric).block_forwards(self.model, self.price_tokens, self.priced_schemes)
         return count * self.price_tokens.windows.numel()

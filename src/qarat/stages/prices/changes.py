@@ -17,7 +17,7 @@ from qarat.maths.kernels import reference
 from qarat.maths.static_scales import static_operands, static_scales_of
 from qarat.maths.tensors import fake_quantize
 from qarat.maths.tiles import Scales
-from qarat.model.capture import Captured
+from qarat.model.capture import Captured, watched
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
@@ -133,6 +133,22 @@ class BlockChanges:
             return reference.matmul_operands(operands[0], operands[1], scheme, *scales)
         x = operands[0]
         return (x.float() if scheme.input is None else fake_quantize(x, scheme.input, scales[0]),)
+
+    def run(self, model: Model, site: Site, scheme: Scheme, hidden: Tensor) -> Tensor:
+        """Hidden states behind the block in which one site uses a scheme, all others in float; shape of ``hidden``.
+
+        Args:
+            model: For the arguments that blocks take.
+            site: One of this block's.
+            scheme: One that fits it; of one that changes nothing the block is left as it is.
+            hidden: (windows, length, hidden) at the block's entrance.
+        """
+
+        def change(_: str, operands: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return self.output(site, scheme, operands).to(output.dtype)
+
+        with watched(model, self._block, [] if scheme.is_float else [self.keys[site]], change):
+            return model.run_block(self.index, self._block, hidden)
 
     def _scales(self, site: Site, scheme: Scheme) -> list[Scales | None]:
         """Static scales of the operands; None where they are chosen from what is there."""

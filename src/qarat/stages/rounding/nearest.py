@@ -21,7 +21,7 @@ BAND = {"cpu": 1 << 18, "cuda": 1 << 26}
 def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
     """Round each weight by itself; protocol `qarat.stages.rounding.Rounding`."""
     rows = max(1, BAND[weight.device.type] // weight.shape[1])
-    if scheme.granularity.rows != 1 or scheme.scale == "e4m3" or rows >= len(weight):  # e4m3 has one more above all
+    if scheme.granularity.rows != 1 or scheme.nests_scales or rows >= len(weight):
         return quantize_tensor(weight.float(), scheme)
     bands = [quantize_tensor(band, scheme) for band in weight.split(rows)]
     zero_points = [band.scales.zero_point for band in bands if band.scales.zero_point is not None]

@@ -76,10 +76,11 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
 def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
-    plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
+    bisected = dict.fromkeys(("predicted", "mixquant"), CHOOSING_FORWARDS)
+    plans = {**bisected, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     rewriting = tokens_to_prepare(job.planning, job.calibration.windows.numel(), tokens)
     work = {**({"transform": float(rewriting)} if rewriting else {}), "search": float(plans * tokens)}
-    if job.strategy.PREDICTS:
+    if job.strategy.METRIC:
         priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work["damage"] = priced
     # Of the model as given: a rewritten one has no weights yet that could be read.

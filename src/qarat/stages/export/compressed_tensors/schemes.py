@@ -66,6 +66,8 @@ def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
         )
     if name == "e2m3" and not _is_mx(scheme):
         reasons.append(f"w={scheme.spell('w')}: e2m3 is held as mxfp6 (g32, scale-e8m0) only")
+    if scheme.scale == "uint8":
+        reasons.append(f"w={scheme.spell('w')}: no engine reads scales in units of others; use scale-float16")
     if scheme.scale == "e4m3" and name != "e2m1":
         reasons.append(f"w={scheme.spell('w')}: e4m3 scales are for nvfp4; use scale-float16")
     return reasons
