@@ -30,7 +30,7 @@ def price(
     stats: ActivationStats | None = None,
     *,
     metric: str = DEFAULT,
-    calibration: TokenSet | None = None,
+    calibration: TokenSet | Calibration | None = None,
     prefix: tuple[int, ...] = (),
     seed: int = 0,
     progress: Progress = no_progress,
@@ -43,7 +43,7 @@ def price(
         schemes: Projection schemes are priced at every projection, product schemes at every attention product.
         stats: Behind static scales.
         metric: Of `qarat.stages.prices.METRICS`.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of what the metric draws, if it draws anything.
         progress: Called after every block, forward and backward.
@@ -56,8 +56,9 @@ def price(
     chosen = METRICS.load(metric)
     if chosen.weights_only:
         stats, schemes = None, [scheme for scheme in schemes if scheme.fits("projection")]
-    inputs = None if calibration is None else Calibration(model, calibration, len(prefix))
-    pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
+    if isinstance(calibration, TokenSet):
+        calibration = Calibration(model, calibration, len(prefix))
+    pricing = Pricing(model, tokens, schemes, stats, calibration, prefix, seed, progress)
     check_pricing(chosen, pricing)
     return menu_of(chosen, pricing, chosen.windows(pricing))
 

@@ -92,7 +92,7 @@ class Rounding(Protocol):
         ...
 
 
-ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "weighing"])
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "kept", "weighing"])
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 

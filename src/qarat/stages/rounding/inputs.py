@@ -3,6 +3,9 @@
 Nothing runs before a rounding asks. Then the blocks up to its own run once, and its own once more for all its streams
 together, whose matrices of inputs by inputs are kept until another block is asked about; once for every stream where
 memory has no room for them all.
+
+What is rounded by them waits on disk: a search prices a weight, measures it in many plans and writes it down, and it is
+rounded once.
 """
 
 from __future__ import annotations
@@ -14,14 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from qarat.maths.tensors import QuantizedTensor
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
+from qarat.stages.rounding import ROUNDINGS, Merged, round_weight
+from qarat.stages.rounding.kept import KeptWeights
 from qarat.stages.rounding.weighing import WeightedMoments
+from qarat.values.schemes import TensorScheme
 from qarat.values.sites import Site
 
 
 class Calibration:
-    """The calibration tokens in a float model."""
+    """The calibration tokens in a float model.
+
+    Attributes:
+        tokens: Those.
+    """
 
     def __init__(self, model: Model, tokens: TokenSet, first: int = 0) -> None:
         """Nothing is run yet.
@@ -31,22 +42,39 @@ class Calibration:
             tokens: Calibration windows.
             first: Position from which on inputs count; tokens of a prefix, which stay in float, lie in front.
         """
-        self._model, self._tokens, self._first = model, tokens, first
+        self.tokens = tokens
+        self._model, self._first = model, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
         self._weighted = WeightedMoments(model, tokens, first)
+        self._rounded = KeptWeights()
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
 
     @property
     def rows(self) -> int:
         """Tokens whose inputs count."""
-        windows, length = self._tokens.windows.shape
+        windows, length = self.tokens.windows.shape
         return windows * (length - self._first)
 
     def of(self, site: Site) -> SiteInputs:
         """The context of one projection."""
         return SiteInputs(self, site)
+
+    def round_weight(self, site: Site, weight: Merged, scheme: TensorScheme) -> QuantizedTensor:
+        """Round a projection's weight as its scheme says; once where that takes what it reads.
+
+        Args:
+            site: The projection.
+            weight: Its own, always the same.
+            scheme: Of the weight.
+
+        Raises:
+            UserError: An unknown rounding; no room on disk.
+        """
+        if not ROUNDINGS.load(scheme.rounding).NEEDS:
+            return round_weight(weight, scheme)
+        return self._rounded.get((site.name, scheme), lambda: round_weight(weight, scheme, self.of(site)))
 
     def moments(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`; of a whole block at once, kept until another block is asked about."""
@@ -108,7 +136,7 @@ class Calibration:
         start = max((known for known in self._entrances if known <= index), default=-1)
         if start < 0:
             start = 0
-            self._entrances[0] = [model.embed(batch) for batch in self._tokens.batches(model.runtime.batch_tokens)]
+            self._entrances[0] = [model.embed(batch) for batch in self.tokens.batches(model.runtime.batch_tokens)]
         for number in range(start, index):
             states, block = self._entrances[number], model.block(number)
             if not self._keeps_all:
@@ -138,3 +166,20 @@ class SiteInputs:
     def inputs(self) -> Tensor:
         """One row a token, (tokens, in) float32."""
         return self.calibration.inputs(self.site)
+
+
+def round_site(
+    site: Site, weight: Merged, scheme: TensorScheme, calibration: Calibration | None = None
+) -> QuantizedTensor:
+    """Round a projection's weight as its scheme says.
+
+    Args:
+        site: The projection.
+        weight: Its own.
+        scheme: Of the weight.
+        calibration: For roundings that look at what a projection reads.
+
+    Raises:
+        UserError: An unknown rounding, or one that needs calibration tokens where there are none.
+    """
+    return round_weight(weight, scheme) if calibration is None else calibration.round_weight(site, weight, scheme)
