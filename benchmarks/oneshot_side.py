@@ -65,6 +65,9 @@ def llmcompressor(chosen: argparse.Namespace) -> Work:
     from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not torch.accelerator.is_available():  # 0.14.0's AWQ pins what it keeps, for which torch wants an accelerator
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
+
     def work() -> None:
         ids = load_file(chosen.tokens)["ids"].tolist()
         began = time.perf_counter()

@@ -91,7 +91,9 @@ class Calibration:
                 sums[stream] = sums[stream].addmm_(x.T, x) if stream in sums else x.T @ x
 
             self._moments = {}  # the last block's, before there are new ones
-            self._watch(every.values() if together else [site], add)
+            behind = self._watch(every.values() if together else [site], add)
+            if together and site.block + 1 < self._model.blocks:  # whoever comes from the front asks there next
+                self._entrances.setdefault(site.block + 1, behind)
             self._moments = {stream: total / rows for stream, total in sums.items()}
         return self._moments[site.streams[0]]
 
@@ -106,8 +108,12 @@ class Calibration:
         return torch.cat(rows)
 
     @torch.no_grad()
-    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> None:
-        """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream."""
+    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> list[Tensor]:
+        """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream.
+
+        Returns:
+            Hidden states behind the block, by batch.
+        """
         model, (index,) = self._model, {site.block for site in sites}
         block = model.block(index)
 
@@ -120,8 +126,7 @@ class Calibration:
 
         handles = list(map(watch, sites))
         try:
-            for states in self._entrance(index):
-                model.run_block(index, block, states)
+            return [model.run_block(index, block, states) for states in self._entrance(index)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -134,6 +139,8 @@ class Calibration:
         """
         model = self._model
         start = max((known for known in self._entrances if known <= index), default=-1)
+        if not self._keeps_all:
+            self._entrances = {known: states for known, states in self._entrances.items() if known == start}
         if start < 0:
             start = 0
             self._entrances[0] = [model.embed(batch) for batch in self.tokens.batches(model.runtime.batch_tokens)]
