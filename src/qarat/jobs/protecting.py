@@ -22,7 +22,7 @@ from qarat.stages.choose.trials import TrialLog
 from qarat.stages.observe import observe
 from qarat.stages.quantize import check_stats
 from qarat.stages.rounding import needs_calibration
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import brief, transforms_of
@@ -139,7 +139,7 @@ def find_plan(
     stats: ActivationStats,
     menu: Menu,
     *,
-    calibration: TokenSet | None = None,
+    calibration: TokenSet | Calibration | None = None,
     most: int | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Plan, Protection]:
@@ -151,7 +151,7 @@ def find_plan(
         request: What the plan should be.
         stats: Of the calibration set.
         menu: Prices of the low scheme.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
         most: Protect none but so many of the dearest (sites or ties), unless the request says which; None: any.
         progress: Called after every measurement.
 
@@ -172,7 +172,7 @@ def find_plan(
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
     ranking = rank_units(request, naive, stats, menu)
-    inputs = None if calibration is None else Calibration(model, calibration, len(naive.prefix))
+    inputs = inputs_of(model, calibration, len(naive.prefix))
     log, fixed = TrialLog(None, {}), prefix_of(model, naive)
     meter = plan_meter(model, selection, stats, log, prefix=fixed, calibration=inputs)
     budget = parse_loss_budget(request.budget)

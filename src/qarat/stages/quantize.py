@@ -21,7 +21,7 @@ from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.model.tokens import TokenSet
 from qarat.stages.rounding import Merged, check_roundings, needs_calibration
-from qarat.stages.rounding.inputs import Calibration, round_site
+from qarat.stages.rounding.inputs import Calibration, inputs_of, round_site
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
@@ -70,7 +70,7 @@ def room_for_weights(model: Model) -> int:
 
 
 def quantize(
-    model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | None = None
+    model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | Calibration | None = None
 ) -> Model:
     """The model under a plan, still opened block by block.
 
@@ -78,7 +78,8 @@ def quantize(
         model: In float.
         plan: For every site of this model.
         stats: Behind static scales; may be None if the plan has none.
-        calibration: Tokens behind roundings that look at what a projection reads; those of the stats, if there are any.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded;
+            those of the stats, if there are any.
 
     Raises:
         PlanError: If the plan does not fit the model.
@@ -88,10 +89,10 @@ def quantize(
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
-    check_calibration(plan, calibration)
-    inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
+    inputs = inputs_of(model, calibration, len(plan.prefix))
     check_roundings(((a.site, a.scheme) for a in plan.assignments), inputs.rows if inputs else 0)
-    if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
+    check_calibration(plan, inputs.tokens if inputs else None)
+    if inputs is not None and stats is not None and stats.provenance.tokens != inputs.tokens.fingerprint:
         raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
     prefix = prefix_of(model, plan)
     return model.with_blocks(

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from qarat.ground.errors import UserError
+from qarat.jobs.advising import Advisor
 from qarat.jobs.bench import Bench, Member
+from qarat.jobs.checks import check_searches
 from qarat.jobs.folder import Run
+from qarat.jobs.ratio_study import RatioJob
 from qarat.jobs.runners import open_runner
 from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.search.job import SearchJob, search_plans
@@ -22,7 +25,9 @@ from qarat.stages.rounding import ROUNDINGS
 from qarat.values.plans import Plan
 from qarat.values.records.files import decode_record
 from qarat.values.records.scores import paired_difference
+from qarat.values.requests.advise import AdviseRequest
 from qarat.values.requests.search import SearchRequest
+from qarat.values.requests.studies import RatioRequest
 
 Qarat = Callable[..., Any]
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
@@ -34,6 +39,20 @@ BUDGET = "bits=6"
 def opened(tiny_llama: Path, tiny_text: Path) -> tuple[Model, Tokens]:
     model = open_model(str(tiny_llama))
     return model, load_token_sets(model, calibration=str(tiny_text), samples=4, report_samples=6, length=32)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list to which every rounding by calibration tokens adds the scheme and the site."""
+    rounded: list[object] = []
+    for name in ("gptq", "fisher"):
+        module = ROUNDINGS.load(name)
+
+        def count(weight: Any, scheme: Any, context: Any, inner: Any = module.round_weight) -> Any:
+            rounded.append((scheme, context.site.name))
+            return inner(weight, scheme, context)
+
+        monkeypatch.setattr(module, "round_weight", count)
+    return rounded
 
 
 def request_of(**more: Any) -> SearchRequest:
@@ -71,16 +90,7 @@ def test_each_weight_is_rounded_once_under_each_scheme(
     """Priced, measured in many plans with no room to keep weights in memory, and measured again on the report."""
     model, tokens = opened
     model.memory = 1
-    rounded: list[object] = []
-    for name in ("gptq", "fisher"):
-        inner = ROUNDINGS.load(name).round_weight
-        module = ROUNDINGS.load(name)
-
-        def count(weight: Any, scheme: Any, context: Any, inner: Any = inner) -> Any:
-            rounded.append((scheme, context.site.name))
-            return inner(weight, scheme, context)
-
-        monkeypatch.setattr(module, "round_weight", count)
+    rounded = counted(monkeypatch)
     search_plans(model, tokens, request_of(strategy=strategy, trials=4), tmp_path / "s")
     assert len(rounded) == len(set(rounded)) > 7
 
@@ -114,3 +124,30 @@ def test_too_few_calibration_tokens_are_refused_before_any_work(opened: tuple[Mo
     with pytest.raises(UserError, match="which 32 calibration tokens cannot tell apart"):
         search_plans(model, (few, selection, report), request_of(), tmp_path / "s")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_searches_of_a_study_share_what_is_rounded(
+    opened: tuple[Model, Tokens], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = opened
+    rounded = counted(monkeypatch)
+    asked = RatioRequest("w=int4/g8/round-gptq", (8,), (0.5,), (0.5,), ("ppl+20%",), trials=2, best_of=(2,))
+    check_searches(asked)
+    run = Run(tmp_path / "r", "ratio-study")
+    with open_runner() as runner, run.work():
+        study = RatioJob(Member(str(model.path), model, tokens), asked, Bench(runner)).execute(run)
+    assert [arm.low for arm in study.arms] == ["w=int4/g8/round-gptq"] * 2
+    assert len(rounded) == len(set(rounded)) == 14
+
+
+def test_advice_has_roundings_among_its_schemes(opened: tuple[Model, Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = opened
+    rounded = counted(monkeypatch)
+    advisor = Advisor(model, tokens, AdviseRequest(schemes=("w=int4/g8", FISHER), budget="nats+9", measure=2))
+    advice = advisor.advise(advisor.profile())
+    assert {s.scheme for s in advice.schemes} == {"w=int4/g8", FISHER}
+    (nearest,), (fisher,) = ([s for s in advice.schemes if s.scheme == low] for low in ("w=int4/g8", FISHER))
+    assert nearest.size == fisher.size
+    assert nearest.engines == fisher.engines
+    assert set(advice.measured) == {nearest.name, fisher.name}
+    assert len(rounded) == len(set(rounded)) == 14

@@ -19,7 +19,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.stages.rounding import ROUNDINGS, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
@@ -257,6 +257,47 @@ def test_blocks_may_be_built_in_any_order(tiny_llama: Path, memory: int, low: st
     ours = [block_of(there, index).get_submodule("self_attn.q_proj").quantized.codes for index in (0, 1)]
     theirs = [block_of(back, index).get_submodule("self_attn.q_proj").quantized.codes for index in (1, 0)]
     assert all(map(torch.equal, ours, reversed(theirs)))
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 1 << 30])
+def test_from_the_front_each_block_of_calibration_runs_once(
+    tiny_llama: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for the matrices of a block together, whether or not there is any for the states of every block."""
+    model = open_model(str(tiny_llama))
+    model.memory = memory
+    calibration = Calibration(model, tokens())
+    ran: list[int] = []
+
+    def run(index: int, *more: Any, inner: Any = model.run_block) -> Tensor:
+        ran.append(index)
+        return inner(index, *more)
+
+    monkeypatch.setattr(model, "run_block", run)
+    small = quantize(model, plan_of(model, GPTQ), calibration=calibration)
+    for index in range(model.blocks):
+        block_of(small, index)
+    batches = len(tokens().batches(model.runtime.batch_tokens))
+    assert ran == [index for index in range(model.blocks) for _ in range(batches)]
+
+
+@pytest.mark.parametrize("low", [GPTQ, FISHER])
+def test_what_was_rounded_is_kept_for_this_model_and_these_positions(tiny_llama: Path, low: str) -> None:
+    model, other = (open_model(str(tiny_llama)) for _ in range(2))
+    kept = Calibration(model, tokens())
+    assert inputs_of(model, kept) is kept
+    for anew in (inputs_of(other, kept), inputs_of(model, kept, 1), inputs_of(model, kept.tokens)):
+        assert anew is not None
+        assert anew is not kept
+        assert anew.tokens is kept.tokens
+    assert inputs_of(model, None) is None
+    name, (first, again) = "mlp.up_proj", (quantize(model, plan_of(model, low), calibration=kept) for _ in range(2))
+    ours, theirs = (block_of(small, 1).get_submodule(name).quantized for small in (first, again))
+    plain = block_of(quantize(model, plan_of(model, low), calibration=tokens()), 1).get_submodule(name).quantized
+    for quantized in (theirs, plain):
+        assert torch.equal(ours.codes, quantized.codes)
+        assert torch.equal(ours.scales.scale, quantized.scales.scale)
+    assert ours.scheme == theirs.scheme
 
 
 def test_without_calibration_tokens_it_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qarat.stages.prices import DEFAULT, METRICS
 from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import check_roundings
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu, MenuEntry
 from qarat.values.records.streams import ActivationStats
@@ -56,9 +56,8 @@ def price(
     chosen = METRICS.load(metric)
     if chosen.weights_only:
         stats, schemes = None, [scheme for scheme in schemes if scheme.fits("projection")]
-    if isinstance(calibration, TokenSet):
-        calibration = Calibration(model, calibration, len(prefix))
-    pricing = Pricing(model, tokens, schemes, stats, calibration, prefix, seed, progress)
+    inputs = inputs_of(model, calibration, len(prefix))
+    pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
     check_pricing(chosen, pricing)
     return menu_of(chosen, pricing, chosen.windows(pricing))
 

@@ -51,6 +51,10 @@ class Calibration:
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
 
+    def is_of(self, model: Model, first: int) -> bool:
+        """Whether it is of this very model, with inputs from this position on."""
+        return self._model is model and self._first == first
+
     @property
     def rows(self) -> int:
         """Tokens whose inputs count."""
@@ -173,6 +177,21 @@ class SiteInputs:
     def inputs(self) -> Tensor:
         """One row a token, (tokens, in) float32."""
         return self.calibration.inputs(self.site)
+
+
+def inputs_of(model: Model, calibration: TokenSet | Calibration | None, first: int = 0) -> Calibration | None:
+    """What a model's projections read: what was gathered already, or else nothing yet.
+
+    Args:
+        model: In float.
+        calibration: Tokens; or what has gone through them, which counts if it was in this very model.
+        first: As of `Calibration`.
+    """
+    if isinstance(calibration, Calibration):
+        if calibration.is_of(model, first):
+            return calibration
+        calibration = calibration.tokens
+    return None if calibration is None else Calibration(model, calibration, first)
 
 
 def round_site(
