@@ -5,7 +5,7 @@
     .venv-engines/bin/python benchmarks/head_to_head.py py-128 --settings "W4 g32" --beside gptq awq -o beside.jsonl
 
 A setting says how weights and inputs are kept, a method how the weights are rounded; every projection is low. W8A8 is
-measured behind the rewrites that `qarat run` would make. ``best found`` is a plan of exactly the setting's bits, which
+measured behind the rewrites that `qarat run` would make. ``best`` is a plan of exactly the setting's bits, which
 `qarat search` finds over all its roundings on the selection windows. Losses are of the same report windows: nats per
 token over float, ± one standard error of the mean over windows, and the same of the paired difference to GPTQ. A line
 is written as soon as it is known; with the same file a killed call goes on.
@@ -55,7 +55,8 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.search import SearchRequest
 from qarat.values.schemes import is_static
 
-AGAINST, BEST = "gptq", "best found"
+AGAINST, BEST = "gptq", "best"
+METHODS = ("nearest", "gptq", "gptq-ordered", "clip", "fisher", BEST)
 
 
 class Setting(NamedTuple):
@@ -205,12 +206,12 @@ def search(field: Field, schemes: Sequence[str], asked: argparse.Namespace) -> t
 
 def measure_setting(name: str, setting: Setting, member: Member, log: Log, asked: argparse.Namespace) -> None:
     """Every method of a setting."""
-    methods = [m for m in (*asked.methods, BEST) if (name, m) not in log]
+    methods = [method for method in asked.methods if (name, method) not in log]
     if not methods:
         return
     if setting.rewritten:
         member = rewritten(member, setting.spelled("nearest"))
-    schemes = {method: setting.spelled(method) for method in asked.methods}
+    schemes = {method: setting.spelled(method) for method in asked.methods if method != BEST}
     static = any(is_static(parse_scheme(low)) for low in schemes.values())
     stats = profile(member.model, member.tokens[0], attention=False) if static else None
     field = Field(member, stats, asked.float_loss)
@@ -267,7 +268,7 @@ def measure_beside(name: str, setting: Setting, member: Member, log: Log, asked:
         write_float(member.model, home / "float")
         save_file({"ids": member.tokens[0].windows}, home / "tokens.safetensors")
         sides = [("llmcompressor", method, recipe(method, setting)) for method in asked.beside]
-        sides += [("qarat", method, "") for method in asked.methods]
+        sides += [("qarat", method, "") for method in asked.methods if method != BEST]
         for side, method, told in sides:
             key = f"{side} {method}"
             if (name, key) in log:
@@ -286,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder or the name of a reference model")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    parser.add_argument("--methods", nargs="*", default=["nearest", "gptq", "gptq-ordered", "clip", "fisher"])
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="roundings, and best: a search over the others")
     parser.add_argument("--also", nargs="*", default=[], help="'NAME = SCHEME; PATTERN: SCHEME; …'")
     parser.add_argument("--beside", nargs="*", default=[], choices=["gptq", "awq"], help="of llm-compressor")
     parser.add_argument("--calibration")
@@ -303,7 +304,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for method in asked.methods:
-        ROUNDINGS.check(method)
+        if method != BEST:
+            ROUNDINGS.check(method)
     member, log = open_field(open_model(asked.model, Runtime(threads=1)), asked), Log(asked.output)
     field = Field(member, None, None)  # type: ignore[arg-type]
     asked.float_loss = field.measure(field.plan("float"))

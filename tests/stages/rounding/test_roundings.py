@@ -18,7 +18,7 @@ from qarat.model.passes import draw_labels
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.stages.rounding import ROUNDINGS, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
+from qarat.stages.rounding import ROUNDINGS, Merged, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
 from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
@@ -279,6 +279,31 @@ def test_from_the_front_each_block_of_calibration_runs_once(
         block_of(small, index)
     batches = len(tokens().batches(model.runtime.batch_tokens))
     assert ran == [index for index in range(model.blocks) for _ in range(batches)]
+
+
+@pytest.mark.parametrize(("name", "rounded"), [("gptq", 4), ("clip", 4), ("fisher", 7)])
+def test_what_engines_merge_under_one_scale_is_rounded_as_one(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, name: str, rounded: int
+) -> None:
+    """Of q, k and v the first asks for all, where the tokens' weights do not tell them apart."""
+    model, module = open_model(str(tiny_llama)), ROUNDINGS.load(name)
+    scheme, seen = parse_tensor_scheme(f"e4m3/tensor/round-{name}", "w"), list[Tensor]()
+    block, sites = model.block(0), [s for s in model.sites() if s.block == 0 and s.kind == "projection"]
+    merged = {site: Merged.of(block, "model.layers.0.", site, sites) for site in sites}
+    alone = Calibration(model, tokens())
+    wanted = {site: round_weight(merged[site], scheme, alone.of(site)) for site in sites}
+
+    def count(weight: Tensor, *more: Any, inner: Any = module.round_weight) -> Any:
+        seen.append(weight)
+        return inner(weight, *more)
+
+    monkeypatch.setattr(module, "round_weight", count)
+    kept = Calibration(model, tokens())
+    for site in sites:
+        ours = kept.round_weight(site, merged[site], scheme)
+        assert torch.equal(ours.codes, wanted[site].codes)
+        assert torch.equal(ours.scales.scale, wanted[site].scales.scale)
+    assert len(seen) == rounded
 
 
 @pytest.mark.parametrize("low", [GPTQ, FISHER])

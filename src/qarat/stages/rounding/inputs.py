@@ -76,9 +76,14 @@ class Calibration:
         Raises:
             UserError: An unknown rounding; no room on disk.
         """
-        if not ROUNDINGS.load(scheme.rounding).NEEDS:
+        rounding, context = ROUNDINGS.load(scheme.rounding), self.of(site)
+        if not rounding.NEEDS:
             return round_weight(weight, scheme)
-        return self._rounded.get((site.name, scheme), lambda: round_weight(weight, scheme, self.of(site)))
+        if len(weight.parts) > 1 and scheme.is_shared_when_merged and rounding.NEEDS != "weighted_moments":
+            # All parts read one stream, so that the whole is the same for each.
+            key = " ".join(weight.names), scheme
+            return weight.own(self._rounded.get(key, lambda: rounding.round_weight(weight.whole(), scheme, context)))
+        return self._rounded.get((site.name, scheme), lambda: round_weight(weight, scheme, context))
 
     def moments(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`; of a whole block at once, kept until another block is asked about."""
