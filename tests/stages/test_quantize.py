@@ -21,7 +21,7 @@ from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.quantize import WeightCache, build_block, check_stats, quantize
-from qarat.stages.rounding import round_weight
+from qarat.stages.rounding.inputs import round_site
 from qarat.testing import tiny_checkpoint
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, PlanError, assign
@@ -272,9 +272,9 @@ def test_a_weight_cache_saves_what_its_bound_allows(
 
     def count(*arguments: Any) -> QuantizedTensor:
         quantized.append(arguments)
-        return round_weight(*arguments)
+        return round_site(*arguments)
 
-    monkeypatch.setattr("qarat.stages.quantize.round_weight", count)
+    monkeypatch.setattr("qarat.stages.quantize.round_site", count)
     schemes = plan_of(tiny_model, "w=int4/g8").block(0)
     cache = WeightCache(bound)
     blocks = [build_block(tiny_model, 0, schemes, None, cache) for _ in range(2)]

@@ -188,7 +188,7 @@ def test_a_plan_survives_its_file(projections: list[str], products: list[str], w
         for s in SITES
     }
     plan = msgspec.structs.replace(plan_of().with_schemes(schemes, words), note=words, stats="ab" * 32)
-    plan = msgspec.structs.replace(plan, prefix=tuple(prefix))
+    plan = msgspec.structs.replace(plan, prefix=tuple(prefix), calibration=words and "cd" * 32)
     text = encode_plan(plan)
     again = decode_plan(text)
     assert again == plan

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +63,7 @@ class MeterSpec:
         tokens: TokenSet,
         stats: ActivationStats | None,
         *,
+        calibration: Calibration | None = None,
         remake: Remake | None = None,
         revision: str | None = None,
         keep_bytes: int | None = None,
@@ -73,6 +76,8 @@ class MeterSpec:
             name: That it was opened by.
             tokens: The selection set.
             stats: Behind static scales; None where no plan has any.
+            calibration: For roundings that look at what a projection reads; other processes go through its tokens
+                themselves.
             remake: As the attribute; it can be pickled.
             revision: Of the hub id.
             keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
@@ -83,11 +88,13 @@ class MeterSpec:
         self.name = str(Path(name).absolute()) if Path(name).exists() else name
         self.fingerprint, self.tokens = model.fingerprint, tokens
         self.remake = remake
+        self._calibration = calibration
+        self._read = None if calibration is None else calibration.tokens
         self._runtime, self._stats, self._revision, self._share = model.runtime, stats, revision, share
         self._keep_bytes = None if keep_bytes is None else keep_bytes // share
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"model": None}
+        return self.__dict__ | {"model": None, "_calibration": None}
 
     def __call__(self) -> Measuring:
         """Open the model, unless it is open.
@@ -95,8 +102,12 @@ class MeterSpec:
         Raises:
             UserError: No such model here, or another one by that name.
         """
-        model = self.model or self._open()
-        return measure_with(make_meter(model, self.tokens, self._stats, keep_bytes=self._keep_bytes))
+        model, inputs = self.model or self._open(), self._calibration
+        if inputs is None and self._read is not None:
+            inputs = Calibration(model, self._read)
+        return measure_with(
+            make_meter(model, self.tokens, self._stats, calibration=inputs, keep_bytes=self._keep_bytes)
+        )
 
     def _open(self) -> Model:
         memory = max(1, self._runtime.memory_bytes() // self._share)
@@ -141,7 +152,7 @@ def make_meter(
     stats: ActivationStats | None,
     *,
     prefix: FloatPrefix | None = None,
-    calibration: TokenSet | None = None,
+    calibration: Calibration | None = None,
     keep_bytes: int | None = None,
 ) -> Meter:
     """What measures plans of a model.
@@ -153,16 +164,14 @@ def make_meter(
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
         prefix: Of all the plans that will be measured.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: For roundings that look at what a projection reads.
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
     cache = WeightCache(room_for_weights(model))
-    first = 0 if prefix is None else len(prefix.tokens)
-    inputs = None if calibration is None else Calibration(model, calibration, first)
     return Meter(
         model,
         tokens,
-        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, inputs),
+        lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, calibration),
         keep_bytes=keep_bytes,
     )
 
@@ -181,7 +190,7 @@ def plan_meter(
     log: TrialLog,
     *,
     prefix: FloatPrefix | None = None,
-    calibration: TokenSet | None = None,
+    calibration: Calibration | None = None,
 ) -> PlanMeter:
     """Losses of plans, each measured once, in this process; arguments as `make_meter` and `PlanMeter`."""
     measure = measure_with(make_meter(model, tokens, stats, prefix=prefix, calibration=calibration))
@@ -229,7 +238,8 @@ class Measurer:
         return PlanMeter(self, log, blank_evaluation(self._spec.model, self._spec.tokens))
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Member:
     """A model to be searched.
 
     Attributes:
@@ -243,6 +253,11 @@ class Member(NamedTuple):
     model: Model
     tokens: tuple[TokenSet, TokenSet, TokenSet]
     remake: Remake | None = None
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """For roundings that look at what a projection reads: what one search rounds the next need not."""
+        return Calibration(self.model, self.tokens[0])
 
 
 class Bench(NamedTuple):
@@ -274,7 +289,7 @@ class Bench(NamedTuple):
         if self.elsewhere:
             member.model.forget_blocks()  # the memory is the workers'
         more: dict[str, Any] = {"revision": self.revision, "keep_bytes": self.keep_bytes, "share": self.runner.share}
-        more["remake"] = member.remake
+        more |= {"calibration": member.calibration, "remake": member.remake}
         return Measurer(self.runner, MeterSpec(member.model, member.name, tokens, stats, **more), tally)
 
     def within(self, place: str) -> Bench:

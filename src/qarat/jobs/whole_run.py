@@ -119,24 +119,24 @@ class Pipeline:
         model = self.model
         key = self._observed(model)
         stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, progress=progress))
+        # Priced, measured and written down, a weight is rounded once.
+        inputs = Calibration(model, self.calibration, len(stats.prefix))
         show_stats(run.folder, self.show, self.draft.low)
         for line in float16_notes(model, stats, before and (self.source, before)):
             self.note(line)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
-        menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
+        menu = DAMAGE.make(run, key, lambda: self._price(stats, inputs), [PROFILE])
         key |= {"request": msgspec.to_builtins(request)}
         plan, _ = PROTECT.make(
             run,
             key,
-            lambda: find_plan(
-                model, self.selection, request, stats, menu, calibration=self.calibration, progress=progress
-            ),
+            lambda: find_plan(model, self.selection, request, stats, menu, calibration=inputs, progress=progress),
             [PROFILE, DAMAGE],
         )
         show_choices(run.folder, self.show)
 
-        run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats), after=["profile", "plan"])
+        run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats, inputs), after=["profile", "plan"])
         key |= {"report": self.report.fingerprint}
         self._measure(run, key, plan, stats, before or stats)
         for format in self.exports:
@@ -269,13 +269,13 @@ class Pipeline:
         held = max(whole_bytes(self.model), meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
         return estimate(self.model, work, states=states, disk=disk, held=held)
 
-    def _price(self, stats: ActivationStats) -> Menu:
-        more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
+    def _price(self, stats: ActivationStats, calibration: Calibration) -> Menu:
+        more: dict[str, Any] = {"calibration": calibration, "prefix": stats.prefix, "seed": self.seed}
         low = parse_scheme(self.request.low)
         return price(self.model, self.selection.at_most(PRICED_ON), [low], stats, progress=self.progress, **more)
 
-    def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
-        quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
+    def _quantize(self, run: Run, plan: Plan, stats: ActivationStats, calibration: Calibration) -> None:
+        quantized = quantize(self.model.in_float32(), plan, stats, calibration)
         write_native(quantized, plan, run.path(MODEL), progress=self.progress)
 
     def _asked_prefix(self) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from qarat.model.capture import Captured, watched
 from qarat.model.layers import QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.rounding import Merged, round_weight
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding import Merged
+from qarat.stages.rounding.inputs import Calibration, round_site
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
 from qarat.values.sites import Site
@@ -100,9 +100,8 @@ class BlockChanges:
             if scheme.weight is None:
                 self._weights[cached] = self.linear(site).weight.detach()
             else:
-                context = self._calibration and self._calibration.of(site)
                 merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
-                self._weights[cached] = round_weight(merged, scheme.weight, context).dequantize()
+                self._weights[cached] = round_site(site, merged, scheme.weight, self._calibration).dequantize()
         return self._weights[cached]
 
     def output(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> Tensor:

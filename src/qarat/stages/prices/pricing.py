@@ -16,7 +16,7 @@ from qarat.stages.prices import DEFAULT, METRICS
 from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import check_roundings
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu, MenuEntry
 from qarat.values.records.streams import ActivationStats
@@ -30,7 +30,7 @@ def price(
     stats: ActivationStats | None = None,
     *,
     metric: str = DEFAULT,
-    calibration: TokenSet | None = None,
+    calibration: TokenSet | Calibration | None = None,
     prefix: tuple[int, ...] = (),
     seed: int = 0,
     progress: Progress = no_progress,
@@ -43,7 +43,7 @@ def price(
         schemes: Projection schemes are priced at every projection, product schemes at every attention product.
         stats: Behind static scales.
         metric: Of `qarat.stages.prices.METRICS`.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of what the metric draws, if it draws anything.
         progress: Called after every block, forward and backward.
@@ -56,7 +56,7 @@ def price(
     chosen = METRICS.load(metric)
     if chosen.weights_only:
         stats, schemes = None, [scheme for scheme in schemes if scheme.fits("projection")]
-    inputs = None if calibration is None else Calibration(model, calibration, len(prefix))
+    inputs = inputs_of(model, calibration, len(prefix))
     pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
     check_pricing(chosen, pricing)
     return menu_of(chosen, pricing, chosen.windows(pricing))

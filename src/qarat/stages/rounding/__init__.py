@@ -92,7 +92,7 @@ class Rounding(Protocol):
         ...
 
 
-ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "weighing"])
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "kept", "weighing"])
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 
@@ -102,10 +102,12 @@ class Merged(NamedTuple):
     Attributes:
         parts: Each (out, in), in the order they are merged; one alone where engines merge it with nothing.
         place: Which of them is meant.
+        names: Of their sites.
     """
 
     parts: Sequence[Tensor]
     place: int
+    names: Sequence[str]
 
     @classmethod
     def of(cls, block: nn.Module, prefix: str, site: Site, sites: Iterable[Site]) -> Merged:
@@ -119,7 +121,16 @@ class Merged(NamedTuple):
         """
         tied = [s for s in sites if s.block == site.block and site.tie and s.tie == site.tie] or [site]
         parts = [block.get_submodule(s.name.removeprefix(prefix)).get_parameter("weight").detach() for s in tied]
-        return cls(parts, tied.index(site))
+        return cls(parts, tied.index(site), [s.name for s in tied])
+
+    def whole(self) -> Tensor:
+        """All of them, one below the other."""
+        return torch.cat(list(self.parts))
+
+    def own(self, whole: QuantizedTensor) -> QuantizedTensor:
+        """Of what the whole was rounded to, the part that is meant; a view."""
+        first = sum(len(part) for part in self.parts[: self.place])
+        return whole.rows(first, first + len(self.parts[self.place]))
 
 
 def round_weight(weight: Tensor | Merged, scheme: TensorScheme, context: Context | None = None) -> QuantizedTensor:
@@ -139,12 +150,9 @@ def round_weight(weight: Tensor | Merged, scheme: TensorScheme, context: Context
     rounding, context = ROUNDINGS.load(scheme.rounding), context or NoContext()
     if not isinstance(weight, Merged):
         return rounding.round_weight(weight, scheme, context)
-    part = weight.parts[weight.place]
     if len(weight.parts) == 1 or not scheme.is_shared_when_merged:
-        return rounding.round_weight(part, scheme, context)
-    whole = rounding.round_weight(torch.cat(list(weight.parts)), scheme, context)
-    first = sum(len(part) for part in weight.parts[: weight.place])
-    return whole.rows(first, first + len(part))
+        return rounding.round_weight(weight.parts[weight.place], scheme, context)
+    return weight.own(rounding.round_weight(weight.whole(), scheme, context))
 
 
 def needs_calibration(schemes: Iterable[Scheme]) -> bool:

@@ -3,6 +3,9 @@
 Nothing runs before a rounding asks. Then the blocks up to its own run once, and its own once more for all its streams
 together, whose matrices of inputs by inputs are kept until another block is asked about; once for every stream where
 memory has no room for them all.
+
+What is rounded by them waits on disk: a search prices a weight, measures it in many plans and writes it down, and it is
+rounded once.
 """
 
 from __future__ import annotations
@@ -14,14 +17,22 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from qarat.maths.tensors import QuantizedTensor
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
+from qarat.stages.rounding import ROUNDINGS, Merged, round_weight
+from qarat.stages.rounding.kept import KeptWeights
 from qarat.stages.rounding.weighing import WeightedMoments
+from qarat.values.schemes import TensorScheme
 from qarat.values.sites import Site
 
 
 class Calibration:
-    """The calibration tokens in a float model."""
+    """The calibration tokens in a float model.
+
+    Attributes:
+        tokens: Those.
+    """
 
     def __init__(self, model: Model, tokens: TokenSet, first: int = 0) -> None:
         """Nothing is run yet.
@@ -31,22 +42,48 @@ class Calibration:
             tokens: Calibration windows.
             first: Position from which on inputs count; tokens of a prefix, which stay in float, lie in front.
         """
-        self._model, self._tokens, self._first = model, tokens, first
+        self.tokens = tokens
+        self._model, self._first = model, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
         self._weighted = WeightedMoments(model, tokens, first)
+        self._rounded = KeptWeights()
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
+
+    def is_of(self, model: Model, first: int) -> bool:
+        """Whether it is of this very model, with inputs from this position on."""
+        return self._model is model and self._first == first
 
     @property
     def rows(self) -> int:
         """Tokens whose inputs count."""
-        windows, length = self._tokens.windows.shape
+        windows, length = self.tokens.windows.shape
         return windows * (length - self._first)
 
     def of(self, site: Site) -> SiteInputs:
         """The context of one projection."""
         return SiteInputs(self, site)
+
+    def round_weight(self, site: Site, weight: Merged, scheme: TensorScheme) -> QuantizedTensor:
+        """Round a projection's weight as its scheme says; once where that takes what it reads.
+
+        Args:
+            site: The projection.
+            weight: Its own, always the same.
+            scheme: Of the weight.
+
+        Raises:
+            UserError: An unknown rounding; no room on disk.
+        """
+        rounding, context = ROUNDINGS.load(scheme.rounding), self.of(site)
+        if not rounding.NEEDS:
+            return round_weight(weight, scheme)
+        if len(weight.parts) > 1 and scheme.is_shared_when_merged and rounding.NEEDS != "weighted_moments":
+            # All parts read one stream, so that the whole is the same for each.
+            key = " ".join(weight.names), scheme
+            return weight.own(self._rounded.get(key, lambda: rounding.round_weight(weight.whole(), scheme, context)))
+        return self._rounded.get((site.name, scheme), lambda: round_weight(weight, scheme, context))
 
     def moments(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`; of a whole block at once, kept until another block is asked about."""
@@ -63,7 +100,9 @@ class Calibration:
                 sums[stream] = sums[stream].addmm_(x.T, x) if stream in sums else x.T @ x
 
             self._moments = {}  # the last block's, before there are new ones
-            self._watch(every.values() if together else [site], add)
+            behind = self._watch(every.values() if together else [site], add)
+            if together and site.block + 1 < self._model.blocks:  # whoever comes from the front asks there next
+                self._entrances.setdefault(site.block + 1, behind)
             self._moments = {stream: total / rows for stream, total in sums.items()}
         return self._moments[site.streams[0]]
 
@@ -78,8 +117,12 @@ class Calibration:
         return torch.cat(rows)
 
     @torch.no_grad()
-    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> None:
-        """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream."""
+    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> list[Tensor]:
+        """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream.
+
+        Returns:
+            Hidden states behind the block, by batch.
+        """
         model, (index,) = self._model, {site.block for site in sites}
         block = model.block(index)
 
@@ -92,8 +135,7 @@ class Calibration:
 
         handles = list(map(watch, sites))
         try:
-            for states in self._entrance(index):
-                model.run_block(index, block, states)
+            return [model.run_block(index, block, states) for states in self._entrance(index)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -106,9 +148,11 @@ class Calibration:
         """
         model = self._model
         start = max((known for known in self._entrances if known <= index), default=-1)
+        if not self._keeps_all:
+            self._entrances = {known: states for known, states in self._entrances.items() if known == start}
         if start < 0:
             start = 0
-            self._entrances[0] = [model.embed(batch) for batch in self._tokens.batches(model.runtime.batch_tokens)]
+            self._entrances[0] = [model.embed(batch) for batch in self.tokens.batches(model.runtime.batch_tokens)]
         for number in range(start, index):
             states, block = self._entrances[number], model.block(number)
             if not self._keeps_all:
@@ -138,3 +182,35 @@ class SiteInputs:
     def inputs(self) -> Tensor:
         """One row a token, (tokens, in) float32."""
         return self.calibration.inputs(self.site)
+
+
+def inputs_of(model: Model, calibration: TokenSet | Calibration | None, first: int = 0) -> Calibration | None:
+    """What a model's projections read: what was gathered already, or else nothing yet.
+
+    Args:
+        model: In float.
+        calibration: Tokens; or what has gone through them, which counts if it was in this very model.
+        first: As of `Calibration`.
+    """
+    if isinstance(calibration, Calibration):
+        if calibration.is_of(model, first):
+            return calibration
+        calibration = calibration.tokens
+    return None if calibration is None else Calibration(model, calibration, first)
+
+
+def round_site(
+    site: Site, weight: Merged, scheme: TensorScheme, calibration: Calibration | None = None
+) -> QuantizedTensor:
+    """Round a projection's weight as its scheme says.
+
+    Args:
+        site: The projection.
+        weight: Its own.
+        scheme: Of the weight.
+        calibration: For roundings that look at what a projection reads.
+
+    Raises:
+        UserError: An unknown rounding, or one that needs calibration tokens where there are none.
+    """
+    return round_weight(weight, scheme) if calibration is None else calibration.round_weight(site, weight, scheme)

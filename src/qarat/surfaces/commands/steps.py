@@ -24,6 +24,7 @@ from qarat.stages.prices import METRICS
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
 from qarat.stages.rounding import needs_calibration
+from qarat.stages.rounding.inputs import Calibration
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
@@ -83,7 +84,7 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
         menus.append(menu)
     screen.show(*menus)
     if options.alone:
-        _check_metrics(options, screen, model, selection, stats, menus)
+        _check_metrics(options, screen, model, calibration, selection, stats, menus)
     # A plan's low scheme is one of projections.
     priced = [text for text, scheme in zip(options.schemes, schemes, strict=True) if isinstance(scheme, LinearScheme)]
     low = ["--low", priced[0]] if priced and LOW not in options.schemes else []
@@ -121,6 +122,7 @@ def _check_metrics(
     options: DamageOptions,
     screen: Screen,
     model: Model,
+    calibration: TokenSet,
     selection: TokenSet,
     stats: ActivationStats | None,
     menus: Sequence[Menu],
@@ -129,13 +131,16 @@ def _check_metrics(
     stats_hash = content_hash(stats) if stats else ""
     plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", stats=stats_hash)
     origin = model.provenance(selection.fingerprint, selection.convention)
+    scheme = parse_scheme_in("schemes", options.schemes[0])
     belongs_to = {"provenance": msgspec.to_builtins(origin), "stats": stats_hash}
-    meter = plan_meter(model, selection, stats, TrialLog(options.trials, belongs_to))
+    if needs_calibration([scheme]):
+        belongs_to["calibration"] = calibration.fingerprint
+    inputs = Calibration(model, calibration)
+    meter = plan_meter(model, selection, stats, TrialLog(options.trials, belongs_to), calibration=inputs)
 
     def measure(plan: Plan, label: str) -> Evaluation:
         return meter.loss(msgspec.structs.replace(plan, note=label))
 
-    scheme = parse_scheme_in("schemes", options.schemes[0])
     measured = measure_sites(plan, scheme, measure, progress=screen.progress)
     write_whole(options.measured, encode_record(measured))
     screen.show(*(check(menu, measured) for menu in menus))
