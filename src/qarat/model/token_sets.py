@@ -197,24 +197,23 @@ def _all_parts(
     seed: int,
 ) -> list[Parts]:
     """What each of the three sets is cut from."""
-    given = {
-        name: read_parts(model, text, column)
-        for name, text in zip(_NAMES, (calibration, selection, report), strict=True)
-        if text is not None
-    }
-    for name in given.keys() & {"selection", "report"}:
-        refuse_self(tuple(part.share for part in given[name]))
+    texts = {"calibration": calibration, "selection": selection, "report": report}
+    given = {name: text for name, text in texts.items() if text is not None}
     missing = [name for name in _NAMES if name not in given]
-    first = given.get("calibration", ())
-    readable = any(part.documents is not None for part in first)
-    if len(missing) == 3 or (missing == ["selection", "report"] and not readable):
-        return [given[name] if name in given else _own(model, name, column) for name in _NAMES]
-    if missing in (["selection"], ["selection", "report"]) and readable:
-        split = split_parts(first, seed, (1, 1, 2)[: len(missing) + 1])
-        return [*split, *(given[name] for name in ("report",) if name in given)]
-    if missing == ["report"]:
-        return [first, *split_parts(given["selection"], seed, (1, 2))]
-    if first and missing:
+    for name in given.keys() - {"calibration"}:
+        refuse_self(parse_mixture(given[name]))
+    drawn = calibration == SELF
+    if len(missing) == 3 or (drawn and missing == ["selection", "report"]):
+        return [
+            read_parts(model, given[name], column) if name in given else _own(model, name, column) for name in _NAMES
+        ]
+    if missing in (["selection"], ["selection", "report"]) and not drawn and calibration is not None:
+        split = split_parts(read_parts(model, calibration, column), seed, (1, 1, 2)[: len(missing) + 1])
+        return [*split, *([] if report is None else [read_parts(model, report, column)])]
+    if missing == ["report"] and calibration is not None and selection is not None:
+        split = split_parts(read_parts(model, selection, column), seed, (1, 2))
+        return [read_parts(model, calibration, column), *split]
+    if drawn and missing:
         raise UserError(
             f"text is missing for: selection; with `calibration` {SELF} give it (it is split by documents where "
             "`report` is missing), or neither (the bundled)"
@@ -224,7 +223,7 @@ def _all_parts(
             f"text is missing for: {', '.join(missing)}; give all three (`calibration`, `selection`, `report`), "
             "`calibration` and one of the others or none (a text is then split by documents), or no text (the bundled)"
         )
-    return [given[name] for name in _NAMES]
+    return [read_parts(model, text, column) for text in given.values()]
 
 
 def _own(model: Model, name: Literal["calibration", "selection", "report"], column: str | None) -> Parts:
