@@ -73,7 +73,9 @@ def _tell(progress: Progress, before: int, rows: int, total: int, done: int) -> 
     progress(_STAGE, before + rows * done, total)
 
 
-def stand_in_windows(model: Model, count: int, length: int, bos: Bos, seed: int = 0) -> Tensor:
+def stand_in_windows(
+    model: Model, count: int, length: int, bos: Bos, seed: int = 0, _progress: Progress = no_progress
+) -> Tensor:
     """Windows that stand for those of `draw_windows` where only how many there are counts: every token is as likely."""
     generator = torch.Generator().manual_seed(seed)
     windows = torch.randint(_words(model), (count, length), generator=generator)

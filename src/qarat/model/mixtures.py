@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from qarat.ground.errors import UserError
 from qarat.model.text_files import HUB, check_text
@@ -20,6 +20,8 @@ SELF = "self"
 """The name of what the model itself writes."""
 MIX = "mix:"
 """What a mixture's name begins with."""
+LANGUAGES: tuple[Literal["python"], Literal["english"]] = ("python", "english")
+"""What the package's own text is in, where a study names it."""
 _FORM = f"{MIX}3=one.txt,1=another.txt"
 _NEXT = re.compile(r",(?=[^=,/]*=)")  # a comma in a path begins no part unless a weight stands behind it
 
@@ -69,31 +71,32 @@ def _parse_share(name: str, part: str) -> Share:
 
 
 def spell(mixture: Mixture) -> str:
-    """A mixture without the places of one machine, as records have it; empty for a text alone."""
-    if len(mixture) > 1:
-        return MIX + ",".join(f"{weight:g}={_home(text)}" for weight, text in mixture)
-    return SELF if mixture[0].text == SELF else ""
+    """A mixture, or a text alone, without the places of one machine, as records have it."""
+    homes = [_home(text) for _, text in mixture]
+    weighed = ",".join(f"{share.weight:g}={home}" for share, home in zip(mixture, homes, strict=True))
+    return f"{MIX}{weighed}" if len(mixture) > 1 else homes[0]
 
 
 def _home(text: str) -> str:
     return text if text.startswith(HUB) else Path(text).name
 
 
-def check_texts(calibration: str | None, *others: str | None) -> None:
+def check_texts(calibration: Sequence[str], others: Sequence[str] = (), known: Sequence[str] = ()) -> None:
     """Refuse what is no text here, nor of the hub; and text of the model's own where text is to be judged by.
 
     Args:
-        calibration: May be `SELF`, or have it among others.
-        others: For selection and report.
+        calibration: Each may be `SELF`, or have it among others.
+        others: To choose by or to measure on.
+        known: Names that stand for texts of the package's own.
 
     Raises:
         UserError: As `parse_mixture`, or `qarat.model.text_files.check_text`.
     """
-    for name in filter(None, (calibration, *others)):
+    for name in (*calibration, *others):
         for share in parse_mixture(name):
-            if share.text != SELF:
+            if share.text not in (SELF, *known):
                 check_text(share.text)
-    for name in filter(None, others):
+    for name in others:
         refuse_self(parse_mixture(name))
 
 

@@ -270,7 +270,7 @@ class Cutter(NamedTuple):
                     f"weight, or fewer `{samples}`"
                 )
             sets.append(some)
-        return _joined(sets, spell(tuple(part.share for part in parts)))
+        return join_token_sets(sets, f" {spell(tuple(part.share for part in parts))}")
 
     def _cut_one(self, name: str, part: Part, limit: int) -> TokenSet:
         model = self.model
@@ -286,12 +286,12 @@ class Cutter(NamedTuple):
         return TokenSet(name, f"{spell_convention(length, rule)} {SELF}", windows, sources, texts, sources)
 
 
-def _joined(sets: Sequence[TokenSet], mixture: str) -> TokenSet:
-    """One set of the windows of several."""
+def join_token_sets(sets: Sequence[TokenSet], note: str = "") -> TokenSet:
+    """One set of the windows of several, which were cut alike; the note goes behind the convention."""
     first = sets[0]
     return msgspec.structs.replace(
         first,
-        convention=f"{first.convention.partition(' ')[0]} {mixture}",
+        convention=first.convention.partition(" ")[0] + note,
         windows=torch.cat([some.windows for some in sets]),
         sources=tuple(source for some in sets for source in some.sources),
         documents=tuple(digest for some in sets for digest in some.documents),

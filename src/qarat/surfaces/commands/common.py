@@ -154,7 +154,7 @@ def drawing_of(options: OnText, screen: Screen) -> Draw:
 
     def stand_in(model: Model, count: int, length: int, bos: Bos, seed: int, progress: Progress) -> Tensor:
         screen.note(f"{count} windows of {length} tokens would be drawn first, one by one; no time below has that")
-        return stand_in_windows(model, count, length, bos, seed)
+        return stand_in_windows(model, count, length, bos, seed, progress)
 
     return stand_in
 

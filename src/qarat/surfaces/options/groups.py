@@ -105,7 +105,7 @@ class Text(Group, frozen=True, kw_only=True):
             raise UserError(f"`length` {self.length}: give at least 2, as a window of fewer tokens predicts nothing")
         check_windows("calibration", self.samples)
         check_windows("report", self.report_samples)
-        check_texts(self.calibration, self.selection, self.report)
+        check_texts([*filter(None, [self.calibration])], [*filter(None, [self.selection, self.report])])
 
 
 class Transforms(Group, frozen=True, kw_only=True):

@@ -103,4 +103,4 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
         if not self.published:
             super().check()
             if self.other_calibration is not None:
-                check_texts(self.other_calibration)
+                check_texts([self.other_calibration])
