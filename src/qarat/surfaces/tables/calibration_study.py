@@ -67,7 +67,7 @@ def verdicts(record: CalibrationStudy) -> Iterator[str]:
         more = f"{fixed(worst.nats, 4, sign=True)}{spell_bounds(worst.nats, worst.standard_error, sign=True)}"
         yield (
             f"measured on {test.name}: calibrated on {reference.name} it loses {fixed(lost, 4, sign=True)} nats over "
-            f"float; the most beside that is {name}, {more}; {known}"
+            f"float; of the others {name} costs most beside that, {more}; {known}"
         )
 
 
