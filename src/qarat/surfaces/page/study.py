@@ -114,7 +114,7 @@ def ablation_of(study: SpikeStudy, setting: str) -> Figure:
     parts = sorted(ablated(study, setting), key=lambda p: -p.loss.nats)
     return intervals(
         _key("study-ablation", setting),
-        f"One part of every block low, all else in float, in {setting_words(setting)}",
+        f"One part alone low, in {setting_words(setting)}",
         f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Attention is q, k, v and o together, the "
         "MLP the others; losses of parts need not add up.",
         [
