@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import Tensor
 
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Runtime
+from qarat.ground.runtime import Progress, Runtime
 from qarat.jobs.estimates import estimate
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
 from qarat.jobs.transforming import apply_again, options_for, read_made_from, stats_behind
+from qarat.model.drawing import draw_windows, stand_in_windows
+from qarat.model.mixtures import SELF
 from qarat.model.model import Model
 from qarat.model.native import is_native
 from qarat.model.opening import open_model
-from qarat.model.token_sets import bundled_language, load_report_set, load_token_sets
+from qarat.model.token_sets import Draw, bundled_language, load_report_set, load_token_sets
 from qarat.model.tokenizing import count_controls
-from qarat.model.tokens import TokenSet
+from qarat.model.tokens import Bos, TokenSet
 from qarat.stages.prices import METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
@@ -94,19 +97,15 @@ _MOST_CONTROLS = 5
 def load_tokens(options: OnText, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
     _note_text(options.text, model, screen)
-    sets = token_sets_of(options.text, model, options.general.seed)
+    sets = token_sets_of(options, model, screen)
     note_controls(sets, model, screen)
     return sets
 
 
 def load_report(options: OnText, model: Model, screen: Screen) -> TokenSet:
     """The report set where nothing else is needed: of all three sets, so that they are kept apart, if more is given."""
-    text = options.text
-    if text.calibration is not None or text.selection is not None:
-        return load_tokens(options, model, screen)[2]
-    _note_text(text, model, screen)
-    how = {field: getattr(text, field) for field in ("report", "column", "length", "bos", "report_samples")}
-    report = load_report_set(model, **how, seed=options.general.seed)
+    _note_text(options.text, model, screen)
+    report = load_report_set(model, **msgspec.structs.asdict(options.text), seed=options.general.seed)
     note_controls([report], model, screen)
     return report
 
@@ -116,11 +115,12 @@ def _note_text(text: Text, model: Model, screen: Screen) -> None:
         screen.note(f"source: {model.checkpoint.source}")
     for line in model.checkpoint.notes:
         screen.note(line)
-    given = (text.calibration, text.selection, text.report) != (None, None, None)
+    given = text.calibration not in (None, SELF) or (text.selection, text.report) != (None, None)
     if not given and bundled_language(model) == "english":
+        how = "--selection YOUR_TEXT beside it" if text.calibration else "--calibration YOUR_TEXT"
         screen.note(
             "no text was given, so Python's documentation is used, as technical English. "
-            "For what your model is used for, give --calibration YOUR_TEXT"
+            f"For what your model is used for, give {how}"
         )
 
 
@@ -132,9 +132,31 @@ def note_controls(sets: Sequence[TokenSet], model: Model, screen: Screen) -> Non
         screen.note(f"control tokens stand in the text, and are read as such: {named}")
 
 
-def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
-    """Calibration, selection and report sets as the options of the text say."""
-    return load_token_sets(model, **msgspec.structs.asdict(text), seed=seed)
+def token_sets_of(
+    options: OnText, model: Model, screen: Screen, text: Text | None = None
+) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets as the options of the text say.
+
+    Args:
+        options: Of the verb; an estimate draws nothing.
+        model: Whose tokens they are.
+        screen: Told of what is drawn.
+        text: Other options of the text than the verb's.
+    """
+    how = msgspec.structs.asdict(text or options.text) | {"seed": options.general.seed}
+    return load_token_sets(model, **how, draw=drawing_of(options, screen), progress=screen.progress)
+
+
+def drawing_of(options: OnText, screen: Screen) -> Draw:
+    """What writes a model's own text; for an estimate, windows that stand for it, with a word on what is left out."""
+    if not options.general.dry_run:
+        return draw_windows
+
+    def stand_in(model: Model, count: int, length: int, bos: Bos, seed: int, progress: Progress) -> Tensor:
+        screen.note(f"{count} windows of {length} tokens would be drawn first, one by one; no time below has that")
+        return stand_in_windows(model, count, length, bos, seed, progress)
+
+    return stand_in
 
 
 def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:

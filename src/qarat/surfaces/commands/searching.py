@@ -27,9 +27,8 @@ from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.jobs.transforming import kept_files, tokens_to_prepare
 from qarat.model.model import Model
-from qarat.model.texts import read_documents
-from qarat.model.token_sets import check_disjoint
-from qarat.model.tokens import Bos, TokenSet, make_token_set
+from qarat.model.token_sets import Cutter, check_disjoint, read_parts
+from qarat.model.tokens import Bos, TokenSet
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import OnText, Searching
@@ -222,17 +221,15 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
     calibration, selection, report = common.load_tokens(options, model, screen)
     left: list[Left] = []
     bos: dict[str, tuple[TokenSet, TokenSet]] = {}
-    mine = _BOS_OF[report.convention.rpartition("-")[2]]
+    mine = _BOS_OF[report.convention.partition(" ")[0].rpartition("-")[2]]
     if model.tokenizer.bos_token_id is None:
         left.append(Left("windows with BOS", "the tokenizer has none"))
     else:
         for rule in _BOS_OF.values():
             if rule != mine:
-                sets = common.token_sets_of(
-                    msgspec.structs.replace(options.text, bos=rule), model, options.general.seed
-                )
+                sets = common.token_sets_of(options, model, screen, msgspec.structs.replace(options.text, bos=rule))
                 bos[rule] = sets[0], sets[2]
-    elsewhere = _other_calibration(options, model, mine, calibration, report)
+    elsewhere = _other_calibration(options, model, screen, mine, calibration, report)
     if elsewhere is None:
         left.append(
             Left(
@@ -243,19 +240,12 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
 
 
 def _other_calibration(
-    options: StudySpikesOptions, model: Model, bos: Bos, calibration: TokenSet, report: TokenSet
+    options: StudySpikesOptions, model: Model, screen: Screen, bos: Bos, calibration: TokenSet, report: TokenSet
 ) -> TokenSet | None:
     if options.other_calibration is None:
         return None
-    other = make_token_set(
-        "other calibration",
-        read_documents(options.other_calibration, tokenizer=model.tokenizer),
-        model.tokenizer,
-        length=calibration.length,
-        bos=bos,
-        limit=options.text.samples,
-        seed=options.general.seed,
-        model_length=model.length,
-    )
+    draw = common.drawing_of(options, screen)
+    cutter = Cutter(model, calibration.length, bos, options.general.seed, draw, screen.progress)
+    other = cutter.cut("other calibration", read_parts(model, options.other_calibration), options.text.samples)
     check_disjoint(other, report)
     return other

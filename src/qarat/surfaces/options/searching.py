@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from qarat.model.text_files import check_text
+from qarat.model.mixtures import check_texts
 from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text, check_models
 from qarat.values.budgets import parse_size
 from qarat.values.requests.search import SearchRequest
@@ -83,8 +83,8 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
             (default: MODEL-spikes)
         quick: INT8 and INT6 per channel with static inputs alone, fewer controls, orders of at most two sites.
         full: Orders at every static setting, methods at every setting that they fit, five random controls everywhere.
-        other_calibration: Text of another kind than the report, .txt or .jsonl, to calibrate on for comparison.
-            (default: not compared)
+        other_calibration: Text of another kind than the report, as --calibration takes it, to calibrate on for
+            comparison. (default: not compared)
         published: List the figures that others published, with source and scheme, and measure nothing.
     """
 
@@ -103,4 +103,4 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
         if not self.published:
             super().check()
             if self.other_calibration is not None:
-                check_text(self.other_calibration)
+                check_texts([self.other_calibration])
