@@ -18,6 +18,7 @@ def encode_plan(plan: Plan) -> str:
     """Readable JSON, one line a site, that a person may edit and pass back; `decode_plan` is its inverse."""
     head = {"qarat": "plan/1", "model": plan.model, "low": plan.low, "float_bits": plan.float_bits}
     head |= {"stats": plan.stats, "note": plan.note} | ({"prefix": plan.prefix} if plan.prefix else {})
+    head |= {"tuned": plan.tuned} if plan.tuned else {}
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
     rows: list[str] = []
     for a in plan.assignments:
@@ -50,6 +51,7 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     stats: str = ""
     note: str = ""
     prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    tuned: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def decode_plan(text: str | bytes) -> Plan:
@@ -85,7 +87,8 @@ def decode_plan(text: str | bytes) -> Plan:
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:
         raise PlanError("\n".join(offences))
-    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note, file.prefix)
+    kept = (file.stats, file.note, file.prefix, file.tuned)
+    return Plan(file.model, file.low, file.float_bits, tuple(assignments), *kept)
 
 
 def _keys_given_twice(text: str | bytes) -> list[str]:

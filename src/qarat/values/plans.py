@@ -52,6 +52,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stats: Content hash of the stats that static scales come from; empty if none are needed.
         note: How the plan came about, one line.
         prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.model.prefixes`).
+        tuned: Steps by which the projections in float were tuned (`qarat.stages.tuning`); 0 where they are the model's.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats: str = ""
     note: str = ""
     prefix: tuple[int, ...] = ()
+    tuned: int = 0
 
     def facts(self) -> dict[str, str]:
         """Of which model, and how much of it is low."""
