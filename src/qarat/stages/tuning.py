@@ -90,6 +90,12 @@ def check_tuning(plan: Plan, steps: int) -> None:
         raise UserError("`tune` trains what a plan leaves in float, and it leaves nothing; protect some projections")
 
 
+def tuning_forwards(tokens: TokenSet, steps: int) -> int:
+    """What it costs in forwards of one token through the model, a backward counting two; the float model's included."""
+    every = tokens.windows.numel()
+    return every + 3 * steps * min(WINDOWS, len(tokens)) * tokens.windows.shape[1]
+
+
 class _Passing(nn.Module):
     """A quantized projection: what it computes, with the gradient that it would have if its input were not rounded."""
 

@@ -19,6 +19,7 @@ def encode_plan(plan: Plan) -> str:
     head = {"qarat": "plan/1", "model": plan.model, "low": plan.low, "float_bits": plan.float_bits}
     head |= {"stats": plan.stats, "note": plan.note} | ({"prefix": plan.prefix} if plan.prefix else {})
     head |= {"calibration": plan.calibration} if plan.calibration else {}
+    head |= {"tuned": plan.tuned} if plan.tuned else {}
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
     rows: list[str] = []
     for a in plan.assignments:
@@ -52,6 +53,7 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     note: str = ""
     prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     calibration: str = ""
+    tuned: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def decode_plan(text: str | bytes) -> Plan:
@@ -87,7 +89,7 @@ def decode_plan(text: str | bytes) -> Plan:
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:
         raise PlanError("\n".join(offences))
-    rest = file.stats, file.note, file.prefix, file.calibration
+    rest = file.stats, file.note, file.prefix, file.calibration, file.tuned
     return Plan(file.model, file.low, file.float_bits, tuple(assignments), *rest)
 
 

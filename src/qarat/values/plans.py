@@ -53,6 +53,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         note: How the plan came about, one line.
         prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.model.prefixes`).
         calibration: Fingerprint of the tokens that its roundings look at; empty if none does.
+        tuned: Steps by which the projections in float were tuned (`qarat.stages.tuning`); 0 where they are the model's.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
     prefix: tuple[int, ...] = ()
     calibration: str = ""
+    tuned: int = 0
 
     def facts(self) -> dict[str, str]:
         """Of which model, and how much of it is low."""

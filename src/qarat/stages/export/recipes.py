@@ -103,20 +103,20 @@ def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> No
 
 
 def refuse_transforms(plan: Plan, tool: str) -> None:
-    """Refuse a plan of a transformed model, where the tool would carry it out on the checkpoint as it was.
+    """Refuse a plan of a transformed or tuned model, where the tool would carry it out on the checkpoint as it was.
 
     Args:
         plan: Any.
         tool: Its name, for the message.
 
     Raises:
-        UserError: Naming the transforms.
+        UserError: Naming what was done.
     """
-    if changes_of(plan.model):
-        done = ", ".join(transforms_of(plan.model))
+    if changes_of(plan.model) or plan.tuned:
+        done = ", ".join([*transforms_of(plan.model), *(["tuning"] if plan.tuned else [])])
         raise UserError(
             f"{tool} would carry out this plan on the checkpoint as it was before {done}; "
-            "export the weights themselves (`format` compressed-tensors), or plan without a transform"
+            "export the weights themselves (`format` compressed-tensors), or plan without it"
         )
 
 

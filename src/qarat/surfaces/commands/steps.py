@@ -25,6 +25,7 @@ from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
 from qarat.stages.rounding import needs_calibration
 from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.tuning import check_tuning, tune, tuning_forwards
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
@@ -176,15 +177,23 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
 def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
     """Quantize a model by a plan and write it as a native folder."""
     check_place(options.out, overwrite=options.overwrite)
-    chosen = decode_record(options.plan, Plan)
+    chosen = msgspec.structs.replace(decode_record(options.plan, Plan), tuned=options.tune)
     model = common.open_transformed(options)
     common.check_transforms(options.plan, chosen.model, model)
     stats = common.load_stats(options.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
+    if options.tune:
+        check_tuning(chosen, options.tune)
     looks = needs_calibration(a.scheme for a in chosen.assignments)
-    calibration = common.load_tokens(options, model, screen)[0] if looks else None
-    quantized = conversion.quantize(model.in_float32(), chosen, stats, calibration)
+    calibration = common.load_tokens(options, model, screen)[0] if looks or options.tune else None
+    model = model.in_float32()
+    quantized = conversion.quantize(model, chosen, stats, calibration)
     if options.general.dry_run:
-        return common.show_estimate(screen, model, {"quantize": ROUNDING}, disk=quantized_bytes(model, chosen))
+        work = {"quantize": float(ROUNDING)}
+        if options.tune and calibration is not None:
+            work["tune"] = float(tuning_forwards(calibration, options.tune))
+        return common.show_estimate(screen, model, work, disk=quantized_bytes(model, chosen))
+    if options.tune and calibration is not None:
+        quantized = tune(model, quantized, chosen, calibration, options.tune, progress=screen.progress)
     write_native(quantized, chosen, options.out, progress=screen.progress)
     screen.show(chosen)
     out = quoted(options.out)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from qarat.ground.errors import UserError
 from qarat.stages.prices import DEFAULT, METRICS
 from qarat.surfaces.options.groups import IntoFile, OfModel, Transforms, check_given
 from qarat.values.parsing import parse_scheme_in
@@ -121,6 +122,8 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
     Attributes:
         plan: From `qarat plan`; may be edited by hand.
         stats: Stats from `qarat profile`; static scales come from them.
+        tune: Steps by which what the plan leaves in float is tuned, on calibration text, to predict as the float model;
+            what is low stays as it is rounded. (default: none)
         out: Folder to write.
         overwrite: Replace FOLDER if it is there.
     """
@@ -129,6 +132,7 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
 
     plan: Path = Path("plan.json")
     stats: Path = STATS
+    tune: int = 0
     out: Path = Path("quantized")
     overwrite: bool = False
     transforms: Transforms = Transforms()
@@ -137,6 +141,8 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
         """Refuse a plan that is none, and stats that are not there."""
         super().check()
         check_given(self.plan, "plan")
+        if self.tune < 0:
+            raise UserError(f"`tune` {self.tune}: give a number of steps, or 0 for none")
         _check_stats(self.stats, [a.scheme for a in decode_record(self.plan, Plan).assignments])
 
 

@@ -83,6 +83,8 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
         yield dim(record.note)
     if record.prefix:
         yield f"the first {count(len(record.prefix), 'token')} of a sequence in float at every site"
+    if record.tuned:
+        yield f"projections in float tuned for {count(record.tuned, 'step')} to predict as the float model"
     yield from ("", _schemes(record), "", _work(record))
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     for scheme, n in products.items():
