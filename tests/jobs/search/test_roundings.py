@@ -118,11 +118,16 @@ def test_the_command_that_a_search_ends_with_quantizes(
     assert "give the text, length, samples and seed behind it" in other.err
 
 
-def test_too_few_calibration_tokens_are_refused_before_any_work(opened: tuple[Model, Tokens], tmp_path: Path) -> None:
+@pytest.mark.parametrize("low", [GPTQ, "w=int4/g8"])
+def test_too_few_calibration_tokens_are_refused_before_any_work(
+    opened: tuple[Model, Tokens], tmp_path: Path, low: str
+) -> None:
+    """Be the rounding among the options, or that of a rule."""
     model, (calibration, selection, report) = opened
     few = calibration.subset(1)
+    request = SearchRequest(low, budgets=("ratio=0.5",), rules=(f"0.down: {GPTQ}",), rewrites=False)
     with pytest.raises(UserError, match="which 32 calibration tokens cannot tell apart"):
-        search_plans(model, (few, selection, report), request_of(), tmp_path / "s")
+        search_plans(model, (few, selection, report), request, tmp_path / "s")
     assert not list(tmp_path.iterdir())
 
 

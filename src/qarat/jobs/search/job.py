@@ -86,7 +86,8 @@ class SearchJob:
         self.strategy = STRATEGIES.load(request.strategy)
         # Until it is rewritten, one of the shapes that it will have.
         self._search_on(outline(member.model, self.planning))
-        pairs = product(self.model.sites(), self.priced_schemes)
+        by_rules = ((a.site, a.scheme) for a in self.space.base.assignments)
+        pairs = chain(product(self.model.sites(), self.priced_schemes), by_rules)
         check_roundings(((s, scheme) for s, scheme in pairs if scheme.fits(s.kind)), member.calibration.rows)
         check_tasks(request.parsed_budgets())
 

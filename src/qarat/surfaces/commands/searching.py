@@ -79,6 +79,8 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     plans = {**bisected, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     rewriting = tokens_to_prepare(job.planning, job.calibration.windows.numel(), tokens)
     work = {**({"transform": float(rewriting)} if rewriting else {}), "search": float(plans * tokens)}
+    if job.rounds:  # a forward of the calibration tokens, and about as much for their moments and the rounding
+        work["round"] = 2.0 * job.calibration.windows.numel()
     if job.strategy.METRIC:
         priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work["damage"] = priced
