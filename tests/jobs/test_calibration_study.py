@@ -145,9 +145,9 @@ def test_two_texts_of_one_name(qarat: Qarat, words: list[object], other: Path, t
 
 
 def test_the_bundled_english_is_split_from_its_report(tiny_llama: Path) -> None:
-    model = open_model(tiny_llama)
+    model = open_model(str(tiny_llama))
     request = calibration_study.CalibrationRequest(calibrations=("english",), tests=("english",))
     job = calibration_study.CalibrationJob(
-        request, Cutter(model, 32), calibration_study.Windows(4, 6), name=str(tiny_llama)
+        request, Cutter(model, 32), calibration_study.Limits(4, 6), name=str(tiny_llama)
     )
     assert job.tests[0].windows == 6  # and nothing in common, or it had been refused

@@ -43,7 +43,7 @@ RESULT = result_of(KIND)
 FLOAT = Step[Evaluation]("float", ("float.json",))
 
 
-class Windows(NamedTuple):
+class Limits(NamedTuple):
     """How many windows there are at most: of each calibration, and of each test."""
 
     calibration: int
@@ -61,7 +61,7 @@ class CalibrationJob:
         self,
         request: CalibrationRequest,
         cutter: Cutter,
-        windows: Windows,
+        windows: Limits,
         *,
         name: str,
         column: str | None = None,

@@ -70,7 +70,7 @@ def test_an_ablation_lowers_one_part_of_every_block(every: list[Site]) -> None:
 
 
 def test_an_ablation_knows_a_family_without_an_mlp_module(tmp_path: Path) -> None:
-    model = open_model(tiny_checkpoint(tmp_path / "opt", architecture="opt"))
+    model = open_model(str(tiny_checkpoint(tmp_path / "opt", architecture="opt")))
     every = [s for s in model.sites() if s.kind == "projection"]
     (mlp,) = (a for a in ablation_arms(MAIN, every) if a.label == f"{MLP}{ALONE}")
     assert {s.leaf for s in every if s.name not in mlp.protected} == {"fc1", "fc2"}

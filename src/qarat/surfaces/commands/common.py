@@ -143,8 +143,9 @@ def token_sets_of(
         screen: Told of what is drawn.
         text: Other options of the text than the verb's.
     """
-    how = msgspec.structs.asdict(text or options.text) | {"seed": options.general.seed}
-    return load_token_sets(model, **how, draw=drawing_of(options, screen), progress=screen.progress)
+    how: dict[str, Any] = msgspec.structs.asdict(text or options.text)
+    drawn: dict[str, Any] = {"draw": drawing_of(options, screen), "progress": screen.progress}
+    return load_token_sets(model, **how, **drawn, seed=options.general.seed)
 
 
 def drawing_of(options: OnText, screen: Screen) -> Draw:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qarat.jobs.calibration_study import KIND, RESULT, CalibrationJob, Windows
+from qarat.jobs.calibration_study import KIND, RESULT, CalibrationJob, Limits
 from qarat.jobs.folder import Run
 from qarat.model.token_sets import Cutter
 from qarat.surfaces.commands import Lines, Screen, common
@@ -18,7 +18,7 @@ def study_calibration(options: StudyCalibrationOptions, screen: Screen) -> Lines
     model = common.open_float(options.model, options)
     draw = common.drawing_of(options, screen)
     cutter = Cutter(model, text.length, text.bos, options.general.seed, draw, screen.progress)
-    windows = Windows(text.samples, text.report_samples)
+    windows = Limits(text.samples, text.report_samples)
     job = CalibrationJob(options.study, cutter, windows, name=options.model, column=text.column)
     if options.general.dry_run:
         return common.show_estimate(screen, model, job.work(), states=job.tokens.windows.numel())

@@ -32,7 +32,7 @@ class SearchOptions(Searching, frozen=True, kw_only=True):
 
 
 class StudyRatioOptions(Searching, frozen=True, kw_only=True):
-    """Compare predicted search with the best of 50 random plans, ratio by ratio, and what loss budgets reach.
+    """Compare predicted search with the best of 50 random plans, ratio by ratio, and what budgets reach.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it.
@@ -76,7 +76,7 @@ REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
 
 
 class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
-    """Measure what protecting a few sites buys, beside controls and general-purpose methods, in INT8 and INT6.
+    """Measure what protecting a few sites buys, beside controls and other methods, in INT8 and INT6.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it, arm by arm.

@@ -13,8 +13,8 @@ class CalibrationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Which texts are set against each other.
 
     Attributes:
-        calibrations: Texts to calibrate on, each as --calibration takes it; python and english are those that ship with
-            qarat. A text that is measured on, too, is split by documents.
+        calibrations: Texts to calibrate on, files, hub:OWNER/NAME, self or mix:3=one.txt,1=another.txt; python and
+            english are those that ship with qarat. A text that is measured on, too, is split by documents.
         tests: Texts to measure on.
         low: Scheme of every projection: with static inputs, or a rounding that looks at what a projection reads, such
             as w=int4/g128/round-gptq.
