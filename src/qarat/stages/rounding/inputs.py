@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.rounding.weighing import WeightedMoments
+from qarat.stages.rounding.weighing import gradients, squared_gradients, weighted_moments
 from qarat.values.sites import Site
 
 
@@ -34,7 +34,9 @@ class Calibration:
         self._model, self._tokens, self._first = model, tokens, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
-        self._weighted = WeightedMoments(model, tokens, first)
+        self._weighted = weighted_moments(model, tokens, first)
+        self._fisher = squared_gradients(model, tokens, first)
+        self._gradient = gradients(model, tokens, first)
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
 
@@ -70,6 +72,14 @@ class Calibration:
     def weighted_moments(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
         return self._weighted.of(site)
+
+    def fisher(self, site: Site) -> Tensor:
+        """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
+        return self._fisher.of(site)
+
+    def gradient(self, site: Site) -> Tensor:
+        """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
+        return self._gradient.of(site)
 
     def inputs(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`."""
@@ -138,3 +148,13 @@ class SiteInputs:
     def inputs(self) -> Tensor:
         """One row a token, (tokens, in) float32."""
         return self.calibration.inputs(self.site)
+
+    @property
+    def fisher(self) -> Tensor:
+        """Mean of g²·x² over the tokens, (out, in) float32."""
+        return self.calibration.fisher(self.site)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Mean of g·x over the tokens, (out, in) float32."""
+        return self.calibration.gradient(self.site)
