@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a folder or the name of a reference model")
     parser.add_argument("schemes", nargs="+", help="of weights, without a rounding")
+    parser.add_argument("--roundings", nargs="+", default=ROUNDINGS.names(), help="default all")
     parser.add_argument("--calibration", help="text, where the model is not a reference model")
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--report-samples", type=int, default=128)
@@ -59,7 +60,7 @@ def main() -> None:
     floating = nats(measure_perplexity(model, report, label="float"))
     against_losses: torch.Tensor | None = None
     for scheme in asked.schemes:
-        for name in sorted(ROUNDINGS.names(), key=lambda name: name != AGAINST):
+        for name in sorted(asked.roundings, key=lambda name: name != AGAINST):
             if why_not(parse_tensor_scheme(f"{scheme}/round-{name}", "w")):
                 continue
             begun = time.process_time()

@@ -38,7 +38,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
     "asymmetric": lambda m: {"symmetric": False},
     r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
-    r"sparse-(\d+(?:\.\d+)?)": lambda m: {"sparse": float(m[1])},
+    r"sparse-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"sparse": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
 }
 _HOMES = {
