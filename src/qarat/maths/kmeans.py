@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AT_ONCE = 1 << 20  # numbers of the rows that are clustered together: memory is some 60 times that in bytes
+AT_ONCE = 1 << 20  # numbers times clusters of the rows that are taken together; where clusters begin takes 8 bytes each
 TINY = 1e-18  # of a row's whole weight: a cluster of less has none
 
 
