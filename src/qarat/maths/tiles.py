@@ -32,18 +32,28 @@ class Scales:
         tensor_scale: The float32 above the scales, where their kind has them, else None: of e4m3 one per matrix,
             (1, 1) or (batch, 1, 1); of uint8 one for each 256 scales in reading order, (1, blocks) or (batch, 1,
             blocks).
+        table: Of a learned format, each tile's own values, (tall, wide, values) float16, ascending; scales are then 1.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     tensor_scale: Tensor | None = None
+    table: Tensor | None = None
 
     @classmethod
     def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> Scales:
         """Scales of a (rows, cols) matrix that hold no numbers, on the meta device: what they will consist of."""
         scale = torch.empty(scheme.granularity.scale_shape(rows, cols), device="meta")
         above = torch.empty(1, scheme.scales_above(rows, cols), device="meta") if scheme.nests_scales else None
-        return cls(scale, None if scheme.symmetric else scale, above)
+        fmt = scheme.number_format
+        values = (*scale.shape, len(fmt.values))
+        table = torch.empty(values, dtype=torch.float16, device="meta") if fmt.learned else None
+        return cls(scale, None if scheme.symmetric else scale, above, table)
+
+    @classmethod
+    def of_tables(cls, table: Tensor) -> Scales:
+        """Tables in place of scales, (tall, wide, values) float16."""
+        return cls(torch.ones(table.shape[:2], device=table.device), table=table)
 
     @property
     def effective(self) -> Tensor:

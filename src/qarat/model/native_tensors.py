@@ -17,6 +17,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.maths.packing import pack, unpack
 from qarat.maths.scales import SCALE_DTYPES
+from qarat.maths.sparse import Sparse
 from qarat.maths.static_scales import static_operands
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
@@ -112,10 +113,15 @@ def _take_prefix(tensors: dict[str, Tensor], model: Model, plan: Plan, index: in
 
 def _pack_weight(prefix: str, weight: QuantizedTensor) -> dict[str, Tensor]:
     codes = pack(weight.codes, weight.scheme.number_format)
-    return {f"{prefix}codes": codes, **_pack_scales(prefix, weight.scales, weight.scheme)}
+    tensors = {f"{prefix}codes": codes, **_pack_scales(prefix, weight.scales, weight.scheme)}
+    if weight.sparse is not None:
+        tensors |= {f"{prefix}sparse_{name}": part for name, part in weight.sparse._asdict().items()}
+    return tensors
 
 
 def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str, Tensor]:
+    if scales.table is not None:
+        return {f"{prefix}table": scales.table}
     tensors = {f"{prefix}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
     if scales.zero_point is not None:
         tensors[f"{prefix}zero_point"] = scales.zero_point.to(torch.int8)
@@ -125,12 +131,23 @@ def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str,
 
 
 def _unpack_scales(tensors: dict[str, Tensor], prefix: str) -> Scales | None:
+    table = tensors.pop(f"{prefix}table", None)
+    if table is not None:
+        return Scales.of_tables(table)
     scale = tensors.pop(f"{prefix}scale", None)
     if scale is None:
         return None
     zero_point = tensors.pop(f"{prefix}zero_point", None)
     tensor_scale = tensors.pop(f"{prefix}tensor_scale", None)
     return Scales(scale.float(), None if zero_point is None else zero_point.float(), tensor_scale)
+
+
+def _unpack_sparse(tensors: dict[str, Tensor], prefix: str, cols: int) -> Sparse | None:
+    if f"{prefix}sparse_values" not in tensors:
+        return None
+    sparse = Sparse(*(tensors.pop(f"{prefix}sparse_{name}") for name in Sparse._fields))
+    sparse.check(cols)
+    return sparse
 
 
 def read_block(model: Model, plan: Plan, index: int) -> nn.Module:
@@ -171,7 +188,7 @@ def _read_linear(
         codes = unpack(tensors.pop(f"{prefix}codes"), scheme.weight.number_format, cols)
         scales = _unpack_scales(tensors, prefix)
         assert scales is not None  # the layout says so
-        weight = QuantizedTensor(codes, scales, scheme.weight)
+        weight = QuantizedTensor(codes, scales, scheme.weight, _unpack_sparse(tensors, prefix, cols))
     bias = tensors.pop(f"{prefix}bias", None)
     input_scales = _unpack_scales(tensors, f"{prefix}input_")
     bias = None if bias is None else bias.to(runtime.torch_dtype)

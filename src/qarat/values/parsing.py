@@ -10,7 +10,7 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.values.formats import FORMATS, format_named
+from qarat.values.formats import FORMATS, LEARNED, format_named
 from qarat.values.schemes import (
     FLOAT,
     PRESETS,
@@ -38,6 +38,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
     "asymmetric": lambda m: {"symmetric": False},
     r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
+    r"sparse-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"sparse": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
 }
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
     "typical": ("w", "belongs to a weight (w=…): inputs are far from Gaussian, and what is large among them counts"),
     "scale-uint8": ("w", "belongs to a weight (w=…), which has scales enough to share a float32"),
+    "sparse": ("w", "belongs to a weight (w=…), some of whose numbers are kept in float16 beside it"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
 }
 
@@ -107,8 +109,10 @@ def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
             name = format_named(name).name
         except UserError as error:
             _fail(text, at, str(error))
-    elif name not in FORMATS and name not in PRESETS:
-        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *PRESETS])}")
+    elif name in LEARNED and role != "w":
+        _fail(text, at, f"{name} is for weights (w=…): its tables are found once, and kept with them")
+    elif name not in (*FORMATS, *LEARNED, *PRESETS):
+        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *LEARNED, *PRESETS])}")
     fields: dict[str, Any] = msgspec.structs.asdict(PRESETS[name]) if name in PRESETS else {"format": name}
     given: dict[str, int] = {}
     for word, at in rest:
@@ -157,10 +161,13 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         "reach-1.2",
         "asymmetric",
         "outliers-6",
+        "sparse-0.45",
         "round-gptq",
         "round-gptq-ordered",
         "round-fisher",
         "round-clip",
+        "round-squeezellm",
+        "round-gwq",
         *(f"scale-{kind}" for kind in SCALE_BITS),
     ]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")

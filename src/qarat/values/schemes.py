@@ -25,6 +25,10 @@ NEAREST = "nearest"
 SCALE_BITS: dict[str, int] = {"float32": 32, "float16": 16, "e8m0": 8, "e4m3": 8, "uint8": 8}
 SCALES_PER_BLOCK = 256
 """Scales of kind uint8, in reading order, under one float32; as many as in bitsandbytes' nested quantization."""
+TABLE_BITS = 16
+"""Of a number in a learned table."""
+SPARSE_BITS, ROW_BITS = 32, 32
+"""Of a weight in the sparse part, value and column, and of where a row of it ends."""
 
 
 class SchemeError(UserError):
@@ -76,6 +80,9 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rounding: Weights only: how codes are found, of `qarat.stages.rounding`.
         outliers: Inputs of projections only: columns that hold a magnitude of at least this stay in float and have no
             part in any scale (LLM.int8(), `qarat.maths.kernels.reference`); None leaves none.
+        sparse: Weights only: per cent of a matrix's weights that are kept in float16 beside it, by row and column
+            (`qarat.maths.sparse`), and are 0 to whatever is found for the others; which, the rounding says. None
+            keeps none.
         reach: Static only: what scales reach, as a multiple of the extremes that calibration saw. More than 1 leaves
             room for values that it did not see, less clips.
     """
@@ -90,6 +97,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outliers: float | None = None
     rounding: str = NEAREST
     reach: float = 1.0
+    sparse: float | None = None
 
     @property
     def number_format(self) -> NumberFormat:
@@ -143,22 +151,38 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append("outlier columns are found in the values at hand, which static scales do not wait for")
         if self.outliers is not None and self.choice in ("mse", "percentile"):
             reasons.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
+        if fmt.learned and (self.granularity.rows != 1 or self.scale != "float32" or self.choice != "absmax"):
+            reasons.append(f"{fmt.name} has a table a row (channel) or group (gN) and no scale that could be chosen")
+        if self.sparse is not None and not 0 < self.sparse <= 50:
+            reasons.append("a sparse part is more than 0 and at most 50 per cent of the weights")
+        if self.sparse is not None and self.choice in ("percentile", "typical"):
+            reasons.append(f"{self.choice} would count the weights of the sparse part as zeros")
+        if self.sparse is not None and self.is_shared_when_merged:
+            reasons.append("a sparse part belongs to one weight, and this scale to all that an engine merges")
         return tuple(reasons)
 
+    def sparse_count(self, rows: int, cols: int) -> int:
+        """Weights of a (rows, cols) matrix that are kept in the sparse part; at least 1 where there is one."""
+        return 0 if self.sparse is None else max(1, round(rows * cols * self.sparse / 100))
+
     def bits(self, rows: int, cols: int) -> int:
-        """Storage of a (rows, cols) matrix in bits: elements, scales and zero points."""
+        """Storage of a (rows, cols) matrix in bits: elements, scales or tables, zero points, the sparse part."""
         tall, wide = self.granularity.scale_shape(rows, cols)
-        scales = tall * wide
-        total = rows * cols * self.number_format.bits + scales * SCALE_BITS[self.scale]
-        total += 32 * self.scales_above(rows, cols)
+        scales, fmt = tall * wide, self.number_format
+        of_scale = TABLE_BITS * len(fmt.values) if fmt.learned else SCALE_BITS[self.scale]
+        total = rows * cols * fmt.bits + scales * of_scale + 32 * self.scales_above(rows, cols)
+        if self.sparse is not None:
+            total += self.sparse_count(rows, cols) * SPARSE_BITS + rows * ROW_BITS
         if not self.symmetric:
-            total += scales * self.number_format.bits
+            total += scales * fmt.bits
         return total
 
     def spell(self, role: str) -> str:
         """The spelling without its key; ``role`` is ``w`` for a weight, anything else for an activation."""
         if self.rounding != NEAREST:
             return f"{msgspec.structs.replace(self, rounding=NEAREST).spell(role)}/round-{self.rounding}"
+        if self.sparse is not None:
+            return f"{msgspec.structs.replace(self, sparse=None).spell(role)}/sparse-{_number(self.sparse)}"
         for name, preset in PRESETS.items():
             if self == preset:
                 return name

@@ -57,7 +57,7 @@ def test_every_rounding_keeps_its_promises(name: str) -> None:
 
 
 def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
-    assert ROUNDINGS.names() == ["clip", "fisher", "gptq", "gptq-ordered", "nearest"]
+    assert ROUNDINGS.names() == ["clip", "fisher", "gptq", "gptq-ordered", "gwq", "nearest", "squeezellm"]
     scheme = parse_scheme(GPTQ)
     assert str(scheme) == GPTQ
     assert parse_scheme("w=int3/g8/round-nearest") == parse_scheme("w=int3/g8")

@@ -16,7 +16,7 @@ from qarat.ground.runtime import Progress
 from qarat.model.model import Model
 from qarat.values.fingerprints import changes_of, transforms_of
 from qarat.values.plans import Assignment, Plan
-from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme
+from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme, TensorScheme
 
 Entry = TypeVar("Entry")
 
@@ -77,6 +77,8 @@ def translate(
         try:
             if isinstance(a.scheme, MatmulScheme):
                 raise UnsayableError("attention products are left in float there")
+            if a.scheme.weight is not None and (why := beyond_scales(a.scheme.weight)):
+                raise UnsayableError(why)
             if a.scheme.weight is not None and a.scheme.weight.rounding != NEAREST:
                 raise UnsayableError(f"it rounds weights itself, and round-{a.scheme.weight.rounding} would be lost")
             entries[a.site.name] = say(a, a.scheme)
@@ -84,6 +86,15 @@ def translate(
             reasons.setdefault(str(why), []).append(f"{a.site.name} ({a.scheme})")
     refuse(tool, reasons, alternatives)
     return entries
+
+
+def beyond_scales(weight: TensorScheme) -> str:
+    """Why no format but qarat's own folder holds a weight; empty if others may."""
+    if weight.number_format.learned:
+        return f"w={weight.spell('w')}: it has no tables by row; use int{weight.number_format.bits} with a scale"
+    if weight.sparse is not None:
+        return f"w={weight.spell('w')}: it has no place for a sparse part; leave sparse out"
+    return ""
 
 
 def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> None:

@@ -22,7 +22,7 @@ from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.stages.rounding import ROUNDINGS, Merged, round_weight
 from qarat.stages.rounding.kept import KeptWeights
-from qarat.stages.rounding.weighing import WeightedMoments
+from qarat.stages.rounding.weighing import gradients, squared_gradients, weighted_moments
 from qarat.values.schemes import TensorScheme
 from qarat.values.sites import Site
 
@@ -46,7 +46,9 @@ class Calibration:
         self._model, self._first = model, first
         self._entrances: dict[int, list[Tensor]] = {}
         self._moments: dict[str, Tensor] = {}
-        self._weighted = WeightedMoments(model, tokens, first)
+        self._weighted = weighted_moments(model, tokens, first)
+        self._fisher = squared_gradients(model, tokens, first)
+        self._gradient = gradients(model, tokens, first)
         self._rounded = KeptWeights()
         states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
         self._keeps_all = states * model.blocks <= model.memory // 4
@@ -79,7 +81,7 @@ class Calibration:
         rounding, context = ROUNDINGS.load(scheme.rounding), self.of(site)
         if not rounding.NEEDS:
             return round_weight(weight, scheme)
-        if len(weight.parts) > 1 and scheme.is_shared_when_merged and rounding.NEEDS != "weighted_moments":
+        if len(weight.parts) > 1 and scheme.is_shared_when_merged and rounding.NEEDS in ("moments", "inputs"):
             # All parts read one stream, so that the whole is the same for each.
             key = " ".join(weight.names), scheme
             return weight.own(self._rounded.get(key, lambda: rounding.round_weight(weight.whole(), scheme, context)))
@@ -109,6 +111,14 @@ class Calibration:
     def weighted_moments(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
         return self._weighted.of(site)
+
+    def fisher(self, site: Site) -> Tensor:
+        """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
+        return self._fisher.of(site)
+
+    def gradient(self, site: Site) -> Tensor:
+        """As `qarat.stages.rounding.Context`; of the whole model at once, kept on disk."""
+        return self._gradient.of(site)
 
     def inputs(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`."""
@@ -182,6 +192,16 @@ class SiteInputs:
     def inputs(self) -> Tensor:
         """One row a token, (tokens, in) float32."""
         return self.calibration.inputs(self.site)
+
+    @property
+    def fisher(self) -> Tensor:
+        """Mean of g²·x² over the tokens, (out, in) float32."""
+        return self.calibration.fisher(self.site)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Mean of g·x over the tokens, (out, in) float32."""
+        return self.calibration.gradient(self.site)
 
 
 def inputs_of(model: Model, calibration: TokenSet | Calibration | None, first: int = 0) -> Calibration | None:

@@ -16,6 +16,7 @@ from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import nn
 
+from qarat.stages.export.recipes import beyond_scales
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
 MX_GROUP, NV_GROUP = 32, 16
@@ -51,6 +52,8 @@ def group_of(scheme: LinearScheme) -> QuantizationScheme:
 def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
     name, grain = scheme.format, scheme.granularity
     reasons: list[str] = []
+    if why := beyond_scales(scheme):
+        return [why]
     if name not in (*_FLOATS, *_INTEGERS, *_SIGNED):
         return [f"w={name}: no such weights; use int2 … int8, e4m3, mxfp4, mxfp6, mxfp8 or nvfp4"]
     tiled = grain.rows is not None and grain.rows > 1
