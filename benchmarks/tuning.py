@@ -49,7 +49,7 @@ def main() -> None:
     print(f"{plan.bits_per_weight():.2f} bits  {first.nats:+.4f} ± {first.standard_error:.4f}", flush=True)
     for steps in asked.steps:
         begun = time.process_time()
-        after = loss(tune(model, small, plan, calibration, steps))
+        after = loss(tune(model, small, calibration, plan, steps))
         whole, gained = paired_difference(after, floating), paired_difference(after, before)
         print(
             f"{steps} steps  {whole.nats:+.4f} ± {whole.standard_error:.4f}  "
