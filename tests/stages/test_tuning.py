@@ -49,7 +49,7 @@ def test_what_is_low_keeps_every_byte_and_what_is_in_float_moves(tmp_path: Path)
     plan = plan_of(model)
     small = quantize(model, plan)
     write_native(small, plan, tmp_path / "before")
-    tuned = tune(model, small, plan, token_set(), 3)
+    tuned = tune(model, small, token_set(), plan, 3)
     write_native(tuned, replace(plan, tuned=3), tmp_path / "after")
     before, after = written(tmp_path / "before"), written(tmp_path / "after")
     assert before.keys() == after.keys()
@@ -71,7 +71,7 @@ def test_it_predicts_more_as_the_float_model_on_text_it_was_not_tuned_on():
     calibration, selection, _ = load_token_sets(model, samples=8, report_samples=1)
     plan = plan_of(model, "w=int3/g32", [("*.down", "float")])
     small = quantize(model, plan)
-    tuned = tune(model, small, plan, calibration, 6)
+    tuned = tune(model, small, calibration, plan, 6)
     divergences = [measure_divergence(m, model, selection, label="q").mean[0] for m in (small, tuned)]
     assert divergences[1] < 0.95 * divergences[0]
 
@@ -106,4 +106,4 @@ def test_a_prefix_and_another_dtype_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="through a prefix"):
         check_tuning(replace(plan, prefix=(0,)), 5)
     with pytest.raises(UserError, match="float32, not bfloat16"):
-        tune(model, quantize(model, plan), plan, token_set(), 1)
+        tune(model, quantize(model, plan), token_set(), plan, 1)

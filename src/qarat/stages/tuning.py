@@ -30,8 +30,8 @@ STAGE = "tune"  # what progress is told
 def tune(
     model: Model,
     quantized: Model,
-    plan: Plan,
     tokens: TokenSet,
+    plan: Plan,
     steps: int,
     *,
     seed: int = 0,
@@ -42,8 +42,8 @@ def tune(
     Args:
         model: In float, computed in float32.
         quantized: The same under the plan.
-        plan: With projections in float.
         tokens: Of calibration.
+        plan: With projections in float.
         steps: Of Adam, each on a few windows.
         seed: Of the order of the windows.
         progress: Called after every step.

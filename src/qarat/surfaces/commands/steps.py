@@ -193,7 +193,7 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
             work["tune"] = float(tuning_forwards(calibration, options.tune))
         return common.show_estimate(screen, model, work, disk=quantized_bytes(model, chosen))
     if options.tune and calibration is not None:
-        quantized = tune(model, quantized, chosen, calibration, options.tune, progress=screen.progress)
+        quantized = tune(model, quantized, calibration, chosen, options.tune, progress=screen.progress)
     write_native(quantized, chosen, options.out, progress=screen.progress)
     screen.show(chosen)
     out = quoted(options.out)
