@@ -91,9 +91,9 @@ def quantize(
     check_stats(plan, stats)
     inputs = inputs_of(model, calibration, len(plan.prefix))
     check_roundings(((a.site, a.scheme) for a in plan.assignments), inputs.rows if inputs else 0)
-    check_calibration(plan, inputs.tokens if inputs else None)
     if inputs is not None and stats is not None and stats.provenance.tokens != inputs.tokens.fingerprint:
         raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
+    check_calibration(plan, inputs.tokens if inputs else None)
     prefix = prefix_of(model, plan)
     return model.with_blocks(
         lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix, calibration=inputs)
