@@ -181,10 +181,7 @@ PRODUCTS = ["float", "l=int8/token r=int8/g8/static", "r=e4m3/tensor/dynamic"]
     st.lists(st.integers(0, 2**31), max_size=4),
 )
 def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str, prefix: list[int]) -> None:
-    schemes = {
-        s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), matmul=s.kind == "product")
-        for s in SITES
-    }
+    schemes = {s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), s.kind) for s in SITES}
     plan = msgspec.structs.replace(plan_of().with_schemes(schemes, words), note=words, stats="ab" * 32)
     plan = msgspec.structs.replace(plan, prefix=tuple(prefix))
     text = encode_plan(plan)

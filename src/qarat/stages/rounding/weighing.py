@@ -25,7 +25,7 @@ _PASS = backward(lambda _: draw_labels(SEED), whole=True)
 class WeightedMoments:
     """Of every projection of a float model (protocol `qarat.model.passes.Subject`)."""
 
-    has_products = False
+    attention: Sequence[str] = ()
     progress: Progress = staticmethod(no_progress)
 
     def __init__(self, model: Model, tokens: TokenSet, first: int) -> None:
