@@ -238,7 +238,7 @@ def test_a_plan_without_the_widths_of_products_is_refused() -> None:
     text = re.sub(r', "width": \d+', "", encode_plan(plan_of()))
     assert "width" not in text
     with pytest.raises(
-        PlanError, match=r"0\.self_attn\.qk: a width of 0; products have one, above 0[^$]*1\.self_attn\.av"
+        PlanError, match=r"0\.self_attn\.qk: a width of 0; products and caches have one, above 0[^$]*1\.self_attn\.av"
     ):
         decode_plan(text)
 
