@@ -146,6 +146,11 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         caches = ((a.site.width, a.scheme) for a in self.assignments if isinstance(a.scheme, CacheScheme))
         return sum(scheme.token_bits(width, self.float_bits) for width, scheme in caches)
 
+    @property
+    def keeps_caches_in_float(self) -> bool:
+        """Whether no key or value of an earlier token is quantized."""
+        return all(a.is_float for a in self.assignments if a.site.kind == "cache")
+
     def bits_per_weight(self) -> float:
         """Mean storage of a weight in bits, scales and zero points included; embeddings, head and norms outside."""
         return self.weight_bits() / sum(a.site.parameters for a in self.assignments)
