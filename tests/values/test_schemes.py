@@ -87,7 +87,7 @@ def test_projection_schemes_read_back_equal(weight: TensorScheme | None, given_i
 @given(st.none() | tensor_schemes("l"), st.none() | tensor_schemes("r"))
 def test_product_schemes_read_back_equal(left: TensorScheme | None, right: TensorScheme | None) -> None:
     scheme = MatmulScheme(left, right)
-    assert parse_scheme(str(scheme), matmul=True) == scheme
+    assert parse_scheme(str(scheme), "product") == scheme
 
 
 @pytest.mark.parametrize("name", [*FORMATS, *PRESETS])

@@ -21,15 +21,15 @@ from qarat.maths.sparse import Sparse
 from qarat.maths.static_scales import static_operands
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
-from qarat.model.attention import PRODUCTS
+from qarat.model.attention import CACHE, PRODUCTS
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families import family_of
-from qarat.model.layers import QuantLinear, QuantProducts, fill_block
+from qarat.model.layers import QuantCache, QuantLinear, QuantProducts, attention_layers, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import BlockPrefix, PrefixedBlock
 from qarat.values.plans import Plan
-from qarat.values.roles import OPERANDS
-from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme
+from qarat.values.roles import CACHES, OPERANDS
+from qarat.values.schemes import LinearScheme, TensorScheme
 
 
 def site_bytes(scheme: TensorScheme, rows: int, cols: int) -> int:
@@ -60,10 +60,12 @@ def expected_tensors(plan: Plan, wanted: Mapping[str, Tensor], config: PreTraine
             expected |= _pack_weight(f"{name}.", QuantizedTensor.empty(scheme.weight, *a.site.shape))
         for stream, static in static_operands(a.site.streams, scheme):
             home, operand = name.rpartition(".")[0], stream.rpartition(".")[2]
-            is_product = a.site.kind == "product"
-            prefix = f"{home}.{PRODUCTS}.{operand}_" if is_product else f"{name}.input_"
-            scales = Scales.empty(static, 1, head if is_product else a.site.shape[1])
-            expected |= _pack_scales(prefix, scales, static)
+            prefix, cols = {
+                "projection": (f"{name}.input_", a.site.shape[-1:] or (0,)),
+                "product": (f"{home}.{PRODUCTS}.{operand}_", (head,)),
+                "cache": (f"{home}.{CACHE}.{operand}_", (a.site.width,)),
+            }[a.site.kind]
+            expected |= _pack_scales(prefix, Scales.empty(static, 1, *cols), static)
     if plan.prefix:
         count, blocks = len(plan.prefix), family_of(list(config.architectures or [])).blocks
         keys = torch.empty(1, config.num_key_value_heads, count, head, device="meta")
@@ -93,6 +95,11 @@ def block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[str
                 scales = module.scales.get(operand)
                 if scales is not None and scheme is not None:
                     tensors |= _pack_scales(f"{inner}.{operand}_", scales, scheme)
+        elif isinstance(module, QuantCache):
+            for name, scales in module.scales.items():
+                scheme = module.schemes[name].kept
+                assert scheme is not None  # what has scales is quantized
+                tensors |= _pack_scales(f"{inner}.{name}_", scales, scheme)
         else:
             floats |= {f"{inner}.{leaf}": value for leaf, value in module.named_parameters(recurse=False)}
     return tensors | {name: value.to(source.dtype_of(name)) for name, value in floats.items()}
@@ -156,23 +163,21 @@ def read_block(model: Model, plan: Plan, index: int) -> nn.Module:
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
     block = model.empty_block(index)
     kept = _take_prefix(tensors, model, plan, index) if plan.prefix else None
-    products: dict[str, MatmulScheme] = {}
     layers: dict[str, nn.Module] = {}
     for name, scheme in plan.block(index).items():
         inner = name.removeprefix(prefix)
-        if isinstance(scheme, MatmulScheme):
-            products[name.rpartition(".")[2]] = scheme
-        elif not scheme.is_float:
+        if isinstance(scheme, LinearScheme) and not scheme.is_float:
             cols = cast(nn.Linear, block.get_submodule(inner)).in_features
             try:
                 layers[inner] = _read_linear(tensors, f"{inner}.", scheme, cols, model.runtime)
             except ValueError as error:
                 raise UserError(f"{model.folder}: {name} is damaged: {error}; quantize again") from error
-    if not all(scheme.is_float for scheme in products.values()):
-        home = f"{model.family.attention}.{PRODUCTS}"
-        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
-        known = {operand: s for operand, s in scales.items() if s is not None}
-        layers[home] = QuantProducts(products["qk"], products["av"], known, len(plan.prefix))
+    home = model.family.attention
+    places = {operand: f"{home}.{PRODUCTS}.{operand}_" for operand in OPERANDS}
+    places |= {name: f"{home}.{CACHE}.{name}_" for name in CACHES}
+    scales = {name: found for name, place in places.items() if (found := _unpack_scales(tensors, place)) is not None}
+    leaves = {name.rpartition(".")[2]: scheme for name, scheme in plan.block(index).items()}
+    layers |= attention_layers(home, leaves, scales, len(plan.prefix))
     floats = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
     block = fill_block(block, layers, floats)
     return block if kept is None else PrefixedBlock(block, index, kept)

@@ -16,7 +16,7 @@ from qarat.ground.runtime import Runtime
 from qarat.model.attention import ATTENTION
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families.base import Family
-from qarat.values.roles import Role
+from qarat.values.roles import CACHES, Role
 from qarat.values.sites import Site
 
 
@@ -28,6 +28,7 @@ def list_sites(skeleton: nn.Module, family: Family) -> tuple[Site, ...]:
         # What attention's heads put out, side by side, is what the next projection reads.
         behind = family.reader(Role.ATTENTION_OUTPUT)
         width = cast(nn.Linear, layer.get_submodule(behind)).in_features
+        kept = cast(nn.Linear, layer.get_submodule(family.stream(Role.ATTENTION_OUTPUT).source)).out_features
         for stream in family.streams:
             for reader in stream.readers:
                 linear = cast(nn.Linear, layer.get_submodule(reader))
@@ -37,6 +38,8 @@ def list_sites(skeleton: nn.Module, family: Family) -> tuple[Site, ...]:
                 sites.append(Site(f"{prefix}.{reader}", i, "projection", streams, shape, tie, has_bias))
             if stream.role == Role.ATTENTION_INPUT:
                 home = f"{prefix}.{family.attention}"
+                for leaf in CACHES:
+                    sites.append(Site(f"{home}.{leaf}", i, "cache", (f"{prefix}.{leaf}",), width=kept))
                 for leaf, operands in (("qk", "qk"), ("av", "pv")):
                     streams = tuple(f"{prefix}.{operand}" for operand in operands)
                     sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))

@@ -15,8 +15,7 @@ from qarat.ground.errors import UserError
 from qarat.maths.static_scales import check_static, static_operands, static_scales_of
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
-from qarat.model.attention import PRODUCTS
-from qarat.model.layers import QuantLinear, QuantProducts, fill_block
+from qarat.model.layers import QuantLinear, attention_layers, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.model.tokens import TokenSet
@@ -25,7 +24,7 @@ from qarat.stages.rounding.inputs import Calibration, inputs_of, round_site
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import MatmulScheme, Scheme, TensorScheme
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
 from qarat.values.sites import Site
 
 
@@ -158,13 +157,11 @@ def build_block(
     source, inside = model.block(index), f"{model.family.blocks}.{index}."
     floats = _as_stored(model, inside, source.state_dict())
     layers: dict[str, nn.Module] = {}
-    products: dict[str, MatmulScheme] = {}
     operands: dict[str, Scales] = {}
     for site in (s for s in model.sites() if s.block == index):
         scheme = schemes[site.name]
         static = {s: static_scales_of(stats, s, by) for s, by in static_operands(site.streams, scheme)}
-        if isinstance(scheme, MatmulScheme):
-            products[site.leaf] = scheme
+        if not isinstance(scheme, LinearScheme):
             operands |= {stream.rpartition(".")[2]: scales for stream, scales in static.items()}
         elif not scheme.is_float:
             inner = site.name.removeprefix(inside)
@@ -175,9 +172,8 @@ def build_block(
                 weight = rounded(site, whole, scheme.weight, calibration)
             scales = static.get(site.streams[0])
             layers[inner] = QuantLinear(weight, floats.get(f"{inner}.bias"), scheme, scales, model.runtime.kernels)
-    if not all(scheme.is_float for scheme in products.values()):
-        length = 0 if prefix is None else len(prefix.tokens)
-        layers[f"{model.family.attention}.{PRODUCTS}"] = QuantProducts(products["qk"], products["av"], operands, length)
+    leaves = {name.rpartition(".")[2]: scheme for name, scheme in schemes.items()}
+    layers |= attention_layers(model.family.attention, leaves, operands, 0 if prefix is None else len(prefix.tokens))
     block = fill_block(model.empty_block(index), layers, floats)
     return block if prefix is None else PrefixedBlock(block, index, prefix[index])
 

@@ -1,8 +1,8 @@
 """Schemes: how one site is stored and computed, as a value with a short spelling.
 
 One type describes every tensor (format, granularity, scale kind, scale choice, static or dynamic); a projection has two
-(weight and input), an attention product two (left and right operand). Mixed precision is then just different values at
-different sites, and no name has to be invented for a combination.
+(weight and input), an attention product two (left and right operand), a cache of keys or values one. Mixed precision is
+then just different values at different sites, and no name has to be invented for a combination.
 
 The spelling is a row of words between slashes, e.g. ``w=int8/channel a=int8/tensor/static``; `str` prints it,
 `qarat.values.parsing.parse_scheme` reads it, and both are inverse to each other.
@@ -85,6 +85,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             keeps none.
         reach: Static only: what scales reach, as a multiple of the extremes that calibration saw. More than 1 leaves
             room for values that it did not see, less clips.
+        past_only: Caches only: a token's own key and value are used as they are, only later tokens read the quantized
+            ones (WKVQuant, arXiv 2402.12065).
     """
 
     format: str
@@ -98,6 +100,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounding: str = NEAREST
     reach: float = 1.0
     sparse: float | None = None
+    past_only: bool = False
 
     @property
     def number_format(self) -> NumberFormat:
@@ -204,6 +207,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append("asymmetric")
         if self.outliers is not None:
             parts.append("outliers-" + _number(self.outliers))
+        if self.past_only:
+            parts.append("past-only")
         return "/".join(parts)
 
 
@@ -228,8 +233,8 @@ PRESETS: dict[str, TensorScheme] = {
 class LinearScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a projection is kept: its weight and its input, ``None`` = left in float.
 
-    What it shares with `MatmulScheme`, so that few need to ask which it is: `operands`, `weight`, `joins_tokens`,
-    `is_float`, `fits`.
+    What it shares with `MatmulScheme` and `CacheScheme`, so that few need to ask which it is: `operands`, `weight`,
+    `joins_tokens`, `is_float`, `fits`.
     """
 
     weight: TensorScheme | None = None
@@ -250,7 +255,7 @@ class LinearScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self == LinearScheme()
 
     def fits(self, kind: str) -> bool:
-        """Whether it is one of sites of that kind, ``projection`` or ``product``."""
+        """Whether it is one of sites of that kind."""
         return kind == "projection"
 
     def __str__(self) -> str:
@@ -282,14 +287,63 @@ class MatmulScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self == MatmulScheme()
 
     def fits(self, kind: str) -> bool:
-        """Whether it is one of sites of that kind, ``projection`` or ``product``."""
+        """Whether it is one of sites of that kind."""
         return kind == "product"
 
     def __str__(self) -> str:
         return _spell({"l": self.left, "r": self.right})
 
 
-Scheme = LinearScheme | MatmulScheme
+class CacheScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How keys or values are kept for later tokens, as a matrix (tokens, key heads × head channels); ``None`` = float.
+
+    Every token is quantized by itself, when it is written: dynamic scales belong to one token, static ones to all.
+    Groups run along the channels, those of one head behind those of another: groups as wide as a head are scales per
+    token and head, static ones per head; static groups of 1 are scales per channel.
+    """
+
+    kept: TensorScheme | None = None
+
+    def operands(self) -> tuple[TensorScheme | None, ...]:
+        """Schemes of what flows in, in the order of the site's streams."""
+        return (self.kept,)
+
+    @property
+    def weight(self) -> None:
+        """A cache has none."""
+
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether what is computed of a token depends on those beside it."""
+        return False
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.kept is None
+
+    def fits(self, kind: str) -> bool:
+        """Whether it is one of sites of that kind."""
+        return kind == "cache"
+
+    def token_bits(self, width: int, float_bits: int) -> int:
+        """Storage of one token in bits: elements, and where they are dynamic, scales and zero points.
+
+        Args:
+            width: Channels over all key heads.
+            float_bits: Of an element in float.
+        """
+        if self.kept is None:
+            return width * float_bits
+        return width * self.kept.number_format.bits if self.kept.static else self.kept.bits(1, width)
+
+    def __str__(self) -> str:
+        return _spell({"c": self.kept})
+
+
+Scheme = LinearScheme | MatmulScheme | CacheScheme
+FLOATS: dict[str, Scheme] = {"projection": LinearScheme(), "product": MatmulScheme(), "cache": CacheScheme()}
+"""What leaves a site in float, by the kind of the site."""
 FLOAT = "float"
 LOW = "w=int8/channel a=int8/tensor/static"
 """The low scheme where none is named: what every int8 engine computes fastest, and what spikes hurt most."""

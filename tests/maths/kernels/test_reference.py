@@ -41,7 +41,7 @@ def test_a_projection_multiplies_what_quantization_leaves(weight_words: str, inp
 
 
 def product(text: str) -> MatmulScheme:
-    scheme = parse_scheme(text, matmul=True)
+    scheme = parse_scheme(text, "product")
     assert isinstance(scheme, MatmulScheme)
     return scheme
 

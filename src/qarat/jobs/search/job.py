@@ -48,7 +48,7 @@ from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, Sear
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE
 from qarat.values.requests.search import SearchRequest
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, is_static
+from qarat.values.schemes import Scheme, is_static
 
 KIND = "search"
 TRIALS, RESULT = "trials.jsonl", result_of(KIND)
@@ -183,7 +183,7 @@ class SearchJob:
     def priced_schemes(self) -> list[Scheme]:
         """Every scheme of the options, float left out, each once."""
         schemes = dict.fromkeys(chain(*self.space.options))
-        return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
+        return [scheme for scheme in schemes if not scheme.is_float]
 
     def _search(self, run: Run, stats: ActivationStats | None, menu: Menu | None) -> None:
         base = draft_plan(self.model, self.planning, content_hash(stats) if stats else "")

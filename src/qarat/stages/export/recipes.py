@@ -16,7 +16,7 @@ from qarat.ground.runtime import Progress
 from qarat.model.model import Model
 from qarat.values.fingerprints import changes_of, transforms_of
 from qarat.values.plans import Assignment, Plan
-from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme, TensorScheme
+from qarat.values.schemes import NEAREST, LinearScheme, TensorScheme
 
 Entry = TypeVar("Entry")
 
@@ -75,8 +75,9 @@ def translate(
         if a.is_float:
             continue
         try:
-            if isinstance(a.scheme, MatmulScheme):
-                raise UnsayableError("attention products are left in float there")
+            if not isinstance(a.scheme, LinearScheme):
+                what = "attention products" if a.site.kind == "product" else "caches of keys and values"
+                raise UnsayableError(f"{what} are left in float there")
             if a.scheme.weight is not None and (why := beyond_scales(a.scheme.weight)):
                 raise UnsayableError(why)
             if a.scheme.weight is not None and a.scheme.weight.rounding != NEAREST:

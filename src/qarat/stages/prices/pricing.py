@@ -40,7 +40,7 @@ def price(
     Args:
         model: In float.
         tokens: The selection set.
-        schemes: Projection schemes are priced at every projection, product schemes at every attention product.
+        schemes: Each is priced at every site of its kind: projection, attention product or cache.
         stats: Behind static scales.
         metric: Of `qarat.stages.prices.METRICS`.
         calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
@@ -66,7 +66,9 @@ def check_pricing(metric: Metric, pricing: Pricing) -> None:
     """Check that every scheme can be priced wherever it fits, before any long work; errors as `price`."""
     model, schemes = pricing.model, pricing.schemes
     if not schemes:
-        raise UserError(f"{metric.name} is about weights, and attention products have none; give a scheme with w=…")
+        raise UserError(
+            f"{metric.name} is about weights, and attention products and caches have none; give a scheme with w=…"
+        )
     if pricing.prefix and not metric.takes_prefix:
         able = ", ".join(name for name in METRICS.names() if METRICS.load(name).takes_prefix)
         raise UserError(f"{metric.name} has no prices with a prefix in float; take one that has: {able}")

@@ -24,7 +24,7 @@ SEED = 0  # of the labels: the same codes whoever rounds, and whatever else is d
 class GradientMeans:
     """Of every projection of a float model (protocol `qarat.model.passes.Subject`)."""
 
-    has_products = False
+    attention: Sequence[str] = ()
     progress: Progress = staticmethod(no_progress)
 
     def __init__(

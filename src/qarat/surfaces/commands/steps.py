@@ -35,7 +35,7 @@ from qarat.values.records.files import content_hash, decode_record, encode_recor
 from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LOW, LinearScheme, MatmulScheme, Scheme, is_static
+from qarat.values.schemes import LOW, LinearScheme, Scheme, is_static
 
 
 def profile(options: ProfileOptions, screen: Screen) -> Lines:
@@ -104,13 +104,15 @@ def _metrics_of(options: DamageOptions, schemes: Sequence[Scheme], screen: Scree
     every = options.metrics == ("all",)
     named = METRICS.names() if every else list(options.metrics)
     needed = schemes[:1] if options.alone else schemes
-    products = all(isinstance(scheme, MatmulScheme) for scheme in needed)
+    products = not any(isinstance(scheme, LinearScheme) for scheme in needed)
     unable = [name for name in named if METRICS.load(name).weights_only and products]
     if unable and not every:
         what = "the first scheme is checked, and it is" if options.alone else "the schemes are"
-        raise ArgumentError(f"{', '.join(unable)} has no price of attention products: {what} of no projection (w=…)")
+        raise ArgumentError(
+            f"{', '.join(unable)} has no price of attention products and caches: {what} of no projection (w=…)"
+        )
     if unable:
-        screen.note(f"{', '.join(unable)} is left out: it has no price of attention products")
+        screen.note(f"{', '.join(unable)} is left out: it has no price of attention products and caches")
     return [name for name in named if name not in unable]
 
 

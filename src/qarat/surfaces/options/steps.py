@@ -24,7 +24,7 @@ class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     Attributes:
         out: Where the stats go.
         low: Scheme under which the signal-to-noise ratio is shown.
-        attention: Leave the operands of the attention products out.
+        attention: Leave the operands of the attention products, and what goes into the cache, out.
         prefix: Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes.
         overwrite: Replace FILE if it is there.
     """
@@ -48,7 +48,8 @@ class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     Attributes:
         stats: Stats from `qarat profile`.
         out: Where the menu of prices goes.
-        schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products.
+        schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products,
+            'c=...' at caches of keys and values.
         metrics: What prices come from, or all.
         alone: Measure every site alone as well, under the first scheme, and say how well each metric predicts that.
         overwrite: Replace FILE if it is there.

@@ -89,6 +89,12 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     for scheme, n in products.items():
         yield f"{count(n, 'attention product')} in {scheme}"
+    caches = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "cache")
+    for scheme, n in caches.items():
+        yield f"{count(n, 'cache')} in {scheme}"
+    if not record.keeps_caches_in_float:
+        floats = record.in_float().cache_bits() / 8
+        yield f"{record.cache_bits() / 8:,.0f} bytes of keys and values a token, {floats:,.0f} in float"
     others = record.exceptions()
     if counted := sum(a.site.kind == "projection" and record.is_low(a) for a in others):
         yield f"Q_r goes by weight bits: {count(counted, 'site')} of another scheme with no more bits counts as low too"

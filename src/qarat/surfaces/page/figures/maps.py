@@ -106,15 +106,18 @@ def _ticks(top: float) -> list[float]:
 def strip(plan: Plan) -> Figure:
     """Blocks across, sites down, coloured by scheme; the low scheme stands back.
 
-    Attention products are left out where all of them stay in float, which the caption says then.
+    Attention products are left out where all of them stay in float, and so are caches, which the caption says then.
 
     Args:
         plan: Of a whole model.
     """
     projections = [a for a in plan.assignments if a.site.kind == "projection"]
-    products = [a for a in plan.assignments if a.site.kind == "product"]
-    idle = all(a.is_float for a in products)
-    shown = projections if idle else [*projections, *products]
+    inside = {
+        name: [a for a in plan.assignments if a.site.kind == kind]
+        for kind, name in (("product", "attention products"), ("cache", "caches of keys and values"))
+    }
+    idle = [name for name, sites in inside.items() if sites and all(a.is_float for a in sites)]
+    shown = [*projections, *(a for name, sites in inside.items() if name not in idle for a in sites)]
     sites = _site_table(plan, shown)
     rows = [
         {**sites.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
@@ -133,8 +136,8 @@ def strip(plan: Plan) -> Figure:
     chart = cells(sites, {"cells": rows}, list(dict.fromkeys(_leaf(a) for a in shown)), colour)
     parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
     caption = "; ".join(parts) + "."
-    if products and idle:
-        caption += " The attention products stay in float."
+    if idle:
+        caption += f" The {' and the '.join(idle)} stay in float."
     return Figure("plan", "Every site by its scheme", caption, chart, sites)
 
 
