@@ -30,6 +30,7 @@ from qarat.model.prefixes import BlockPrefix, PrefixedBlock
 from qarat.values.plans import Plan
 from qarat.values.roles import CACHES, OPERANDS
 from qarat.values.schemes import LinearScheme, TensorScheme
+from qarat.values.sites import Site
 
 
 def site_bytes(scheme: TensorScheme, rows: int, cols: int) -> int:
@@ -59,13 +60,8 @@ def expected_tensors(plan: Plan, wanted: Mapping[str, Tensor], config: PreTraine
             expected.pop(f"{name}.weight", None)
             expected |= _pack_weight(f"{name}.", QuantizedTensor.empty(scheme.weight, *a.site.shape))
         for stream, static in static_operands(a.site.streams, scheme):
-            home, operand = name.rpartition(".")[0], stream.rpartition(".")[2]
-            prefix, cols = {
-                "projection": (f"{name}.input_", a.site.shape[-1:] or (0,)),
-                "product": (f"{home}.{PRODUCTS}.{operand}_", (head,)),
-                "cache": (f"{home}.{CACHE}.{operand}_", (a.site.width,)),
-            }[a.site.kind]
-            expected |= _pack_scales(prefix, Scales.empty(static, 1, *cols), static)
+            place, cols = _scales_place(a.site, stream.rpartition(".")[2], head)
+            expected |= _pack_scales(place, Scales.empty(static, 1, cols), static)
     if plan.prefix:
         count, blocks = len(plan.prefix), family_of(list(config.architectures or [])).blocks
         keys = torch.empty(1, config.num_key_value_heads, count, head, device="meta")
@@ -73,6 +69,15 @@ def expected_tensors(plan: Plan, wanted: Mapping[str, Tensor], config: PreTraine
         for index in range(config.num_hidden_layers):
             expected |= prefix_tensors(prefix, f"{blocks}.{index}.")
     return expected
+
+
+def _scales_place(site: Site, operand: str, head: int) -> tuple[str, int]:
+    """How names of a static operand's scales begin, and how many columns they are for; ``head``: a head's channels."""
+    home = site.name.rpartition(".")[0]
+    if site.kind == "projection":
+        return f"{site.name}.input_", site.shape[1]
+    child, cols = (PRODUCTS, head) if site.kind == "product" else (CACHE, site.width)
+    return f"{home}.{child}.{operand}_", cols
 
 
 def block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[str, Tensor]:

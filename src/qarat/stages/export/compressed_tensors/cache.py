@@ -6,6 +6,8 @@ transformers computes INT8 too. A cache in part, or that only later tokens read,
 
 from __future__ import annotations
 
+from typing import Any
+
 from compressed_tensors.quantization import QuantizationArgs
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from qarat.stages.export.compressed_tensors.shards import Layout
 from qarat.stages.export.compressed_tensors.tensors import SCALES
 from qarat.values.plans import Assignment, Plan
 from qarat.values.roles import CACHES
-from qarat.values.schemes import CacheScheme, Granularity
+from qarat.values.schemes import CacheScheme, Granularity, Scheme
 
 FORMATS = ("e4m3", "int8")
 LEAVES = dict(zip(CACHES, ("k_scale", "v_scale"), strict=True))
@@ -37,8 +39,8 @@ def cache_args(plan: Plan) -> QuantizationArgs | None:
     kept = _caches(plan)[0].scheme.operands()[0]
     if kept is None:
         return None
-    kind = "int" if kept.number_format.is_integer else "float"
-    return QuantizationArgs(num_bits=8, type=kind, strategy="tensor", symmetric=True, dynamic=False)
+    fields: dict[str, Any] = {"type": "int" if kept.number_format.is_integer else "float", "strategy": "tensor"}
+    return QuantizationArgs(num_bits=8, symmetric=True, dynamic=False, **fields)
 
 
 def cache_layout(plan: Plan) -> Layout:
@@ -56,7 +58,7 @@ def _caches(plan: Plan) -> list[Assignment]:
     return [a for a in plan.assignments if a.site.kind == "cache"]
 
 
-def _offence(scheme: object) -> str:
+def _offence(scheme: Scheme) -> str:
     kept = scheme.kept if isinstance(scheme, CacheScheme) else None
     if kept is None:
         return ""
