@@ -20,7 +20,7 @@ logit, of their largest.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -126,7 +126,7 @@ def main() -> None:
     model = open_model(asked.model)
     report = load_report_set(model, report=asked.report, length=asked.length, report_samples=asked.report_samples)
     losses: list[float] = []
-    shares: Counter[str] = Counter()
+    shares: dict[str, float] = defaultdict(float)
     change = 0.0
     for window in report.windows.split(1):
         before, after = run(model, window, False)[0], run(model, window, True)

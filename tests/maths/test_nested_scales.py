@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import fake_quantize, quantize_tensor
@@ -27,13 +28,19 @@ def test_half_a_bit_of_scales_becomes_an_eighth():
     assert nested - 4 == pytest.approx(0.127, abs=5e-4)
 
 
+def above_of(scales: Scales) -> Tensor:
+    """The float32 numbers above scales."""
+    assert scales.tensor_scale is not None
+    return scales.tensor_scale
+
+
 @pytest.mark.parametrize(("rows", "cols", "above"), [(4, 64, 1), (16, 1024, 1), (17, 1024, 2), (300, 60, 2)])
 def test_a_last_block_of_scales_has_a_float32_too(rows, cols, above):
     scheme = w("int4/g64/scale-uint8")
     tall, wide = scheme.granularity.scale_shape(rows, cols)
     assert scheme.bits(rows, cols) == 4 * rows * cols + 8 * tall * wide + 32 * above
     scales = choose_scale(normal(rows, cols), scheme)
-    assert scales.tensor_scale.shape == (1, above) == Scales.empty(scheme, rows, cols).tensor_scale.shape
+    assert above_of(scales).shape == (1, above) == above_of(Scales.empty(scheme, rows, cols)).shape
 
 
 @pytest.mark.parametrize("words", ["int4/g4", "int3/g8/asymmetric", "int8/channel", "e2m1/g4", "int4/g8/mse"])
@@ -43,16 +50,16 @@ def test_each_scale_is_the_nearest_of_255_under_its_block_s_largest(words):
     scales = choose_scale(x, w(f"{words}/scale-uint8"))
     blocks = wanted.flatten().split(SCALES_PER_BLOCK)
     codes = scales.scale.flatten().split(SCALES_PER_BLOCK)
-    assert scales.tensor_scale.shape == (1, len(blocks))
+    assert above_of(scales).shape == (1, len(blocks))
     assert len(blocks) > 1
-    for block, code, above in zip(blocks, codes, scales.tensor_scale.flatten(), strict=True):
+    for block, code, above in zip(blocks, codes, above_of(scales).flatten(), strict=True):
         assert float(code.max()) == 255 or "mse" in words
         assert float(code.min()) >= 1
         if "mse" not in words:  # there the choice itself goes by what can be stored
             assert float(above) == pytest.approx(float(block.max()) / 255, rel=1e-6)
             assert torch.equal(code, (block / above).round().clamp(1, 255))
     effective = scales.effective.flatten()
-    expected = torch.cat([c * a for c, a in zip(codes, scales.tensor_scale.flatten(), strict=True)])
+    expected = torch.cat([c * a for c, a in zip(codes, above_of(scales).flatten(), strict=True)])
     assert torch.equal(effective, expected)
 
 
@@ -71,7 +78,7 @@ def test_matrices_of_a_batch_have_float32_of_their_own():
     scheme = w("int4/g2/scale-uint8")
     batch = normal(3, 40, 32) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
     together = choose_scale(batch, scheme)
-    assert together.tensor_scale.shape == (3, 1, 3)
+    assert above_of(together).shape == (3, 1, 3)
     for index, matrix in enumerate(batch):
         alone = choose_scale(matrix, scheme)
         assert torch.equal(together.effective[index], alone.effective)

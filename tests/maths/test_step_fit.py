@@ -10,7 +10,7 @@ from qarat.maths.input_steps import Sensitivity, Steps, finest_steps, tabulate
 from qarat.maths.step_fit import StepFit, rows_noise
 from qarat.maths.tensors import fake_quantize
 from qarat.values.formats import FORMATS
-from qarat.values.parsing import parse_scheme
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.schemes import LinearScheme
 
 LOW = "w=int8/channel a=int8/tensor/static"
@@ -162,7 +162,7 @@ class Source:
 
     def measure(self, steps: Tensor) -> float:
         """Half the mean of Σ (g · Δy)², over rows whose roundings are independent."""
-        rounded = fake_quantize(self.weight / steps[:, None], scheme("w=int8/tensor").weight) * steps[:, None]
+        rounded = fake_quantize(self.weight / steps[:, None], parse_tensor_scheme("int8/tensor", "w")) * steps[:, None]
         change = self.x @ (rounded - self.weight).T
         return float((self.gradient * change).square().sum(-1).mean() / 2)
 

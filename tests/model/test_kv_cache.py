@@ -21,6 +21,7 @@ from qarat.stages.observe import observe
 from qarat.stages.quantize import quantize
 from qarat.stages.read_back.readback import logits_of
 from qarat.testing import tiny_checkpoint
+from qarat.testing.models import Architecture
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.schemes import CacheScheme, TensorScheme
@@ -157,7 +158,7 @@ def test_a_first_token_in_float_is_a_prefix_of_one(tiny_model: Model):
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3", "opt"])
 @pytest.mark.parametrize("spelling", ["c=int8/token", PAST, STATIC, "c=int4/g8/asymmetric/past-only"])
-def test_token_by_token_it_is_the_window(spelling: str, architecture: str, tmp_path: Path):
+def test_token_by_token_it_is_the_window(spelling: str, architecture: Architecture, tmp_path: Path):
     model = open_model(str(tiny_checkpoint(tmp_path, architecture=architecture)))
     small = with_caches(model, ("*_cache", spelling))
     ids = token_set(2).windows

@@ -62,7 +62,8 @@ def test_what_is_low_keeps_every_byte_and_what_is_in_float_moves(tmp_path: Path)
     ids = token_set().windows
     for index in range(model.blocks):  # what was measured is what is written
         hidden = torch.randn(2, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(index))
-        tuned.embed(ids[:2]), back.embed(ids[:2])
+        for each in (tuned, back):
+            each.embed(ids[:2])
         assert torch.equal(*(m.run_block(index, m.block(index), hidden) for m in (tuned, back)))
 
 

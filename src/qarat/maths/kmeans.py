@@ -28,8 +28,8 @@ def cluster_rows(values: Tensor, weights: Tensor, clusters: int) -> Tensor:
         or lie at numbers that do not count.
     """
     rows = max(1, AT_ONCE // (values.shape[1] * clusters))
-    parts = zip(values.split(rows), weights.split(rows), strict=True)
-    return torch.cat([_cluster(part, counts, clusters) for part, counts in parts])
+    firsts = range(0, len(values), rows)
+    return torch.cat([_cluster(values[i : i + rows], weights[i : i + rows], clusters) for i in firsts])
 
 
 def _cluster(values: Tensor, weights: Tensor, clusters: int) -> Tensor:

@@ -182,9 +182,8 @@ def _tensor_scale(extremes: _Extremes, scheme: TensorScheme) -> Tensor | None:
     reach, divisor = _reach(extremes, scheme)
     each = reach.flatten(1)
     if scheme.scale == "uint8":
-        each = torch.nn.functional.pad(each, (0, -each.shape[1] % SCALES_PER_BLOCK)).unflatten(
-            1, (-1, SCALES_PER_BLOCK)
-        )
+        whole = torch.nn.functional.pad(each, (0, -each.shape[1] % SCALES_PER_BLOCK))
+        each = whole.view(len(each), -1, SCALES_PER_BLOCK)
     top = E4M3_LARGEST if scheme.scale == "e4m3" else UINT8_LARGEST
     largest = each.amax(-1).view(len(each), 1, -1)
     return torch.where(largest == 0, 1.0, (largest / (top * divisor)).clamp(min=FLOAT32_SMALLEST))

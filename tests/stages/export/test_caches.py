@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def token_set() -> TokenSet:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, with_merge: Callable[[Path], Path]) -> Model:
-    sizes = {"hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 96}
+    sizes: dict[str, Any] = {"hidden": 64, "heads": 4, "kv_heads": 2, "intermediate": 96}
     return open_model(str(with_merge(tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny", **sizes))))
 
 

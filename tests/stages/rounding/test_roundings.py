@@ -73,7 +73,7 @@ def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
 def test_white_inputs_give_the_nearest(spelling: str, rounding: Rounding) -> None:
     class White:
         moments = 3 * torch.eye(16)
-        weighted_moments = inputs = moments
+        weighted_moments = inputs = fisher = gradient = moments
 
     weight, scheme = normal(12, 16), parse_tensor_scheme(spelling, "w")
     codes = rounding.round_weight(weight, scheme, White()).codes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qarat.ground.runtime import Progress, no_progress
 from qarat.model.model import Model
-from qarat.model.passes import CapturedBatch, Objective, backward, draw_labels, next_tokens
+from qarat.model.passes import CapturedBatch, Objective, Subject, backward, draw_labels, next_tokens
 from qarat.model.states import States
 from qarat.model.tokens import TokenSet
 from qarat.values.sites import Site
@@ -32,7 +32,7 @@ class GradientMeans:
         model: Model,
         tokens: TokenSet,
         first: int,
-        show: Callable[[GradientMeans], Iterator[CapturedBatch]],
+        show: Callable[[Subject], Iterator[CapturedBatch]],
         add_up: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         """Nothing is run yet.
@@ -99,11 +99,11 @@ def gradients(model: Model, tokens: TokenSet, first: int) -> GradientMeans:
     return GradientMeans(model, tokens, first, _OF_TEXT, lambda x, g: g.T @ x)
 
 
-def _labels_drawn(of: GradientMeans) -> Objective:
+def _labels_drawn(of: Subject) -> Objective:
     return draw_labels(SEED)
 
 
-def _labels_of_text(of: GradientMeans) -> Objective:
+def _labels_of_text(of: Subject) -> Objective:
     return next_tokens(of.tokens)
 
 

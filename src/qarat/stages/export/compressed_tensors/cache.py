@@ -6,9 +6,7 @@ transformers computes INT8 too. A cache in part, or that only later tokens read,
 
 from __future__ import annotations
 
-from typing import Any
-
-from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy, QuantizationType
 from torch import Tensor
 
 from qarat.model.layers import QuantCache
@@ -39,8 +37,8 @@ def cache_args(plan: Plan) -> QuantizationArgs | None:
     kept = _caches(plan)[0].scheme.operands()[0]
     if kept is None:
         return None
-    fields: dict[str, Any] = {"type": "int" if kept.number_format.is_integer else "float", "strategy": "tensor"}
-    return QuantizationArgs(num_bits=8, symmetric=True, dynamic=False, **fields)
+    kind = QuantizationType.INT if kept.number_format.is_integer else QuantizationType.FLOAT
+    return QuantizationArgs(num_bits=8, symmetric=True, dynamic=False, type=kind, strategy=QuantizationStrategy.TENSOR)
 
 
 def cache_layout(plan: Plan) -> Layout:
