@@ -2,7 +2,7 @@
 
 Mean over tokens of |LID' − LID|, a window's tokens being each other's neighbours. Dimensions of hidden states tell true
 answers from invented ones (Yin et al. 2024, arXiv 2402.18048). Whether what a scheme does to them tells its damage is
-another question, which `qarat damage --check` answers (docs/methods.md).
+another question, which a check against measured losses answers (docs/methods.md).
 """
 
 from __future__ import annotations

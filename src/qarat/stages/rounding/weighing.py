@@ -25,7 +25,6 @@ class GradientMeans:
     """Of every projection of a float model (protocol `qarat.model.passes.Subject`)."""
 
     attention: Sequence[str] = ()
-    progress: Progress = staticmethod(no_progress)
 
     def __init__(
         self,
@@ -45,6 +44,7 @@ class GradientMeans:
             add_up: From inputs, (tokens, in), and gradients, (tokens, out), float32, to what is summed over tokens.
         """
         self.model, self.tokens = model, tokens
+        self.progress: Progress = no_progress
         self._first, self._show, self._add_up = first, show, add_up
         self._states: States | None = None
         self._read: tuple[int, Sequence[Tensor]] = -1, ()
