@@ -303,7 +303,7 @@ class Pipeline:
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
-        model = Model(self.model.checkpoint, EXPORTING, quantized.block, self.model.transforms)
+        model = Model(self.model.checkpoint, EXPORTING, quantized.unkept().block, self.model.transforms)
         more: dict[str, Any] = {"measured": measured_in(run.folder), "overwrite": True, "progress": self.progress}
         notes = export_model(model, plan, run.path(format), format, **more)
         for note in notes:

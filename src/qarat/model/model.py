@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, cast
 
 import msgspec
@@ -35,6 +35,7 @@ from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
 from qarat.model.skeleton import build_skeleton, list_sites, widen
+from qarat.model.widening import widened
 from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
 from qarat.values.roles import Role
@@ -100,7 +101,8 @@ class Model(Summarized):
         if widths := [t.inner for t in transforms if t.inner is not None]:
             self.config = widen(self._skeleton, self.family, widths[-1])
         for fold in filter(None, (t.outside for t in transforms)):
-            self._skeleton.load_state_dict(fold(self.outside()), assign=True, strict=False)
+            wide = {name: value.to(runtime.torch_dtype) for name, value in self.outside().items()}
+            self._skeleton.load_state_dict(fold(wide), assign=True, strict=False)
         # None, not a method of its own: a model that holds itself waits for the garbage collector with all its blocks.
         self._load_block = load_block
         self._sites = list_sites(self._skeleton, self.family)
@@ -113,7 +115,8 @@ class Model(Summarized):
         self.memory = runtime.memory_bytes()
         self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
         self._kept: dict[int, nn.Module] = {}
-        self._entrance = Entrance(self._skeleton, self.family.blocks, self.blocks, runtime.device)
+        self._entrance = Entrance(self._skeleton, self.family, self.blocks, runtime)
+        self._head: nn.Module | None = None  # in the runtime's dtype, from when it is used to the next block
 
     def facts(self) -> dict[str, str]:
         """What it is, where it lies, and what it computes with."""
@@ -197,7 +200,7 @@ class Model(Summarized):
             raise UserError(f"cannot {verb} {self.path}: it is quantized already; begin from the float model")
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
-        """The same model with another function that brings in blocks."""
+        """The same model with another function that brings in blocks, each made anew at every call."""
         other = copy.copy(self)
         other._load_block, other.is_float, other._kept = load_block, False, {}
         return other
@@ -243,7 +246,7 @@ class Model(Summarized):
         return {name: tuple(value.shape) for name, value in state.items()}
 
     def outside(self) -> dict[str, Tensor]:
-        """The tensors outside the blocks, by name: embedding, norm and head."""
+        """The tensors outside the blocks, by name: embedding, norm and head; some in the dtype they are stored in."""
         blocks = f"{self.family.blocks}."
         return {name: value for name, value in self._skeleton.state_dict().items() if not name.startswith(blocks)}
 
@@ -276,6 +279,8 @@ class Model(Summarized):
         """One block, from memory if it is kept there."""
         if index in self._kept:
             return self._kept[index]
+        if not self.keeps_blocks:
+            self._head = None
         block = (self._load_block or self.load_float_block)(index)
         if self.keeps_blocks:
             self._kept[index] = block
@@ -321,23 +326,52 @@ class Model(Summarized):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits from the hidden states behind the last block, float32, (…, vocabulary)."""
         normed = self._skeleton.get_submodule(self.family.norm)(hidden)
-        logits = self._skeleton.get_submodule(self.family.head)(normed)
-        return capped(logits, getattr(self.config, "final_logit_softcapping", None)).float()
+        if self._head is None:
+            self._head = widened(self._skeleton.get_submodule(self.family.head), self.runtime.torch_dtype)
+        return capped(self._head(normed), getattr(self.config, "final_logit_softcapping", None)).float()
 
-    def walk(self, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
-        """The blocks from ``first`` on, one in memory at a time unless all fit."""
-        for index in range(first, self.blocks):
-            yield index, self.block(index)
+    def walk(self, first: int = 0, *, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """The blocks from ``first`` on, one in memory at a time unless all fit.
+
+        Where they do not, a block is emptied when the next one is asked for: whoever walks has it in hand still, and
+        two would be the peak.
+
+        Args:
+            first: Where to begin.
+            backwards: Whether from the last block to ``first``.
+        """
+        indices = range(first, self.blocks)
+        for index in reversed(indices) if backwards else indices:
+            block = self.block(index)
+            yield index, block
+            if not self.keeps_blocks:
+                block._modules.clear()
 
     def module(self) -> nn.Module:
         """The whole model as a transformers module, every block in place; it can `generate` and prints the truth."""
-        *path, name = self.family.blocks.split(".")
-        whole = home = _shallow(self._skeleton)
-        # Shallow copies of the path to the blocks: the skeleton itself stays without them.
-        for part in path:
-            home._modules[part] = home = _shallow(home.get_submodule(part))
-        home._modules[name] = nn.ModuleList(block for _, block in self.walk())
-        return whole.eval()
+        family, dtype = self.family, self.runtime.torch_dtype
+        embedding = widened(self._skeleton.get_submodule(family.embedding), dtype)
+        head = widened(self._skeleton.get_submodule(family.head), dtype)
+        if self.config.tie_word_embeddings:
+            head._parameters["weight"] = embedding.get_parameter("weight")
+        blocks = nn.ModuleList(self.block(index) for index in range(self.blocks))
+        parts = {family.blocks: blocks, family.embedding: embedding, family.head: head}
+        return _with_parts(self._skeleton, parts).eval()
+
+
+def _with_parts(root: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """A module with others in some places, given by their paths; the module itself stays as it is."""
+    whole = _shallow(root)
+    copied = {"": whole}
+    for path, part in parts.items():
+        *way, name = path.split(".")
+        at = ""
+        for step in way:
+            home, at = copied[at], f"{at}.{step}"
+            if at not in copied:
+                copied[at] = home._modules[step] = _shallow(home.get_submodule(step))
+        copied[at]._modules[name] = part
+    return whole
 
 
 def _shallow(module: nn.Module) -> nn.Module:

@@ -132,8 +132,7 @@ def _capture_group(
     entrances = forward_states(model, batches, progress, run)
     offsets = accumulate(map(len, batches[:-1]), initial=first)  # index of every batch's first window
     gradients = [_differentiate(model, *last, objective) for last in zip(entrances.pop(), offsets, strict=True)]
-    for index in reversed(range(model.blocks)):
-        block = model.block(index)
+    for index, block in model.walk(backwards=True):
         graphs = kept.pop(index, [])
         inputs = [] if graphs else entrances[index]
         for j in range(len(batches)):

@@ -144,6 +144,7 @@ class Meter:
                 self.forwards += self._tokens.windows.numel()
                 done += 1
                 yield done / len(fronts), measured
+            del block  # or it would lie beside the next while that is built
 
     def _run(self, index: int, block: nn.Module, states: list[Tensor]) -> list[Tensor]:
         """The states behind a block; each batch's place is taken by what comes of it, and nothing here outlives it."""
