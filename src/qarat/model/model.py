@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -35,6 +35,7 @@ from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
 from qarat.model.skeleton import build_skeleton, list_sites, widen
+from qarat.model.states import Batches
 from qarat.model.widening import widened
 from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
@@ -306,6 +307,28 @@ class Model(Summarized):
             (windows, length, hidden) in the runtime's dtype.
         """
         return self._entrance.enter(tokens)
+
+    def enter(self, batches: Sequence[Tensor]) -> Batches:
+        """Hidden states at the entrance of block 0, as `hold` holds them; arguments as `hold` and `embed`."""
+        return self.hold(map(self.embed, batches), batches)
+
+    def hold(self, states: Iterable[Tensor], batches: Sequence[Tensor]) -> Batches:
+        """Hidden states of some batches: on disk where they take more than a quarter of the memory bound.
+
+        Args:
+            states: (windows, length, hidden) each.
+            batches: Their (windows, length) token ids.
+
+        Raises:
+            UserError: No room on disk.
+        """
+        size = sum(batch.numel() for batch in batches) * self.state_bytes
+        return Batches(states, on_disk=size > self.memory // 4)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of one token's hidden states."""
+        return self.config.hidden_size * self.runtime.torch_dtype.itemsize
 
     def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states behind a block.

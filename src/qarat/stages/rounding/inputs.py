@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from qarat.model.model import Model
+from qarat.model.states import Batches
 from qarat.model.tokens import TokenSet
 from qarat.stages.rounding.weighing import WeightedMoments
 from qarat.values.sites import Site
@@ -32,11 +34,11 @@ class Calibration:
             first: Position from which on inputs count; tokens of a prefix, which stay in float, lie in front.
         """
         self._model, self._tokens, self._first = model, tokens, first
-        self._entrances: dict[int, list[Tensor]] = {}
+        self._entrances: dict[int, Batches] = {}
         self._moments: dict[str, Tensor] = {}
         self._weighted = WeightedMoments(model, tokens, first)
-        states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
-        self._keeps_all = states * model.blocks <= model.memory // 4
+        self._batches = tokens.batches(model.runtime.batch_tokens)
+        self._keeps_all = tokens.windows.numel() * model.state_bytes * model.blocks <= model.memory // 4
 
     @property
     def rows(self) -> int:
@@ -98,7 +100,7 @@ class Calibration:
             for handle in handles:
                 handle.remove()
 
-    def _entrance(self, index: int) -> list[Tensor]:
+    def _entrance(self, index: int) -> Batches:
         """Hidden states at a block's entrance, by batch.
 
         Those of every block are kept where they fit a quarter of the memory bound, since prices ask from the last
@@ -108,12 +110,13 @@ class Calibration:
         start = max((known for known in self._entrances if known <= index), default=-1)
         if start < 0:
             start = 0
-            self._entrances[0] = [model.embed(batch) for batch in self._tokens.batches(model.runtime.batch_tokens)]
+            self._entrances[0] = model.enter(self._batches)
         for number in range(start, index):
             states, block = self._entrances[number], model.block(number)
             if not self._keeps_all:
                 self._entrances.clear()
-            self._entrances[number + 1] = [model.run_block(number, block, batch) for batch in states]
+            run = partial(model.run_block, number, block)
+            self._entrances[number + 1] = model.hold(map(run, states), self._batches)
         return self._entrances[index]
 
 
