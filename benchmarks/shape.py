@@ -354,24 +354,26 @@ def main() -> None:
             }
             rows.append(row)
             print(line(row), flush=True)
-        summary = total_of(rows)
-        print(line(summary))
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(chosen).items() if k != "output"}
-        emit(
-            {
-                "shape": shape._asdict(),
-                "parameters": sum(torch.Size(s).numel() for s in tensors_of(shape).values()),
-                "steps": rows,
-                "all": summary,
-                "disk_bytes_per_second": rate,
-                "settings": settings,
-                "machine": machine(),
-            },
-            chosen.output,
-        )
+            if chosen.output is not None:  # a run of hours is not to lose what it found
+                chosen.output.write_text(json.dumps(report(chosen, shape, rows, rate), indent=1) + "\n")
+        print(line(total_of(rows)))
+        emit(report(chosen, shape, rows, rate), chosen.output)
     finally:
         if not chosen.keep:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def report(chosen: argparse.Namespace, shape: Shape, rows: list[dict[str, object]], rate: float) -> dict[str, object]:
+    """What goes into the JSON."""
+    return {
+        "shape": shape._asdict(),
+        "parameters": sum(torch.Size(s).numel() for s in tensors_of(shape).values()),
+        "steps": rows,
+        "all": total_of(rows),
+        "disk_bytes_per_second": rate,
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(chosen).items() if k != "output"},
+        "machine": machine(),
+    }
 
 
 def total_of(rows: list[dict[str, object]]) -> dict[str, object]:

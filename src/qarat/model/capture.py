@@ -82,6 +82,20 @@ def graph_bytes(model: Model, length: int) -> int:
     return (linear + attention) * model.runtime.torch_dtype.itemsize
 
 
+def block_work(model: Model, tokens: int) -> int:
+    """What going through one block takes at the most: reading, rounding, differentiating.
+
+    Args:
+        model: In float or quantized.
+        tokens: That go through it at once.
+    """
+    projections = [site for site in model.sites() if site.block == 0 and site.kind == "projection"]
+    weights, largest = sum(site.parameters for site in projections), max(site.parameters for site in projections)
+    size = model.runtime.torch_dtype.itemsize
+    # The weights and their codes; of one matrix at a time what codes stand for, and what rounding leaves on its way.
+    return weights * (size + 1) + 2 * 4 * largest + graph_bytes(model, model.length) // model.blocks * tokens
+
+
 def run_capturing(
     model: Model, index: int, block: nn.Module, hidden: Tensor, products: bool
 ) -> tuple[Tensor, Captured]:

@@ -49,8 +49,10 @@ class Checkpoint:
         declared: The dtype that the config declares, in which engines run it; that above where it says none.
         source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
         stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
+        has_weights: Whether there is more than a config (`qarat.model.outline`).
     """
 
+    has_weights = True
     source = ""
     notes: tuple[str, ...] = ()
     stored: tuple[str, float] | None = None

@@ -78,8 +78,9 @@ class Model(Summarized):
         path: What the model can be opened by again: the checkpoint's folder, or its file.
         folder: Where its config and tokenizer lie.
         is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
-        memory: Bound on what is held, in bytes.
-        keeps_blocks: Whether each block is read once: all fit the memory bound, and nobody asked for `unkept`.
+        memory: Bound on what is held, in bytes: half of it for blocks that are kept, a quarter for hidden states, and
+            what is left for work and for what saves time.
+        keeps_blocks: Whether each block is read once: all fit half of the memory bound, and nobody asked for `unkept`.
         length: Tokens the model was trained to take at once.
     """
 
@@ -114,7 +115,7 @@ class Model(Summarized):
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.memory = runtime.memory_bytes()
-        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
+        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory // 2
         self._kept: dict[int, nn.Module] = {}
         self._entrance = Entrance(self._skeleton, self.family, self.blocks, runtime)
         self._head: nn.Module | None = None  # in the runtime's dtype, from when it is used to the next block
