@@ -28,7 +28,7 @@ from qarat.model.recognition import (
     quantized_refusal,
     read_card,
 )
-from qarat.model.shards import Entry, locate_tensors
+from qarat.model.shards import Entry, expect, locate_tensors
 from qarat.model.tokenizing import read_tokenizer
 from qarat.values.hub_names import name_in_cache
 
@@ -270,6 +270,10 @@ class Checkpoint:
         for name in names:
             with safe_open(self._where[name].path, "pt") as file:
                 yield name, file.get_tensor(name)
+
+    def expect(self, prefix: str) -> None:
+        """Have the tensors whose names begin with a prefix brought from the disk while something else is done."""
+        expect(entry for name, entry in self._where.items() if name.startswith(prefix) and entry.span[1])
 
     def read_raw(self, prefix: str, device: str) -> dict[str, Tensor]:
         """Every tensor whose name begins with a prefix, in the dtype it is stored in.

@@ -288,6 +288,11 @@ class Model(Summarized):
             self._kept[index] = block
         return block
 
+    def expect(self, index: int) -> None:
+        """Have the bytes of a block that is not here brought from the disk while something else is done."""
+        if 0 <= index < self.blocks and index not in self._kept:
+            self.checkpoint.expect(f"{self.family.blocks}.{index}.")
+
     def forget_blocks(self) -> None:
         """Leave the memory of blocks to others; each is read again when it is asked for."""
         self._kept.clear()
@@ -358,15 +363,17 @@ class Model(Summarized):
         """The blocks from ``first`` on, one in memory at a time unless all fit.
 
         Where they do not, a block is emptied when the next one is asked for: whoever walks has it in hand still, and
-        two would be the peak.
+        two would be the peak. The system is asked for the next one's bytes while one is gone through, so that a slow
+        disk is waited for only where it takes longer than the work.
 
         Args:
             first: Where to begin.
             backwards: Whether from the last block to ``first``.
         """
-        indices = range(first, self.blocks)
-        for index in reversed(indices) if backwards else indices:
+        step, end = (-1, first - 1) if backwards else (1, self.blocks)
+        for index in range(self.blocks - 1 if backwards else first, end, step):
             block = self.block(index)
+            self.expect(index + step)
             yield index, block
             if not self.keeps_blocks:
                 block._modules.clear()

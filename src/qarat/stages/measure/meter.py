@@ -133,6 +133,7 @@ class Meter:
         for (index, key), going in steps.items():
             block = self._build(index, next(iter(going.values())).block(index))
             self._kernels[index, key] = kernels_of(block)
+            self._model.expect(index + 1)
             for front in going:
                 states = self._boundaries.take(front)
                 measured: dict[Path, Tensor] = {}

@@ -180,10 +180,8 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
     stats = common.load_stats(options.stats, model, any(is_static(a.scheme) for a in chosen.assignments))
     looks = needs_calibration(a.scheme for a in chosen.assignments)
     calibration = common.load_tokens(options, model, screen)[0] if looks else None
-    quantized, disk = (
-        conversion.quantize(model.in_float32(), chosen, stats, calibration),
-        quantized_bytes(model, chosen),
-    )
+    quantized = conversion.quantize(model.in_float32(), chosen, stats, calibration)
+    disk = quantized_bytes(model, chosen)
     if options.general.dry_run:
         return common.show_estimate(screen, model, {"quantize": TO_QUANTIZE}, disk=disk)
     check_room(options.out, disk)
