@@ -26,7 +26,7 @@ from shape import SHAPES, Shape, write_checkpoint
 
 from qarat.ground.runtime import Runtime, process_bytes
 from qarat.jobs.bench import make_meter
-from qarat.jobs.estimates import TO_EXPORT, TO_QUANTIZE, Work, estimate, measuring, pricing, quantized_bytes
+from qarat.jobs.estimates import TO_EXPORT, TO_QUANTIZE, Work, estimate, measuring, observing, pricing, quantized_bytes
 from qarat.jobs.open_any import EXPORTING
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
@@ -90,7 +90,7 @@ def steps(model: Model, tokens: TokenSet, home: Path) -> Iterator[tuple[str, Wor
         nonlocal stats
         stats = observe(model, tokens)
 
-    yield "profile", Work(count, head=0), profile
+    yield "profile", observing(count), profile
     assert stats is not None
     plan = assign(model.fingerprint, model.source_bits, model.sites(), LOW, stats=content_hash(stats))
     yield "damage", pricing(count, 1), lambda: price(model, tokens, [parse_scheme(LOW)], stats)
@@ -116,6 +116,7 @@ def run(case: Case, home: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name, work, step in steps(model, tokens, home):
         foreseen = estimate(model, {name: work}, states=0 if not work.tokens else case.tokens)
+        held = foreseen.memory_bytes - process_bytes()
         seconds, peak = measure(step)
         row = {
             "case": case.name,
@@ -123,7 +124,7 @@ def run(case: Case, home: Path) -> list[dict[str, object]]:
             "cpu": seconds,
             "peak": peak,
             "cpu_estimated": foreseen.steps[name],
-            "peak_estimated": foreseen.memory_bytes - process_bytes(),
+            "peak_estimated": held,
         }
         rows.append(row)
         print(

@@ -8,6 +8,7 @@ else. Disks are not counted: a checkpoint that no cache holds takes its bytes ov
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -38,9 +39,10 @@ PRICED_ON = 4096
 """Tokens of the selection set that are enough to price sites and to fit rewrites on (LOG.md: 4 windows rank as 16)."""
 
 _INT8 = TensorScheme("int8", Granularity(1, None))
-AROUND = {"profile": 1.25, "damage": 1.35}
-"""What a step takes by what its products take: norms, attention's own work and, of some steps, what they look at."""
-AROUND_OTHERS = 1.15
+PLAIN, MEASURED, PRICED, OBSERVED = 1.5, 2.2, 2.0, 6.5
+"""Times that everything which projections read and put out is gone through, beside the products: norms, activations,
+rotations and attention's own; rounding inputs; gradients; statistics. In units of widening a weight, which is such a
+pass; from `benchmarks/growth.py` on one CPU core, widths 512 to 2048."""
 
 
 class Work(NamedTuple):
@@ -51,18 +53,20 @@ class Work(NamedTuple):
         passes: Times that it brings all blocks in.
         rounded: Times that it rounds all weights, or makes numbers of their codes.
         head: Tokens that it sends through the head; None for those of the blocks.
+        looks: Times that it goes through what lies between the products, for each token that it sends.
     """
 
     tokens: float
     passes: float = 1
     rounded: float = 0
     head: float | None = None
+    looks: float = PLAIN
 
 
 ROUNDING = 1500
 """Tokens through the whole model that rounding and packing it is counted as, where plans are counted in tokens."""
-TO_QUANTIZE = Work(0, passes=1, rounded=2)  # rounded, and packed and written
-TO_EXPORT = Work(0, passes=0, rounded=1)
+TO_QUANTIZE = Work(0, passes=1, rounded=1.7)  # rounded, and packed and written
+TO_EXPORT = Work(0, passes=0, rounded=0.5)
 
 
 def price_forwards(schemes: int) -> int:
@@ -72,12 +76,17 @@ def price_forwards(schemes: int) -> int:
 
 def pricing(tokens: int, schemes: int) -> Work:
     """What pricing schemes by the default metric takes."""
-    return Work(price_forwards(schemes) * tokens, passes=2, rounded=2 * schemes, head=2 * tokens)
+    return Work(price_forwards(schemes) * tokens, passes=2, rounded=2 * schemes, head=2 * tokens, looks=PRICED)
 
 
 def measuring(tokens: int, plans: float = 1) -> Work:
     """What measuring plans takes that share nothing."""
-    return Work(plans * tokens, passes=plans, rounded=2 * plans)
+    return Work(plans * tokens, passes=plans, rounded=2 * plans, looks=MEASURED)
+
+
+def observing(tokens: int) -> Work:
+    """What a pass takes that looks at every stream."""
+    return Work(tokens, head=0, looks=OBSERVED)
 
 
 def estimate(
@@ -100,22 +109,30 @@ def estimate(
     rates = measure_rates(model.runtime.device)
     head = model.outside()[f"{model.family.head}.weight"].numel()
     weights = sum(s.parameters for s in model.sites())
+    between = sum(sum(s.shape) for s in model.sites() if s.kind == "projection")  # elements, for each token
 
-    def seconds(name: str, step: float | Work) -> float:
+    def seconds(step: float | Work) -> float:
         step = step if isinstance(step, Work) else Work(step)
-        through_head = step.tokens if step.head is None else step.head
-        products = 2 * (step.tokens * weights + through_head * head) / rates.products
-        passes = 0 if model.keeps_blocks and step.passes else step.passes  # by `begin` they are there
-        return AROUND.get(name, AROUND_OTHERS) * products + weights * (
-            passes * rates.bringing + step.rounded * rates.rounding
-        )
+        products = 2 * (step.tokens * weights + (step.tokens if step.head is None else step.head) * head)
+        passes = min(step.passes, 1) if model.keeps_blocks else step.passes
+        widened = passes * weights + step.looks * step.tokens * between
+        return products / rates.products + widened * rates.bringing + step.rounded * weights * rates.rounding
 
-    steps = {"begin": time.process_time()} | {name: seconds(name, step) for name, step in work.items()}
+    steps = {"begin": _beginning(model)} | {name: seconds(step) for name, step in work.items()}
     blocks = block_work(model, min(states, model.runtime.batch_tokens))
     blocks += model.block_bytes() * model.blocks if model.keeps_blocks else 0
     kept = min(states * model.state_bytes, model.memory // 4)
-    # The process as it stands has the libraries, and what lies outside the blocks.
+    # The process as it stands has the libraries.
     return Estimate(steps, process_bytes() + max(blocks, 4 * head) + kept + held, disk, rates.products)
+
+
+def _beginning(model: Model) -> float:
+    """Seconds until a command begins with its work: what this process took so far, and hashing the weights."""
+    if "fingerprint" in vars(model.checkpoint):
+        return time.process_time()
+    piece = bytes(1 << 23)
+    hashing = _seconds(lambda: hashlib.sha256(piece).digest()) * torch.get_num_threads() / len(piece)
+    return time.process_time() + hashing * model.checkpoint.weight_bytes()
 
 
 def meter_bytes(model: Model, tokens: TokenSet, plans: int, formats: int) -> int:

@@ -23,6 +23,7 @@ from qarat.jobs.estimates import (
     estimate,
     measuring,
     meter_bytes,
+    observing,
     pricing,
     quantized_bytes,
     stats_bytes,
@@ -260,7 +261,7 @@ class Pipeline:
         few = min(selection, PRICED_ON)
         work: dict[str, float | Work] = {
             **({"transform": prepared} if prepared else {}),
-            "profile": Work(calibration, head=0),
+            "profile": observing(calibration),
             "damage": pricing(few, 1),
             "plan": measuring(selection, PROTECTING_FORWARDS),
             "quantize": TO_QUANTIZE,

@@ -15,6 +15,7 @@ from qarat.model.attention import PRODUCTS
 from qarat.model.model import Model
 
 PRODUCT_SITES = ("qk", "av")
+_WINDOW = 512  # tokens of the longest windows, where nobody asks for others
 
 See = Callable[[str, tuple[Tensor, ...], Tensor], Tensor]
 """Shown a site's name within its block, its operands and its output; gives the output that the block goes on with."""
@@ -87,13 +88,15 @@ def block_work(model: Model, tokens: int) -> int:
 
     Args:
         model: In float or quantized.
-        tokens: That go through it at once.
+        tokens: That go through it at once, in windows of no more than `_WINDOW`.
     """
     projections = [site for site in model.sites() if site.block == 0 and site.kind == "projection"]
     weights, largest = sum(site.parameters for site in projections), max(site.parameters for site in projections)
     size = model.runtime.torch_dtype.itemsize
     # The weights and their codes; of one matrix at a time what codes stand for, and what rounding leaves on its way.
-    return weights * (size + 1) + 2 * 4 * largest + graph_bytes(model, model.length) // model.blocks * tokens
+    return (
+        weights * (size + 1) + 2 * 4 * largest + graph_bytes(model, min(model.length, _WINDOW)) // model.blocks * tokens
+    )
 
 
 def run_capturing(

@@ -12,7 +12,7 @@ from qarat.ground.errors import ArgumentError
 from qarat.jobs import protecting
 from qarat.jobs.bench import plan_meter
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.estimates import PROTECTING_FORWARDS, TO_QUANTIZE, Work, measuring, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import PROTECTING_FORWARDS, TO_QUANTIZE, measuring, observing, quantized_bytes, stats_bytes
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
 from qarat.model.model import Model
@@ -43,7 +43,7 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
     calibration, _, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
         tokens = calibration.windows.numel()
-        work = {"profile": Work(tokens, head=0)}
+        work = {"profile": observing(tokens)}
         return common.show_estimate(screen, model, work, states=tokens, disk=stats_bytes(model))
     stats = protecting.profile(
         model, calibration, options.prefix, attention=options.attention, progress=screen.progress
