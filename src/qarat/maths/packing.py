@@ -24,6 +24,8 @@ from qarat.values.formats import NumberFormat
 
 BAND = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Codes of a band."""
+_WORDS = (torch.uint8, torch.int64)
+"""What a word of codes is put together in: one byte, or several."""
 
 
 def to_wire(codes: Tensor, fmt: NumberFormat) -> Tensor:
@@ -104,9 +106,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     rows, cols = codes.shape
     per_word, bytes_per_word = _word(bits)
     split = torch.nn.functional.pad(codes, (0, -cols % per_word)).view(rows, -1, per_word)
-    words = torch.zeros(split.shape[:2], dtype=torch.int64, device=codes.device)
+    words = torch.zeros(split.shape[:2], dtype=_WORDS[bytes_per_word > 1], device=codes.device)
     for position in range(per_word):
-        words |= split[..., position].long() << (position * bits)
+        words |= split[..., position].to(words.dtype) << (position * bits)
     packed = torch.stack([(words >> (8 * byte)) & 0xFF for byte in range(bytes_per_word)], dim=-1)
     return packed.to(torch.uint8).view(rows, -1)[:, : packed_bytes(cols, bits)].contiguous()
 
@@ -124,9 +126,9 @@ def unpack_bits(packed: Tensor, bits: int, cols: int) -> Tensor:
         return packed
     per_word, bytes_per_word = _word(bits)
     split = torch.nn.functional.pad(packed, (0, -present % bytes_per_word)).view(rows, -1, bytes_per_word)
-    words = torch.zeros(split.shape[:2], dtype=torch.int64, device=packed.device)
+    words = torch.zeros(split.shape[:2], dtype=_WORDS[bytes_per_word > 1], device=packed.device)
     for byte in range(bytes_per_word):
-        words |= split[..., byte].long() << (8 * byte)
+        words |= split[..., byte].to(words.dtype) << (8 * byte)
     mask = (1 << bits) - 1
     codes = torch.stack([(words >> (position * bits)) & mask for position in range(per_word)], dim=-1)
     return codes.to(torch.uint8).view(rows, -1)[:, :cols].contiguous()

@@ -94,9 +94,8 @@ def block_work(model: Model, tokens: int) -> int:
     weights, largest = sum(site.parameters for site in projections), max(site.parameters for site in projections)
     size = model.runtime.torch_dtype.itemsize
     # The weights and their codes; of one matrix at a time what codes stand for, and what rounding leaves on its way.
-    return (
-        weights * (size + 1) + 2 * 4 * largest + graph_bytes(model, min(model.length, _WINDOW)) // model.blocks * tokens
-    )
+    between = graph_bytes(model, min(model.length, _WINDOW)) // model.blocks
+    return weights * (size + 1) + 2 * 4 * largest + between * tokens
 
 
 def run_capturing(

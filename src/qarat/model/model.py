@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -34,7 +34,7 @@ from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
-from qarat.model.skeleton import build_skeleton, list_sites, widen
+from qarat.model.skeleton import build_skeleton, list_sites, widen, with_parts
 from qarat.model.states import Batches
 from qarat.model.widening import widened
 from qarat.values.fingerprints import brief, join
@@ -387,26 +387,4 @@ class Model(Summarized):
             head._parameters["weight"] = embedding.get_parameter("weight")
         blocks = nn.ModuleList(self.block(index) for index in range(self.blocks))
         parts = {family.blocks: blocks, family.embedding: embedding, family.head: head}
-        return _with_parts(self._skeleton, parts).eval()
-
-
-def _with_parts(root: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
-    """A module with others in some places, given by their paths; the module itself stays as it is."""
-    whole = _shallow(root)
-    copied = {"": whole}
-    for path, part in parts.items():
-        *way, name = path.split(".")
-        at = ""
-        for step in way:
-            home, at = copied[at], f"{at}.{step}"
-            if at not in copied:
-                copied[at] = home._modules[step] = _shallow(home.get_submodule(step))
-        copied[at]._modules[name] = part
-    return whole
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A copy whose children may be replaced; they are the module's own."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    return copied
+        return with_parts(self._skeleton, parts).eval()

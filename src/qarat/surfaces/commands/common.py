@@ -209,8 +209,9 @@ def show_estimate(
     screen: Screen, model: Model, work: Mapping[str, float | Work], *, states: int = 0, disk: int = 0, held: int = 0
 ) -> Lines:
     """Show what a command would take, after all checks."""
+    found = estimate(model, work, states=states, disk=disk, held=held)  # first: reading is no part of its beginning
     check_weights(model)
-    screen.show(estimate(model, work, states=states, disk=disk, held=held))
+    screen.show(found)
     return ()
 
 
