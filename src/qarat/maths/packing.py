@@ -22,8 +22,8 @@ from torch import Tensor
 
 from qarat.values.formats import NumberFormat
 
-BAND = {"cpu": 1 << 18, "cuda": 1 << 26}
-"""Codes of a band."""
+BAND, LARGE_BAND = 1 << 18, 1 << 26
+"""Codes of a band on a CPU, and on anything else."""
 _WORDS = (torch.uint8, torch.int64)
 """What a word of codes is put together in: one byte, or several."""
 
@@ -35,7 +35,7 @@ def to_wire(codes: Tensor, fmt: NumberFormat) -> Tensor:
         IndexError: An index beyond the table.
     """
     if (zero := _twos_complement(fmt)) is not None:
-        if fmt.bits < 8 and codes.numel() and int(codes.max()) >= len(fmt.values):
+        if fmt.bits < 8 and codes.numel() and not codes.is_meta and int(codes.max()) >= len(fmt.values):
             raise IndexError(f"index {int(codes.max())} is beyond the {len(fmt.values)} values of {fmt.name}")
         return codes.add(256 - zero).bitwise_and_((1 << fmt.bits) - 1)  # bytes wrap round
     return _wire_of_index(fmt).to(codes.device)[codes.int()]
@@ -48,7 +48,7 @@ def from_wire(wire: Tensor, fmt: NumberFormat) -> Tensor:
         ValueError: A code that no value of the format has: NaN, infinity, or more bits than the format's.
     """
     if (zero := _twos_complement(fmt)) is not None and (
-        fmt.bits == 8 or not wire.numel() or int(wire.max()) < 1 << fmt.bits
+        fmt.bits == 8 or not wire.numel() or wire.is_meta or int(wire.max()) < 1 << fmt.bits
     ):
         return wire.add(zero).bitwise_and_((1 << fmt.bits) - 1)
     indices = _index_of_wire(fmt).to(wire.device)[wire.int()]
@@ -82,7 +82,7 @@ def unpack(packed: Tensor, fmt: NumberFormat, cols: int) -> Tensor:
 
 def _in_bands(matrix: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     """What becomes of a matrix, a band of rows at a time."""
-    rows = max(1, BAND[matrix.device.type] // max(1, matrix.shape[1]))
+    rows = max(1, (BAND if matrix.device.type == "cpu" else LARGE_BAND) // max(1, matrix.shape[1]))
     return work(matrix) if rows >= len(matrix) else torch.cat([work(band) for band in matrix.split(rows)])
 
 
