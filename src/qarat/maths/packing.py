@@ -83,7 +83,7 @@ def unpack(packed: Tensor, fmt: NumberFormat, cols: int) -> Tensor:
 def _in_bands(matrix: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     """What becomes of a matrix, a band of rows at a time."""
     rows = max(1, (BAND if matrix.device.type == "cpu" else LARGE_BAND) // max(1, matrix.shape[1]))
-    return work(matrix) if rows >= len(matrix) else torch.cat([work(band) for band in matrix.split(rows)])
+    return work(matrix) if rows >= len(matrix) else torch.cat([work(band) for band in torch.split(matrix, rows)])
 
 
 def packed_bytes(cols: int, bits: int) -> int:

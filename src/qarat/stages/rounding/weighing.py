@@ -7,8 +7,6 @@ block wait on disk, a matrix of inputs by inputs for each projection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from qarat.ground.runtime import Progress, no_progress
@@ -33,7 +31,6 @@ class WeightedMoments:
         self.model, self.tokens = model, tokens
         self._first = first
         self._states: States | None = None
-        self._read: tuple[int, Sequence[Tensor]] = -1, ()
 
     def of(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`.
@@ -43,10 +40,8 @@ class WeightedMoments:
         """
         if self._states is None:
             self._states = self._collect()
-        if self._read[0] != site.block:
-            self._read = site.block, self._states[self.model.blocks - 1 - site.block]
         name = site.name.removeprefix(f"{self.model.family.blocks}.{site.block}.")
-        return self._read[1][self.model.family.projections.index(name)]
+        return self._states[self.model.blocks - 1 - site.block][self.model.family.projections.index(name)]
 
     def _collect(self) -> States:
         """The moments of every block, from the last to the first, of each its projections in the family's order."""
