@@ -130,7 +130,7 @@ def open_to_export(folder: Path, source: str | None = None) -> tuple[Model, Plan
     if origin.fingerprint != plan.model:
         theirs, ours = brief(plan.model), brief(origin.fingerprint)
         raise UserError(f"{folder} was made from the model {theirs}, `source` {source} is {ours}")
-    return origin.with_blocks(quantized.block), plan
+    return origin.with_blocks(quantized.unkept().block), plan
 
 
 def _is_quantized(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from qarat.model.model import Model
 from qarat.values.roles import CACHES, Role
 
 PRODUCT_SITES = ("qk", "av")
+_WINDOW = 512  # tokens of the longest windows, where nobody asks for others
 
 See = Callable[[str, tuple[Tensor, ...], Tensor], Tensor]
 """Shown a site's name within its block, its operands and its output; gives the output that the block goes on with."""
@@ -83,6 +84,21 @@ def graph_bytes(model: Model, length: int) -> int:
     # Scores, with mask, probabilities, and those in the dtype of the values.
     attention = 4 * model.blocks * model.config.num_attention_heads * length
     return (linear + attention) * model.runtime.torch_dtype.itemsize
+
+
+def block_work(model: Model, tokens: int) -> int:
+    """What going through one block takes at the most: reading, rounding, differentiating.
+
+    Args:
+        model: In float or quantized.
+        tokens: That go through it at once, in windows of no more than `_WINDOW`.
+    """
+    projections = [site for site in model.sites() if site.block == 0 and site.kind == "projection"]
+    weights, largest = sum(site.parameters for site in projections), max(site.parameters for site in projections)
+    size = model.runtime.torch_dtype.itemsize
+    # The weights and their codes; of one matrix at a time what codes stand for, and what rounding leaves on its way.
+    between = graph_bytes(model, min(model.length, _WINDOW)) // model.blocks
+    return weights * (size + 1) + 2 * 4 * largest + between * tokens
 
 
 def run_capturing(

@@ -109,6 +109,28 @@ def widen(skeleton: nn.Module, family: Family, inner: int) -> PreTrainedConfig:
     return config
 
 
+def with_parts(root: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """A module with others in some places, given by their paths; the module itself stays as it is."""
+    whole = _shallow(root)
+    copied = {"": whole}
+    for path, part in parts.items():
+        *way, name = path.split(".")
+        at = ""
+        for step in way:
+            home, at = copied[at], f"{at}.{step}"
+            if at not in copied:
+                copied[at] = home._modules[step] = _shallow(home.get_submodule(step))
+        copied[at]._modules[name] = part
+    return whole
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy whose children may be replaced; they are the module's own."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
+
+
 def _resized(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:
     """A projection without numbers that is like another but for its shape."""
     has_bias, dtype = linear.bias is not None, linear.weight.dtype

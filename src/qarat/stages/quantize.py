@@ -15,6 +15,7 @@ from qarat.ground.errors import UserError
 from qarat.maths.static_scales import check_static, static_operands, static_scales_of
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
+from qarat.model.capture import block_work
 from qarat.model.layers import QuantLinear, attention_layers, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
@@ -65,7 +66,8 @@ class WeightCache:
 def room_for_weights(model: Model) -> int:
     """Bytes for weights rounded once: what the runtime's memory leaves beside float blocks, but no more than these."""
     every = model.block_bytes() * model.blocks
-    return min(model.memory - (every if model.keeps_blocks else model.block_bytes()), every)
+    held = block_work(model, model.runtime.batch_tokens) + (every if model.keeps_blocks else 0)
+    return max(0, min(model.memory * 3 // 4 - held, every))  # a quarter is for hidden states
 
 
 def quantize(

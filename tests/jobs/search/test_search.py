@@ -401,7 +401,7 @@ def test_a_task_that_the_harness_lacks_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_dry_run_counts_the_windows_and_the_metric(tiny_llama: Path, tiny_text: Path) -> None:
     def work(metric: str, windows: int) -> float:
         job, _ = make_job(tiny_llama, tiny_text, SearchRequest(metric=metric, price_windows=windows))
-        return pricing_work(metric, job.model, job.price_tokens, job.priced_schemes)
+        return pricing_work(metric, job.model, job.price_tokens, job.priced_schemes).tokens
 
     assert work("fisher", 2) == 2 * work("fisher", 1) == 2 * 32 * (3 + 1)
     assert work("weight-error", 1) == 0

@@ -45,7 +45,7 @@ def measure_perplexity(
         UserError: If a window's loss is NaN or Inf (names the window and its source).
     """
     batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
-    hidden = [model.embed(batch) for batch in batches]
+    hidden = model.enter(batches)
     kernels = Counter[str]()
     stage = f"evaluate {label}"
     progress(stage, 0, model.blocks + 1)

@@ -62,7 +62,7 @@ def observe(
     model.require_float("profile")
     left_out = leading_tokens(tokens, prefix)
     batches = tokens.batches(model.runtime.batch_tokens)
-    hidden = [model.embed(batch) for batch in batches]
+    hidden = model.enter(batches)
     sampled = min(sampled_windows, tokens.windows.shape[0])
     streams: dict[str, StreamStats] = {}
     progress("observe", 0, model.blocks)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qarat.ground.runtime import Progress
 from qarat.maths.kernels import reference
 from qarat.maths.static_scales import static_operands, static_scales_of
-from qarat.maths.tensors import fake_quantize
+from qarat.maths.tensors import QuantizedTensor, fake_quantize
 from qarat.maths.tiles import Scales
 from qarat.model.capture import PRODUCT_SITES, Captured, watched
 from qarat.model.layers import QuantCache, QuantProducts
@@ -88,7 +88,7 @@ class BlockChanges:
             if site.block == index
         }
         self._schemes = tuple(dict.fromkeys(pricing.schemes if schemes is None else schemes))
-        self._weights: dict[tuple[str, str], Tensor] = {}
+        self._weights: dict[tuple[str, str], QuantizedTensor] = {}
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
         """Every site with every scheme that fits it."""
@@ -100,14 +100,13 @@ class BlockChanges:
 
     def weight(self, site: Site, scheme: LinearScheme) -> Tensor:
         """The projection's weight as the scheme leaves it, (out, in)."""
+        if scheme.weight is None:
+            return self.linear(site).weight.detach()
         cached = (site.name, str(scheme.weight))
         if cached not in self._weights:
-            if scheme.weight is None:
-                self._weights[cached] = self.linear(site).weight.detach()
-            else:
-                merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
-                self._weights[cached] = round_site(site, merged, scheme.weight, self._calibration).dequantize()
-        return self._weights[cached]
+            merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
+            self._weights[cached] = round_site(site, merged, scheme.weight, self._calibration)
+        return self._weights[cached].dequantize()  # not kept: four bytes a weight and scheme, where its codes take one
 
     def output(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> Tensor:
         """What the site computes under a scheme from the first position on that has it, float32.

@@ -48,11 +48,11 @@ def _price_group(
     """Every site and scheme with its prices, (windows,) float64, of some batches."""
     model, schemes = pricing.model, pricing.schemes
     entrances = forward_states(model, batches, no_progress)
-    float_states = entrances.pop()
+    float_states = list(entrances.pop())
     total = model.blocks * len(schemes)
     progress(STAGE, 0, total)
     for index in range(model.blocks):
-        block, entering = model.block(index), entrances[index]
+        block, entering = model.block(index), list(entrances[index])
         for number, scheme in enumerate(schemes):
             changes = BlockChanges(pricing, index, block, [scheme])
             # Site to its batches, (windows, length, hidden) each: all sites of a block go on together, so that each of

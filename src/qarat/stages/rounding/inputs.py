@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qarat.maths.tensors import QuantizedTensor
 from qarat.model.model import Model
+from qarat.model.states import Batches
 from qarat.model.tokens import TokenSet
 from qarat.stages.rounding import ROUNDINGS, Merged, round_weight
 from qarat.stages.rounding.kept import KeptWeights
@@ -44,14 +46,14 @@ class Calibration:
         """
         self.tokens = tokens
         self._model, self._first = model, first
-        self._entrances: dict[int, list[Tensor]] = {}
+        self._entrances: dict[int, Batches] = {}
         self._moments: dict[str, Tensor] = {}
         self._weighted = weighted_moments(model, tokens, first)
         self._fisher = squared_gradients(model, tokens, first)
         self._gradient = gradients(model, tokens, first)
         self._rounded = KeptWeights()
-        states = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
-        self._keeps_all = states * model.blocks <= model.memory // 4
+        self._batches = tokens.batches(model.runtime.batch_tokens)
+        self._keeps_all = tokens.windows.numel() * model.state_bytes * model.blocks <= model.memory // 4
 
     def is_of(self, model: Model, first: int) -> bool:
         """Whether it is of this very model, with inputs from this position on."""
@@ -127,7 +129,7 @@ class Calibration:
         return torch.cat(rows)
 
     @torch.no_grad()
-    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> list[Tensor]:
+    def _watch(self, sites: Collection[Site], see: Callable[[Tensor, str], object]) -> Batches:
         """Run the block of some sites, and hand over what each reads, (tokens, in) float32 a batch, and its stream.
 
         Returns:
@@ -145,12 +147,12 @@ class Calibration:
 
         handles = list(map(watch, sites))
         try:
-            return [model.run_block(index, block, states) for states in self._entrance(index)]
+            return model.hold(map(partial(model.run_block, index, block), self._entrance(index)), self._batches)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entrance(self, index: int) -> list[Tensor]:
+    def _entrance(self, index: int) -> Batches:
         """Hidden states at a block's entrance, by batch.
 
         Those of every block are kept where they fit a quarter of the memory bound, since prices ask from the last
@@ -162,12 +164,13 @@ class Calibration:
             self._entrances = {known: states for known, states in self._entrances.items() if known == start}
         if start < 0:
             start = 0
-            self._entrances[0] = [model.embed(batch) for batch in self.tokens.batches(model.runtime.batch_tokens)]
+            self._entrances[0] = model.enter(self._batches)
         for number in range(start, index):
             states, block = self._entrances[number], model.block(number)
             if not self._keeps_all:
                 self._entrances.clear()
-            self._entrances[number + 1] = [model.run_block(number, block, batch) for batch in states]
+            run = partial(model.run_block, number, block)
+            self._entrances[number + 1] = model.hold(map(run, states), self._batches)
         return self._entrances[index]
 
 

@@ -47,7 +47,6 @@ class GradientMeans:
         self.progress: Progress = no_progress
         self._first, self._show, self._add_up = first, show, add_up
         self._states: States | None = None
-        self._read: tuple[int, Sequence[Tensor]] = -1, ()
 
     def of(self, site: Site) -> Tensor:
         """As `qarat.stages.rounding.Context`.
@@ -57,10 +56,8 @@ class GradientMeans:
         """
         if self._states is None:
             self._states = self._collect()
-        if self._read[0] != site.block:
-            self._read = site.block, self._states[self.model.blocks - 1 - site.block]
         name = site.name.removeprefix(f"{self.model.family.blocks}.{site.block}.")
-        return self._read[1][self.model.family.projections.index(name)]
+        return self._states[self.model.blocks - 1 - site.block][self.model.family.projections.index(name)]
 
     def _collect(self) -> States:
         """The means of every block, from the last to the first, of each its projections in the family's order."""

@@ -13,7 +13,7 @@ from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import family_sweep, ratio_study
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request, check_searches
-from qarat.jobs.estimates import CHOOSING_FORWARDS, estimate, price_forwards
+from qarat.jobs.estimates import CHOOSING_FORWARDS, Work, estimate, price_forwards
 from qarat.jobs.family_sweep import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import STATS, Run
 from qarat.jobs.ratio_study import RatioJob
@@ -78,7 +78,10 @@ def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     bisected = dict.fromkeys(("predicted", "mixquant"), CHOOSING_FORWARDS)
     plans = {**bisected, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     rewriting = tokens_to_prepare(job.planning, job.calibration.windows.numel(), tokens)
-    work = {**({"transform": float(rewriting)} if rewriting else {}), "search": float(plans * tokens)}
+    work: dict[str, float | Work] = {
+        **({"transform": float(rewriting)} if rewriting else {}),
+        "search": float(plans * tokens),
+    }
     if job.rounds:  # a forward of the calibration tokens, and about as much for their moments and the rounding
         work["round"] = 2.0 * job.calibration.windows.numel()
     if job.strategy.METRIC:

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import msgspec
 
-from qarat.ground.disk import write_whole
+from qarat.ground.disk import check_room, write_whole
 from qarat.ground.errors import ArgumentError
 from qarat.jobs import protecting
 from qarat.jobs.bench import plan_meter
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.estimates import PROTECTING_FORWARDS, ROUNDING, quantized_bytes, stats_bytes
+from qarat.jobs.estimates import (
+    PROTECTING_FORWARDS,
+    TO_QUANTIZE,
+    Work,
+    measuring,
+    observing,
+    quantized_bytes,
+    stats_bytes,
+)
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.protecting import find_plan, naive_plan, rank_units
 from qarat.model.model import Model
@@ -20,7 +28,7 @@ from qarat.model.native import check_place, write_native
 from qarat.model.tokens import TokenSet
 from qarat.stages import quantize as conversion
 from qarat.stages.choose.trials import TrialLog
-from qarat.stages.prices import METRICS
+from qarat.stages.prices import DEFAULT, METRICS
 from qarat.stages.prices.checking import check, measure_sites
 from qarat.stages.prices.pricing import price
 from qarat.stages.rounding import needs_calibration
@@ -44,7 +52,9 @@ def profile(options: ProfileOptions, screen: Screen) -> Lines:
     model = common.open_transformed(options)
     calibration, _, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
-        return common.show_estimate(screen, model, {"profile": calibration.windows.numel()}, disk=stats_bytes(model))
+        tokens = calibration.windows.numel()
+        work = {"profile": observing(tokens)}
+        return common.show_estimate(screen, model, work, states=tokens, disk=stats_bytes(model))
     stats = protecting.profile(
         model, calibration, options.prefix, attention=options.attention, progress=screen.progress
     )
@@ -63,8 +73,9 @@ def damage(options: DamageOptions, screen: Screen) -> Lines:
     stats = common.load_stats(options.stats, model, any(is_static(s) for s in schemes))
     calibration, selection, _ = common.load_tokens(options, model, screen)
     if options.general.dry_run:
-        work = {f"damage {name}": common.pricing_work(name, model, selection, schemes) for name in wanted}
-        return common.show_estimate(screen, model, work, states=selection.windows.numel() * (model.blocks + 1))
+        work = {name: common.pricing_work(name, model, selection, schemes) for name in wanted}
+        named = {"damage" if wanted == [DEFAULT] else f"damage {name}": step for name, step in work.items()}
+        return common.show_estimate(screen, model, named, states=2 * selection.windows.numel())
     prefix = stats.prefix if stats is not None else ()
     if prefix and (wanted != ["fisher"] or options.alone):
         raise ArgumentError("with a prefix in float, fisher alone prices, and `alone` measures without one")
@@ -161,9 +172,9 @@ def plan(options: PlanOptions, screen: Screen) -> Lines:
     calibration, selection, _ = common.load_tokens(options, model, screen)
     common.note_request(request, model, screen)
     if options.general.dry_run:
-        tokens = selection.windows.numel()
+        tokens, plans = selection.windows.numel(), 3 if request.sites else PROTECTING_FORWARDS
         return common.show_estimate(
-            screen, model, {"plan": PROTECTING_FORWARDS * tokens}, states=tokens * (model.blocks + 1)
+            screen, model, {"plan": measuring(tokens, plans)}, states=tokens * (model.blocks + 1)
         )
     chosen, protection = find_plan(
         model, selection, request, stats, menu, calibration=calibration, progress=screen.progress
@@ -189,11 +200,13 @@ def quantize(options: QuantizeOptions, screen: Screen) -> Lines:
     calibration = common.load_tokens(options, model, screen)[0] if looks or options.tune else None
     model = model.in_float32()
     quantized = conversion.quantize(model, chosen, stats, calibration)
+    disk = quantized_bytes(model, chosen)
     if options.general.dry_run:
-        work = {"quantize": float(ROUNDING)}
+        work: dict[str, float | Work] = {"quantize": TO_QUANTIZE}
         if options.tune and calibration is not None:
             work["tune"] = float(tuning_forwards(calibration, options.tune))
-        return common.show_estimate(screen, model, work, disk=quantized_bytes(model, chosen))
+        return common.show_estimate(screen, model, work, disk=disk)
+    check_room(options.out, disk)
     if options.tune and calibration is not None:
         quantized = tune(model, quantized, calibration, chosen, options.tune, progress=screen.progress)
     write_native(quantized, chosen, options.out, progress=screen.progress)
