@@ -4,7 +4,7 @@ import pytest
 
 from qarat.values.plans import assign
 from qarat.values.sites import Site
-from qarat.values.work import Work, work_of
+from qarat.values.work import TokenWork, work_of
 
 SHAPES = {
     "q": (40, 40),
@@ -58,17 +58,17 @@ def sites(leaves="q k v o gate up down", block=0):
 )
 def test_a_block_counted_by_hand(low, scalings, roundings):
     work = work_of(assign("m", 16, sites(), low))
-    assert work == Work(MACS, scalings, roundings, OTHERS)
+    assert work == TokenWork(MACS, scalings, roundings, OTHERS)
     assert work.elementwise == scalings + roundings + OTHERS
     two = assign("m", 16, [*sites(), *sites(block=1)], low)
-    assert work_of(two) == Work(2 * MACS, 2 * scalings, 2 * roundings, 2 * OTHERS)
+    assert work_of(two) == TokenWork(2 * MACS, 2 * scalings, 2 * roundings, 2 * OTHERS)
 
 
 def test_readers_of_one_stream_under_two_schemes_round_it_twice():
     plan = assign("m", 16, sites(), "w=int8/channel a=int8/tensor/static", [("0.up", "w=int8/channel a=int8/token")])
-    assert work_of(plan) == Work(MACS, OUTPUTS + INPUTS + 40, INPUTS + 2 * 40, OTHERS)
+    assert work_of(plan) == TokenWork(MACS, OUTPUTS + INPUTS + 40, INPUTS + 2 * 40, OTHERS)
 
 
 def test_without_a_gate_there_is_no_product_with_it():
     work = work_of(assign("m", 16, sites("q k v o up down"), "float"))
-    assert work == Work(MACS - 72 * 40, 0, 0, OTHERS - 72)
+    assert work == TokenWork(MACS - 72 * 40, 0, 0, OTHERS - 72)

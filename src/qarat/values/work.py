@@ -15,7 +15,7 @@ from qarat.values.roles import Role
 from qarat.values.schemes import LinearScheme, TensorScheme
 
 
-class Work(NamedTuple):
+class TokenWork(NamedTuple):
     """Operations of all blocks for one token, attention (products, softmax, rotary) left out: that grows with length.
 
     Attributes:
@@ -39,7 +39,7 @@ class Work(NamedTuple):
         return self.scalings + self.roundings + self.others
 
 
-def work_of(plan: Plan) -> Work:
+def work_of(plan: Plan) -> TokenWork:
     """The work that a plan asks for, counted from shapes."""
     inputs: dict[tuple[str, TensorScheme], int] = {}
     macs = scalings = others = 0
@@ -64,7 +64,7 @@ def work_of(plan: Plan) -> Work:
             others += cols * readers[f"{stream.rpartition('.')[0]}.{Role.MLP_INPUT}"]
     scalings += sum(inputs.values())
     roundings = sum(cols * (1 if given.static else 2) for (_, given), cols in inputs.items())
-    return Work(macs, scalings, roundings, others + sum(norms.values()))
+    return TokenWork(macs, scalings, roundings, others + sum(norms.values()))
 
 
 def _scalings(scheme: LinearScheme, rows: int, cols: int) -> int:
