@@ -92,7 +92,8 @@ def test_a_plan_says_that_it_was_tuned_and_what_begins_from_the_float_model_refu
     [
         ([], 5, "leaves nothing"),
         (RULES, 0, "at least 1"),
-        ([*RULES, ("1.qk", "l=int8/token r=int8/token")], 5, r"products: model\.layers\.1\.self_attn\.qk"),
+        ([*RULES, ("1.qk", "l=int8/token r=int8/token")], 5, r"caches: model\.layers\.1\.self_attn\.qk$"),
+        ([*RULES, ("0.k_cache", "c=int8/token")], 5, r"caches: model\.layers\.0\.self_attn\.k_cache$"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(tmp_path: Path, rules: list[tuple[str, str]], steps: int, why: str):

@@ -20,7 +20,6 @@ from qarat.model.layers import QuantLinear
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.values.plans import Plan
-from qarat.values.schemes import MatmulScheme
 
 RATE = 1e-3  # Adam's
 WINDOWS = 4  # a step
@@ -77,15 +76,15 @@ def check_tuning(plan: Plan, steps: int) -> None:
     """Check that there is something to tune, and that gradients reach it.
 
     Raises:
-        UserError: Nothing in float; attention products that are quantized, or a prefix; no steps.
+        UserError: Nothing in float; attention products or caches that are quantized, or a prefix; no steps.
     """
     if steps < 1:
         raise UserError(f"`tune` {steps}: give at least 1 step")
     if plan.prefix:
         raise UserError("`tune` passes no gradients through a prefix in float; plan without one")
-    low = [a.site.name for a in plan.assignments if isinstance(a.scheme, MatmulScheme) and not a.is_float]
+    low = [a.site.name for a in plan.assignments if a.site.kind != "projection" and not a.is_float]
     if low:
-        raise UserError(f"`tune` passes no gradients through quantized attention products: {', '.join(low)}")
+        raise UserError(f"`tune` passes no gradients through quantized attention products or caches: {', '.join(low)}")
     if not any(a.site.kind == "projection" and a.is_float for a in plan.assignments):
         raise UserError("`tune` trains what a plan leaves in float, and it leaves nothing; protect some projections")
 
