@@ -92,23 +92,22 @@ def _random(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return (1 + 0.2 * noise if len(shape) == 1 else noise.mul_(1.5 / shape[1] ** 0.5)).bfloat16()
 
 
-def run_side(side: str, home: Path, model: Path, out: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Run one side to its end; seconds, its steps' seconds, and the peak of its anonymous memory in bytes."""
+def run_side(side: str, home: Path, model: Path, out: Path, **how: object) -> dict[str, Any]:
+    """Run one side to its end; seconds, its steps' seconds, and the peak of its anonymous memory in bytes.
+
+    Args:
+        side: Of `oneshot_side`.
+        home: Folder with the token ids, and for what is said.
+        model: Folder of the float model.
+        out: Folder to be written.
+        how: The other options of `oneshot_side`.
+    """
     result, log = home / "result.json", home / f"{side}.log"
     command = [sys.executable, str(Path(__file__).with_name("oneshot_side.py")), side]
-    for key, value in {
-        "model": model,
-        "tokens": home / "tokens.safetensors",
-        "out": out,
-        "result": result,
-        "recipe": model.with_suffix(".yaml"),
-        "low": LOW,
-        "rules": json.dumps(rules(chosen)),
-        "memory": chosen.memory,
-        "threads": chosen.threads,
-    }.items():
+    options = {"model": model, "tokens": home / "tokens.safetensors", "out": out, "result": result, **how}
+    for key, value in options.items():
         command += [f"--{key}", str(value)]
-    threads = {name: str(chosen.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
+    threads = {name: str(how["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
     environment = os.environ | threads | {"HF_HUB_OFFLINE": "1"}
     with log.open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=home)
@@ -128,6 +127,12 @@ def anonymous_bytes(process: int) -> int:
     except OSError:  # it has just ended
         return 0
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def how(model: Path, chosen: argparse.Namespace) -> dict[str, object]:
+    """The options of both sides."""
+    told = {"recipe": model.with_suffix(".yaml"), "low": LOW, "rules": json.dumps(rules(chosen)), "dtype": "bfloat16"}
+    return told | {"memory": chosen.memory, "threads": chosen.threads}
 
 
 def rules(chosen: argparse.Namespace) -> list[tuple[str, str]]:
@@ -231,7 +236,7 @@ def compare(home: Path, chosen: argparse.Namespace) -> dict[str, Any]:
         if number:
             for out in outs.values():
                 subprocess.run(["rm", "-r", str(out)], check=True)
-        rounds.append({side: run_side(side, home, model, outs[side], chosen) for side in sides})
+        rounds.append({side: run_side(side, home, model, outs[side], **how(model, chosen)) for side in sides})
         print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
     judged = judge(model, outs, chosen)
     written = folder_bytes(outs["qarat"])
@@ -242,7 +247,8 @@ def compare(home: Path, chosen: argparse.Namespace) -> dict[str, Any]:
     deeper: dict[str, Any] = {}
     if chosen.deeper:
         write_model(home / "deeper", chosen.deeper, chosen.length)
-        deeper = run_side("qarat", home, home / "deeper", home / "deeper-out", chosen)
+        more = how(home / "deeper", chosen)
+        deeper = run_side("qarat", home, home / "deeper", home / "deeper-out", **more)
     return {
         "rounds": rounds,
         "deeper": deeper,

@@ -19,7 +19,7 @@ Work = Callable[[], None]
 
 
 def qarat(chosen: argparse.Namespace) -> Work:
-    """Profile, assign, quantize and export, with nothing written in between."""
+    """Profile where scales are static, assign, quantize and export, with nothing written in between."""
     import compressed_tensors  # noqa: F401  (the exporter imports it when it is first named)
     import transformers.models.llama.modeling_llama  # noqa: F401  (likewise transformers)
 
@@ -30,8 +30,12 @@ def qarat(chosen: argparse.Namespace) -> Work:
     from qarat.stages.export.base import export_model
     from qarat.stages.observe import observe
     from qarat.stages.quantize import quantize
+    from qarat.stages.rounding import needs_calibration
+    from qarat.values.parsing import parse_scheme
     from qarat.values.plans import assign
+    from qarat.values.schemes import is_static
 
+    low = parse_scheme(chosen.low)
     rules = [tuple(rule) for rule in json.loads(chosen.rules)]
 
     def work() -> None:
@@ -39,14 +43,15 @@ def qarat(chosen: argparse.Namespace) -> Work:
         length = ids.shape[1]
         tokens = TokenSet("calibration", f"windows-{length}-bos", ids, ("random",) * len(ids), ("0" * 64,), ("random",))
         # A window at a time, as llm-compressor's batch size is 1.
-        runtime = Runtime(dtype="bfloat16", threads=chosen.threads, memory=chosen.memory << 20, batch_tokens=length)
+        runtime = Runtime(dtype=chosen.dtype, threads=chosen.threads, memory=chosen.memory << 20, batch_tokens=length)
         began = time.perf_counter()
         model = open_model(str(chosen.model), runtime)
         opened = time.perf_counter()
-        stats = observe(model, tokens, attention=False, sampled_windows=1)
+        stats = observe(model, tokens, attention=False, sampled_windows=1) if is_static(low) else None
         observed = time.perf_counter()
         plan = assign(model.fingerprint, model.source_bits, model.sites(), chosen.low, rules)
-        export_model(quantize(model, plan, stats), plan, chosen.out, "compressed-tensors")
+        calibration = tokens if needs_calibration([low]) else None
+        export_model(quantize(model, plan, stats, calibration), plan, chosen.out, "compressed-tensors")
         done = time.perf_counter()
         chosen.steps = {"open": opened - began, "observe": observed - opened, "quantize, export": done - observed}
 
@@ -60,10 +65,13 @@ def llmcompressor(chosen: argparse.Namespace) -> Work:
     from llmcompressor import oneshot  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not torch.accelerator.is_available():  # 0.14.0's AWQ pins what it keeps, for which torch wants an accelerator
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
+
     def work() -> None:
         ids = load_file(chosen.tokens)["ids"].tolist()
         began = time.perf_counter()
-        model: Any = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=getattr(torch, chosen.dtype))
         opened = time.perf_counter()
         oneshot(
             model=model,
@@ -91,6 +99,7 @@ def main() -> None:
     parser.add_argument("--low", required=True)
     parser.add_argument("--rules", required=True)
     parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--dtype", required=True)
     parser.add_argument("--threads", type=int, required=True)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

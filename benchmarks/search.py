@@ -113,7 +113,7 @@ class Subject:
 class _Every:
     """Every choice there is."""
 
-    PREDICTS: bool = False
+    METRIC: str = ""
     DRAWS: bool = False
 
     def propose(self, space: Space, goal: Goal) -> Asking:

@@ -184,7 +184,7 @@ def test_values_are_shown_short_and_true(model: Model, tokens: Tokens, done: Pat
         (model, ["LlamaForCausalLM", "weights: float", "blocks: 2", "projections: 14", "float32 on cpu"]),
         (small, ["weights: quantized", "blocks: 2"]),
         (plan, [LOW, "of 14 projections", "bits per weight: ", "Q_r: "]),
-        (stats, ["streams: 20", "6 windows of 16", "largest r: "]),
+        (stats, ["streams: 24", "6 windows of 16", "largest r: "]),
         (evaluation, ["label: float", f"perplexity: {evaluation.perplexity:.4g}", "tokens: 90", "windows: 6"]),
     ]
     for value, facts in expected:

@@ -161,7 +161,7 @@ def test_a_quantized_folder_exports_twice_to_the_same_bytes(native: Path, qarat:
 def test_a_dry_run_checks_and_writes_nothing(native: Path, qarat: Qarat, tmp_path: Path):
     answer = qarat("export", native, "-o", tmp_path / "out", "--dry-run", "--json")
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["steps"].keys() == {"export"}
+    assert json.loads(answer.out)["steps"].keys() == {"begin", "export"}
     assert os.listdir(tmp_path) == []
 
 

@@ -25,6 +25,7 @@ from qarat.stages.spikes import Diagnosis as Diagnosis
 from qarat.stages.spikes import SpikeVerdict as SpikeVerdict
 from qarat.stages.spikes import diagnose as diagnose
 from qarat.stages.spikes import find_spikes as find_spikes
+from qarat.stages.tuning import tune as tune
 from qarat.surfaces.progress import StageProgress as StageProgress
 from qarat.surfaces.python import advise as advise
 from qarat.surfaces.python import export as export

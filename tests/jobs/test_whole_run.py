@@ -470,6 +470,24 @@ def job(folder: Path, text: Path, request: ProtectRequest, **more: Any) -> Pipel
     return Pipeline(model, tokens, request, **({"seed": 0, "prompt": None} | quiet | more))
 
 
+def test_a_run_in_little_memory_writes_the_same_and_continues_no_prompt(
+    words: list[str], unbroken: Path, tmp_path: Path, qarat: Qarat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block is kept, hidden states lie on disk, and a model in one piece, of 92 kB, has no room."""
+    monkeypatch.setattr("qarat.surfaces.commands.common.process_bytes", lambda: 0)
+    answer = qarat(*words, "-o", tmp_path / "out", "--memory", "80000")
+    assert answer.code == 0, answer.err
+    assert "the prompt is not continued" in answer.err
+    last = ("continuations.json", "manifest.json")
+    mine, theirs = (
+        {name: data for name, data in tree(f).items() if name not in last} for f in (tmp_path / "out", unbroken)
+    )
+    assert mine == theirs
+    assert decode_record(tmp_path / "out" / last[0], Continuations).texts == {}
+    again = qarat("show", tmp_path / "out")
+    assert (again.code, "is not finished" in again.err) == (0, False)
+
+
 def test_a_run_with_a_prefix_has_it_in_everything(tiny_llama: Path, tiny_text: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "out", "run")
     run.begin(command="")

@@ -7,6 +7,7 @@ from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from torch import Tensor
 
+from qarat.maths import packing
 from qarat.maths.packing import from_wire, pack, pack_bits, packed_bytes, to_wire, unpack, unpack_bits
 from qarat.maths.rounding import decode
 from qarat.values.formats import FORMATS, NumberFormat
@@ -100,3 +101,15 @@ def test_bytes_that_do_not_fit_the_columns_are_refused() -> None:
         unpack(torch.zeros(1, 2, dtype=torch.uint8), FORMATS["int4"], 5)
     with pytest.raises(IndexError):
         pack(torch.tensor([[15]], dtype=torch.uint8), FORMATS["e2m1"])
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int3", "e4m3", "e2m1"])
+def test_bands_change_nothing_and_shapes_are_known_without_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt = FORMATS[name]
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, min(256, len(fmt.values)), (37, 13), generator=generator).to(torch.uint8)
+    whole = packing.pack(codes, fmt)
+    monkeypatch.setattr(packing, "BAND", 40)
+    assert packing.pack(codes, fmt).equal(whole)
+    assert packing.unpack(whole, fmt, 13).equal(codes)
+    assert packing.pack(codes.to("meta"), fmt).shape == whole.shape

@@ -23,11 +23,11 @@ from qarat.values.schemes import SCALE_BITS, TensorScheme
 GRANULARITIES = ["tensor", "channel", "g16", "g32", "8x16", "40x1000"]
 
 
-CHOICES = ["int8", "int4//asymmetric", "e4m3", "int4//mse", "int4//p97.5", "e2m1//mse"]
+CHOICES = ["int8", "int4//asymmetric", "e4m3", "int4//mse", "int4//p97.5", "e2m1//mse", "int4//typical"]
 MSE = ["int4/{}/mse", "int3/{}/mse/asymmetric", "e2m1/{}/mse/scale-e4m3", "int4/{}/mse/scale-e8m0"]
 MSE_GRID = ["int4/tensor", "int3/tensor/asymmetric", "e2m1/tensor", "int2/tensor/asymmetric/scale-e8m0"]
 DYNAMIC = ["int8/tensor/dynamic", "int4/token", "mxfp4", "nvfp4", "int4/8x16/mse", "e4m3/token/p99"]
-STORED = ["int8/channel", "int2/channel/asymmetric", "e5m2/g16", "int4/g16/mse", "e2m1/g16/p90"]
+STORED = ["int8/channel", "int2/channel/asymmetric", "e5m2/g16", "int4/g16/mse", "e2m1/g16/p90", "int4/g16/typical"]
 STATIC = ["int8/tensor", "int8/tensor/asymmetric", "int8/tensor/p100", "int8/g16", "e4m3/g16", "mxfp4", "nvfp4"]
 
 
@@ -233,7 +233,7 @@ def test_scales_are_kept_exactly_as_they_will_be_stored(kind: str, words: str) -
     assert torch.equal(scales.scale.to(SCALE_DTYPES[scheme.scale]).float(), scales.scale)
     assert bool(((scales.scale > 0) & scales.scale.isfinite()).all())
     assert bool(fake_quantize(x, scheme).isfinite().all())
-    assert (scales.tensor_scale is not None) == (kind == "e4m3")
+    assert (scales.tensor_scale is not None) == (kind in ("e4m3", "uint8"))
 
 
 @pytest.mark.parametrize("words", ["int4/g32", "e2m1/g32", "int8/channel", "int4/g32/p95", "int4/g32/asymmetric"])
@@ -270,7 +270,7 @@ def test_a_nan_or_infinity_shows_in_its_tile(kind: str, choice: str, bad: float)
     x[2, 5] = bad
     scales = choose_scale(x, w(f"int8/g16/{choice}/scale-{kind}"))
     assert bool(scales.effective[2, 0].isnan())
-    if kind != "e4m3":  # there the float32 above all blocks is lost, so the whole tensor shows it
+    if kind not in ("e4m3", "uint8"):  # there the float32 above is lost, so all that it stands above shows it
         assert int(scales.effective.isnan().sum()) == 1
 
 

@@ -10,7 +10,7 @@ from qarat.maths.input_steps import Sensitivity, Steps, finest_steps, tabulate
 from qarat.maths.step_fit import StepFit, rows_noise
 from qarat.maths.tensors import fake_quantize
 from qarat.values.formats import FORMATS
-from qarat.values.parsing import parse_scheme
+from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.schemes import LinearScheme
 
 LOW = "w=int8/channel a=int8/tensor/static"
@@ -145,3 +145,35 @@ def test_weights_alone_have_scales_fitted_too() -> None:
 
 def test_the_same_stream_has_the_same_steps() -> None:
     assert torch.equal(fit(Stream().found()).fit().steps, fit(Stream().found()).fit().steps)
+
+
+class Source:
+    """What makes the stream: a projection, one scale for all its weight, whose rows are divided by the steps."""
+
+    def __init__(self, stream: Stream, inner: int = 12) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.randn(stream.x.shape[1], inner, generator=generator)
+        self.x = torch.randn(len(stream.x), inner, generator=generator)
+        self.gradient = stream.gradient @ stream.weight
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        moments = self.gradient.square().T @ self.x.square() / len(self.x)
+        return self.weight.abs().amax(1), moments.sum(1)
+
+    def measure(self, steps: Tensor) -> float:
+        """Half the mean of Σ (g · Δy)², over rows whose roundings are independent."""
+        rounded = fake_quantize(self.weight / steps[:, None], parse_tensor_scheme("int8/tensor", "w")) * steps[:, None]
+        change = self.x @ (rounded - self.weight).T
+        return float((self.gradient * change).square().sum(-1).mean() / 2)
+
+
+def test_a_source_under_one_scale_is_counted_as_it_is_rounded():
+    stream = Stream()
+    source, found, low = Source(stream), stream.found(), scheme("w=int8/tensor a=int8/tensor/static")
+    without, counted = (StepFit(found, low.input, low.weight, 1.0, rows) for rows in (None, source.rows()))
+    assert counted.naive().damage == pytest.approx(without.naive().damage)  # equal steps leave its rows as they are
+    steps = without.fit().steps
+    more = counted.fit(start=None).damage  # of the best steps there are, source and readers together
+    excess = float(counted._source_noise(steps) - counted._source_before) / 24
+    assert excess == pytest.approx(source.measure(steps) - source.measure(torch.ones_like(steps)), rel=0.25)
+    assert more < without.fit().damage + excess

@@ -23,6 +23,7 @@ WEIGHTS = [
     *(f"{name}/{where}/{words}" for name in ("int8", "int3", "sint4") for where in GRANULARITIES for words in WORDS),
     *(f"{name}/{where}" for name in ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2") for where in GRANULARITIES),
     *("mxint4", "mxint8", "mxfp4", "mxfp6", "mxfp8", "nvfp4"),
+    *("int4/g3/scale-uint8", "int3/g2/scale-uint8/asymmetric", "e2m1/2x2/scale-uint8"),  # 352, 512, 256 scales
 ]
 
 

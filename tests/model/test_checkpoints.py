@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -302,3 +303,27 @@ def test_fingerprint_follows_config_and_weights(folder: Path, tiny_llama: Path):
     changed = Checkpoint(folder).fingerprint
     plant_spike(folder, 0, 0, 2.0)
     assert len({original, changed, Checkpoint(folder).fingerprint}) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_next_block_is_asked_for_while_one_is_gone_through(
+    backwards: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tiny_checkpoint(tmp_path, blocks=3, max_shard_size="40KB")
+    asked: list[bytes] = []
+
+    def advise(file: int, begin: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append(os.pread(file, size, begin))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    model = open_model(str(folder), Runtime(memory=1))
+    order: list[int] = []
+    for index, _ in model.walk(backwards=backwards):
+        order.append(index)
+        following = index + (-1 if backwards else 1)
+        wanted = model.load_float_block(following).state_dict() if 0 <= following < 3 else {}
+        assert sorted(asked) == sorted(value.numpy().tobytes() for value in wanted.values())
+        asked.clear()
+    assert order == ([2, 1, 0] if backwards else [0, 1, 2])

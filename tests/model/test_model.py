@@ -250,18 +250,19 @@ def test_the_module_leaves_the_walk_alone(tiny_model: Model):
 # ---------------------------------------------------------------- sites
 
 
-def test_sites_are_the_projections_and_products_of_every_block(tiny_model: Model):
+def test_sites_are_the_projections_products_and_caches_of_every_block(tiny_model: Model):
     sites = tiny_model.sites()
     whole = tiny_model.module()
     linears = {name for name, m in whole.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"}
     projections = [site for site in sites if site.kind == "projection"]
-    assert len({site.name for site in sites}) == len(sites) == 2 * (7 + 2)
+    assert len({site.name for site in sites}) == len(sites) == 2 * (7 + 2 + 2)
     assert {site.name for site in projections} == linears
     for site in projections:
         assert site.shape == tuple(whole.get_submodule(site.name).weight.shape)  # type: ignore[union-attr]
     assert [site.block for site in sites] == sorted(site.block for site in sites)
     assert {site.leaf for site in sites if site.kind == "product"} == {"qk", "av"}
-    assert all(len(site.streams) == (1 if site.kind == "projection" else 2) for site in sites)
+    assert {site.leaf for site in sites if site.kind == "cache"} == {"k_cache", "v_cache"}
+    assert all(len(site.streams) == (2 if site.kind == "product" else 1) for site in sites)
 
 
 def test_ties_and_biases(tmp_path: Path):

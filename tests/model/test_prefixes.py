@@ -149,7 +149,7 @@ def test_a_dynamic_scale_is_that_of_the_other_tokens(tiny_model: Model):
 
 @pytest.mark.parametrize("spelling", ["l=int4/tensor/dynamic r=int4/tensor/dynamic", "l=int4/g4 r=int4/token"])
 def test_products_with_keys_and_values_of_the_prefix_are_in_float(spelling: str):
-    scheme = parse_scheme(spelling, matmul=True)
+    scheme = parse_scheme(spelling, "product")
     assert isinstance(scheme, MatmulScheme)
     products, without = (QuantProducts(scheme, scheme, {}, prefix) for prefix in (3, 0))
     q, k, v = (torch.randn(2, 4, tokens, 8, generator=torch.Generator().manual_seed(tokens)) for tokens in (5, 9, 10))

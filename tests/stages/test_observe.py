@@ -25,7 +25,7 @@ from qarat.values.records.streams import ActivationStats, StreamStats
 
 WINDOWS, LENGTH = 19, 24  # more windows than the 16 that are sampled, an even number of tokens
 PROJECTION_KINDS = ("attn_in", "o_in", "mlp_in", "down_in", "down_out", "block_out")
-OPERAND_KINDS = ("q", "k", "p", "v")
+OPERAND_KINDS = ("q", "k", "p", "v", "k_cache", "v_cache")
 
 
 def token_set(windows: int = WINDOWS, length: int = LENGTH, seed: int = 3) -> TokenSet:
@@ -74,6 +74,8 @@ def hooked(folder: Path, ids: Tensor, implementation: str) -> dict[str, Tensor]:
         cached = output.past_key_values.layers[index]
         seen[f"{at}.k"] = cached.keys.repeat_interleave(groups, 1).transpose(1, 2)
         seen[f"{at}.v"] = cached.values.repeat_interleave(groups, 1).transpose(1, 2)
+        seen[f"{at}.k_cache"] = cached.keys.transpose(1, 2).flatten(2)
+        seen[f"{at}.v_cache"] = cached.values.transpose(1, 2).flatten(2)
         seen[f"{at}.p"] = output.attentions[index].transpose(1, 2)
     return seen
 

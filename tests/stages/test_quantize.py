@@ -21,7 +21,7 @@ from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
 from qarat.stages.observe import observe
 from qarat.stages.quantize import WeightCache, build_block, check_stats, quantize
-from qarat.stages.rounding import round_weight
+from qarat.stages.rounding.inputs import round_site
 from qarat.testing import tiny_checkpoint
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, PlanError, assign
@@ -272,9 +272,9 @@ def test_a_weight_cache_saves_what_its_bound_allows(
 
     def count(*arguments: Any) -> QuantizedTensor:
         quantized.append(arguments)
-        return round_weight(*arguments)
+        return round_site(*arguments)
 
-    monkeypatch.setattr("qarat.stages.quantize.round_weight", count)
+    monkeypatch.setattr("qarat.stages.quantize.round_site", count)
     schemes = plan_of(tiny_model, "w=int4/g8").block(0)
     cache = WeightCache(bound)
     blocks = [build_block(tiny_model, 0, schemes, None, cache) for _ in range(2)]
@@ -429,7 +429,7 @@ def test_a_plan_of_another_model(tiny_model: Model, tmp_path: Path):
     larger = open_model(str(tiny_checkpoint(tmp_path / "b", blocks=3, intermediate=96)))
     with pytest.raises(PlanError) as caught:
         quantize(tiny_model, plan_of(larger, "w=int8/channel"))
-    assert str(caught.value).count("not in the model") == 9
+    assert str(caught.value).count("not in the model") == 11
     assert str(caught.value).count("shape") == 6
 
 

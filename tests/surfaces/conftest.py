@@ -46,6 +46,7 @@ ARMS = (
     *(arm("order", f"by {order}, k={k}", 0.01 / k, sites=k) for order in ("damage", "ratio") for k in (1, 2)),
     arm("method", "prefix", 0.02, note="in float: the first 1"),
     arm("method", "prefix + protected", 0.004, sites=1),
+    *(arm("ablation", f"{part} alone low", n) for part, n in (("attention", 0.01), ("MLP", 0.03), ("down_proj", 0.02))),
     arm("bos", "BOS never: naive", 0.03, note="input of 1.down: maximum 3, r 2"),
     arm("calibration", "other calibration: naive", 0.07),
     arm("naive", "naive", 0.001, TOKEN),

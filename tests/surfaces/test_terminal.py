@@ -235,6 +235,7 @@ def test_plan_says_what_it_keeps_and_what_it_weighs():
     assert f"{plan.bits_per_weight():.3f} bits per weight" in text
     assert f"{plan.weight_bits() / 8e6:.3f} MB of weights" in text
     assert "8 attention products in float" in text
+    assert "a token: 196,608 multiply-accumulates, " in text  # as many as parameters
     line_with(text, LOW, "27", "184,320", "93.8")
     line_with(text, "float", "1", "12,288", "6.2", "32.000")
     line_with(text, "total", "28", "196,608", "100.0")

@@ -81,6 +81,8 @@ def edited(plan: Plan, site: str, **fields: object) -> str:
         ("mxint4", 4),
         ("mxfp4/g24", 4),
         ("nvfp4", 4),
+        ("int4/g16/scale-uint8", 4),
+        ("int3/g1/scale-uint8/asymmetric", 3),
     ],
 )
 def test_planned_bits_are_the_bits_of_the_real_tensors(spelling: str, element_bits: int) -> None:
@@ -181,12 +183,9 @@ PRODUCTS = ["float", "l=int8/token r=int8/g8/static", "r=e4m3/tensor/dynamic"]
     st.lists(st.integers(0, 2**31), max_size=4),
 )
 def test_a_plan_survives_its_file(projections: list[str], products: list[str], words: str, prefix: list[int]) -> None:
-    schemes = {
-        s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), matmul=s.kind == "product")
-        for s in SITES
-    }
+    schemes = {s.name: parse_scheme((projections if s.kind == "projection" else products).pop(), s.kind) for s in SITES}
     plan = msgspec.structs.replace(plan_of().with_schemes(schemes, words), note=words, stats="ab" * 32)
-    plan = msgspec.structs.replace(plan, prefix=tuple(prefix))
+    plan = msgspec.structs.replace(plan, prefix=tuple(prefix), calibration=words and "cd" * 32)
     text = encode_plan(plan)
     again = decode_plan(text)
     assert again == plan
@@ -241,7 +240,7 @@ def test_a_plan_without_the_widths_of_products_is_refused() -> None:
     text = re.sub(r', "width": \d+', "", encode_plan(plan_of()))
     assert "width" not in text
     with pytest.raises(
-        PlanError, match=r"0\.self_attn\.qk: a width of 0; products have one, above 0[^$]*1\.self_attn\.av"
+        PlanError, match=r"0\.self_attn\.qk: a width of 0; products and caches have one, above 0[^$]*1\.self_attn\.av"
     ):
         decode_plan(text)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarat.values.formats import FORMATS
+from qarat.values.formats import FORMATS, LEARNED
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.schemes import PRESETS, SCALE_BITS, Granularity, LinearScheme, MatmulScheme, SchemeError, TensorScheme
 
@@ -24,6 +24,19 @@ CONTRADICTIONS = (
     "outlier columns are found",
     "would count the outlier columns",
 )
+MISPLACED = "belongs to a weight"
+OF_WEIGHTS = {
+    "kmeans4/tensor": "has a table a row",
+    "kmeans4/g32/scale-float16": "no scale that could be chosen",
+    "kmeans4/channel/mse": "no scale that could be chosen",
+    "kmeans4/channel/asymmetric": "needs an integer format",
+    "int4/g32/sparse-0": "more than 0 and at most 50",
+    "int4/g32/sparse-51": "more than 0 and at most 50",
+    "int4/g32/sparse-1/p99": "as zeros",
+    "nvfp4/sparse-1": "all that an engine merges",
+    "e4m3/tensor/sparse-1": "all that an engine merges",
+}
+"""What cannot go together in a weight's scheme alone."""
 
 
 def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
@@ -35,22 +48,26 @@ def tensor_schemes(role: str) -> st.SearchStrategy[TensorScheme]:
     if role != "w":
         places = st.one_of(places, st.one_of(whole, static_groups).map(lambda g: (g, True)))
     choices = st.one_of(
-        st.sampled_from(["absmax", "mse", "mx-floor", "mx-even"]).map(lambda c: (c, 99.9)),
+        st.sampled_from(["absmax", "mse", "mx-floor", "mx-even", *(["typical"] if role == "w" else [])]).map(
+            lambda c: (c, 99.9)
+        ),
         st.floats(50, 100).map(lambda p: ("percentile", p)),
     )
     outliers = st.none() | st.floats(0, 1000) if role == "a" else st.none()
     reach = st.just(1.0) | st.floats(0, 10, exclude_min=True)
+    sparse = st.none() | st.floats(0, 50, exclude_min=True) if role == "w" else st.none()
     return st.builds(
-        lambda name, place, scale, choice, symmetric, outliers, reach: TensorScheme(
-            name, place[0], scale, choice[0], choice[1], symmetric, place[1], outliers, reach=reach
+        lambda name, place, scale, choice, symmetric, outliers, reach, sparse: TensorScheme(
+            name, place[0], scale, choice[0], choice[1], symmetric, place[1], outliers, reach=reach, sparse=sparse
         ),
-        st.sampled_from(sorted(FORMATS)),
+        st.sampled_from(sorted(FORMATS | LEARNED if role == "w" else FORMATS)),
         places,
-        st.sampled_from(sorted(SCALE_BITS)),
+        st.sampled_from(sorted(kind for kind in SCALE_BITS if role == "w" or kind != "uint8")),
         choices,
         st.booleans(),
         outliers,
         reach,
+        sparse,
     ).filter(lambda scheme: not scheme.contradictions())
 
 
@@ -70,7 +87,7 @@ def test_projection_schemes_read_back_equal(weight: TensorScheme | None, given_i
 @given(st.none() | tensor_schemes("l"), st.none() | tensor_schemes("r"))
 def test_product_schemes_read_back_equal(left: TensorScheme | None, right: TensorScheme | None) -> None:
     scheme = MatmulScheme(left, right)
-    assert parse_scheme(str(scheme), matmul=True) == scheme
+    assert parse_scheme(str(scheme), "product") == scheme
 
 
 @pytest.mark.parametrize("name", [*FORMATS, *PRESETS])
@@ -79,7 +96,7 @@ def test_every_combination_of_words_has_one_canonical_spelling(name: str) -> Non
     places = {"w": ["tensor", "channel", "g32", "1x16", "8x16"]}
     places["a"] = ["tensor/static", "tensor/dynamic", "token", "g32", "g32/static", "g32/dynamic", "8x16/static"]
     scales = ["", *(f"/scale-{kind}" for kind in SCALE_BITS)]
-    choices = ["", "/absmax", "/mse", "/p99.99", "/p100", "/mx-floor", "/mx-even"]
+    choices = ["", "/absmax", "/mse", "/p99.99", "/p100", "/typical", "/mx-floor", "/mx-even"]
     refusals: list[str] = []
     for role in "wa":
         for words in itertools.product(places[role], scales, choices, ["", "/asymmetric"]):
@@ -91,7 +108,7 @@ def test_every_combination_of_words_has_one_canonical_spelling(name: str) -> Non
                 continue
             assert not scheme.contradictions()
             assert parse_tensor_scheme(scheme.spell(role), role) == scheme
-    assert all(any(why in refusal for why in CONTRADICTIONS) for refusal in refusals)
+    assert all(any(why in refusal for why in (*CONTRADICTIONS, MISPLACED)) for refusal in refusals)
 
 
 def test_words_that_cannot_go_together_are_refused_when_read() -> None:
@@ -110,6 +127,24 @@ def test_words_that_cannot_go_together_are_refused_when_read() -> None:
     ):
         with pytest.raises(SchemeError, match=why):
             parse_tensor_scheme(spelling, "a")
+
+
+@pytest.mark.parametrize("spelling", OF_WEIGHTS)
+def test_words_that_cannot_go_together_in_a_weight_are_refused_when_read(spelling: str) -> None:
+    with pytest.raises(SchemeError, match=OF_WEIGHTS[spelling]):
+        parse_tensor_scheme(spelling, "w")
+
+
+def test_tables_and_sparse_parts_are_of_weights() -> None:
+    spelling = "w=kmeans3/channel/sparse-0.45/round-squeezellm"
+    assert str(parse_scheme(spelling)) == spelling
+    assert str(parse_scheme("w=mxfp4/g16/sparse-1/round-gwq")) == "w=mxfp4/g16/sparse-1/round-gwq"
+    with pytest.raises(SchemeError, match="kmeans3 is for weights"):
+        parse_scheme("a=kmeans3/token")
+    with pytest.raises(SchemeError, match="'sparse-1' belongs to a weight"):
+        parse_scheme("a=int8/token/sparse-1")
+    with pytest.raises(SchemeError, match="unknown number format 'kmeans5'; did you mean kmeans"):
+        parse_scheme("w=kmeans5/channel")
 
 
 @pytest.mark.parametrize("name", PRESETS)

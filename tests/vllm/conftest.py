@@ -64,7 +64,7 @@ def exporting(tmp_path_factory: pytest.TempPathFactory) -> Exporting:
         for text in transforms:
             made_from: MadeFrom = observe(model, tokens, attention=False)
             model = parse_transform(text).apply(model, made_from)
-        stats = observe(model, tokens, attention=False)
+        stats = observe(model, tokens)
         plan = assign(model.fingerprint, model.source_bits, model.sites(), low, rules)
         quantized = quantize(model, plan, stats, tokens)
         export_model(quantized, plan, out / "exported", "compressed-tensors")

@@ -122,6 +122,25 @@ def new_folder(out: Path, mark: str) -> Generator[Path]:
         put_into_place(out, mark)
 
 
+def check_room(out: Path, needed: int) -> None:
+    """Check, before any work, that a disk has room; what an earlier call left there counts as written.
+
+    Args:
+        out: What will be written, or the folder for it.
+        needed: Bytes that it will take.
+
+    Raises:
+        UserError: Saying how much there is, and how much it takes.
+    """
+    partial = partial_of(out)
+    done = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    home = next(p for p in out.absolute().parents if p.exists())
+    if (free := shutil.disk_usage(home).free) + done < needed:
+        raise UserError(
+            f"{home} has {free:,} bytes free, and {out.name} will take {needed:,}; free some, or give another `out`"
+        )
+
+
 @contextmanager
 def held(folder: Path) -> Generator[None]:
     """Make a folder if it is not there, and keep other processes that ask for it away; a kill lets go of it.

@@ -45,7 +45,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             such a device.
         dtype: Arithmetic of the walk, ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 leaves torch's own choice.
-        memory: Bytes that weights kept in memory may take; 0 is half of what is free.
+        memory: Bytes that may be held beside what the process holds already; 0 is half of what is free.
         batch_tokens: Tokens that go through a block at once; more of them gain nothing on a CPU, and cost memory.
         kernels: What computes quantized projections (`qarat.maths.kernels`): ``reference``, what they mean, for every
             number that is published; or ``fast``, a real kernel wherever one is exact on this machine.

@@ -84,6 +84,7 @@ class Advisor:
         # Blocks are not kept: bringing them in is a small part of going through them.
         self.model, self.request, self.seed, self.progress = model.unkept(), request, seed, progress
         self.calibration, self.selection, _ = tokens
+        self.inputs = Calibration(self.model, self.calibration)
         self.budget = parse_loss_budget(request.budget)
         fuses = [ENGINES[name].fuses for name in request.engine if name in ENGINES]
         self.tied = not request.engine or any(fuses)
@@ -138,8 +139,7 @@ class Advisor:
     def _predict(self, stats: ActivationStats) -> tuple[Menu, dict[str, Rewrites]]:
         """Prices of every scheme as the model is, and rewrites where they can be fitted, by name; from one pass."""
         model, tokens = self.model, self.selection.at_most(PRICED_ON)
-        inputs = Calibration(model, self.calibration, 0)
-        pricing = Pricing(model, tokens, self._priced(), stats, inputs, (), self.seed, self.progress)
+        pricing = Pricing(model, tokens, self._priced(), stats, self.inputs, (), self.seed, self.progress)
         check_pricing(METRIC, pricing)
         fitted = [c for c in self.considered if c.rewritten]
         if not fitted:
@@ -159,7 +159,7 @@ class Advisor:
                 if static:
                     seen = profile(model, self.calibration, attention=False, progress=self.progress)
             plan = draft_plan(model, request).with_schemes(dict.fromkeys(advised.kept, LinearScheme()), KEPT)
-            low = quantize(model, plan, seen if static else None, self.calibration)
+            low = quantize(model, plan, seen if static else None, self.inputs)
             loss = measure_perplexity(low, self.selection, label=advised.name, progress=self.progress)
             lost[advised.name] = paired_difference(loss, float_loss)
         return lost

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -49,7 +51,13 @@ class MeterSpec:
     """
 
     def __init__(
-        self, replica: Replica, tokens: TokenSet, stats: ActivationStats | None, *, keep_bytes: int | None = None
+        self,
+        replica: Replica,
+        tokens: TokenSet,
+        stats: ActivationStats | None,
+        *,
+        calibration: Calibration | None = None,
+        keep_bytes: int | None = None,
     ) -> None:
         """What workers need to measure plans of a model that is open here.
 
@@ -57,17 +65,28 @@ class MeterSpec:
             replica: As the attribute.
             tokens: The selection set.
             stats: Behind static scales; None where no plan has any.
+            calibration: For roundings that look at what a projection reads; other processes go through its tokens
+                themselves.
             keep_bytes: Bound on the hidden states held on one machine; default a quarter of the runtime's memory.
         """
         if replica.model is not None:
             replica.model.require_float("measure plans of")
         self.replica, self.tokens = replica, tokens
-        self._stats = stats
+        self._stats, self._calibration = stats, calibration
+        self._read = None if calibration is None else calibration.tokens
         self._keep_bytes = None if keep_bytes is None else keep_bytes // replica.opening.share
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_calibration": None}
 
     def __call__(self) -> Measuring:
         """Open the model, unless it is open; errors as of a `Replica`."""
-        return measure_with(make_meter(self.replica(), self.tokens, self._stats, keep_bytes=self._keep_bytes))
+        model, inputs = self.replica(), self._calibration
+        if inputs is None and self._read is not None:
+            inputs = Calibration(model, self._read)
+        return measure_with(
+            make_meter(model, self.tokens, self._stats, calibration=inputs, keep_bytes=self._keep_bytes)
+        )
 
 
 def measure_with(meter: Meter) -> Measuring:
@@ -92,7 +111,7 @@ def make_meter(
     stats: ActivationStats | None,
     *,
     prefix: FloatPrefix | None = None,
-    calibration: TokenSet | None = None,
+    calibration: Calibration | None = None,
     keep_bytes: int | None = None,
 ) -> Meter:
     """What measures plans of a model.
@@ -104,20 +123,18 @@ def make_meter(
         tokens: The selection set.
         stats: Behind static scales; None where no plan has any.
         prefix: Of all the plans that will be measured.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: For roundings that look at what a projection reads.
         keep_bytes: Bound on hidden states held, as of `qarat.stages.measure.meter.Meter`.
     """
     return Meter(model, tokens, block_builder(model, stats, prefix, calibration), keep_bytes=keep_bytes)
 
 
 def block_builder(
-    model: Model, stats: ActivationStats | None, prefix: FloatPrefix | None, calibration: TokenSet | None
+    model: Model, stats: ActivationStats | None, prefix: FloatPrefix | None, calibration: Calibration | None
 ) -> Callable[[int, Mapping[str, Scheme]], nn.Module]:
     """What a meter builds blocks with; arguments as of `make_meter`."""
     cache = WeightCache(room_for_weights(model))
-    first = 0 if prefix is None else len(prefix.tokens)
-    inputs = None if calibration is None else Calibration(model, calibration, first)
-    return lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, inputs)
+    return lambda index, schemes: build_block(model, index, schemes, stats, cache, prefix, calibration)
 
 
 def blank_evaluation(model: Model, tokens: TokenSet) -> Evaluation:
@@ -134,7 +151,7 @@ def plan_meter(
     log: TrialLog,
     *,
     prefix: FloatPrefix | None = None,
-    calibration: TokenSet | None = None,
+    calibration: Calibration | None = None,
     measure: MeasureMany | None = None,
 ) -> PlanMeter:
     """Losses of plans, each measured once.
@@ -145,7 +162,7 @@ def plan_meter(
         stats: Behind static scales.
         log: As of `PlanMeter`.
         prefix: Of all the plans.
-        calibration: Tokens.
+        calibration: As the others.
         measure: Does it elsewhere; None: in this process.
     """
     blank = blank_evaluation(model, tokens)
@@ -196,7 +213,8 @@ class Measurer:
         return PlanMeter(self, log, blank_evaluation(model, self._spec.tokens))
 
 
-class Member(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Member:
     """A model to be searched.
 
     Attributes:
@@ -210,6 +228,11 @@ class Member(NamedTuple):
     model: Model
     tokens: tuple[TokenSet, TokenSet, TokenSet]
     remake: Remake | None = None
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """For roundings that look at what a projection reads: what one search rounds the next need not."""
+        return Calibration(self.model, self.tokens[0])
 
 
 class Bench(NamedTuple):
@@ -242,7 +265,8 @@ class Bench(NamedTuple):
             member.model.forget_blocks()  # the memory is the workers'
         share = self.runner.share
         replica = Replica(member.model, member.name, remake=member.remake, revision=self.revision, share=share)
-        return Measurer(self.runner, MeterSpec(replica, tokens, stats, keep_bytes=self.keep_bytes), tally)
+        more: dict[str, Any] = {"calibration": member.calibration, "keep_bytes": self.keep_bytes}
+        return Measurer(self.runner, MeterSpec(replica, tokens, stats, **more), tally)
 
     def within(self, place: str) -> Bench:
         """The same, with progress that says where in a larger run it is."""

@@ -29,11 +29,22 @@ def check_search_request(request: SearchRequest) -> None:
         UserError: Malformed or unknown words, numbers out of range, options that do not go together; an extra that the
             strategy needs is not installed.
     """
-    METRICS.check(request.metric)
-    strategy = STRATEGIES.load(request.strategy)
+    metric = metric_of(request)
     request.check()
-    if request.basis == "macs" and strategy.PREDICTS and METRICS.load(request.metric).weights_only:
-        raise UserError(f"`metric` {request.metric} has no price of attention products, which `basis` macs decides too")
+    if request.basis == "macs" and metric and METRICS.load(metric).weights_only:
+        raise UserError(f"`metric` {metric} has no price of attention products, which `basis` macs decides too")
+
+
+def metric_of(request: SearchRequest) -> str:
+    """What predictions come from: the metric asked for, or the strategy's own; empty where it makes none.
+
+    Raises:
+        UserError: Unknown names; an extra that the strategy needs is not installed.
+    """
+    if request.metric:
+        METRICS.check(request.metric)
+    own = STRATEGIES.load(request.strategy).METRIC
+    return own and (request.metric or own)
 
 
 def check_searches(request: RatioRequest | FamilyRequest) -> None:

@@ -22,6 +22,8 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LinearScheme
 
 SERVED = "compressed-tensors"
+HOLD_WEIGHTS = (SERVED, "gguf")
+"""Formats whose folders are about as large as the quantized one."""
 """The format that engines serve."""
 
 

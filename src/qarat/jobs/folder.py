@@ -38,8 +38,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a job's folder says of itself.
 
     Attributes:
-        kind: Of the job: ``run``, ``advice``, ``search``, ``ratio-study``, ``family-sweep`` or ``spike-study``. What
-            the others than a run come to is one record, of the same kind and name: `result_of`.
+        kind: Of the job: ``run``, ``advice``, ``search``, ``ratio-study``, ``family-sweep``, ``spike-study`` or
+            ``calibration-study``. What the others than a run come to is one record, of the same kind and name:
+            `result_of`.
         steps: Name of each finished step to its key and the hashes of its files.
     """
 

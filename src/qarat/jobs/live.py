@@ -38,9 +38,10 @@ class Live(NamedTuple):
     Attributes:
         engine: One of `RUN` or `FILE_ENGINES`.
         tokens: What losses are measured on, from the folder's model; of more windows than `WINDOWS` so many are taken.
-        runtime: For our own run of the folder; its ``memory``, where one is given, bounds the engine too.
+        runtime: For our own run of the folder.
         python: The interpreter of the environment that holds the engine.
         seconds: After so many the engine is ended.
+        memory: Bytes that the engine may take; 0 for no bound but that of ``runtime``, where it has one.
     """
 
     engine: str
@@ -48,11 +49,12 @@ class Live(NamedTuple):
     runtime: Runtime
     python: Path = Path(sys.executable)
     seconds: float = SECONDS
+    memory: int = 0
 
     @property
     def process(self) -> EngineProcess:
         """What is started."""
-        return EngineProcess(self.engine, self.python, self.seconds, self.runtime.memory)
+        return EngineProcess(self.engine, self.python, self.seconds, self.memory or self.runtime.memory)
 
     def check(self) -> None:
         """Check, before any work, that there is something to be started; errors as `EngineProcess.check`."""

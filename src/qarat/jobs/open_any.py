@@ -185,11 +185,13 @@ def open_to_export(folder: Path, source: str | None = None) -> tuple[Model, Plan
     quantized, plan = read_native(native, EXPORTING)
     if source is None:
         return quantized, plan
+    if plan.tuned:
+        raise UserError(f"{folder} has tuned weights that `source` {source} does not hold; export without `source`")
     origin = open_model(source, EXPORTING)
     if origin.fingerprint != plan.model:
         theirs, ours = brief(plan.model), brief(origin.fingerprint)
         raise UserError(f"{folder} was made from the model {theirs}, `source` {source} is {ours}")
-    return origin.with_blocks(quantized.block), plan
+    return origin.with_blocks(quantized.unkept().block), plan
 
 
 def _is_quantized(folder: Path) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import msgspec
+
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.bench import plan_meter
@@ -20,6 +22,8 @@ from qarat.stages.choose.protect import Ranking, protect_until, rank_by_damage
 from qarat.stages.choose.trials import TrialLog
 from qarat.stages.observe import Collect, observe
 from qarat.stages.quantize import check_stats
+from qarat.stages.rounding import needs_calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.stages.spikes import find_spikes, sites_of, spiking_front
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.fingerprints import brief, transforms_of
@@ -126,6 +130,8 @@ def naive_plan(model: Model, request: ProtectRequest, stats: ActivationStats) ->
             f"`prefix` {request.prefix}, or plan with `prefix` {len(stats.prefix)}"
         )
     plan = draft_plan(model, request, content_hash(stats), stats.prefix)
+    if needs_calibration((*plan.schemes.values(), parse_scheme(request.protection))):
+        plan = msgspec.structs.replace(plan, calibration=stats.provenance.tokens)
     check_stats(plan, stats)
     return plan
 
@@ -137,7 +143,7 @@ def find_plan(
     stats: ActivationStats,
     menu: Menu,
     *,
-    calibration: TokenSet | None = None,
+    calibration: TokenSet | Calibration | None = None,
     most: int | None = None,
     spread: Spread | None = None,
     progress: Progress = no_progress,
@@ -150,7 +156,7 @@ def find_plan(
         request: What the plan should be.
         stats: Of the calibration set.
         menu: Prices of the low scheme.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
         most: Protect none but so many of the dearest (sites or ties), unless the request says which; None: any.
         spread: By whose workers each plan is measured; None: in this process.
         progress: Called after every measurement.
@@ -172,9 +178,9 @@ def find_plan(
     check_prefix(selection, naive.prefix)
     protect = parse_scheme(request.protection)
     ranking = rank_units(request, naive, stats, menu)
-    fixed = prefix_of(model, naive)
-    measure = None if spread is None else spread.measuring(model, selection, stats, fixed, calibration)
-    more: dict[str, Any] = {"prefix": fixed, "calibration": calibration, "measure": measure}
+    inputs, fixed = inputs_of(model, calibration, len(naive.prefix)), prefix_of(model, naive)
+    measure = None if spread is None else spread.measuring(model, selection, stats, fixed, inputs)
+    more: dict[str, Any] = {"prefix": fixed, "calibration": inputs, "measure": measure}
     meter = plan_meter(model, selection, stats, TrialLog(None, {}), **more)
     budget = parse_loss_budget(request.budget)
     plan, record = protect_until(naive, ranking, protect, budget, meter, most=most, progress=progress)

@@ -223,7 +223,8 @@ def _block_rewrites(
     inside = f"{model.family.blocks}.{index}"
     for stream in model.family.streams:
         seen = found[stream.name]
-        fit = StepFit(seen, scheme.input, scheme.weight, scheme.input.reach if scheme.input else 1.0)
+        reach = scheme.input.reach if scheme.input else 1.0
+        fit = StepFit(seen, scheme.input, scheme.weight, reach, _source_rows(model, stream, found, scheme))
         plain = fit.fit()
         choices = {0: plain}
         if stream.role == Role.DOWN_INPUT and columns:
@@ -236,10 +237,23 @@ def _block_rewrites(
         yield StreamRewrite(f"{inside}.{stream.name}", sites, fit.naive().damage, fitted)
 
 
+def _source_rows(
+    model: Model, stream: Stream, found: Mapping[str, Sensitivity], scheme: LinearScheme
+) -> tuple[Tensor, Tensor] | None:
+    """Of the projection that makes a stream, as `StepFit` takes it; None where its scales go by row, or for a norm."""
+    if stream.fused or scheme.weight is None or scheme.weight.granularity.rows is not None:
+        return None
+    read = next(other for other in model.family.streams if stream.source in other.readers)
+    place = read.readers.index(stream.source)
+    seen = found[read.name]
+    return seen.weights[place].abs().amax(1), seen.moments[place].sum(1)
+
+
 def _storable(model: Model, index: int, block: nn.Module, stream: Stream, scales: Tensor) -> Tensor:
     """Scales that what makes a stream can be divided by without being rounded, (channels of the source,).
 
-    A projection's rows take any: where it is quantized, its own scales do. A norm is stored as it is.
+    A projection's rows take any: where it is quantized, its own scales do, or the fit has counted it. A norm is stored
+    as it is.
     """
     if not stream.fused:
         return scales

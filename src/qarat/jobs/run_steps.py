@@ -103,5 +103,6 @@ def show_divergence(folder: Path, show: Shower) -> None:
 
 
 def show_continuations(folder: Path, show: Shower) -> None:
-    """How the models continue a prompt."""
-    show(CONTINUE.read(folder), title=TITLES["continue"])
+    """How the models continue a prompt, where memory had room for them."""
+    if (record := CONTINUE.read(folder)).texts:
+        show(record, title=TITLES["continue"])

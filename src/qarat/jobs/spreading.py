@@ -46,6 +46,7 @@ from qarat.stages.observe.collectors import Collector
 from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import needs_calibration
+from qarat.stages.rounding.inputs import Calibration
 from qarat.values.plans import Plan
 from qarat.values.records.scores import Evaluation, Failure
 from qarat.values.records.streams import ActivationStats
@@ -146,11 +147,12 @@ class Spread:
         tokens: TokenSet,
         stats: ActivationStats | None,
         prefix: FloatPrefix | None,
-        calibration: TokenSet | None,
+        calibration: Calibration | None,
     ) -> MeasureMany:
         """What measures plans, of each of which every worker measures some windows; arguments as of `make_meter`."""
         parts = self._cut(model, tokens, self._twice)
-        metering = Metering(len(parts), stats, () if prefix is None else prefix.tokens, calibration)
+        read = None if calibration is None else calibration.tokens
+        metering = Metering(len(parts), stats, () if prefix is None else prefix.tokens, read)
         make = Make(self.replica, metering)  # one for all plans, so that workers keep what it makes
 
         def measure(plans: Sequence[Plan]) -> Iterator[tuple[int, Evaluation | Failure]]:

@@ -282,7 +282,7 @@ def _chosen(
         # Only a rule can make an attention product low.
         products = bool(request.rules)
         seen = profile(transformed, calibration, request.prefix, attention=products, progress=progress)
-        low = quantize(transformed, naive_plan(transformed, request, seen), seen)
+        low = quantize(transformed, naive_plan(transformed, request, seen), seen, calibration)
         return measure_perplexity(low, selection, label=text, progress=progress).loss
 
     return min(choices, key=measure)

@@ -27,7 +27,7 @@ from qarat.stages.read_back.contents import check_contents
 from qarat.stages.read_back.folders import Findings, StoredFolder, open_folder
 from qarat.stages.read_back.readback import compare_weights, logits_of, relative_difference, transformers_logits
 from qarat.stages.read_back.resolution import Matches, resolve
-from qarat.stages.read_back.simulation import open_stored
+from qarat.stages.read_back.simulation import cache_of, open_stored
 from qarat.stages.spikes import find_spikes
 from qarat.values.engines import DEFAULT_ENGINES, FILE_ENGINES, Engine, engine_named, generation_named
 from qarat.values.fingerprints import source_of
@@ -218,7 +218,7 @@ def _simulated(resolved: _Resolved, runtime: Runtime) -> Model | None:
         reason = f"nothing was computed: with the errors above, {resolved.reference} would not run what is stored"
         resolved.findings.add("note", reason, "correct them and verify again")
         return None
-    if resolved.folder.config.kv_cache is not None:
+    if resolved.folder.config.kv_cache is not None and cache_of(resolved.folder) is None:
         what = "what rounding keys and values costs: computed here with the KV cache in float, all else as it is stored"
         resolved.findings.add("not judged", what, "compare it in an engine")
     try:

@@ -17,15 +17,19 @@ from qarat.ground.runtime import Estimate, Progress
 from qarat.jobs.estimates import (
     PRICED_ON,
     PROTECTING_FORWARDS,
-    ROUNDING,
+    TO_EXPORT,
+    TO_QUANTIZE,
+    Work,
     estimate,
+    measuring,
     meter_bytes,
-    price_forwards,
+    observing,
+    pricing,
     quantized_bytes,
     stats_bytes,
     whole_bytes,
 )
-from qarat.jobs.exporting import measured_in
+from qarat.jobs.exporting import HOLD_WEIGHTS, measured_in
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
@@ -67,7 +71,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.records.scores import Divergence, Evaluation
+from qarat.values.records.scores import Continuations, Divergence, Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import LinearScheme
@@ -136,14 +140,16 @@ class Pipeline:
         key = self._observed(model)
         watched: dict[str, Any] = {"collect": self.spread and self.spread.collect, "progress": progress}
         stats = PROFILE.make(run, key, lambda: profile(model, self.calibration, request.prefix, **watched))
+        # Priced, measured and written down, a weight is rounded once.
+        inputs = Calibration(model, self.calibration, len(stats.prefix))
         show_stats(run.folder, self.show, self.draft.low)
         for line in float16_notes(model, stats, before and (self.source, before)):
             self.note(line)
 
         key |= {"selection": self.selection.fingerprint, "low": self.draft.low, "seed": self.seed}
-        menu = DAMAGE.make(run, key, lambda: self._price(stats), [PROFILE])
+        menu = DAMAGE.make(run, key, lambda: self._price(stats, inputs), [PROFILE])
         key |= {"request": msgspec.to_builtins(request)}
-        more: dict[str, Any] = {"calibration": self.calibration, "spread": self.spread, "progress": progress}
+        more: dict[str, Any] = {"calibration": inputs, "spread": self.spread, "progress": progress}
         plan, _ = PROTECT.make(
             run,
             key,
@@ -152,7 +158,7 @@ class Pipeline:
         )
         show_choices(run.folder, self.show)
 
-        run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats), after=["profile", "plan"])
+        run.step("quantize", key, [MODEL], lambda: self._quantize(run, plan, stats, inputs), after=["profile", "plan"])
         key |= {"report": self.report.fingerprint}
         self._measure(run, key, plan, stats, before or stats)
         for format in self.exports:
@@ -201,8 +207,8 @@ class Pipeline:
         opened = {label: functools.partial(_model_of, walking) for label, walking in models.items()}
         CONTINUE.make(
             run,
-            key | {"prompt": self.prompt},
-            lambda: continue_all(self.model, self.report, opened, self.prompt, self.progress),
+            key | {"prompt": self.prompt} | ({} if self._continues else {"continued": False}),
+            lambda: self._continue(opened),
             behind,
         )
         show_continuations(run.folder, self.show)
@@ -281,29 +287,52 @@ class Pipeline:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
         calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
         prepared = tokens_to_prepare(self.request, calibration, selection)
-        work: dict[str, float] = {
+        few = min(selection, PRICED_ON)
+        work: dict[str, float | Work] = {
             **({"transform": prepared} if prepared else {}),
-            "profile": calibration,
-            "damage": price_forwards(1) * min(selection, PRICED_ON),
-            "plan": PROTECTING_FORWARDS * selection,
-            "quantize": ROUNDING,
-            **{f"evaluate {label}": report for label in LABELS},
-            "divergence": 4 * min(report, DIVERGED_ON),
-            "continue": len(LABELS) * self.new_tokens,
+            "profile": observing(calibration),
+            "damage": pricing(few, 1),
+            "plan": measuring(selection, PROTECTING_FORWARDS),
+            "quantize": TO_QUANTIZE,
+            "evaluate float": report,
+            **{f"evaluate {label}": measuring(report) for label in LABELS[1:]},
+            "divergence": Work(4 * min(report, DIVERGED_ON), passes=4, rounded=2),
+            **({"continue": Work(len(LABELS) * self.new_tokens, len(LABELS), 2)} if self._continues else {}),
+            **{f"export {format}": TO_EXPORT for format in self.exports},
         }
         states = max(calibration, selection, report)
-        disk = stats_bytes(self.model) + quantized_bytes(self.model, self.draft)
-        held = max(whole_bytes(self.model), meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
-        return estimate(self.model, work, states=states, disk=disk, held=held)
+        whole = whole_bytes(self.model) if self._continues else 0
+        held = max(whole, meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
+        return estimate(self.model, work, states=states, disk=self.disk_bytes(), held=held)
 
-    def _price(self, stats: ActivationStats) -> Menu:
-        more: dict[str, Any] = {"calibration": self.calibration, "prefix": stats.prefix, "seed": self.seed}
+    def disk_bytes(self) -> int:
+        """What is written: stats, the quantized folder, and exports that hold weights as it does."""
+        weights = 1 + sum(format in HOLD_WEIGHTS for format in self.exports)
+        return stats_bytes(self.model) + weights * quantized_bytes(self.model, self.draft)
+
+    @property
+    def _continues(self) -> bool:
+        """Whether there is room for a whole model, which a prompt is continued by."""
+        return whole_bytes(self.model) <= self.model.memory
+
+    def _continue(self, models: Mapping[str, Callable[[], Model]]) -> Continuations:
+        """One prompt under every model; none where a whole model has no room."""
+        if self._continues:
+            return continue_all(self.model, self.report, models, self.prompt, self.progress)
+        self.note(
+            f"the prompt is not continued: a model in one piece takes {whole_bytes(self.model) / 1e9:.1f} GB, and "
+            f"`memory` leaves {self.model.memory / 1e9:.1f} GB"
+        )
+        return continue_all(self.model, self.report, {}, self.prompt, self.progress)
+
+    def _price(self, stats: ActivationStats, calibration: Calibration) -> Menu:
+        more: dict[str, Any] = {"calibration": calibration, "prefix": stats.prefix, "seed": self.seed}
         low = parse_scheme(self.request.low)
         more |= {"windows": self.spread and self.spread.prices, "progress": self.progress}
         return price(self.model, self.selection.at_most(PRICED_ON), [low], stats, **more)
 
-    def _quantize(self, run: Run, plan: Plan, stats: ActivationStats) -> None:
-        quantized = quantize(self.model.in_float32(), plan, stats, self.calibration)
+    def _quantize(self, run: Run, plan: Plan, stats: ActivationStats, calibration: Calibration) -> None:
+        quantized = quantize(self.model.in_float32(), plan, stats, calibration)
         write_native(quantized, plan, run.path(MODEL), progress=self.progress)
 
     def _asked_prefix(self) -> tuple[int, ...]:
@@ -331,7 +360,7 @@ class Pipeline:
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
-        model = Model(self.model.checkpoint, EXPORTING, quantized.block, self.model.transforms)
+        model = Model(self.model.checkpoint, EXPORTING, quantized.unkept().block, self.model.transforms)
         more: dict[str, Any] = {"measured": measured_in(run.folder), "overwrite": True, "progress": self.progress}
         notes = export_model(model, plan, run.path(format), format, **more)
         for note in notes:

@@ -134,7 +134,8 @@ class Metering(NamedTuple):
     def __call__(self, model: Model) -> Callable[[Asked], Losses]:
         """As `Meter.lose_many` of one plan."""
         prefix = FloatPrefix(model, self.prefix) if self.prefix else None
-        build = block_builder(model, self.stats, prefix, self.calibration)
+        inputs = None if self.calibration is None else Calibration(model, self.calibration, len(self.prefix))
+        build = block_builder(model, self.stats, prefix, inputs)
         room = room_for_states(model) // self.parts
         meters: dict[int, Meter] = {}  # by first window
 

@@ -6,17 +6,26 @@ zero (so that e4m3 and e5m2 are torch's float8 bit patterns, and e2m1 the usual 
 other, learned table. The kind follows from the values, so a new format needs no entry here.
 
 Codes lie one after the other, first code in the lowest bits, each row padded to whole bytes.
+
+A matrix goes through in bands of rows: looking up and shifting take up to 24 bytes a code for a moment, which of a
+whole matrix would be more than the block it belongs to.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qarat.values.formats import NumberFormat
+
+BAND, LARGE_BAND = 1 << 18, 1 << 26
+"""Codes of a band on a CPU, and on anything else."""
+_WORDS = (torch.uint8, torch.int64)
+"""What a word of codes is put together in: one byte, or several."""
 
 
 def to_wire(codes: Tensor, fmt: NumberFormat) -> Tensor:
@@ -25,6 +34,10 @@ def to_wire(codes: Tensor, fmt: NumberFormat) -> Tensor:
     Raises:
         IndexError: An index beyond the table.
     """
+    if (zero := _twos_complement(fmt)) is not None:
+        if fmt.bits < 8 and codes.numel() and not codes.is_meta and int(codes.max()) >= len(fmt.values):
+            raise IndexError(f"index {int(codes.max())} is beyond the {len(fmt.values)} values of {fmt.name}")
+        return codes.add(256 - zero).bitwise_and_((1 << fmt.bits) - 1)  # bytes wrap round
     return _wire_of_index(fmt).to(codes.device)[codes.int()]
 
 
@@ -34,6 +47,10 @@ def from_wire(wire: Tensor, fmt: NumberFormat) -> Tensor:
     Raises:
         ValueError: A code that no value of the format has: NaN, infinity, or more bits than the format's.
     """
+    if (zero := _twos_complement(fmt)) is not None and (
+        fmt.bits == 8 or not wire.numel() or wire.is_meta or int(wire.max()) < 1 << fmt.bits
+    ):
+        return wire.add(zero).bitwise_and_((1 << fmt.bits) - 1)
     indices = _index_of_wire(fmt).to(wire.device)[wire.int()]
     if bool((indices < 0).any()):
         offender = int(wire[indices < 0][0])
@@ -51,7 +68,7 @@ def pack(codes: Tensor, fmt: NumberFormat) -> Tensor:
     Returns:
         (rows, `packed_bytes` of a row) uint8, as `pack_bits` lays them out.
     """
-    return pack_bits(to_wire(codes, fmt), fmt.bits)
+    return _in_bands(codes, lambda band: pack_bits(to_wire(band, fmt), fmt.bits))
 
 
 def unpack(packed: Tensor, fmt: NumberFormat, cols: int) -> Tensor:
@@ -60,7 +77,13 @@ def unpack(packed: Tensor, fmt: NumberFormat, cols: int) -> Tensor:
     Raises:
         ValueError: The number of bytes does not fit that of codes, or a code is none of the format's.
     """
-    return from_wire(unpack_bits(packed, fmt.bits, cols), fmt)
+    return _in_bands(packed, lambda band: from_wire(unpack_bits(band, fmt.bits, cols), fmt))
+
+
+def _in_bands(matrix: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What becomes of a matrix, a band of rows at a time."""
+    rows = max(1, (BAND if matrix.device.type == "cpu" else LARGE_BAND) // max(1, matrix.shape[1]))
+    return work(matrix) if rows >= len(matrix) else torch.cat([work(band) for band in torch.split(matrix, rows)])
 
 
 def packed_bytes(cols: int, bits: int) -> int:
@@ -78,12 +101,14 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     Returns:
         (rows, `packed_bytes` of a row) uint8, little-endian in bits; unused bits of a row's last byte are 0.
     """
+    if bits == 8:
+        return codes
     rows, cols = codes.shape
     per_word, bytes_per_word = _word(bits)
     split = torch.nn.functional.pad(codes, (0, -cols % per_word)).view(rows, -1, per_word)
-    words = torch.zeros(split.shape[:2], dtype=torch.int64, device=codes.device)
+    words = torch.zeros(split.shape[:2], dtype=_WORDS[bytes_per_word > 1], device=codes.device)
     for position in range(per_word):
-        words |= split[..., position].long() << (position * bits)
+        words |= split[..., position].to(words.dtype) << (position * bits)
     packed = torch.stack([(words >> (8 * byte)) & 0xFF for byte in range(bytes_per_word)], dim=-1)
     return packed.to(torch.uint8).view(rows, -1)[:, : packed_bytes(cols, bits)].contiguous()
 
@@ -97,11 +122,13 @@ def unpack_bits(packed: Tensor, bits: int, cols: int) -> Tensor:
     rows, present = packed.shape
     if present != packed_bytes(cols, bits):
         raise ValueError(f"{cols} codes of {bits} bits are {packed_bytes(cols, bits)} bytes a row, got {present}")
+    if bits == 8:
+        return packed
     per_word, bytes_per_word = _word(bits)
     split = torch.nn.functional.pad(packed, (0, -present % bytes_per_word)).view(rows, -1, bytes_per_word)
-    words = torch.zeros(split.shape[:2], dtype=torch.int64, device=packed.device)
+    words = torch.zeros(split.shape[:2], dtype=_WORDS[bytes_per_word > 1], device=packed.device)
     for byte in range(bytes_per_word):
-        words |= split[..., byte].long() << (8 * byte)
+        words |= split[..., byte].to(words.dtype) << (8 * byte)
     mask = (1 << bits) - 1
     codes = torch.stack([(words >> (position * bits)) & mask for position in range(per_word)], dim=-1)
     return codes.to(torch.uint8).view(rows, -1)[:, :cols].contiguous()
@@ -111,6 +138,13 @@ def _word(bits: int) -> tuple[int, int]:
     """The fewest codes that fill whole bytes, and those bytes: at most 8 codes in 8 bytes, so a word is one int64."""
     per_word = 8 // math.gcd(bits, 8)
     return per_word, per_word * bits // 8
+
+
+@functools.lru_cache(maxsize=64)
+def _twos_complement(fmt: NumberFormat) -> int | None:
+    """Index of zero where wire codes are two's complement, all of them in use; None where they are not."""
+    zero = 1 << (fmt.bits - 1)
+    return zero if fmt.is_integer and fmt.zero == zero and len(fmt.values) == 2 * zero else None
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,21 +15,24 @@ import torch
 from torch import Tensor
 
 from qarat.ground.errors import UserError
+from qarat.maths import clipping
 from qarat.maths.rounding import round_to_format
-from qarat.maths.tiles import Scales, as_matrices, fake_quantize_tiles, to_tiles
+from qarat.maths.tiles import Scales, above_each, as_matrices, fake_quantize_tiles, to_tiles
 from qarat.values.formats import FORMATS
-from qarat.values.schemes import ScaleKind, TensorScheme
+from qarat.values.schemes import SCALES_PER_BLOCK, ScaleKind, TensorScheme
 
 SCALE_DTYPES: dict[ScaleKind, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "e8m0": torch.float8_e8m0fnu,
     "e4m3": torch.float8_e4m3fn,
+    "uint8": torch.uint8,
 }
 """What a scale of each kind is stored as; `Scales.scale` converts to it and back without loss."""
 
 E4M3_LARGEST = FORMATS["e4m3"].largest
 E4M3_SMALLEST = 2.0**-9  # smallest positive e4m3, a subnormal
+UINT8_LARGEST = 255.0
 FLOAT16_SMALLEST = 2.0**-24
 FLOAT32_SMALLEST = torch.finfo(torch.float32).tiny  # normal, so that dividing by it is safe where subnormals are zero
 E8M0_LIMIT = 127  # E8M0 holds 2^-127 … 2^127; its code 255 is NaN (OCP MX v1.0, section 5.4.1)
@@ -71,10 +74,12 @@ def choose_scale(x: Tensor, scheme: TensorScheme, weights: Tensor | None = None)
     - ``mse``: absmax of the extremes times 2^(−i/12), i = 0 … 36, whichever has the least squared error.
     - ``percentile``: absmax of the extremes clipped at that percentile of the tile's magnitudes (linear between ranks);
       a tile whose percentile is zero keeps its extremes.
+    - ``typical``: absmax of the extremes clipped where the format rounds a Gaussian of the tile's σ with least error.
 
     Scales are then rounded to the scheme's kind: float16 to nearest, kept off zero and infinity; e8m0 *up* to a power
     of two, so that nothing clips that the choice meant to keep; e4m3 (NVFP4) to nearest, in units of one float32 per
-    matrix, largest magnitude ÷ (448 · largest value), and never below the smallest e4m3.
+    matrix, largest magnitude ÷ (448 · largest value), and never below the smallest e4m3; uint8 to 1 … 255 in units of
+    one float32 for each 256 scales, largest magnitude among their tiles ÷ (255 · largest value).
 
     Args:
         x: (rows, cols), or (batch, …, cols) where each of the batch is a matrix of its own; floating.
@@ -92,8 +97,10 @@ def choose_scale(x: Tensor, scheme: TensorScheme, weights: Tensor | None = None)
     extremes = _extremes(tiles, scheme)
     tensor_scale = _tensor_scale(extremes, scheme)
     if scheme.choice == "percentile":
-        bound = _percentile(matrices, scheme)
+        bound = clipping.percentile(matrices, scheme)
         extremes = extremes.clipped(torch.where(bound == 0, torch.inf, bound))
+    if scheme.choice == "typical":
+        extremes = extremes.clipped(clipping.typical(matrices, scheme))
     if scheme.choice == "mse" or weights is not None:
         counts = None if weights is None else to_tiles(weights.view(1, 1, -1), scheme.granularity)
         scales = _least_squares(tiles, counts, extremes, scheme, tensor_scale, SHRINK_STEPS)
@@ -166,14 +173,20 @@ def _extremes(tiles: Tensor, scheme: TensorScheme) -> _Extremes:
 
 
 def _tensor_scale(extremes: _Extremes, scheme: TensorScheme) -> Tensor | None:
-    """The float32 above e4m3 scales, (batch, 1, 1), under which the largest scale of each matrix is just 448."""
-    if scheme.scale != "e4m3":
+    """The float32 above e4m3 or uint8 scales, as of `Scales`, under which the largest of its scales is just 448 or 255.
+
+    The others have all of the kind's range below that.
+    """
+    if not scheme.nests_scales:
         return None
-    # A block's scale is reach / divisor; in units of largest / (448 · divisor) the greatest is 448, the largest e4m3,
-    # and the others have all of its range below them.
     reach, divisor = _reach(extremes, scheme)
-    largest = reach.amax(dim=(1, 2, 3, 4)).view(-1, 1, 1)
-    return torch.where(largest == 0, 1.0, (largest / (E4M3_LARGEST * divisor)).clamp(min=FLOAT32_SMALLEST))
+    each = reach.flatten(1)
+    if scheme.scale == "uint8":
+        whole = torch.nn.functional.pad(each, (0, -each.shape[1] % SCALES_PER_BLOCK))
+        each = whole.view(len(each), -1, SCALES_PER_BLOCK)
+    top = E4M3_LARGEST if scheme.scale == "e4m3" else UINT8_LARGEST
+    largest = each.amax(-1).view(len(each), 1, -1)
+    return torch.where(largest == 0, 1.0, (largest / (top * divisor)).clamp(min=FLOAT32_SMALLEST))
 
 
 def _reach(extremes: _Extremes, scheme: TensorScheme) -> tuple[Tensor, float]:
@@ -212,7 +225,10 @@ def _storable(ideal: Tensor, kind: ScaleKind, tensor_scale: Tensor | None) -> Te
         mantissa, exponent = torch.frexp(ideal)  # ideal = mantissa · 2^exponent, mantissa in [½, 1)
         return _power_of_two(torch.where(mantissa == 0.5, exponent - 1, exponent))
     assert tensor_scale is not None
-    return round_to_format(ideal / tensor_scale, FORMATS["e4m3"]).clamp_(min=E4M3_SMALLEST)
+    units = ideal / above_each(tensor_scale, ideal.shape)
+    if kind == "uint8":
+        return units.round_().clamp_(1, UINT8_LARGEST)
+    return round_to_format(units, FORMATS["e4m3"]).clamp_(min=E4M3_SMALLEST)
 
 
 def _mx_scale(reach: Tensor, scheme: TensorScheme) -> Tensor:
@@ -232,20 +248,6 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent within the range of E8M0, exactly (`exp2` may not be)."""
     index = exponent.clamp(-E8M0_LIMIT, E8M0_LIMIT).int() + E8M0_LIMIT
     return _POWERS_OF_TWO.to(exponent.device)[index]
-
-
-def _percentile(matrices: Tensor, scheme: TensorScheme) -> Tensor:
-    """Percentile of the magnitudes of each tile, (batch, tall, 1, wide, 1); linear between neighbouring ranks."""
-    magnitudes = to_tiles(matrices.abs(), scheme.granularity).transpose(2, 3).flatten(3)
-    # Ranks count from the top, where the zeros that pad a short last tile do not shift them.
-    ones = torch.ones(1, *matrices.shape[1:], device=matrices.device)
-    elements = to_tiles(ones, scheme.granularity).sum((2, 4), dtype=torch.float64)  # (1, tall, wide)
-    rank = (elements - 1) * (1 - scheme.percentile / 100)
-    upper, lower = rank.floor(), rank.ceil()
-    top = magnitudes.topk(int(lower.max()) + 1, dim=-1).values
-    at_upper, at_lower = (top.gather(-1, r.long().expand(len(top), -1, -1).unsqueeze(-1)) for r in (upper, lower))
-    bound = torch.lerp(at_upper, at_lower, (rank - upper).float().unsqueeze(-1))
-    return bound.unsqueeze(2)
 
 
 def _least_squares(

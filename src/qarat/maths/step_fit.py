@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from qarat.maths.input_steps import POINTS, SMALLEST, Sensitivity, Steps, finest_steps, is_tokenwise
-from qarat.values.schemes import TensorScheme
+from qarat.values.schemes import Granularity, TensorScheme
 
 STRENGTHS = (0.5, 0.7, 0.9)
 """Descent begins at the best of SmoothQuant's strengths (arXiv 2211.10438, eq. 4)."""
@@ -21,7 +22,12 @@ class StepFit:
     """Fits the steps of one stream under one scheme."""
 
     def __init__(
-        self, found: Sensitivity, inputs: TensorScheme | None, weight: TensorScheme | None, reach: float
+        self,
+        found: Sensitivity,
+        inputs: TensorScheme | None,
+        weight: TensorScheme | None,
+        reach: float,
+        source: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Prepare.
 
@@ -31,6 +37,9 @@ class StepFit:
             weight: Of the readers; steps as noise are those of an integer format, any other costs what it costs
                 whatever s is.
             reach: Every channel reaches at least so many times what calibration saw.
+            source: Of a projection that makes the stream and has one scale for all its rows, the largest magnitude of
+                each row and the sum of its C, (sources,) both. Its rows are divided by s before they are rounded, so
+                that the noise of row i is σ² s_i² Σ_j C_ij / 24, with σ from the largest row.
         """
         self._found, self._inputs, self._weight = found, inputs, weight
         largest = 1.0 if inputs is None else inputs.number_format.largest
@@ -39,6 +48,10 @@ class StepFit:
         if inputs is not None and not is_tokenwise(inputs):
             self._table = (found.tables[inputs.format] + 1e-30).log()
         self._magnitudes = [w.abs() for w in found.weights]
+        self._source = None
+        if source is not None and weight is not None and weight.number_format.is_integer:
+            self._source = source[0][None], source[1][None], replace(weight, granularity=Granularity())
+            self._source_before = self._source_noise(torch.ones_like(source[0]))
 
     def naive(self) -> Steps:
         """One step for all channels, the least that reaches what calibration saw."""
@@ -109,7 +122,14 @@ class StepFit:
         if self._weight is not None and self._weight.number_format.is_integer:
             for moments, magnitudes in zip(self._found.moments, self._magnitudes, strict=True):
                 weights = weights + rows_noise(steps / copies, magnitudes, moments, self._weight)
+        if self._source is not None:  # what it costs more than with equal steps: that much its own stream counts
+            weights = weights + self._source_noise(self._found.gather(steps)) - self._source_before
         return self._inputs_damage(steps), weights / 24
+
+    def _source_noise(self, scales: Tensor) -> Tensor:
+        """Of the source's rows divided by scales, (sources,)."""
+        assert self._source is not None
+        return rows_noise(1 / scales, *self._source)
 
     def _inputs_damage(self, steps: Tensor) -> Tensor:
         """Σ D: of steps that all tokens share, logarithmically between the points of the table."""

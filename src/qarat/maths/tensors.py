@@ -18,6 +18,8 @@ from torch import Tensor
 
 from qarat.maths.rounding import decode, encode
 from qarat.maths.scales import choose_scale
+from qarat.maths.sparse import Sparse
+from qarat.maths.tables import look_up
 from qarat.maths.tiles import Scales, as_matrices, fake_quantize_tiles, from_tiles, from_units_, to_tiles, to_units
 from qarat.values.schemes import TensorScheme
 
@@ -30,23 +32,27 @@ class QuantizedTensor:
         codes: Shape of the tensor, uint8 indices into the format's table (`qarat.maths.packing` knows wire codes).
         scales: Its scales.
         scheme: The scheme.
+        sparse: What is added to the numbers that the codes stand for; None for nothing.
     """
 
     codes: Tensor
     scales: Scales
     scheme: TensorScheme
+    sparse: Sparse | None = None
 
     @classmethod
     def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> QuantizedTensor:
         """A (rows, cols) matrix that holds no numbers, on the meta device: what it will consist of."""
         codes = torch.empty(rows, cols, dtype=torch.uint8, device="meta")
-        return cls(codes, Scales.empty(scheme, rows, cols), scheme)
+        sparse = None if scheme.sparse is None else Sparse.empty(scheme.sparse_count(rows, cols), rows)
+        return cls(codes, Scales.empty(scheme, rows, cols), scheme, sparse)
 
     @property
     def nbytes(self) -> int:
-        """Memory of codes and scales."""
+        """Memory of codes, scales and the sparse part."""
         s = self.scales
-        return sum(t.nbytes for t in (self.codes, s.scale, s.zero_point, s.tensor_scale) if t is not None)
+        parts = (self.codes, s.scale, s.zero_point, s.tensor_scale, s.table, *(self.sparse or ()))
+        return sum(part.nbytes for part in parts if part is not None)
 
     def rows(self, first: int, end: int) -> QuantizedTensor:
         """Some rows of a matrix whose scales reach over single rows, or over all of them; a view."""
@@ -56,9 +62,17 @@ class QuantizedTensor:
         return QuantizedTensor(self.codes[first:end], scales, self.scheme)
 
     def dequantize(self) -> Tensor:
-        """The numbers the codes stand for, scale × (table[code] − zero point); shape of ``codes``, float32."""
-        values = as_matrices(decode(self.codes, self.scheme.number_format))
-        return from_tiles(from_units_(to_tiles(values, self.scheme.granularity), self.scales), self.codes.shape)
+        """The numbers stored; shape of ``codes``, float32.
+
+        A code stands for scale × (table[code] − zero point), or for what its tile's own table says; the sparse part is
+        added to that.
+        """
+        if self.scales.table is not None:
+            dense = look_up(self.codes, self.scales.table, self.scheme.granularity)
+        else:
+            values = as_matrices(decode(self.codes, self.scheme.number_format))
+            dense = from_tiles(from_units_(to_tiles(values, self.scheme.granularity), self.scales), self.codes.shape)
+        return dense if self.sparse is None else self.sparse.add_to_(dense)
 
 
 @torch.no_grad()
@@ -115,6 +129,8 @@ def scales_for(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> Scales
         ValueError: A static scheme without scales; scales that do not fit the shape of ``x``; a scheme that says more
             than how a tensor is rounded.
     """
+    if scheme.number_format.learned:
+        raise ValueError(f"{scheme.spell('w')} has tables in place of scales (qarat.maths.tables)")
     if scheme.outliers is not None:
         raise ValueError(
             f"{scheme.spell('a')}: columns in float are the product's affair (qarat.maths.kernels.reference)"

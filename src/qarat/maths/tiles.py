@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qarat.maths.rounding import round_
-from qarat.values.schemes import Granularity, TensorScheme
+from qarat.values.schemes import SCALES_PER_BLOCK, Granularity, TensorScheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +29,44 @@ class Scales:
         scale: One per tile, float32 already rounded to the scheme's scale kind; (tall, wide) as
             `Granularity.scale_shape` says, or (batch, tall, wide) for a tensor of more than two axes.
         zero_point: Shape of ``scale``, float32 integers in units of the table; None where 0 is fixed.
-        tensor_scale: For e4m3 scales, the float32 above them, one per matrix, (1, 1) or (batch, 1, 1); else None.
+        tensor_scale: The float32 above the scales, where their kind has them, else None: of e4m3 one per matrix,
+            (1, 1) or (batch, 1, 1); of uint8 one for each 256 scales in reading order, (1, blocks) or (batch, 1,
+            blocks).
+        table: Of a learned format, each tile's own values, (tall, wide, values) float16, ascending; scales are then 1.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     tensor_scale: Tensor | None = None
+    table: Tensor | None = None
 
     @classmethod
     def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> Scales:
         """Scales of a (rows, cols) matrix that hold no numbers, on the meta device: what they will consist of."""
         scale = torch.empty(scheme.granularity.scale_shape(rows, cols), device="meta")
-        above = torch.empty(1, 1, device="meta") if scheme.scale == "e4m3" else None
-        return cls(scale, None if scheme.symmetric else scale, above)
+        above = torch.empty(1, scheme.scales_above(rows, cols), device="meta") if scheme.nests_scales else None
+        fmt = scheme.number_format
+        values = (*scale.shape, len(fmt.values))
+        table = torch.empty(values, dtype=torch.float16, device="meta") if fmt.learned else None
+        return cls(scale, None if scheme.symmetric else scale, above, table)
+
+    @classmethod
+    def of_tables(cls, table: Tensor) -> Scales:
+        """Tables in place of scales, (tall, wide, values) float16."""
+        return cls(torch.ones(table.shape[:2], device=table.device), table=table)
 
     @property
     def effective(self) -> Tensor:
         """The factor of each tile, shape of ``scale``, float32."""
-        return self.scale if self.tensor_scale is None else self.scale * self.tensor_scale
+        return self.scale if self.tensor_scale is None else self.scale * above_each(self.tensor_scale, self.scale.shape)
+
+
+def above_each(tensor_scale: Tensor, shape: torch.Size) -> Tensor:
+    """The float32 above each scale, so that it broadcasts over scales of a shape; both as of `Scales`."""
+    if tensor_scale.shape[-1] == 1:
+        return tensor_scale
+    spread = tensor_scale.repeat_interleave(SCALES_PER_BLOCK, dim=-1)
+    return spread[..., : shape[-2] * shape[-1]].reshape(shape)
 
 
 def as_matrices(x: Tensor) -> Tensor:

@@ -6,6 +6,10 @@ other, with that child's `scores` and `mix`. Being a child module, it shows when
 caps its scores softly (Gemma 2), which scaled-dot-product attention leaves out without a word, the products are always
 computed one after the other, as transformers' eager attention does.
 
+A child called ``kv_cache`` says what attention reads in place of keys and values: what later tokens read, and what a
+token reads of itself. Whole windows and generation token by token then come to the same, since both ask it for all keys
+there are, those of earlier steps among them; transformers' own cache holds them in float.
+
 A child called ``watcher`` is shown the operands before, and changes nothing: to look at attention must not mean to
 compute it by another, slower way.
 """
@@ -22,6 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "qarat"
 PRODUCTS = "products"
+CACHE = "kv_cache"
 WATCHER = "watcher"
 
 
@@ -37,6 +42,22 @@ class Products(Protocol):
 
     def mix(self, p: Tensor, v: Tensor) -> Tensor:
         """Probabilities·V: (windows, heads, tokens, channels)."""
+        ...
+
+
+class KeyValueCache(Protocol):
+    """What stands behind ``kv_cache``: what is read in place of keys and values.
+
+    Of each, (windows, key heads, tokens, channels), what later tokens read and what a token reads of itself, shapes as
+    given; one tensor where both are alike.
+    """
+
+    def keys(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the keys, position embeddings in them."""
+        ...
+
+    def values(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the values."""
         ...
 
 
@@ -79,7 +100,12 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     products: Products | None = getattr(module, PRODUCTS, None)
     watcher: AttentionWatcher | None = getattr(module, WATCHER, None)
-    if products is None and watcher is None and softcap is None:
+    cache: KeyValueCache | None = getattr(module, CACHE, None)
+    own_key, own_value = key, value
+    if cache is not None:
+        (key, own_key), (value, own_value) = cache.keys(key), cache.values(value)
+    fused = products is None and softcap is None and own_key is key and own_value is value
+    if fused and watcher is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     groups: int = getattr(module, "num_key_value_groups", 1)
     keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -87,13 +113,28 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if watcher is not None:
         watcher(query, keys, values, mask, scale, softcap)
-    if products is None and softcap is None:
+    if fused:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     raw = query @ keys.transpose(-1, -2) if products is None else products.scores(query, keys)
+    own = torch.zeros(
+        raw.shape[-2:], dtype=torch.bool, device=raw.device
+    )  # the last query and the last key are one token
+    own.diagonal(raw.shape[-1] - raw.shape[-2]).fill_(True)
+    if own_key is not key:
+        raw = raw.where(~own, _with_itself(query, repeat_kv(own_key, groups)))
     scores = capped(raw * scale, softcap) + mask
     probabilities = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    mixed = probabilities @ values if products is None else products.mix(probabilities, values)
+    others = probabilities if own_value is value else probabilities.masked_fill(own, 0)
+    mixed = others @ values if products is None else products.mix(others, values)
+    if own_value is not value:
+        share = probabilities.diagonal(raw.shape[-1] - raw.shape[-2], -2, -1).unsqueeze(-1)
+        mixed = mixed + share * repeat_kv(own_value, groups)[..., -raw.shape[-2] :, :]
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _with_itself(query: Tensor, own_keys: Tensor) -> Tensor:
+    """Of every query the product with its own key, (windows, heads, tokens, 1)."""
+    return (query.float() * own_keys[..., -query.shape[-2] :, :].float()).sum(-1, keepdim=True).to(query.dtype)
 
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from qarat.model.recognition import (
     quantized_refusal,
     read_card,
 )
-from qarat.model.shards import Entry, locate_tensors
+from qarat.model.shards import Entry, expect, locate_tensors
 from qarat.model.tokenizing import read_tokenizer
 from qarat.values.hub_names import name_in_cache
 
@@ -49,8 +49,10 @@ class Checkpoint:
         declared: The dtype that the config declares, in which engines run it; that above where it says none.
         source: What it was made from and what its tensors are stored in, in words; empty for a float checkpoint.
         stored: In what most matrices are stored, and how many bits that takes for an element; None for a float one.
+        has_weights: Whether there is more than a config (`qarat.model.outline`).
     """
 
+    has_weights = True
     source = ""
     notes: tuple[str, ...] = ()
     stored: tuple[str, float] | None = None
@@ -210,13 +212,16 @@ class Checkpoint:
         if refusal := names_refusal(self.path, self._where.keys(), wanted.keys()):
             raise UserError(refusal)
 
-    def read(self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+    def read(
+        self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime, *, narrow: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """Read tensors, cast to the runtime's dtype and moved to its device.
 
         Args:
             prefix: In front of every wanted name, as the checkpoint spells it.
             wanted: Name to a tensor (on any device) of the shape that is expected.
             runtime: Device and dtype.
+            narrow: Names of those that stay as they are stored, where that is narrower.
 
         Raises:
             UserError: Missing tensors and shapes that differ (all of them at once); NaN or Inf (names the tensor).
@@ -235,28 +240,40 @@ class Checkpoint:
                 bad = int((~tensor.isfinite()).sum())
                 offences.append(f"{full}: {bad} of {tensor.numel()} values are NaN or Inf")
             else:
-                found[name] = tensor.to(runtime.device, runtime.torch_dtype)
+                kept = name in narrow and tensor.dtype.itemsize < runtime.torch_dtype.itemsize
+                found[name] = self._unread(full, tensor) if kept else tensor.to(runtime.device, runtime.torch_dtype)
         if offences:
             listed = "\n  ".join(sorted(offences))
             raise UserError(f"{self.path}: weights cannot be used:\n  {listed}\nfetch or save the checkpoint again")
         return found
 
     def read_outside(self, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
-        """As `read`, once: models of one checkpoint share what lies outside their blocks, and never write there."""
+        """As `read`, once: models of one checkpoint share what lies outside their blocks, and never write there.
+
+        In the memory of a CPU matrices stay as narrow as they are stored, until they are used (`qarat.model.widening`).
+        """
         key = runtime.device, runtime.dtype
         if key not in self._outside:
-            self._outside[key] = self.read("", wanted, runtime)
+            matrices = [name for name, tensor in wanted.items() if tensor.dim() > 1 and runtime.device == "cpu"]
+            self._outside[key] = self.read("", wanted, runtime, narrow=matrices)
         return dict(self._outside[key])
 
+    def _unread(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor that was gone through; mapped from its file anew, or all of it would stay resident."""
+        return dict(self._tensors([name]))[name] if tensor.untyped_storage().filename else tensor
+
     def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Tensors by their full names, in the dtype they are stored in, each with its name; file by file."""
-        by_file: dict[Path, list[str]] = {}
+        """Tensors by their full names, in the dtype they are stored in, each with its name.
+
+        Each is mapped by itself: a map of the whole file would keep resident all that was read of it so far.
+        """
         for name in names:
-            by_file.setdefault(self._where[name].path, []).append(name)
-        for path, inside in by_file.items():
-            with safe_open(path, "pt") as file:
-                for name in inside:
-                    yield name, file.get_tensor(name)
+            with safe_open(self._where[name].path, "pt") as file:
+                yield name, file.get_tensor(name)
+
+    def expect(self, prefix: str) -> None:
+        """Have the tensors whose names begin with a prefix brought from the disk while something else is done."""
+        expect(entry for name, entry in self._where.items() if name.startswith(prefix) and entry.span[1])
 
     def read_raw(self, prefix: str, device: str) -> dict[str, Tensor]:
         """Every tensor whose name begins with a prefix, in the dtype it is stored in.

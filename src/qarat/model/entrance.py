@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qarat.ground.runtime import Runtime
+from qarat.model.families.base import Family
+from qarat.model.widening import embedding_of
+
 Shape = tuple[int, int]
 """Windows and tokens of each."""
 _SHAPES = 2  # enough for a walk: full batches and a last, shorter one
@@ -32,18 +36,19 @@ class _Recorder(nn.Module):
 class Entrance:
     """The part of a skeleton in front of its blocks."""
 
-    def __init__(self, skeleton: nn.Module, blocks: str, count: int, device: str) -> None:
+    def __init__(self, skeleton: nn.Module, family: Family, count: int, runtime: Runtime) -> None:
         """Keep the skeleton; nothing is run yet.
 
         Args:
             skeleton: Real outside its blocks.
-            blocks: Path of the list of blocks in it.
-            count: How many there are.
-            device: Where the skeleton is.
+            family: Says where in it blocks and embedding are.
+            count: How many blocks there are.
+            runtime: Where the skeleton is, and the dtype of hidden states.
         """
-        parent, _, self._name = blocks.rpartition(".")
+        parent, _, self._name = family.blocks.rpartition(".")
         self._shell = skeleton.get_submodule(parent)
-        self._count, self._device = count, device
+        self._embedding = skeleton.get_submodule(family.embedding)
+        self._count, self._device, self._dtype = count, runtime.device, runtime.torch_dtype
         self._arguments: dict[Shape, list[dict[str, Any]]] = {}
 
     @torch.no_grad()
@@ -55,7 +60,8 @@ class Entrance:
         handle = recorders[0].register_forward_pre_hook(lambda _, args, kw: entrance.append(args[0]), with_kwargs=True)
         try:
             setattr(self._shell, self._name, nn.ModuleList(recorders))
-            self._shell(input_ids=tokens.to(self._device), use_cache=False)
+            with embedding_of(self._embedding, tokens, self._dtype):
+                self._shell(input_ids=tokens.to(self._device), use_cache=False)
         finally:
             setattr(self._shell, self._name, blocks)
             handle.remove()

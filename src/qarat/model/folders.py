@@ -34,6 +34,7 @@ KINDS = {
     torch.float8_e8m0fnu: "F8_E8M0",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8",
+    torch.int16: "I16",
     torch.uint8: "U8",
     torch.int32: "I32",
     torch.int64: "I64",

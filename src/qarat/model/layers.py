@@ -1,6 +1,7 @@
 """The modules that stand in a model in place of transformers' own.
 
-A projection and the attention products, under their schemes; and an MLP whose ``down_proj`` reads a rotated input.
+A projection, the attention products and the cache of keys and values, under their schemes; and an MLP whose
+``down_proj`` reads a rotated input.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from qarat.maths.kernels import KERNELS, REFERENCE, choose, reference
 from qarat.maths.rotations import rotate, rotation_factors
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
-from qarat.values.schemes import LinearScheme, MatmulScheme
+from qarat.model.attention import CACHE, PRODUCTS
+from qarat.values.roles import CACHES, OPERANDS, Role
+from qarat.values.schemes import CacheScheme, LinearScheme, MatmulScheme, Scheme
 
 
 class QuantLinear(nn.Module):
@@ -122,6 +125,45 @@ class QuantProducts(nn.Module):
         return f"qk: {self.qk}, av: {self.av}"
 
 
+class QuantCache(nn.Module):
+    """The cache of a block's keys and values under their schemes (protocol `qarat.model.attention.KeyValueCache`).
+
+    A token is quantized by itself, so to do it whenever the cache is read is to have done it once, when it was written.
+    Keys and values of a prefix (`qarat.model.prefixes`) stay in float.
+
+    Attributes:
+        schemes: Of ``k_cache`` and ``v_cache``.
+        scales: Static scales, by the same names.
+        prefix: So many keys in front are those of the prefix.
+    """
+
+    def __init__(self, schemes: Mapping[str, CacheScheme], scales: Mapping[str, Scales], prefix: int = 0) -> None:
+        """Keep schemes and scales."""
+        super().__init__()
+        self.schemes, self.scales, self.prefix = dict(schemes), dict(scales), prefix
+
+    def keys(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """What later tokens read, and what a token reads of itself; shapes as in the protocol."""
+        return self.read(Role.KEY_CACHE, k)
+
+    def values(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of values."""
+        return self.read(Role.VALUE_CACHE, v)
+
+    def read(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the keys or values that have that name."""
+        scheme = self.schemes[name].kept
+        if scheme is None:
+            return x, x
+        low = reference.kept(x[..., self.prefix :, :], scheme, self.scales.get(name)).to(x.dtype)
+        low = torch.cat([x[..., : self.prefix, :], low], -2) if self.prefix else low
+        return low, x if scheme.past_only else low
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return ", ".join(f"{name}: {scheme}" for name, scheme in self.schemes.items())
+
+
 class Rotation(nn.Module):
     """An orthogonal matrix before a projection whose weight has the same one folded in (`qarat.maths.rotations`)."""
 
@@ -176,6 +218,28 @@ class RotatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, hidden) to the same."""
         return self.down_proj(self.rotation(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+def attention_layers(
+    home: str, schemes: Mapping[str, Scheme], scales: Mapping[str, Scales], prefix: int
+) -> dict[str, nn.Module]:
+    """What stands in a block's attention for its products and its cache; nothing where they stay in float.
+
+    Args:
+        home: The attention module's name in the block.
+        schemes: By the sites' last names.
+        scales: Static scales by the streams' last names.
+        prefix: So many keys in front are those of a prefix.
+    """
+    products = {leaf: scheme for leaf, scheme in schemes.items() if isinstance(scheme, MatmulScheme)}
+    caches = {leaf: scheme for leaf, scheme in schemes.items() if isinstance(scheme, CacheScheme)}
+    layers: dict[str, nn.Module] = {}
+    if not all(scheme.is_float for scheme in products.values()):
+        operands = {name: scales[name] for name in OPERANDS if name in scales}
+        layers[f"{home}.{PRODUCTS}"] = QuantProducts(products["qk"], products["av"], operands, prefix)
+    if not all(scheme.is_float for scheme in caches.values()):
+        layers[f"{home}.{CACHE}"] = QuantCache(caches, {n: scales[n] for n in CACHES if n in scales}, prefix)
+    return layers
 
 
 def kernels_of(block: nn.Module) -> Counter[str]:

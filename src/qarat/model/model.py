@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import msgspec
@@ -34,7 +34,9 @@ from qarat.model.entrance import Entrance
 from qarat.model.families import family_of
 from qarat.model.families.base import Family
 from qarat.model.layers import RotatedMlp, Rotation
-from qarat.model.skeleton import build_skeleton, list_sites, widen
+from qarat.model.skeleton import build_skeleton, list_sites, widen, with_parts
+from qarat.model.states import Batches
+from qarat.model.widening import widened
 from qarat.values.fingerprints import brief, join
 from qarat.values.records.origin import Provenance
 from qarat.values.roles import Role
@@ -76,8 +78,9 @@ class Model(Summarized):
         path: What the model can be opened by again: the checkpoint's folder, or its file.
         folder: Where its config and tokenizer lie.
         is_float: Whether its blocks are the checkpoint's own, or those of an equal float model.
-        memory: Bound on what is held, in bytes.
-        keeps_blocks: Whether each block is read once: all fit the memory bound, and nobody asked for `unkept`.
+        memory: Bound on what is held, in bytes: half of it for blocks that are kept, a quarter for hidden states, and
+            what is left for work and for what saves time.
+        keeps_blocks: Whether each block is read once: all fit half of the memory bound, and nobody asked for `unkept`.
         length: Tokens the model was trained to take at once.
     """
 
@@ -100,7 +103,8 @@ class Model(Summarized):
         if widths := [t.inner for t in transforms if t.inner is not None]:
             self.config = widen(self._skeleton, self.family, widths[-1])
         for fold in filter(None, (t.outside for t in transforms)):
-            self._skeleton.load_state_dict(fold(self.outside()), assign=True, strict=False)
+            wide = {name: value.to(runtime.torch_dtype) for name, value in self.outside().items()}
+            self._skeleton.load_state_dict(fold(wide), assign=True, strict=False)
         # None, not a method of its own: a model that holds itself waits for the garbage collector with all its blocks.
         self._load_block = load_block
         self._sites = list_sites(self._skeleton, self.family)
@@ -111,9 +115,10 @@ class Model(Summarized):
         self.is_float = load_block is None
         # Decided once: what is free changes while a walk goes on.
         self.memory = runtime.memory_bytes()
-        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory
+        self.keeps_blocks = self.block_bytes() * self.blocks <= self.memory // 2
         self._kept: dict[int, nn.Module] = {}
-        self._entrance = Entrance(self._skeleton, self.family.blocks, self.blocks, runtime.device)
+        self._entrance = Entrance(self._skeleton, self.family, self.blocks, runtime)
+        self._head: nn.Module | None = None  # in the runtime's dtype, from when it is used to the next block
 
     def facts(self) -> dict[str, str]:
         """What it is, where it lies, and what it computes with."""
@@ -197,7 +202,7 @@ class Model(Summarized):
             raise UserError(f"cannot {verb} {self.path}: it is quantized already; begin from the float model")
 
     def with_blocks(self, load_block: Callable[[int], nn.Module]) -> Model:
-        """The same model with another function that brings in blocks."""
+        """The same model with another function that brings in blocks, each made anew at every call."""
         other = copy.copy(self)
         other._load_block, other.is_float, other._kept = load_block, False, {}
         return other
@@ -243,7 +248,7 @@ class Model(Summarized):
         return {name: tuple(value.shape) for name, value in state.items()}
 
     def outside(self) -> dict[str, Tensor]:
-        """The tensors outside the blocks, by name: embedding, norm and head."""
+        """The tensors outside the blocks, by name: embedding, norm and head; some in the dtype they are stored in."""
         blocks = f"{self.family.blocks}."
         return {name: value for name, value in self._skeleton.state_dict().items() if not name.startswith(blocks)}
 
@@ -276,10 +281,17 @@ class Model(Summarized):
         """One block, from memory if it is kept there."""
         if index in self._kept:
             return self._kept[index]
+        if not self.keeps_blocks:
+            self._head = None
         block = (self._load_block or self.load_float_block)(index)
         if self.keeps_blocks:
             self._kept[index] = block
         return block
+
+    def expect(self, index: int) -> None:
+        """Have the bytes of a block that is not here brought from the disk while something else is done."""
+        if 0 <= index < self.blocks and index not in self._kept:
+            self.checkpoint.expect(f"{self.family.blocks}.{index}.")
 
     def forget_blocks(self) -> None:
         """Leave the memory of blocks to others; each is read again when it is asked for."""
@@ -302,6 +314,28 @@ class Model(Summarized):
         """
         return self._entrance.enter(tokens)
 
+    def enter(self, batches: Sequence[Tensor]) -> Batches:
+        """Hidden states at the entrance of block 0, as `hold` holds them; arguments as `hold` and `embed`."""
+        return self.hold(map(self.embed, batches), batches)
+
+    def hold(self, states: Iterable[Tensor], batches: Sequence[Tensor]) -> Batches:
+        """Hidden states of some batches: on disk where they take more than a quarter of the memory bound.
+
+        Args:
+            states: (windows, length, hidden) each.
+            batches: Their (windows, length) token ids.
+
+        Raises:
+            UserError: No room on disk.
+        """
+        size = sum(batch.numel() for batch in batches) * self.state_bytes
+        return Batches(states, on_disk=size > self.memory // 4)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of one token's hidden states."""
+        return self.config.hidden_size * self.runtime.torch_dtype.itemsize
+
     def run_block(self, index: int, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states behind a block.
 
@@ -321,27 +355,36 @@ class Model(Summarized):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits from the hidden states behind the last block, float32, (…, vocabulary)."""
         normed = self._skeleton.get_submodule(self.family.norm)(hidden)
-        logits = self._skeleton.get_submodule(self.family.head)(normed)
-        return capped(logits, getattr(self.config, "final_logit_softcapping", None)).float()
+        if self._head is None:
+            self._head = widened(self._skeleton.get_submodule(self.family.head), self.runtime.torch_dtype)
+        return capped(self._head(normed), getattr(self.config, "final_logit_softcapping", None)).float()
 
-    def walk(self, first: int = 0) -> Iterator[tuple[int, nn.Module]]:
-        """The blocks from ``first`` on, one in memory at a time unless all fit."""
-        for index in range(first, self.blocks):
-            yield index, self.block(index)
+    def walk(self, first: int = 0, *, backwards: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """The blocks from ``first`` on, one in memory at a time unless all fit.
+
+        Where they do not, a block is emptied when the next one is asked for: whoever walks has it in hand still, and
+        two would be the peak. The system is asked for the next one's bytes while one is gone through, so that a slow
+        disk is waited for only where it takes longer than the work.
+
+        Args:
+            first: Where to begin.
+            backwards: Whether from the last block to ``first``.
+        """
+        step, end = (-1, first - 1) if backwards else (1, self.blocks)
+        for index in range(self.blocks - 1 if backwards else first, end, step):
+            block = self.block(index)
+            self.expect(index + step)
+            yield index, block
+            if not self.keeps_blocks:
+                block._modules.clear()
 
     def module(self) -> nn.Module:
         """The whole model as a transformers module, every block in place; it can `generate` and prints the truth."""
-        *path, name = self.family.blocks.split(".")
-        whole = home = _shallow(self._skeleton)
-        # Shallow copies of the path to the blocks: the skeleton itself stays without them.
-        for part in path:
-            home._modules[part] = home = _shallow(home.get_submodule(part))
-        home._modules[name] = nn.ModuleList(block for _, block in self.walk())
-        return whole.eval()
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A copy whose children may be replaced; they are the module's own."""
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    return copied
+        family, dtype = self.family, self.runtime.torch_dtype
+        embedding = widened(self._skeleton.get_submodule(family.embedding), dtype)
+        head = widened(self._skeleton.get_submodule(family.head), dtype)
+        if self.config.tie_word_embeddings:
+            head._parameters["weight"] = embedding.get_parameter("weight")
+        blocks = nn.ModuleList(self.block(index) for index in range(self.blocks))
+        parts = {family.blocks: blocks, family.embedding: embedding, family.head: head}
+        return with_parts(self._skeleton, parts).eval()

@@ -2,10 +2,11 @@
 
 A float tensor keeps its name and the source's dtype. A quantized projection becomes ``NAME.codes`` (packed,
 little-endian in bits), ``NAME.scale``, and where the scheme has them ``NAME.zero_point``, ``NAME.tensor_scale``,
-``NAME.input_scale`` and ``NAME.input_zero_point``. ``plan.json`` says what they mean; the index keeps its hash, so that
-neither changes alone. One file a block, so that writing and reading need the memory of one. No engine loads this
-format, and none can by mistake, since the index has a name of its own; it is what `qarat` itself measures, and
-what exports are compared with.
+``NAME.input_scale`` and ``NAME.input_zero_point``; tables of its own lie in ``NAME.table`` in place of a scale, a
+sparse part in ``NAME.sparse_values``, ``NAME.sparse_columns`` and ``NAME.sparse_ends``. ``plan.json`` says what they
+mean; the index keeps its hash, so that neither changes alone. One file a block, so that writing and reading need the
+memory of one. No engine loads this format, and none can by mistake, since the index has a name of its own; it is what
+`qarat` itself measures, and what exports are compared with.
 
 Of a plan with a prefix, ``prefix.safetensors`` holds what an engine's cache would begin with: for every block
 ``BLOCK.prefix_keys`` (position embeddings in them) and ``BLOCK.prefix_values``, (key heads, tokens, head width); and

@@ -17,18 +17,20 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
 from qarat.maths.packing import pack, unpack
 from qarat.maths.scales import SCALE_DTYPES
+from qarat.maths.sparse import Sparse
 from qarat.maths.static_scales import static_operands
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
-from qarat.model.attention import PRODUCTS
+from qarat.model.attention import CACHE, PRODUCTS
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families import family_of
-from qarat.model.layers import QuantLinear, QuantProducts, fill_block
+from qarat.model.layers import QuantCache, QuantLinear, QuantProducts, attention_layers, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import BlockPrefix, PrefixedBlock
 from qarat.values.plans import Plan
-from qarat.values.roles import OPERANDS
-from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme
+from qarat.values.roles import CACHES, OPERANDS
+from qarat.values.schemes import LinearScheme, TensorScheme
+from qarat.values.sites import Site
 
 
 def site_bytes(scheme: TensorScheme, rows: int, cols: int) -> int:
@@ -58,11 +60,8 @@ def expected_tensors(plan: Plan, wanted: Mapping[str, Tensor], config: PreTraine
             expected.pop(f"{name}.weight", None)
             expected |= _pack_weight(f"{name}.", QuantizedTensor.empty(scheme.weight, *a.site.shape))
         for stream, static in static_operands(a.site.streams, scheme):
-            home, operand = name.rpartition(".")[0], stream.rpartition(".")[2]
-            is_product = a.site.kind == "product"
-            prefix = f"{home}.{PRODUCTS}.{operand}_" if is_product else f"{name}.input_"
-            scales = Scales.empty(static, 1, head if is_product else a.site.shape[1])
-            expected |= _pack_scales(prefix, scales, static)
+            place, cols = _scales_place(a.site, stream.rpartition(".")[2], head)
+            expected |= _pack_scales(place, Scales.empty(static, 1, cols), static)
     if plan.prefix:
         count, blocks = len(plan.prefix), family_of(list(config.architectures or [])).blocks
         keys = torch.empty(1, config.num_key_value_heads, count, head, device="meta")
@@ -70,6 +69,15 @@ def expected_tensors(plan: Plan, wanted: Mapping[str, Tensor], config: PreTraine
         for index in range(config.num_hidden_layers):
             expected |= prefix_tensors(prefix, f"{blocks}.{index}.")
     return expected
+
+
+def _scales_place(site: Site, operand: str, head: int) -> tuple[str, int]:
+    """How names of a static operand's scales begin, and how many columns they are for; ``head``: a head's channels."""
+    home = site.name.rpartition(".")[0]
+    if site.kind == "projection":
+        return f"{site.name}.input_", site.shape[1]
+    child, cols = (PRODUCTS, head) if site.kind == "product" else (CACHE, site.width)
+    return f"{home}.{child}.{operand}_", cols
 
 
 def block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[str, Tensor]:
@@ -92,6 +100,11 @@ def block_tensors(block: nn.Module, prefix: str, source: Checkpoint) -> dict[str
                 scales = module.scales.get(operand)
                 if scales is not None and scheme is not None:
                     tensors |= _pack_scales(f"{inner}.{operand}_", scales, scheme)
+        elif isinstance(module, QuantCache):
+            for name, scales in module.scales.items():
+                scheme = module.schemes[name].kept
+                assert scheme is not None  # what has scales is quantized
+                tensors |= _pack_scales(f"{inner}.{name}_", scales, scheme)
         else:
             floats |= {f"{inner}.{leaf}": value for leaf, value in module.named_parameters(recurse=False)}
     return tensors | {name: value.to(source.dtype_of(name)) for name, value in floats.items()}
@@ -112,10 +125,15 @@ def _take_prefix(tensors: dict[str, Tensor], model: Model, plan: Plan, index: in
 
 def _pack_weight(prefix: str, weight: QuantizedTensor) -> dict[str, Tensor]:
     codes = pack(weight.codes, weight.scheme.number_format)
-    return {f"{prefix}codes": codes, **_pack_scales(prefix, weight.scales, weight.scheme)}
+    tensors = {f"{prefix}codes": codes, **_pack_scales(prefix, weight.scales, weight.scheme)}
+    if weight.sparse is not None:
+        tensors |= {f"{prefix}sparse_{name}": part for name, part in weight.sparse._asdict().items()}
+    return tensors
 
 
 def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str, Tensor]:
+    if scales.table is not None:
+        return {f"{prefix}table": scales.table}
     tensors = {f"{prefix}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
     if scales.zero_point is not None:
         tensors[f"{prefix}zero_point"] = scales.zero_point.to(torch.int8)
@@ -125,6 +143,9 @@ def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str,
 
 
 def _unpack_scales(tensors: dict[str, Tensor], prefix: str) -> Scales | None:
+    table = tensors.pop(f"{prefix}table", None)
+    if table is not None:
+        return Scales.of_tables(table)
     scale = tensors.pop(f"{prefix}scale", None)
     if scale is None:
         return None
@@ -133,29 +154,35 @@ def _unpack_scales(tensors: dict[str, Tensor], prefix: str) -> Scales | None:
     return Scales(scale.float(), None if zero_point is None else zero_point.float(), tensor_scale)
 
 
+def _unpack_sparse(tensors: dict[str, Tensor], prefix: str, cols: int) -> Sparse | None:
+    if f"{prefix}sparse_values" not in tensors:
+        return None
+    sparse = Sparse(*(tensors.pop(f"{prefix}sparse_{name}") for name in Sparse._fields))
+    sparse.check(cols)
+    return sparse
+
+
 def read_block(model: Model, plan: Plan, index: int) -> nn.Module:
     """One block; that every tensor is there and of its shape was checked when the folder was opened."""
     prefix = f"{model.family.blocks}.{index}."
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
     block = model.empty_block(index)
     kept = _take_prefix(tensors, model, plan, index) if plan.prefix else None
-    products: dict[str, MatmulScheme] = {}
     layers: dict[str, nn.Module] = {}
     for name, scheme in plan.block(index).items():
         inner = name.removeprefix(prefix)
-        if isinstance(scheme, MatmulScheme):
-            products[name.rpartition(".")[2]] = scheme
-        elif not scheme.is_float:
+        if isinstance(scheme, LinearScheme) and not scheme.is_float:
             cols = cast(nn.Linear, block.get_submodule(inner)).in_features
             try:
                 layers[inner] = _read_linear(tensors, f"{inner}.", scheme, cols, model.runtime)
             except ValueError as error:
                 raise UserError(f"{model.folder}: {name} is damaged: {error}; quantize again") from error
-    if not all(scheme.is_float for scheme in products.values()):
-        home = f"{model.family.attention}.{PRODUCTS}"
-        scales = {operand: _unpack_scales(tensors, f"{home}.{operand}_") for operand in OPERANDS}
-        known = {operand: s for operand, s in scales.items() if s is not None}
-        layers[home] = QuantProducts(products["qk"], products["av"], known, len(plan.prefix))
+    home = model.family.attention
+    places = {operand: f"{home}.{PRODUCTS}.{operand}_" for operand in OPERANDS}
+    places |= {name: f"{home}.{CACHE}.{name}_" for name in CACHES}
+    scales = {name: found for name, place in places.items() if (found := _unpack_scales(tensors, place)) is not None}
+    leaves = {name.rpartition(".")[2]: scheme for name, scheme in plan.block(index).items()}
+    layers |= attention_layers(home, leaves, scales, len(plan.prefix))
     floats = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
     block = fill_block(block, layers, floats)
     return block if kept is None else PrefixedBlock(block, index, kept)
@@ -171,7 +198,7 @@ def _read_linear(
         codes = unpack(tensors.pop(f"{prefix}codes"), scheme.weight.number_format, cols)
         scales = _unpack_scales(tensors, prefix)
         assert scales is not None  # the layout says so
-        weight = QuantizedTensor(codes, scales, scheme.weight)
+        weight = QuantizedTensor(codes, scales, scheme.weight, _unpack_sparse(tensors, prefix, cols))
     bias = tensors.pop(f"{prefix}bias", None)
     input_scales = _unpack_scales(tensors, f"{prefix}input_")
     bias = None if bias is None else bias.to(runtime.torch_dtype)

@@ -12,20 +12,26 @@ from qarat.model.checkpoints import Checkpoint
 from qarat.model.finding import find_checkpoint, is_gguf
 from qarat.model.model import Model
 from qarat.model.native import is_native
+from qarat.model.outline import Outline, lacks_weights
 
 
-def open_model(name: str, runtime: Runtime | None = None, *, revision: str | None = None) -> Model:
+def open_model(
+    name: str, runtime: Runtime | None = None, *, revision: str | None = None, outline: bool = False
+) -> Model:
     """Open a checkpoint without loading its blocks.
 
     Args:
         name: A local Hugging Face folder, a GGUF file, a reference model's name, or a hub id.
         runtime: Device, dtype and limits; default a GPU if there is one, float32.
         revision: Of the hub id.
+        outline: Whether a folder without weights will do: its model is for estimates, and computes nothing.
 
     Raises:
         UserError: No such model, unsupported architecture, damaged or contradictory files.
     """
-    return open_checkpoint(read_checkpoint(find_checkpoint(name, revision)), runtime or Runtime())
+    found = find_checkpoint(name, revision)
+    checkpoint = Outline(found) if outline and lacks_weights(found) else read_checkpoint(found)
+    return open_checkpoint(checkpoint, runtime or Runtime())
 
 
 def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:

@@ -54,8 +54,8 @@ class Subject(Protocol):
         ...
 
     @property
-    def has_products(self) -> bool:
-        """Whether attention products are to be shown too."""
+    def attention(self) -> Sequence[str]:
+        """Sites inside the attention that are to be shown too (`qarat.model.capture`)."""
         ...
 
     @property
@@ -69,13 +69,13 @@ S = TypeVar("S", bound=Subject)
 
 def forward(subject: Subject) -> Iterator[CapturedBatch]:
     """The pass of a metric that needs no gradients, one forward: blocks in order, and the batches of each."""
-    model, products = subject.model, subject.has_products
-    hidden = [model.embed(batch) for batch in subject.tokens.batches(model.runtime.batch_tokens)]
+    model, attention = subject.model, subject.attention
+    hidden = model.enter(subject.tokens.batches(model.runtime.batch_tokens))
     subject.progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
         for j, states in enumerate(hidden):
             with torch.no_grad():
-                hidden[j], captured = run_capturing(model, index, block, states, products)
+                hidden[j], captured = run_capturing(model, index, block, states, attention)
             yield CapturedBatch(index, block, captured)
         subject.progress(STAGE, index + 1, model.blocks)
 
@@ -113,31 +113,30 @@ def _capture_group(
     """As `backward`, of some batches.
 
     Args:
-        subject: Whose model and products are looked at.
+        subject: Whose model and sites are looked at.
         batches: (windows, length) token ids each.
         first: Index in the token set of their first window.
         objective: What is differentiated.
         progress: Called after every block, forward and backward.
         keeps: Whether forward keeps what backward needs.
     """
-    model, products = subject.model, subject.has_products
+    model, attention = subject.model, subject.attention
     kept: defaultdict[int, list[Graph]] = defaultdict(list)
 
     def run(index: int, block: nn.Module, hidden: Tensor) -> Tensor:
         if not keeps:  # capturing all the same, so that rounding is the same
-            return run_capturing(model, index, block, hidden, products)[0]
-        kept[index].append(build_graph(model, index, block, hidden, products))
+            return run_capturing(model, index, block, hidden, attention)[0]
+        kept[index].append(build_graph(model, index, block, hidden, attention))
         return kept[index][-1].output.detach()
 
     entrances = forward_states(model, batches, progress, run)
     offsets = accumulate(map(len, batches[:-1]), initial=first)  # index of every batch's first window
-    gradients = [_differentiate(model, *last, objective) for last in zip(entrances.pop(), offsets, strict=True)]
-    for index in reversed(range(model.blocks)):
-        block = model.block(index)
+    ends = zip(entrances.pop(), offsets, strict=True)
+    gradients = model.hold((_differentiate(model, *last, objective) for last in ends), batches)
+    for index, block in model.walk(backwards=True):
         graphs = kept.pop(index, [])
-        inputs = [] if graphs else entrances[index]
         for j in range(len(batches)):
-            graph = graphs[j] if graphs else build_graph(model, index, block, inputs[j], products)
+            graph = graphs[j] if graphs else build_graph(model, index, block, entrances[index][j], attention)
             gradients[j] = differentiate_block(graph, gradients[j])
             yield CapturedBatch(index, block, graph.captured)
         progress(STAGE, 2 * model.blocks - index, 2 * model.blocks)
@@ -186,7 +185,7 @@ def split_batches(model: Model, tokens: TokenSet, copies: int, room: int) -> lis
         copies: Hidden states that are held of every token at once.
         room: Bytes they may take.
     """
-    per_token = copies * model.config.hidden_size * model.runtime.torch_dtype.itemsize
+    per_token = copies * model.state_bytes
     groups: list[list[Tensor]] = []
     taken = 0
     for batch in tokens.batches(model.runtime.batch_tokens):
@@ -218,7 +217,7 @@ def forward_states(
         run: Runs a block; default `Model.run_block`.
     """
     run = run or model.run_block
-    states, hidden = States(), [model.embed(batch) for batch in batches]
+    states, hidden = States(), model.enter(batches)
     states.append(hidden)
     progress(STAGE, 0, 2 * model.blocks)
     with torch.no_grad():

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from qarat.ground.errors import UserError
-from qarat.model.layers import QuantLinear, QuantProducts
+from qarat.model.layers import QuantCache, QuantLinear, QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
 from qarat.values.plans import Plan
-from qarat.values.schemes import MatmulScheme
 
 _NAMED = 4  # sources that a message names
 
@@ -98,7 +97,7 @@ def prefix_of(model: Model, plan: Plan) -> FloatPrefix | None:
         offences.append(f"attention looks back {window} tokens, so most would not see its {count}")
     if window is not None and window < model.length:
         # Behind that many tokens a cache forgets the prefix, and keys alone do not tell where they stand.
-        low = [a.site.name for a in plan.assignments if a.site.kind == "product" and a.scheme != MatmulScheme()]
+        low = [a.site.name for a in plan.assignments if a.site.kind != "projection" and not a.is_float]
         offences += [f"attention looks back {window} tokens: leave {name} in float" for name in low]
     if offences:
         raise UserError(f"the plan's prefix {list(plan.prefix)} does not fit the model:\n  " + "\n  ".join(offences))
@@ -166,7 +165,7 @@ class PrefixedBlock(nn.Module):
         """
         super().__init__()
         self.block, self.prefix, self._index = block, prefix, index
-        self.is_float = not any(isinstance(m, QuantLinear | QuantProducts) for m in block.modules())
+        self.is_float = not any(isinstance(m, QuantLinear | QuantProducts | QuantCache) for m in block.modules())
 
     def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
         """(windows, tokens, hidden) to the same, as transformers calls a decoder layer.

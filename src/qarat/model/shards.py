@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,11 +21,12 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies and what its file's header says of it."""
+    """Where a tensor lies and what its file's header says of it; ``span`` is its first byte there, and how many."""
 
     dtype: str
     path: Path
     shape: tuple[int, ...]
+    span: tuple[int, int] = (0, 0)
 
     @property
     def bytes(self) -> int:
@@ -44,6 +47,7 @@ def locate_tensors(folder: Path, index: str = "model.safetensors.index.json") ->
     where: dict[str, Entry] = {}
     for path in _weight_files(folder, folder / index):
         try:
+            spans = _spans(path)
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     piece = file.get_slice(name)
@@ -51,12 +55,41 @@ def locate_tensors(folder: Path, index: str = "model.safetensors.index.json") ->
                         raise UserError(
                             f"{name} is in both {where[name].path} and {path}; remove the file that is not meant"
                         )
-                    where[name] = Entry(piece.get_dtype(), path, tuple(piece.get_shape()))
+                    where[name] = Entry(piece.get_dtype(), path, tuple(piece.get_shape()), spans.get(name, (0, 0)))
         except (SafetensorError, OSError) as error:
             if _begins(path, b"version https://git-lfs"):
                 raise UserError(f"{path} is Git LFS's pointer to the weights; fetch them: git lfs pull") from None
             raise UserError(f"{path} is truncated or damaged: {error}; fetch or save it again") from error
     return where
+
+
+def _spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in a safetensors file each tensor lies; empty for a file that its library will find damaged."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(file.read(size if size < path.stat().st_size else 0))
+            lie = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+            return {name: (8 + size + begin, end - begin) for name, (begin, end) in lie.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+
+def expect(entries: Iterable[Entry]) -> None:
+    """Ask the system to bring tensors from the disk into its cache; nobody waits for it, and nothing is held here."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    by_file: dict[Path, list[tuple[int, int]]] = {}
+    for entry in entries:
+        by_file.setdefault(entry.path, []).append(entry.span)
+    for path, spans in by_file.items():
+        with suppress(OSError):  # what cannot be read will be said by who reads it
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                for begin, size in spans:
+                    os.posix_fadvise(descriptor, begin, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
 
 def _begins(path: Path, mark: bytes) -> bool:

@@ -16,7 +16,7 @@ from qarat.ground.runtime import Runtime
 from qarat.model.attention import ATTENTION
 from qarat.model.checkpoints import Checkpoint
 from qarat.model.families.base import Family
-from qarat.values.roles import Role
+from qarat.values.roles import CACHES, Role
 from qarat.values.sites import Site
 
 
@@ -28,6 +28,7 @@ def list_sites(skeleton: nn.Module, family: Family) -> tuple[Site, ...]:
         # What attention's heads put out, side by side, is what the next projection reads.
         behind = family.reader(Role.ATTENTION_OUTPUT)
         width = cast(nn.Linear, layer.get_submodule(behind)).in_features
+        kept = cast(nn.Linear, layer.get_submodule(family.stream(Role.ATTENTION_OUTPUT).source)).out_features
         for stream in family.streams:
             for reader in stream.readers:
                 linear = cast(nn.Linear, layer.get_submodule(reader))
@@ -37,6 +38,8 @@ def list_sites(skeleton: nn.Module, family: Family) -> tuple[Site, ...]:
                 sites.append(Site(f"{prefix}.{reader}", i, "projection", streams, shape, tie, has_bias))
             if stream.role == Role.ATTENTION_INPUT:
                 home = f"{prefix}.{family.attention}"
+                for leaf in CACHES:
+                    sites.append(Site(f"{home}.{leaf}", i, "cache", (f"{prefix}.{leaf}",), width=kept))
                 for leaf, operands in (("qk", "qk"), ("av", "pv")):
                     streams = tuple(f"{prefix}.{operand}" for operand in operands)
                     sites.append(Site(f"{home}.{leaf}", i, "product", streams, width=width))
@@ -104,6 +107,28 @@ def widen(skeleton: nn.Module, family: Family, inner: int) -> PreTrainedConfig:
             linear = cast(nn.Linear, block.get_submodule(name))
             block.set_submodule(name, _resized(linear, inner, linear.out_features))
     return config
+
+
+def with_parts(root: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """A module with others in some places, given by their paths; the module itself stays as it is."""
+    whole = _shallow(root)
+    copied = {"": whole}
+    for path, part in parts.items():
+        *way, name = path.split(".")
+        at = ""
+        for step in way:
+            home, at = copied[at], f"{at}.{step}"
+            if at not in copied:
+                copied[at] = home._modules[step] = _shallow(home.get_submodule(step))
+        copied[at]._modules[name] = part
+    return whole
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy whose children may be replaced; they are the module's own."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
 
 
 def _resized(linear: nn.Linear, inputs: int, outputs: int) -> nn.Linear:

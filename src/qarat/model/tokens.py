@@ -41,7 +41,8 @@ class TokenSet(Summarized, msgspec.Struct, frozen=True, eq=False, dict=True):
     Attributes:
         name: ``calibration``, ``selection`` or ``report``.
         convention: How windows were cut: ``windows-N-bos`` (each begins with BOS), ``windows-N-once`` (BOS only where a
-            document begins) or ``windows-N-nobos``; or one of `qarat.stages.measure.conventions`.
+            document begins) or ``windows-N-nobos``; or one of `qarat.stages.measure.conventions`. Behind it stands
+            ``self`` where the model wrote them, or the mixture that they are of.
         windows: (windows, N) int64 token ids.
         sources: The source of each window.
         documents: SHA-256 of each text that the windows were drawn from, also where a limit left it without a window.
@@ -191,8 +192,10 @@ def make_token_set(
         UserError: Window longer than the model's or than every document, no BOS to put in front, no text, a tokenizer
             that loses some of it, or a limit or seed out of range.
     """
-    _check_request(name, documents, tokenizer, length, bos, limit, model_length)
+    check_cut(name, tokenizer, length, bos, limit, model_length)
     check_seed(seed)
+    if not any(d.text.strip() for d in documents):
+        raise UserError(f"the {name} text is empty; give a file with some text")
     texts = [d.text for d in documents]
     front: list[int] = [] if bos == "never" else [tokenizer.bos_token_id]  # type: ignore[list-item]
     check_kept(tokenizer, texts)
@@ -215,7 +218,7 @@ def make_token_set(
     used = list(dict.fromkeys(origins))
     return TokenSet(
         name=name,
-        convention=f"windows-{length}-{_CONVENTIONS[bos]}",
+        convention=spell_convention(length, bos),
         windows=torch.tensor([rows[i] for i in kept], dtype=torch.long),
         sources=tuple(documents[origins[i]].source for i in kept),
         documents=tuple(hash_text(documents[i].text) for i in used),
@@ -223,15 +226,20 @@ def make_token_set(
     )
 
 
-def _check_request(
+def spell_convention(length: int, bos: Bos) -> str:
+    """How windows of so many tokens were cut."""
+    return f"windows-{length}-{_CONVENTIONS[bos]}"
+
+
+def check_cut(
     name: str,
-    documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     bos: Bos,
     limit: int | None,
     model_length: int | None,
 ) -> None:
+    """Refuse windows that cannot be cut, or drawn; arguments and errors as `make_token_set`, but for those of text."""
     if bos not in _CONVENTIONS:
         raise UserError(f"unknown BOS rule {bos!r}; known: {', '.join(_CONVENTIONS)}")
     if length < 2:
@@ -244,8 +252,6 @@ def _check_request(
         )
     if bos != "never" and tokenizer.bos_token_id is None:
         raise UserError(f"BOS was asked for ({bos!r}), but the tokenizer has none; use 'never'")
-    if not any(d.text.strip() for d in documents):
-        raise UserError(f"the {name} text is empty; give a file with some text")
 
 
 def _cut(ids: list[int], length: int, front: list[int], bos: Bos) -> list[list[int]]:

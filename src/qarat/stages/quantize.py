@@ -8,7 +8,6 @@ hands on whatever a block returns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -16,17 +15,18 @@ from qarat.ground.errors import UserError
 from qarat.maths.static_scales import check_static, static_operands, static_scales_of
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
-from qarat.model.attention import PRODUCTS
-from qarat.model.layers import QuantLinear, QuantProducts, fill_block
+from qarat.model.capture import block_work
+from qarat.model.layers import QuantLinear, attention_layers, fill_block
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix, PrefixedBlock, prefix_of
 from qarat.model.tokens import TokenSet
-from qarat.stages.rounding import Context, Merged, check_roundings, round_weight
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding import Merged, check_roundings, needs_calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of, round_site
 from qarat.values.plans import Plan
 from qarat.values.records.files import content_hash
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import MatmulScheme, Scheme, TensorScheme
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+from qarat.values.sites import Site
 
 
 class WeightCache:
@@ -50,20 +50,13 @@ class WeightCache:
         self._weights: dict[tuple[str, TensorScheme], QuantizedTensor] = {}
 
     def quantized(
-        self, name: str, weight: Tensor | Merged, scheme: TensorScheme, context: Context | None = None
+        self, site: Site, weight: Merged, scheme: TensorScheme, calibration: Calibration | None = None
     ) -> QuantizedTensor:
-        """A site's weight under a scheme.
-
-        Args:
-            name: Of the site.
-            weight: As `round_weight` takes it, always the same for a name.
-            scheme: Of the weight.
-            context: What the site reads, always the same for a name.
-        """
-        key = (name, scheme)
+        """A site's weight under a scheme; arguments as `round_site`, weight and calibration always the same."""
+        key = (site.name, scheme)
         if key in self._weights:
             return self._weights[key]
-        quantized = round_weight(weight, scheme, context)
+        quantized = round_site(site, weight, scheme, calibration)
         if self.held + quantized.nbytes <= self._bound:
             self._weights[key] = quantized
             self.held += quantized.nbytes
@@ -73,11 +66,12 @@ class WeightCache:
 def room_for_weights(model: Model) -> int:
     """Bytes for weights rounded once: what the runtime's memory leaves beside float blocks, but no more than these."""
     every = model.block_bytes() * model.blocks
-    return min(model.memory - (every if model.keeps_blocks else model.block_bytes()), every)
+    held = block_work(model, model.runtime.batch_tokens) + (every if model.keeps_blocks else 0)
+    return max(0, min(model.memory * 3 // 4 - held, every))  # a quarter is for hidden states
 
 
 def quantize(
-    model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | None = None
+    model: Model, plan: Plan, stats: ActivationStats | None = None, calibration: TokenSet | Calibration | None = None
 ) -> Model:
     """The model under a plan, still opened block by block.
 
@@ -85,7 +79,8 @@ def quantize(
         model: In float.
         plan: For every site of this model.
         stats: Behind static scales; may be None if the plan has none.
-        calibration: Tokens behind roundings that look at what a projection reads; those of the stats, if there are any.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded;
+            those of the stats, if there are any.
 
     Raises:
         PlanError: If the plan does not fit the model.
@@ -95,10 +90,11 @@ def quantize(
     model.require_float("quantize")
     plan.check(model.fingerprint, model.sites())
     check_stats(plan, stats)
-    inputs = None if calibration is None else Calibration(model, calibration, len(plan.prefix))
+    inputs = inputs_of(model, calibration, len(plan.prefix))
     check_roundings(((a.site, a.scheme) for a in plan.assignments), inputs.rows if inputs else 0)
-    if calibration is not None and stats is not None and stats.provenance.tokens != calibration.fingerprint:
+    if inputs is not None and stats is not None and stats.provenance.tokens != inputs.tokens.fingerprint:
         raise UserError("the stats are of other calibration tokens than those given; profile these, or give the others")
+    check_calibration(plan, inputs.tokens if inputs else None)
     prefix = prefix_of(model, plan)
     return model.with_blocks(
         lambda index: build_block(model, index, plan.block(index), stats, prefix=prefix, calibration=inputs)
@@ -119,6 +115,25 @@ def check_stats(plan: Plan, stats: ActivationStats | None) -> None:
     check_static(needed, stats, plan.model, plan.prefix)
     if needed and stats is not None and plan.stats and plan.stats != content_hash(stats):
         raise UserError("the plan was made with other stats; plan again, or pass the stats it was made with")
+
+
+def check_calibration(plan: Plan, calibration: TokenSet | None) -> None:
+    """Check that a plan's roundings look at the tokens that they looked at when it was made, before any long work.
+
+    Args:
+        plan: Any; one that names no tokens takes all.
+        calibration: Tokens.
+
+    Raises:
+        UserError: Both, by their beginnings, and what to do.
+    """
+    if calibration is None or not plan.calibration or calibration.fingerprint == plan.calibration:
+        return
+    if needs_calibration(a.scheme for a in plan.assignments):
+        raise UserError(
+            f"the plan's roundings looked at the calibration tokens {plan.calibration[:8]}, these are "
+            f"{calibration.fingerprint[:8]}; give the text, length, samples and seed behind it, or plan again"
+        )
 
 
 def build_block(
@@ -144,27 +159,23 @@ def build_block(
     source, inside = model.block(index), f"{model.family.blocks}.{index}."
     floats = _as_stored(model, inside, source.state_dict())
     layers: dict[str, nn.Module] = {}
-    products: dict[str, MatmulScheme] = {}
     operands: dict[str, Scales] = {}
     for site in (s for s in model.sites() if s.block == index):
         scheme = schemes[site.name]
         static = {s: static_scales_of(stats, s, by) for s, by in static_operands(site.streams, scheme)}
-        if isinstance(scheme, MatmulScheme):
-            products[site.leaf] = scheme
+        if not isinstance(scheme, LinearScheme):
             operands |= {stream.rpartition(".")[2]: scales for stream, scales in static.items()}
         elif not scheme.is_float:
             inner = site.name.removeprefix(inside)
             weight: QuantizedTensor | Tensor = floats[f"{inner}.weight"]
             if scheme.weight is not None:
                 whole = Merged.of(source, inside, site, model.sites())  # rounded once, by its scheme alone
-                context = calibration and calibration.of(site)
-                rounded = round_weight if cache is None else partial(cache.quantized, site.name)
-                weight = rounded(whole, scheme.weight, context)
+                rounded = round_site if cache is None else cache.quantized
+                weight = rounded(site, whole, scheme.weight, calibration)
             scales = static.get(site.streams[0])
             layers[inner] = QuantLinear(weight, floats.get(f"{inner}.bias"), scheme, scales, model.runtime.kernels)
-    if not all(scheme.is_float for scheme in products.values()):
-        length = 0 if prefix is None else len(prefix.tokens)
-        layers[f"{model.family.attention}.{PRODUCTS}"] = QuantProducts(products["qk"], products["av"], operands, length)
+    leaves = {name.rpartition(".")[2]: scheme for name, scheme in schemes.items()}
+    layers |= attention_layers(model.family.attention, leaves, operands, 0 if prefix is None else len(prefix.tokens))
     block = fill_block(model.empty_block(index), layers, floats)
     return block if prefix is None else PrefixedBlock(block, index, prefix[index])
 

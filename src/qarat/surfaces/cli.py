@@ -71,10 +71,13 @@ def load_command(verb: str) -> Callable[[Any, Screen], Lines]:
     return getattr(importlib.import_module(f"qarat.surfaces.commands.{module}"), verb.replace(" ", "_"))
 
 
+_WIDEST = max(map(len, VERBS)) + 1
+
+
 def _overview(verbs: Iterable[str]) -> str:
     """What `qarat` alone prints, or `qarat law` of its family."""
     lines = [f"qarat {__version__}: {ABOUT[0].lower()}{ABOUT[1:]}", "", "usage: qarat VERB [MODEL] [options]", ""]
-    lines += [f"  {verb:<13}{first_line(VERBS[verb])}" for verb in verbs]
+    lines += [f"  {verb:<{_WIDEST}}{first_line(VERBS[verb])}" for verb in verbs]
     lines += ["", "qarat VERB --help explains every option of a verb. To begin, with the model that ships: qarat run"]
     return "\n".join(lines)
 

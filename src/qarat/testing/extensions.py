@@ -6,6 +6,7 @@ that is its own affair, and its own tests'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,7 @@ from qarat.ground.errors import UserError
 from qarat.jobs.rewriting import fit_rewrites
 from qarat.maths.kernels import Kernel, reference
 from qarat.maths.scales import choose_scale
-from qarat.maths.tensors import quantize_tensor
+from qarat.maths.tensors import QuantizedTensor, quantize_tensor
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
@@ -28,8 +29,16 @@ from qarat.stages.transforms import MadeFrom, ParsedTransform
 from qarat.stages.transforms.rewrite import columns_for
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
-from qarat.values.schemes import LOW
+from qarat.values.schemes import LOW, TensorScheme
 
+TABLES_AND_SPARSE = (
+    "kmeans3/channel",
+    "kmeans2/g6",
+    "kmeans2/channel/sparse-3",
+    "int4/g8/sparse-3",
+    "mxfp4/g8/sparse-3",
+)
+"""What a rounding may refuse."""
 WEIGHTS = ("int4/g8", "int3/channel/asymmetric", "int8/tensor", "mxfp4/g8", "e4m3/4x8", "int4/channel/mse")
 INPUTS = ("int8/token", "int8/tensor/dynamic", "int8/tensor/static", "int4/g8", "e4m3/token")
 TOLERANCE = 1e-5  # of the largest output: the reference sums in float32
@@ -38,14 +47,16 @@ TOLERANCE = 1e-5  # of the largest output: the reference sums in float32
 class KnownInputs:
     """A context of inputs that are at hand (protocol `qarat.stages.rounding.Context`)."""
 
-    def __init__(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+    def __init__(self, inputs: Tensor, weights: Tensor | None = None, outputs: int = 12) -> None:
         """Keep them.
 
         Args:
             inputs: (tokens, in) float32.
             weights: Of the tokens in the weighted moments, (tokens,) float32; default 1 for all.
+            outputs: Of the projection; their gradients are drawn at random.
         """
         self.inputs = inputs
+        self._gradients = _normal(len(inputs), outputs, seed=5)
         self._weights = torch.ones(len(inputs)) if weights is None else weights
 
     @property
@@ -58,33 +69,56 @@ class KnownInputs:
         """Mean of weight·x·xᵀ over the tokens."""
         return (self.inputs * self._weights[:, None]).T @ self.inputs / len(self.inputs)
 
+    @property
+    def fisher(self) -> Tensor:
+        """Mean of g²·x² over the tokens."""
+        return self._gradients.square().T @ self.inputs.square() / len(self.inputs)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Mean of g·x over the tokens."""
+        return self._gradients.T @ self.inputs / len(self.inputs)
+
 
 def check_rounding(rounding: Rounding) -> None:
     """Check a rounding: codes of the format in the weight's shape, scales of the scheme's, equal if it runs again.
 
-    The weight is not written to, and nothing is asked of a context unless `NEEDS` says so.
+    The weight is not written to, and nothing is asked of a context unless `NEEDS` says so. Of the schemes that it may
+    refuse, `why_not` names those that it does; it rounds to one at least.
     """
+    why_not: Callable[[TensorScheme], str] = getattr(rounding, "why_not", lambda scheme: "no tables, no sparse part")
+    schemes = [parse_tensor_scheme(spelling, "w") for spelling in TABLES_AND_SPARSE]
+    schemes = [scheme for scheme in schemes if not why_not(scheme)]
+    plain = [parse_tensor_scheme(spelling, "w") for spelling in WEIGHTS]
+    schemes += [scheme for scheme in plain if not hasattr(rounding, "why_not") or not why_not(scheme)]
+    assert schemes, "it rounds to none of the schemes tried"
     weight, inputs = _normal(12, 16, seed=1), _normal(64, 16, seed=2)
     context = KnownInputs(inputs) if rounding.NEEDS else NoContext()
-    for spelling in WEIGHTS:
-        scheme = parse_tensor_scheme(spelling, "w")
-        before = weight.clone()
+    for scheme in schemes:
+        before, spelling = weight.clone(), scheme.spell("w")
         rounded, again = (rounding.round_weight(weight, scheme, context) for _ in range(2))
         assert torch.equal(weight, before), f"{spelling}: it writes to its argument"
         assert rounded.codes.shape == weight.shape, spelling
         assert rounded.codes.dtype == torch.uint8, spelling
         assert int(rounded.codes.max()) < len(scheme.number_format.values), f"{spelling}: a code beyond the table"
-        assert rounded.scales.scale.shape == scheme.granularity.scale_shape(*weight.shape), spelling
+        expected = QuantizedTensor.empty(scheme, *weight.shape)
+        assert rounded.scales.scale.shape == expected.scales.scale.shape, spelling
+        assert _shapes(rounded) == _shapes(expected), f"{spelling}: a table or sparse part of another size"
         assert rounded.scheme == scheme, spelling
         assert torch.equal(rounded.codes, again.codes), f"{spelling}: not the same codes again"
     if rounding.NEEDS:
-        _check_refusal(rounding, weight)
+        _check_refusal(rounding, weight, schemes[0])
 
 
-def _check_refusal(rounding: Rounding, weight: Tensor) -> None:
+def _shapes(weight: QuantizedTensor) -> list[torch.Size | None]:
+    parts = weight.scales.table, *(weight.sparse or ())
+    return [None if part is None else part.shape for part in parts]
+
+
+def _check_refusal(rounding: Rounding, weight: Tensor, scheme: TensorScheme) -> None:
     """A rounding that needs a context must not do without one in silence."""
     try:
-        rounding.round_weight(weight, parse_tensor_scheme("int4/g8", "w"), NoContext())
+        rounding.round_weight(weight, scheme, NoContext())
     except UserError:
         return
     raise AssertionError(f"it says that it needs {rounding.NEEDS}, and rounds without")

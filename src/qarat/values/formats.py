@@ -26,10 +26,13 @@ class NumberFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Key used in schemes, plans and on the command line, e.g. ``"int4"``.
         values: Every representable number, ascending, with 0.0 among them; at most 256.
+        learned: Whether every tile has a table of its own, kept with the weight (`qarat.maths.tables`) in place of a
+            scale; ``values`` are then the indices into it.
     """
 
     name: str
     values: tuple[float, ...]
+    learned: bool = False
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.values, self.values[1:], strict=False))
@@ -56,7 +59,8 @@ class NumberFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_integer(self) -> bool:
         """Whether the table is a run of consecutive integers, so that rounding is round-and-clamp."""
-        return self.values == tuple(float(v) for v in range(int(self.values[0]), int(self.values[-1]) + 1))
+        run = tuple(float(v) for v in range(int(self.values[0]), int(self.values[-1]) + 1))
+        return self.values == run and not self.learned
 
 
 def twos_complement(bits: int) -> NumberFormat:
@@ -107,6 +111,12 @@ FORMATS: dict[str, NumberFormat] = {
     )
 }
 
+LEARNED: dict[str, NumberFormat] = {
+    f"kmeans{bits}": NumberFormat(f"kmeans{bits}", tuple(map(float, range(1 << bits))), learned=True)
+    for bits in (2, 3, 4)
+}
+"""Of weights alone: a table of 2^bits float16 numbers for each row or group, found by k-means."""
+
 
 @functools.lru_cache(maxsize=64)
 def format_named(name: str) -> NumberFormat:
@@ -120,9 +130,10 @@ def format_named(name: str) -> NumberFormat:
             return literal_table(tuple(map(float, name.strip("{}").split(","))))
         except ValueError as error:
             raise UserError(f"{name!r} is no table: {error}") from None
-    if name not in FORMATS:
-        raise UserError(f"unknown number format {name!r}; {nearest_names(name, FORMATS)}")
-    return FORMATS[name]
+    known = FORMATS | LEARNED
+    if name not in known:
+        raise UserError(f"unknown number format {name!r}; {nearest_names(name, known)}")
+    return known[name]
 
 
 def literal_table(values: tuple[float, ...]) -> NumberFormat:

@@ -10,11 +10,13 @@ import msgspec
 
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
-from qarat.values.formats import FORMATS, format_named
+from qarat.values.formats import FORMATS, LEARNED, format_named
 from qarat.values.schemes import (
     FLOAT,
+    FLOATS,
     PRESETS,
     SCALE_BITS,
+    CacheScheme,
     Granularity,
     LinearScheme,
     MatmulScheme,
@@ -22,8 +24,15 @@ from qarat.values.schemes import (
     SchemeError,
     TensorScheme,
 )
+from qarat.values.sites import Kind
 
-_KEYS = {"w": "weight of a projection", "a": "input of a projection", "l": "left operand", "r": "right operand"}
+_KEYS = {
+    "w": "weight of a projection",
+    "a": "input of a projection",
+    "l": "left operand",
+    "r": "right operand",
+    "c": "cache of keys or values",
+}
 _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     # A word of a spelling, as a regular expression, to the fields that it sets.
     "tensor": lambda m: {"granularity": Granularity()},
@@ -32,41 +41,49 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"([1-9]\d*)x([1-9]\d*)": lambda m: {"granularity": Granularity(int(m[1]), int(m[2]))},
     "static|dynamic": lambda m: {"timing": m[0]},
     f"scale-({'|'.join(SCALE_BITS)})": lambda m: {"scale": m[1]},
-    "absmax|mse|mx-floor|mx-even": lambda m: {"choice": m[0]},
+    "absmax|mse|typical|mx-floor|mx-even": lambda m: {"choice": m[0]},
     # From 50 to 100 per cent.
     r"p(0*[5-9]\d(?:\.\d+)?|0*100(?:\.0+)?)": lambda m: {"choice": "percentile", "percentile": float(m[1])},
     r"reach-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"reach": float(m[1])},
     "asymmetric": lambda m: {"symmetric": False},
     r"outliers-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"outliers": float(m[1])},
+    r"sparse-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"sparse": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
+    "past-only": lambda m: {"past_only": True},
 }
 _HOMES = {
-    # Words, up to a hyphen, that some tensors cannot have: the keys of those that can, and what is said to the others.
+    # Words, whole or up to a hyphen, that some tensors cannot have: keys of those that can, what is said to the others.
     "channel": ("w", "does not fit the {tensor}; use token"),
-    "token": ("alr", "does not fit the {tensor}; use channel"),
+    "token": ("alrc", "does not fit the {tensor}; use channel"),
     "outliers": ("a", "belongs to the input of a projection (a=…), whose columns stay in float"),
-    "reach": ("alr", "belongs to an input, whose extremes calibration saw"),
+    "reach": ("alrc", "belongs to an input, whose extremes calibration saw"),
+    "typical": ("w", "belongs to a weight (w=…): inputs are far from Gaussian, and what is large among them counts"),
+    "scale-uint8": ("w", "belongs to a weight (w=…), which has scales enough to share a float32"),
+    "sparse": ("w", "belongs to a weight (w=…), some of whose numbers are kept in float16 beside it"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
+    "past": ("c", "belongs to a cache (c=…), from which later tokens read"),
 }
 
 
-def parse_scheme(text: str, *, matmul: bool = False) -> Scheme:
+def parse_scheme(text: str, kind: Kind = "projection") -> Scheme:
     """Read a short spelling.
 
     Args:
-        text: ``float``, or ``w=… a=…`` for a projection, ``l=… r=…`` for an attention product; a missing key is float.
-        matmul: What ``float`` stands for: an attention product's scheme instead of a projection's.
+        text: ``float``, or ``w=… a=…`` for a projection, ``l=… r=…`` for an attention product, ``c=…`` for a cache; a
+            missing key is float.
+        kind: Of the site, which says what ``float`` stands for.
 
     Raises:
         SchemeError: With the text, a mark under the character, what is wrong and what is known.
     """
     if text.strip() == FLOAT:
-        return MatmulScheme() if matmul else LinearScheme()
+        return FLOATS[kind]
     parts: dict[str, TensorScheme | None] = {}
     for word in re.finditer(r"\S+", text):
         key, equals, body = word.group().partition("=")
         if not equals or key not in _KEYS:
-            _fail(text, word.start(), "expected `float`, `w=…`, `a=…` (projections), `l=…`, `r=…` (attention products)")
+            known = "`w=…`, `a=…` (projections), `l=…`, `r=…` (attention products), `c=…` (caches)"
+            _fail(text, word.start(), f"expected `float`, {known}")
         if key in parts:
             _fail(text, word.start(), f"{key}= is given twice")
         start = word.start() + len(key) + 1
@@ -77,11 +94,13 @@ def parse_scheme(text: str, *, matmul: bool = False) -> Scheme:
         return LinearScheme(parts.get("w"), parts.get("a"))
     if set(parts) <= {"l", "r"}:
         return MatmulScheme(parts.get("l"), parts.get("r"))
-    _fail(text, 0, "w= and a= belong to projections, l= and r= to attention products; give one kind")
+    if set(parts) <= {"c"}:
+        return CacheScheme(parts.get("c"))
+    _fail(text, 0, "w= and a= belong to projections, l= and r= to attention products, c= to caches; give one kind")
 
 
 def parse_tensor_scheme(text: str, role: str) -> TensorScheme:
-    """Read the spelling of one tensor, e.g. ``int8/tensor/static``; ``role`` is ``w``, ``a``, ``l`` or ``r``.
+    """Read the spelling of one tensor, e.g. ``int8/tensor/static``; ``role`` is ``w``, ``a``, ``l``, ``r`` or ``c``.
 
     Raises:
         SchemeError: As `parse_scheme`.
@@ -105,8 +124,10 @@ def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
             name = format_named(name).name
         except UserError as error:
             _fail(text, at, str(error))
-    elif name not in FORMATS and name not in PRESETS:
-        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *PRESETS])}")
+    elif name in LEARNED and role != "w":
+        _fail(text, at, f"{name} is for weights (w=…): its tables are found once, and kept with them")
+    elif name not in (*FORMATS, *LEARNED, *PRESETS):
+        _fail(text, at, f"unknown number format {name!r}; {nearest_names(name, [*FORMATS, *LEARNED, *PRESETS])}")
     fields: dict[str, Any] = msgspec.structs.asdict(PRESETS[name]) if name in PRESETS else {"format": name}
     given: dict[str, int] = {}
     for word, at in rest:
@@ -120,6 +141,8 @@ def _parse_tensor(text: str, body: str, start: int, role: str) -> TensorScheme:
     if name not in PRESETS and "granularity" not in given:
         _fail(text, start + len(body), "the granularity is missing: tensor, channel, token, gN or RxC")
     scheme = _apply_timing(text, start, scheme, timing, role)
+    if role == "c" and scheme.joins_tokens:
+        _fail(text, start, "a cache is written token by token: say token, gN (a scale for each token), or static")
     if offences := scheme.contradictions():
         _fail(text, start, "; ".join(offences))
     return scheme
@@ -144,20 +167,25 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
     """The fields that one word of a spelling sets."""
     for pattern, fields in _WORDS.items():
         if match := re.fullmatch(pattern, word):
-            roles, elsewhere = _HOMES.get(word.partition("-")[0], (role, ""))
+            roles, elsewhere = _HOMES.get(word) or _HOMES.get(word.partition("-")[0], (role, ""))
             if role not in roles:
                 _fail(text, at, f"{word!r} {elsewhere.format(tensor=_KEYS[role])}")
             return fields(match)
     known = ["tensor", "channel", "token", "g128", "128x128", "static", "dynamic", "absmax", "mse", "p99.9", "mx-floor"]
     known += [
         "mx-even",
+        "typical",
         "reach-1.2",
         "asymmetric",
         "outliers-6",
+        "sparse-0.45",
         "round-gptq",
         "round-gptq-ordered",
         "round-fisher",
         "round-clip",
+        "round-squeezellm",
+        "round-gwq",
+        "past-only",
         *(f"scale-{kind}" for kind in SCALE_BITS),
     ]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")

@@ -11,13 +11,15 @@ import msgspec
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Assignment, Plan, PlanError
 from qarat.values.schemes import SchemeError
-from qarat.values.sites import Site
+from qarat.values.sites import Kind, Site
 
 
 def encode_plan(plan: Plan) -> str:
     """Readable JSON, one line a site, that a person may edit and pass back; `decode_plan` is its inverse."""
     head = {"qarat": "plan/1", "model": plan.model, "low": plan.low, "float_bits": plan.float_bits}
     head |= {"stats": plan.stats, "note": plan.note} | ({"prefix": plan.prefix} if plan.prefix else {})
+    head |= {"calibration": plan.calibration} if plan.calibration else {}
+    head |= {"tuned": plan.tuned} if plan.tuned else {}
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
     rows: list[str] = []
     for a in plan.assignments:
@@ -29,10 +31,13 @@ def encode_plan(plan: Plan) -> str:
     return "{\n" + "\n".join(lines) + '\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
 
 
+_SHAPES = {"projection": (1, 2), "product": (2, 0), "cache": (1, 0)}  # streams that are read, and axes of the weight
+
+
 class _SiteRow(msgspec.Struct, forbid_unknown_fields=True):
     scheme: str
     block: int
-    kind: Literal["projection", "product"]
+    kind: Kind
     streams: tuple[str, ...]
     reason: str = ""
     shape: tuple[int, ...] = ()
@@ -50,6 +55,8 @@ class _PlanFile(msgspec.Struct, forbid_unknown_fields=True):
     stats: str = ""
     note: str = ""
     prefix: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
+    calibration: str = ""
+    tuned: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def decode_plan(text: str | bytes) -> Plan:
@@ -70,22 +77,25 @@ def decode_plan(text: str | bytes) -> Plan:
     assignments: list[Assignment] = []
     for name, row in file.sites.items():
         try:
-            scheme = parse_scheme(row.scheme, matmul=row.kind == "product")
+            scheme = parse_scheme(row.scheme, row.kind)
         except SchemeError as error:
             offences.append(f"{name}: {error}")
             continue
-        operands, axes = (1, 2) if row.kind == "projection" else (2, 0)
+        operands, axes = _SHAPES[row.kind]
         if len(row.streams) != operands or len(row.shape) != axes or any(size < 1 for size in row.shape):
             offences.append(f"{name}: a {row.kind} reads {operands} streams and has a shape of {axes} sizes above 0")
             continue
-        if (row.width > 0) != (row.kind == "product") or row.width < 0:
-            offences.append(f"{name}: a width of {row.width}; products have one, above 0, and nothing else (plan anew)")
+        if (row.width > 0) != (row.kind != "projection") or row.width < 0:
+            offences.append(
+                f"{name}: a width of {row.width}; products and caches have one, above 0, and nothing else (plan anew)"
+            )
             continue
         site = Site(name, row.block, row.kind, row.streams, row.shape, row.tie, row.has_bias, row.width)
         assignments.append(Assignment(site, scheme, row.reason))
     if offences:
         raise PlanError("\n".join(offences))
-    return Plan(file.model, file.low, file.float_bits, tuple(assignments), file.stats, file.note, file.prefix)
+    rest = file.stats, file.note, file.prefix, file.calibration, file.tuned
+    return Plan(file.model, file.low, file.float_bits, tuple(assignments), *rest)
 
 
 def _keys_given_twice(text: str | bytes) -> list[str]:

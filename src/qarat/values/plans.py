@@ -20,7 +20,7 @@ from qarat.ground.summaries import Summarized
 from qarat.values.engines import cut_parts
 from qarat.values.fingerprints import brief
 from qarat.values.parsing import parse_scheme
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.schemes import FLOATS, CacheScheme, LinearScheme, Scheme
 from qarat.values.sites import Site, short_name
 
 
@@ -38,7 +38,7 @@ class Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def is_float(self) -> bool:
         """Whether nothing of the site is quantized."""
-        return self.scheme in (LinearScheme(), MatmulScheme())
+        return self.scheme.is_float
 
 
 class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +52,8 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stats: Content hash of the stats that static scales come from; empty if none are needed.
         note: How the plan came about, one line.
         prefix: Token ids that every sequence begins with, computed in float at every site (`qarat.model.prefixes`).
+        calibration: Fingerprint of the tokens that its roundings look at; empty if none does.
+        tuned: Steps by which the projections in float were tuned (`qarat.stages.tuning`); 0 where they are the model's.
     """
 
     model: str
@@ -61,6 +63,8 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats: str = ""
     note: str = ""
     prefix: tuple[int, ...] = ()
+    calibration: str = ""
+    tuned: int = 0
 
     def facts(self) -> dict[str, str]:
         """Of which model, and how much of it is low."""
@@ -95,8 +99,8 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_low(self, assignment: Assignment) -> bool:
         """Whether a site counts as low for Q_r: weight bits at most those of the low scheme.
 
-        Of an attention product, which has no weight, both operands must be quantized with at most as many as the low
-        scheme's inputs; as its weights, where those inputs are in float.
+        Of what has no weight, attention products and caches, all operands must be quantized with at most as many as the
+        low scheme's inputs; as its weights, where those inputs are in float.
         """
         low, scheme = parse_scheme(self.low), assignment.scheme
         if not isinstance(low, LinearScheme) or low.weight is None:
@@ -104,7 +108,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if isinstance(scheme, LinearScheme):
             operands, most = (scheme.weight,), low.weight
         else:
-            operands, most = (scheme.left, scheme.right), low.input or low.weight
+            operands, most = scheme.operands(), low.input or low.weight
         return all(t is not None and t.number_format.bits <= most.number_format.bits for t in operands)
 
     def exceptions(self) -> tuple[Assignment, ...]:
@@ -135,11 +139,21 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def site_bits(self, assignment: Assignment) -> int:
         """Storage of one site's weight with its scales and zero points, in bits."""
         site, scheme = assignment.site, assignment.scheme
-        if site.kind == "product" or not isinstance(scheme, LinearScheme):
+        if not isinstance(scheme, LinearScheme):
             return 0
         if scheme.weight is None:
             return site.parameters * self.float_bits
         return scheme.weight.bits(*site.shape)
+
+    def cache_bits(self) -> int:
+        """Storage of one token's keys and values over all blocks, in bits; dynamic scales and zero points included."""
+        caches = ((a.site.width, a.scheme) for a in self.assignments if isinstance(a.scheme, CacheScheme))
+        return sum(scheme.token_bits(width, self.float_bits) for width, scheme in caches)
+
+    @property
+    def keeps_caches_in_float(self) -> bool:
+        """Whether no key or value of an earlier token is quantized."""
+        return all(a.is_float for a in self.assignments if a.site.kind == "cache")
 
     def bits_per_weight(self) -> float:
         """Mean storage of a weight in bits, scales and zero points included; embeddings, head and norms outside."""
@@ -197,7 +211,7 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         offences += [
             f"{a.site.name}: {a.scheme} does not fit a {a.site.kind}"
             for a in self.assignments
-            if isinstance(a.scheme, MatmulScheme) != (a.site.kind == "product")
+            if not a.scheme.fits(a.site.kind)
         ]
         if offences:
             raise PlanError("the plan does not fit the model:\n  " + "\n  ".join(sorted(offences)))
@@ -261,7 +275,7 @@ def assign(
         model: Fingerprint of the model.
         float_bits: Bits of an element left in float.
         sites: Every site of the model.
-        low: Spelling of the scheme that every projection gets first; attention products begin in float.
+        low: Spelling of the scheme that every projection gets first; attention products and caches begin in float.
         rules: ``(pattern, spelling)`` pairs.
         stats: Content hash of the stats behind static scales.
         prefix: Token ids that every sequence begins with, computed in float.
@@ -274,12 +288,12 @@ def assign(
     if not isinstance(scheme, LinearScheme):
         raise PlanError(f"the low scheme belongs to projections (w=… a=…), got {low!r}")
     chosen: dict[str, tuple[Scheme, str]] = {
-        s.name: (scheme, "low scheme") if s.kind == "projection" else (MatmulScheme(), "left in float") for s in sites
+        s.name: (scheme, "low scheme") if s.kind == "projection" else (FLOATS[s.kind], "left in float") for s in sites
     }
     for pattern, spelling in rules:
         for site in match_sites(pattern, sites):
-            wanted = parse_scheme(spelling, matmul=site.kind == "product")
-            if isinstance(wanted, MatmulScheme) != (site.kind == "product"):
+            wanted = parse_scheme(spelling, site.kind)
+            if not wanted.fits(site.kind):
                 raise PlanError(f"{pattern!r} matches {site.name}, a {site.kind}, which {spelling!r} does not fit")
             chosen[site.name] = (wanted, f"matches {pattern}")
     assignments = tuple(Assignment(site, *chosen[site.name]) for site in sites)

@@ -18,6 +18,8 @@ class Role(StrEnum):
     KEYS = "k"
     PROBABILITIES = "p"
     VALUES = "v"
+    KEY_CACHE = "k_cache"  # keys as they are kept for later tokens, the key heads side by side
+    VALUE_CACHE = "v_cache"
     ATTENTION_OUTPUT = "o_in"  # what the heads put out, side by side, and the output projection reads
     MLP_INPUT = "mlp_in"
     DOWN_INPUT = "down_in"  # the MLP's inner activation
@@ -30,3 +32,6 @@ INPUTS = (Role.ATTENTION_INPUT, Role.ATTENTION_OUTPUT, Role.MLP_INPUT, Role.DOWN
 
 OPERANDS: tuple[str, ...] = (Role.QUERIES, Role.KEYS, Role.PROBABILITIES, Role.VALUES)
 """Operands of the products Q·Kᵀ (`qk`) and probabilities·V (`av`)."""
+
+CACHES: tuple[str, ...] = (Role.KEY_CACHE, Role.VALUE_CACHE)
+"""What is kept of a token for later ones; streams and the sites that read them are called alike."""

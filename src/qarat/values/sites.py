@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+Kind = Literal["projection", "product", "cache"]
+
 
 class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One place where precision is chosen.
@@ -13,17 +15,19 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Full name in the model: ``model.layers.1.mlp.down_proj``, or ``model.layers.1.self_attn.qk``.
         block: Index of the decoder layer.
-        kind: ``projection`` (weight and input) or ``product`` (an attention product, no parameters).
+        kind: ``projection`` (weight and input), ``product`` (an attention product) or ``cache`` (keys or values as they
+            are kept for later tokens); only the first has parameters.
         streams: The stream it reads; of a product, left and right.
-        shape: ``(out, in)`` of a projection's weight; empty for a product.
+        shape: ``(out, in)`` of a projection's weight; empty for others.
         tie: Sites of one block with the same word must share a scheme where an engine fuses them; empty = alone.
         has_bias: Whether a bias, always kept in float, goes with the weight.
-        width: Channels of a product over all its (query) heads: heads × head channels; 0 for a projection.
+        width: Channels of a product over all its (query) heads, of a cache over all key heads: heads × head channels; 0
+            for a projection.
     """
 
     name: str
     block: int
-    kind: Literal["projection", "product"]
+    kind: Kind
     streams: tuple[str, ...]
     shape: tuple[int, ...] = ()
     tie: str = ""
@@ -32,19 +36,19 @@ class Site(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def parameters(self) -> int:
-        """Weights of the site; a product has none."""
+        """Weights of the site; only projections have any."""
         return self.shape[0] * self.shape[1] if self.shape else 0
 
     def macs(self, length: int) -> int:
         """Multiply-accumulates of one window.
 
         Tokens × out × in of a projection, tokens² × width of a product: the whole square, as attention is computed and
-        counted elsewhere, though a causal mask leaves half of it without effect.
+        counted elsewhere, though a causal mask leaves half of it without effect. A cache multiplies nothing.
 
         Args:
             length: Tokens of the window.
         """
-        return length * self.parameters if self.kind == "projection" else length**2 * self.width
+        return length**2 * self.width if self.kind == "product" else length * self.parameters
 
     @property
     def leaf(self) -> str:

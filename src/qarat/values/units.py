@@ -53,7 +53,7 @@ def make_units(
     """
     groups: dict[tuple[int, str], list[Site]] = {}
     for site in sites:
-        if site.kind == "projection" or products:
+        if site.kind == "projection" or (products and site.kind == "product"):
             word = "" if layers else site.tie if tied and site.tie else site.name
             groups.setdefault((site.block, word), []).append(site)
     return tuple(Unit(tuple(s.name for s in group), sum(s.parameters for s in group)) for group in groups.values())

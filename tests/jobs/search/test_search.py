@@ -177,6 +177,18 @@ def test_prices_that_are_not_nats_are_not_added_up(
     assert (result.metric, result.cost.pricing, result.correction.pairs) == ("weight-error", 0, 0)
 
 
+def test_mixquant_goes_by_weights_and_needs_no_token(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    words = ["--strategy", "mixquant", "--low", "int4/channel", "--menu", "int6/channel, int8/channel"]
+    result = searched(qarat, tiny_llama, small, tmp_path / "s", *words, "--budget", "bits=8", "nats+0.05")
+    assert (result.metric, result.cost.pricing) == ("weight-error", 0)
+    chosen = [t for t in result.trials if t.label.startswith("QEM")]
+    assert chosen
+    assert all(t.predicted >= 0 for t in chosen)
+    assert any(t.bits <= 8 for t in chosen)
+
+
 def test_two_workers_find_the_same(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
     words = ["--strategy", "random", "--trials", "4", "--budget", "ratio=0.5"]
     one = searched(qarat, tiny_llama, small, tmp_path / "one", *words)
@@ -389,15 +401,16 @@ def test_a_task_that_the_harness_lacks_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_dry_run_counts_the_windows_and_the_metric(tiny_llama: Path, tiny_text: Path) -> None:
     def work(metric: str, windows: int) -> float:
         job, _ = make_job(tiny_llama, tiny_text, SearchRequest(metric=metric, price_windows=windows))
-        return pricing_work(metric, job.model, job.price_tokens, job.priced_schemes)
+        return pricing_work(metric, job.model, job.price_tokens, job.priced_schemes).tokens
 
     assert work("fisher", 2) == 2 * work("fisher", 1) == 2 * 32 * (3 + 1)
     assert work("weight-error", 1) == 0
     assert work("kl", 1) > work("fisher", 1)
 
 
-def test_a_dry_run_writes_nothing(qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
-    answer = qarat("search", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run")
+@pytest.mark.parametrize("low", ["mxint4", "int8-static"])  # the second is rewritten, wider than the checkpoint
+def test_a_dry_run_writes_nothing(low: str, qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path) -> None:
+    answer = qarat("search", tiny_llama, *small, "--low", low, "-o", tmp_path / "s", "--dry-run")
     assert answer.code == 0
     assert "search" in answer.out
     assert not list(tmp_path.iterdir())

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from qarat.jobs.spike_study.arms import (
+    ALONE,
     ANY_KIND,
+    ATTENTION,
     EVERY_DOWN,
+    MLP,
     SAME_KIND,
+    ablation_arms,
     control_arms,
     method_arms,
     order_arms,
@@ -50,6 +54,26 @@ def test_controls_are_as_much_of_the_same_kind_or_any_and_never_protected_elsewh
     ends = arms[-1]
     assert {s.block for s in every if s.name in ends.protected} == {0, 3}
     assert len(ends.protected) == 14
+
+
+def test_an_ablation_lowers_one_part_of_every_block(every: list[Site]) -> None:
+    low = {
+        arm.label.removesuffix(ALONE): {s.leaf for s in every if s.name not in arm.protected}
+        for arm in ablation_arms(TWIN, every)
+    }
+    attention, mlp = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
+    assert low == {ATTENTION: attention, MLP: mlp, **{leaf: {leaf} for leaf in attention | mlp}}
+    assert all((a.group, a.scheme, a.protection) == ("ablation", TWIN.low, "float") for a in ablation_arms(TWIN, every))
+    kept = {a.label: len(a.protected) for a in ablation_arms(MAIN, every)}
+    assert kept[f"{ATTENTION}{ALONE}"] == 4 * 3
+    assert kept[f"{MLP}{ALONE}"] == 4 * 4
+
+
+def test_an_ablation_knows_a_family_without_an_mlp_module(tmp_path: Path) -> None:
+    model = open_model(str(tiny_checkpoint(tmp_path / "opt", architecture="opt")))
+    every = [s for s in model.sites() if s.kind == "projection"]
+    (mlp,) = (a for a in ablation_arms(MAIN, every) if a.label == f"{MLP}{ALONE}")
+    assert {s.leaf for s in every if s.name not in mlp.protected} == {"fc1", "fc2"}
 
 
 def test_draws_of_the_same_kind_are_those_of_older_records(every: list[Site]) -> None:

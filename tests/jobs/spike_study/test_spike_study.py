@@ -12,6 +12,7 @@ from qarat.jobs.folder import Run
 from qarat.jobs.protecting import profile
 from qarat.jobs.rewriting import fit_asked, reaching
 from qarat.jobs.spike_study.arm_meter import TOGETHER
+from qarat.jobs.spike_study.comparisons import ablated
 from qarat.jobs.spike_study.job import SpikeJob
 from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.jobs.spike_study.worlds import SpikeTokens
@@ -66,7 +67,7 @@ def test_every_arm_of_a_quick_study(
     assert len({a.name for a in study.arms}) == len(study.arms)
     assert not [a for a in study.arms if a.failure]
     assert {a.group for a in study.arms} == {
-        "naive", "protection", "control", "order", "method", "bos", "calibration",
+        "naive", "protection", "control", "order", "method", "ablation", "bos", "calibration",
     }  # fmt: skip
     assert study.floats.keys() == {MAIN, "BOS once", "BOS never"}
     naive, protected = study.find(study.main, "naive"), study.find(study.main, "protected")
@@ -140,6 +141,34 @@ def test_only_the_arms_and_settings_that_are_asked_for(
     assert few.settings == (few.main, "w=int8/channel a=int8/token")
     assert ("methods in 8/channel/token", "only `full` has them, where they fit") in [(x.what, x.why) for x in few.left]
     assert few.find(few.main, "naive") == study.find(few.main, "naive")
+
+
+def test_parts_alone_low(qarat: Qarat, spiking: Path, small: list[str], tiny_text: Path, tmp_path: Path) -> None:
+    study = studied(qarat, spiking, small, tmp_path / "s", "--arms", "ablation", "--settings", "8/channel/static")
+    parts = {p.part: p for p in ablated(study, study.main)}
+    assert list(parts) == [
+        "attention",
+        "MLP",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    assert parts["attention"].low + parts["MLP"].low == pytest.approx(1)
+    model = open_model(str(spiking))
+    calibration, _, report = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    stats = profile(model, calibration, attention=False)
+    low = assign(
+        model.fingerprint, 32, model.sites(), "float", [("*.down_proj", study.main)], stats=content_hash(stats)
+    )
+    measured = measure_perplexity(quantize(model, low, stats), report, label="down")
+    assert parts["down_proj"].arm.nats == pytest.approx(measured.nats, rel=1e-6)
+    story = gather([tmp_path / "s"])
+    figures = {figure.key for section in assemble(story) for figure in figures_in(section.parts)}
+    assert "study-ablation-8-channel-static" in figures
 
 
 def test_a_prefix_where_windows_have_no_token_in_common(

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 
-from qarat.jobs.spike_study.comparisons import duels, in_front, inside, outcome_of, steadied
+from qarat.jobs.spike_study.comparisons import ablated, duels, in_front, inside, outcome_of, steadied
 from qarat.jobs.spike_study.verdicts import command, recommend, verdict_lines
 from qarat.values.records.origin import Difference, Provenance
 from qarat.values.records.scores import Evaluation
@@ -100,6 +100,17 @@ def test_the_verdict_in_words() -> None:
     assert methods.endswith(
         "protection beats hadamard; equal within error are prefix; protection is beaten by clip-mse"
     )
+
+
+def test_the_most_sensitive_part_is_named() -> None:
+    parts = {"attention": 0.004, "MLP": 0.03, "q_proj": 0.001, "down_proj": 0.028}
+    arms = (arm(f"{part} alone low", lost, group="ablation", share=0.6) for part, lost in parts.items())
+    whole = study(arm("naive", 0.05, group="naive"), *arms)
+    first, *_ = ablated(whole, INT8)
+    assert (first.part, first.low, first.share) == ("attention", pytest.approx(0.4), pytest.approx(0.08))
+    (line,) = (line for line in verdict_lines(whole) if line.startswith("Alone low"))
+    assert line.index("MLP +0.0300") < line.index("attention +0.0040") < line.index("down_proj +0.0280")
+    assert line.endswith("the most of any kind; MLP is dearer, beyond the 95 % interval")
 
 
 def test_where_nothing_is_protected_it_says_why() -> None:

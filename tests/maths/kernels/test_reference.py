@@ -10,7 +10,7 @@ from qarat.maths.kernels import int8, reference
 from qarat.maths.scales import choose_scale
 from qarat.maths.tensors import fake_quantize, quantize_tensor
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
-from qarat.values.schemes import MatmulScheme
+from qarat.values.schemes import LinearScheme, MatmulScheme
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def test_a_projection_multiplies_what_quantization_leaves(weight_words: str, inp
 
 
 def product(text: str) -> MatmulScheme:
-    scheme = parse_scheme(text, matmul=True)
+    scheme = parse_scheme(text, "product")
     assert isinstance(scheme, MatmulScheme)
     return scheme
 
@@ -108,7 +108,7 @@ ON_A_CPU = "int8" if int8.is_exact(int8.product, "cpu") else "int8-split"
 )
 def test_the_first_kernel_that_computes_it_is_chosen_and_the_reference_says_why(text: str, name: str) -> None:
     scheme = parse_scheme(text)
-    assert not isinstance(scheme, MatmulScheme)
+    assert isinstance(scheme, LinearScheme)
     chosen = kernels.choose(scheme.weight, scheme.input, (16, 64), CPU, "fast")
     assert chosen.kernel == name
     assert bool(chosen.why) == (name == kernels.REFERENCE)
@@ -117,7 +117,7 @@ def test_the_first_kernel_that_computes_it_is_chosen_and_the_reference_says_why(
 
 def test_a_shape_that_could_overflow_and_another_device_fall_to_the_reference() -> None:
     scheme = parse_scheme("w=int8/channel a=int8/token")
-    assert not isinstance(scheme, MatmulScheme)
+    assert isinstance(scheme, LinearScheme)
     wide = kernels.choose(scheme.weight, scheme.input, (16, 70_000), CPU, "fast")
     assert wide.kernel == kernels.REFERENCE
     assert "fp8: computes e4m3 by e4m3; int8, int8-split: 70000 input features could overflow" in wide.why

@@ -141,8 +141,9 @@ def test_a_failed_trial_stops_no_strategy(fake):
         _, driver = searched(made, name)
         failed = [t for t in driver.trials if t.failure]
         assert all(t.choice[0] == 0 for t in failed)
+        uniform = name == "mixquant"  # with one scheme that quantizes, its rule lowers all at once
         assert failed or name == "predicted"
-        assert len(failed) < len(driver.trials) or name == "predicted"
+        assert len(failed) < len(driver.trials) or name == "predicted" or uniform
 
 
 def test_an_unknown_strategy_names_the_nearest():

@@ -438,6 +438,7 @@ REFUSED = {
     "w=mxfp4/g16": "mxfp4 (g32, scale-e8m0) or nvfp4",
     "w=e2m3/g32": "e2m3 is held as mxfp6",
     "w=int4/g16/scale-e4m3": "use scale-float16",
+    "w=int4/g16/scale-uint8": "use scale-float16",
     "w=int4/g48": "no whole number of groups of 48",
     "w=int4/16x16": "tiles are for e4m3",
     "w=e4m3/32x48": "no whole number of groups of 48",
@@ -476,7 +477,7 @@ def test_quantized_attention_products_are_refused(source: Path):
 
 def test_a_plan_in_float_is_no_export(source: Path):
     model = open_model(str(source))
-    with pytest.raises(UserError, match="quantizes nothing"):
+    with pytest.raises(UserError, match="quantizes no projection"):
         check_export(model, assign(model.fingerprint, 32, model.sites(), "float"), "compressed-tensors")
 
 

@@ -22,6 +22,8 @@ def plan_of(model: Model, *rules: tuple[str, str]) -> Plan:
         ("w=int4/g32", "int8 or int7 per tensor or channel"),
         ("w=e4m3/channel", "int8 or int7 per tensor or channel"),
         ("w=int7/channel a=int7/tensor/static", "inputs are int8"),
+        ("w=int8/channel/scale-uint8", "not one in units of another"),
+        ("w=int8/channel/scale-e4m3", "not one in units of another"),
         ("w=int8/g16", "int8 or int7 per tensor or channel"),
         ("a=int8/tensor/static", "only with its weight"),
     ],

@@ -62,6 +62,15 @@ def test_the_ranking_takes_no_notice_of_the_unit_but_the_calibration_does():
     assert math.isnan(found.joint_calibration)
 
 
+def test_sites_whose_loss_is_noise_do_not_blur_the_ranking_of_the_others():
+    """Three stand out of noise (errors are 0.01) and are ranked right; the other three are ranked upside down."""
+    found = check(menu(0.1, 0.2, 0.3, 0.03, 0.02, 0.01), measured(0.1, 0.2, 0.3, -0.01, 0.0, 0.019))
+    assert found.clear_sites == 3
+    assert found.clear_correlation == pytest.approx(1)
+    assert found.rank_correlation < 1
+    assert math.isnan(check(menu(1, 2, 3), measured(0.0, 0.01, 0.02)).clear_correlation)
+
+
 def test_prices_that_are_all_alike_have_no_ranking():
     assert math.isnan(check(menu(1, 1, 1), measured(0.1, 0.2, 0.3)).rank_correlation)
 

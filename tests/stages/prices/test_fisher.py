@@ -29,7 +29,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.schemes import CacheScheme, LinearScheme, MatmulScheme, Scheme
 
 INT8 = "w=int8/channel a=int8/token"
 STATIC = "w=int8/channel a=int8/tensor/static"
@@ -181,7 +181,7 @@ def test_damage_is_the_divergence_of_each_site_alone(one_block: Path):
     averages = average_menu(model, tokens, schemes(INT8, PRODUCT), seeds=150)
     checked = 0
     for site in model.sites():
-        if site.leaf in ("k_proj", "v_proj"):
+        if site.leaf in ("k_proj", "v_proj") or site.kind == "cache":
             continue
         spelling = PRODUCT if site.kind == "product" else INT8
         damage, error = averages[f"{site.name} {spelling}"]
@@ -219,10 +219,10 @@ def test_damages_add_up_to_the_divergence_of_the_whole_plan(three_blocks: Path):
 # ---------------------------------------------------------------- schemes
 
 
-@pytest.mark.parametrize("nothing", [LinearScheme(), MatmulScheme()])
+@pytest.mark.parametrize("nothing", [LinearScheme(), MatmulScheme(), CacheScheme()])
 def test_a_scheme_that_changes_nothing_costs_exactly_nothing(three_blocks: Path, nothing: Scheme):
     menu = price(open_model(str(three_blocks)), token_set(), [nothing])
-    assert len(menu.entries) == 3 * (2 if isinstance(nothing, MatmulScheme) else 7)
+    assert len(menu.entries) == 3 * (7 if isinstance(nothing, LinearScheme) else 2)
     assert {e.damage for e in menu.entries} == {0.0}
     assert {e.standard_error for e in menu.entries} == {0.0}
 
@@ -230,8 +230,9 @@ def test_a_scheme_that_changes_nothing_costs_exactly_nothing(three_blocks: Path,
 def test_fewer_bits_cost_more_at_every_site(three_blocks: Path):
     spellings = [f"w=int{b}/channel a=int{b}/token" for b in (8, 4, 2)]
     products = [f"l=int{b}/token r=int{b}/token" for b in (8, 4, 2)]
-    menu = price(open_model(str(three_blocks)), token_set(), schemes(*spellings, *products))
-    for eight, four, two in (spellings, products):
+    caches = [f"c=int{b}/token" for b in (8, 4, 2)]
+    menu = price(open_model(str(three_blocks)), token_set(), schemes(*spellings, *products, *caches))
+    for eight, four, two in (spellings, products, caches):
         for name, damage in menu.damages(eight).items():
             assert 0 < damage < menu.damages(four)[name] / 10
             assert menu.damages(four)[name] < menu.damages(two)[name]
@@ -248,12 +249,14 @@ def test_weight_and_input_are_priced_apart(three_blocks: Path):
 
 def test_every_scheme_is_priced_at_every_site_it_fits(three_blocks: Path):
     model = open_model(str(three_blocks))
-    menu = price(model, token_set(), schemes(INT8, "w=mxint4/g8 a=mxint4/g8", PRODUCT, "l=e4m3/g8 r=e4m3/g8"))
+    low = (INT8, "w=mxint4/g8 a=mxint4/g8", PRODUCT, "l=e4m3/g8 r=e4m3/g8", "c=int8/token", "c=int4/g8/past-only")
+    menu = price(model, token_set(), schemes(*low))
     assert menu.metric == METRIC.name
     kinds = {site.name: site.kind for site in model.sites()}
     priced = [(e.site, e.scheme) for e in menu.entries]
     assert len(set(priced)) == len(priced) == 2 * len(kinds)
-    assert all((kinds[site] == "product") == scheme.startswith("l=") for site, scheme in priced)
+    letters = {"projection": "w", "product": "l", "cache": "c"}
+    assert all(scheme.startswith(letters[kinds[site]]) for site, scheme in priced)
 
 
 def test_many_schemes_at_once_cost_what_each_costs_alone(three_blocks: Path):

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
+from qarat.maths.dimension import local_dimensions
 from qarat.model import capture, passes
 from qarat.model.attention import PRODUCTS
+from qarat.model.capture import PRODUCT_SITES
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.passes import draw_labels
@@ -27,11 +29,12 @@ from qarat.testing.extensions import check_metric
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import assign
 from qarat.values.records.prices import NATS, Menu
+from qarat.values.roles import CACHES
 from qarat.values.schemes import LinearScheme, MatmulScheme
 
 INT8 = "w=int8/channel a=int8/token"
 PRODUCT = "l=int8/token r=int8/token"
-METRICS = ["elementwise", "fisher", "gradient-error", "kl", "output-error", "weight-error"]
+METRICS = ["elementwise", "fisher", "gradient-error", "kl", "lid", "output-error", "weight-error"]
 
 
 def token_set(windows: int = 5, length: int = 16, seed: int = 4) -> TokenSet:
@@ -165,7 +168,7 @@ def test_weight_error_is_the_squared_error_of_the_weight_whatever_the_tokens(tin
 
 
 def test_weight_error_of_products_alone_is_refused(tiny: Path):
-    with pytest.raises(UserError, match="attention products have none"):
+    with pytest.raises(UserError, match="attention products and caches have none"):
         priced(tiny, "weight-error", PRODUCT)
 
 
@@ -184,6 +187,24 @@ def test_kl_is_that_of_the_logits(tiny: Path):
         wanted = float((before.exp() * (before - after)).sum(-1).mean())
         assert entry.damage == pytest.approx(wanted, rel=1e-3), entry.site
         assert entry.damage > 0
+
+
+@torch.no_grad()
+def test_lid_is_what_moves_behind_the_block(tiny: Path):
+    """From the quantized model's own blocks."""
+    model, tokens = open_model(str(tiny)), token_set()
+    menu = priced(tiny, "lid", INT8, PRODUCT)
+    assert (menu.unit, len(menu.entries)) == ("change of local dimension", 2 * 9)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float")
+    for entry in menu.entries[::4]:
+        low = quantize(model, plan.with_schemes({entry.site: parse_scheme(entry.scheme)}, "test"))
+        hidden, index = model.embed(tokens.windows), int(entry.site.split(".")[2])
+        for before in range(index):
+            hidden = model.run_block(before, model.block(before), hidden)
+        dimensions = [local_dimensions(m.run_block(index, m.block(index), hidden)) for m in (model, low)]
+        windows = (dimensions[1] - dimensions[0]).abs().mean(-1)
+        assert entry.damage == pytest.approx(float(windows.mean()), rel=1e-4), entry.site
+        assert entry.standard_error == pytest.approx(float(windows.std()) / 5**0.5, rel=1e-4), entry.site
 
 
 # ---------------------------------------------------------------- all of them
@@ -239,7 +260,7 @@ def test_windows_whose_states_do_not_fit_go_in_groups(tiny: Path, metric: str, m
         monkeypatch.setattr(module, "forward_states", watched)
     whole = priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=1 << 30)
     one = 16 * 16 * 4  # bytes of the hidden states of one window
-    states = {"kl": 2 + 9}.get(metric, 2 + 1)  # on disk, but for kl's sites
+    states = {"kl": 2 + 11}.get(metric, 2 + 1)  # on disk, but for kl's sites
     monkeypatch.setattr(passes, "room_on_disk", lambda: 2 * states * one)
     assert priced(tiny, metric, INT8, PRODUCT, batch_tokens=16, memory=4 * 2 * states * one) == whole
     monkeypatch.setattr(passes, "room_on_disk", lambda: 1)
@@ -298,9 +319,9 @@ def test_a_quantized_model_is_refused(tiny: Path, metric: str):
         price(low, token_set(), [parse_scheme(INT8)], metric=metric)
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("attention", [(), PRODUCT_SITES, CACHES, (*PRODUCT_SITES, *CACHES)])
 @pytest.mark.parametrize("length", [8, 64])
-def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, products: bool, length: int):
+def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, attention: tuple[str, ...], length: int):
     model = open_model(str(tiny))
     windows = torch.arange(2 * length).reshape(2, length) % 40
     weights = {p.untyped_storage().data_ptr() for _, block in model.walk() for p in block.parameters()}
@@ -316,7 +337,7 @@ def test_what_keeping_graphs_takes_is_bounded_from_above(tiny: Path, products: b
     hidden = model.embed(windows)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for index, block in model.walk():
-            graph = capture.build_graph(model, index, block, hidden, products)
+            graph = capture.build_graph(model, index, block, hidden, attention)
             hidden = graph.output.detach()
             alive.append(graph)
             for captured in (graph.captured.outputs.values(), *graph.captured.operands.values()):

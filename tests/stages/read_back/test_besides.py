@@ -46,7 +46,7 @@ def with_cache(broken: Any, scheme: Config, scales: bool = True) -> Any:
     return broken.tensors(add).path if scales else broken.path
 
 
-def test_an_fp8_cache_passes_where_it_is_read_but_is_not_computed(made: Any, broken: Any) -> None:
+def test_an_fp8_cache_passes_where_it_is_read_and_is_computed(made: Any, broken: Any) -> None:
     folder = with_cache(broken, FP8_CACHE)
     for engine in ("vllm", "vllm-0.18", "sglang", "transformers"):
         verification = verify(folder, [engine])
@@ -54,8 +54,18 @@ def test_an_fp8_cache_passes_where_it_is_read_but_is_not_computed(made: Any, bro
         assert grave(verification) == []
         assert "keys and values are kept in float8/tensor" in the_one(verification, "keys and values").what
     compared = verify(folder, ["vllm"], against=AgainstRun(made.run, made.plan, made.tokens))
-    assert the_one(compared, "with the KV cache in float").severity == "not judged"
+    unplanned = the_one(compared, "the folder keeps c=e4m3/tensor/static, the plan says float")
+    assert unplanned.severity == "error"
+    assert len(unplanned.modules) == 6
     assert compared.weights[0].equal == 21  # the rest is compared all the same
+    assert compared.logits[0].relative > compared.logits[0].limit
+
+
+def test_a_cache_whose_words_have_no_scheme_is_not_judged(made: Any, broken: Any) -> None:
+    folder = with_cache(broken, FP8_CACHE, scales=False)
+    compared = verify(folder, ["vllm"], against=AgainstRun(made.run, made.plan, made.tokens))
+    assert the_one(compared, "with the KV cache in float").severity == "not judged"
+    assert compared.weights[0].equal == 21
     assert compared.verdict == "not judged"
     assert not compared.passed
 

@@ -38,7 +38,7 @@ def test_no_tile_is_worse_off_in_weighted_error_and_coarse_integers_gain(spellin
 def test_where_channels_count_alike_it_is_mse(spelling: str) -> None:
     class White:
         moments = 4 * torch.eye(24)
-        weighted_moments = inputs = moments
+        weighted_moments = inputs = fisher = gradient = moments
 
     weight, scheme = normal(12, 24), parse_tensor_scheme(spelling, "w")
     ours = clip.round_weight(weight, scheme, White())

@@ -18,8 +18,8 @@ from qarat.model.passes import draw_labels
 from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.stages.rounding import ROUNDINGS, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding import ROUNDINGS, Merged, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.testing import tiny_checkpoint
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
@@ -57,7 +57,7 @@ def test_every_rounding_keeps_its_promises(name: str) -> None:
 
 
 def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
-    assert ROUNDINGS.names() == ["clip", "fisher", "gptq", "gptq-ordered", "nearest"]
+    assert ROUNDINGS.names() == ["clip", "fisher", "gptq", "gptq-ordered", "gwq", "nearest", "squeezellm"]
     scheme = parse_scheme(GPTQ)
     assert str(scheme) == GPTQ
     assert parse_scheme("w=int3/g8/round-nearest") == parse_scheme("w=int3/g8")
@@ -73,7 +73,7 @@ def test_the_folder_lists_them_and_a_scheme_names_one() -> None:
 def test_white_inputs_give_the_nearest(spelling: str, rounding: Rounding) -> None:
     class White:
         moments = 3 * torch.eye(16)
-        weighted_moments = inputs = moments
+        weighted_moments = inputs = fisher = gradient = moments
 
     weight, scheme = normal(12, 16), parse_tensor_scheme(spelling, "w")
     codes = rounding.round_weight(weight, scheme, White()).codes
@@ -257,6 +257,72 @@ def test_blocks_may_be_built_in_any_order(tiny_llama: Path, memory: int, low: st
     ours = [block_of(there, index).get_submodule("self_attn.q_proj").quantized.codes for index in (0, 1)]
     theirs = [block_of(back, index).get_submodule("self_attn.q_proj").quantized.codes for index in (1, 0)]
     assert all(map(torch.equal, ours, reversed(theirs)))
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 1 << 30])
+def test_from_the_front_each_block_of_calibration_runs_once(
+    tiny_llama: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for the matrices of a block together, whether or not there is any for the states of every block."""
+    model = open_model(str(tiny_llama))
+    model.memory = memory
+    calibration = Calibration(model, tokens())
+    ran: list[int] = []
+
+    def run(index: int, *more: Any, inner: Any = model.run_block) -> Tensor:
+        ran.append(index)
+        return inner(index, *more)
+
+    monkeypatch.setattr(model, "run_block", run)
+    small = quantize(model, plan_of(model, GPTQ), calibration=calibration)
+    for index in range(model.blocks):
+        block_of(small, index)
+    batches = len(tokens().batches(model.runtime.batch_tokens))
+    assert ran == [index for index in range(model.blocks) for _ in range(batches)]
+
+
+@pytest.mark.parametrize(("name", "rounded"), [("gptq", 4), ("clip", 4), ("fisher", 7)])
+def test_what_engines_merge_under_one_scale_is_rounded_as_one(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, name: str, rounded: int
+) -> None:
+    """Of q, k and v the first asks for all, where the tokens' weights do not tell them apart."""
+    model, module = open_model(str(tiny_llama)), ROUNDINGS.load(name)
+    scheme, seen = parse_tensor_scheme(f"e4m3/tensor/round-{name}", "w"), list[Tensor]()
+    block, sites = model.block(0), [s for s in model.sites() if s.block == 0 and s.kind == "projection"]
+    merged = {site: Merged.of(block, "model.layers.0.", site, sites) for site in sites}
+    alone = Calibration(model, tokens())
+    wanted = {site: round_weight(merged[site], scheme, alone.of(site)) for site in sites}
+
+    def count(weight: Tensor, *more: Any, inner: Any = module.round_weight) -> Any:
+        seen.append(weight)
+        return inner(weight, *more)
+
+    monkeypatch.setattr(module, "round_weight", count)
+    kept = Calibration(model, tokens())
+    for site in sites:
+        ours = kept.round_weight(site, merged[site], scheme)
+        assert torch.equal(ours.codes, wanted[site].codes)
+        assert torch.equal(ours.scales.scale, wanted[site].scales.scale)
+    assert len(seen) == rounded
+
+
+@pytest.mark.parametrize("low", [GPTQ, FISHER])
+def test_what_was_rounded_is_kept_for_this_model_and_these_positions(tiny_llama: Path, low: str) -> None:
+    model, other = (open_model(str(tiny_llama)) for _ in range(2))
+    kept = Calibration(model, tokens())
+    assert inputs_of(model, kept) is kept
+    for anew in (inputs_of(other, kept), inputs_of(model, kept, 1), inputs_of(model, kept.tokens)):
+        assert anew is not None
+        assert anew is not kept
+        assert anew.tokens is kept.tokens
+    assert inputs_of(model, None) is None
+    name, (first, again) = "mlp.up_proj", (quantize(model, plan_of(model, low), calibration=kept) for _ in range(2))
+    ours, theirs = (block_of(small, 1).get_submodule(name).quantized for small in (first, again))
+    plain = block_of(quantize(model, plan_of(model, low), calibration=tokens()), 1).get_submodule(name).quantized
+    for quantized in (theirs, plain):
+        assert torch.equal(ours.codes, quantized.codes)
+        assert torch.equal(ours.scales.scale, quantized.scales.scale)
+    assert ours.scheme == theirs.scheme
 
 
 def test_without_calibration_tokens_it_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from qarat.ground.errors import UserError
 from qarat.model import token_sets as data
 from qarat.model.native import read_native
+from qarat.model.opening import open_model
 from qarat.model.reference_models import PACKAGED, Packaged
 from qarat.stages.prices import output_error
 from qarat.surfaces.cli import main
@@ -25,7 +26,8 @@ from qarat.surfaces.options.groups import BUNDLED, General, Machine
 from qarat.surfaces.words import parse
 from qarat.testing import tiny_checkpoint, tiny_documents
 from qarat.values.fingerprints import spellings_of
-from qarat.values.plans import Plan
+from qarat.values.plan_files import encode_plan
+from qarat.values.plans import Plan, assign
 from qarat.values.records.comparison import Comparison
 from qarat.values.records.files import content_hash, decode_record
 from qarat.values.records.prices import Menu, Protection
@@ -160,6 +162,26 @@ def test_each_menu_is_written_as_it_comes(
     answer = qarat("damage", tiny_llama, *small, "--schemes", "w=int4/channel", "--metrics", "fisher", "output-error")
     assert (answer.code, "no more" in answer.err) == (1, True)
     assert decode_record(Path("menu.json"), Menu).metric == "fisher"
+
+
+def test_quantize_tunes_what_stays_in_float_and_says_so(
+    qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
+) -> None:
+    model = open_model(str(tiny_llama))
+    for name, rules in (("plan.json", [("*.down", "float")]), ("low.json", [])):
+        plan = assign(model.fingerprint, model.source_bits, model.sites(), "w=int4/g8", rules)
+        (tmp_path / name).write_text(encode_plan(plan))
+    words = ["quantize", tiny_llama, *small, "--plan", tmp_path / "plan.json", "-o", tmp_path / "out"]
+    answer = well(qarat(*words, "--tune", "2"))
+    assert "projections in float tuned for 2 steps" in answer.out
+    assert read_native(tmp_path / "out")[1].tuned == 2
+    answer = qarat("export", tmp_path / "out", "--source", tiny_llama, "-o", tmp_path / "exported")
+    assert (answer.code, "tuned weights that --source" in answer.err) == (1, True)
+    answer = qarat(*words[:-4], "--plan", tmp_path / "low.json", "-o", tmp_path / "none", "--tune", "2")
+    assert (answer.code, "leaves nothing" in answer.err) == (1, True)
+    answer = qarat(*words, "--overwrite", "--tune", "-1")
+    assert answer.code != 0
+    assert "number of steps" in answer.err
 
 
 WRITING = ("profile", "damage", "plan", "quantize")
@@ -525,7 +547,8 @@ def test_a_column_by_name_and_control_tokens_that_are_said_once(qarat: Qarat, ti
     words = ["--calibration", path, "--column", "story", "--length", "32", "--threads", "1"]
     answer = qarat("evaluate", tiny_llama, *words)
     assert answer.code == 0, answer.err
-    assert answer.err.count("control tokens stand in the text, and are read as such: <s> × 8") == 1
+    # Of the half that is measured on: nothing else is read.
+    assert answer.err.count("control tokens stand in the text, and are read as such: <s> × 4") == 1
 
 
 # ---------------------------------------------------------------- advice

@@ -48,7 +48,7 @@ def test_where_no_rule_sees_a_spike_the_headline_says_so(study: SpikeStudy) -> N
 
 def test_every_group_of_arms_has_its_figure(study: SpikeStudy) -> None:
     figures = figures_of(study)
-    kinds = ("study", "study-orders", "study-duels", "study-elsewhere")
+    kinds = ("study", "study-ablation", "study-orders", "study-duels", "study-elsewhere")
     assert figures.keys() == {"outcome", "study-8-channel-token", *(f"{kind}-8-channel-static" for kind in kinds)}
     for figure in figures.values():
         assert alt.LayerChart.from_dict(figure.definition()).layer  # raises where Vega-Lite's schema does not allow it

@@ -3,6 +3,7 @@
 import math
 from io import StringIO
 
+import msgspec
 from rich.console import Console, RenderableType
 
 from qarat.surfaces.terminal import render
@@ -57,3 +58,11 @@ def test_measured_sites_are_listed_the_dearest_first_and_all_together_last():
     rows = [line.split() for line in text(render(record)).splitlines() if " low " in line]
     assert [row[1] for row in rows[:-1]] == [f"{i}.down" for i in range(11, 1, -1)]
     assert rows[-1] == ["all", "low", "9.0000", "0.5000"]
+
+
+def test_ranks_of_the_clear_sites_are_told_where_others_are_noise():
+    check = msgspec.structs.replace(make_check("fisher", 0.3), clear_sites=7, clear_correlation=0.95)
+    shown = " ".join(text(render(check)).split())
+    assert "among the 7 sites that lose more than two" in shown
+    assert shown.count("fisher 0.95") == 1
+    assert "among the" not in text(render(make_check("fisher", 0.9)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from qarat.ground.disk import hash_json, write_whole
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.jobs.bench import Bench, Member
-from qarat.jobs.checks import check_search_request
+from qarat.jobs.checks import check_search_request, metric_of
 from qarat.jobs.folder import DAMAGE, PROFILE, Run, result_of
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.rewriting import with_rewrites
@@ -36,6 +37,7 @@ from qarat.stages.observe import observe
 from qarat.stages.prices import METRICS
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import check_stats, quantize
+from qarat.stages.rounding import check_roundings, needs_calibration
 from qarat.values.budgets import AccuracyBudget, Budget, LossBudget, parse_budget
 from qarat.values.fingerprints import spellings_of
 from qarat.values.plans import Plan, match_sites
@@ -46,7 +48,7 @@ from qarat.values.records.search import NO_CORRECTION, Reached, SearchCost, Sear
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ENGINES_THAT_FUSE
 from qarat.values.requests.search import SearchRequest
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme, is_static
+from qarat.values.schemes import Scheme, is_static
 
 KIND = "search"
 TRIALS, RESULT = "trials.jsonl", result_of(KIND)
@@ -79,17 +81,30 @@ class SearchJob:
         check_disjoint(*member.tokens)
         self.member, self.setting, self.progress = member, setting, setting.progress
         self.planning, self.said = with_rewrites(member.model, request.as_plan_request())
-        self.request = msgspec.structs.replace(request, low=self.planning.low)
+        self.request = msgspec.structs.replace(request, low=self.planning.low, metric=metric_of(request))
         self.calibration, self.selection, self.report = member.tokens
         self.strategy = STRATEGIES.load(request.strategy)
         # Until it is rewritten, one of the shapes that it will have.
         self._search_on(outline(member.model, self.planning))
+        by_rules = ((a.site, a.scheme) for a in self.space.base.assignments)
+        pairs = chain(product(self.model.sites(), self.priced_schemes), by_rules)
+        check_roundings(((s, scheme) for s, scheme in pairs if scheme.fits(s.kind)), member.calibration.rows)
         check_tasks(request.parsed_budgets())
+
+    @property
+    def _every(self) -> tuple[Scheme, ...]:
+        """Whatever a site may have."""
+        return (*chain(*self.space.options), *self.space.base.schemes.values())
 
     @property
     def static(self) -> bool:
         """Whether any scale comes from stats, so that the model has to be profiled."""
-        return any(map(is_static, (*chain(*self.space.options), *self.space.base.schemes.values())))
+        return any(map(is_static, self._every))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any rounding looks at the calibration tokens."""
+        return needs_calibration(self._every)
 
     @property
     def key(self) -> dict[str, object]:
@@ -98,7 +113,7 @@ class SearchJob:
             "model": self.model.fingerprint,
             "versions": self.model.provenance("", "").versions,
             "dtype": self.model.runtime.dtype,
-            "calibration": self.calibration.fingerprint if self.static else "",
+            "calibration": self.calibration.fingerprint if self.static or self.rounds else "",
             "selection": self.selection.fingerprint,
             "seed": self.setting.seed,
             "request": msgspec.to_builtins(self.request),
@@ -117,7 +132,7 @@ class SearchJob:
         key |= {name: whole[name] for name in ("selection", "seed")}
         priced = msgspec.structs.asdict(self.request)
         priced = {name: priced[name] for name in ("low", "high", "menu", "basis", "metric", "price_windows")}
-        predicts = self.strategy.PREDICTS
+        predicts = bool(self.strategy.METRIC)
         menu = DAMAGE.make(run, [key, priced], lambda: self._price(stats), before) if predicts else None
         before += [DAMAGE] if predicts else []
         plans = [plan_file(budget) for budget in self.request.budgets]
@@ -143,7 +158,7 @@ class SearchJob:
         done = prepare_in(run, self.member.model, self.planning, self.calibration, self.selection, **more)
         again = functools.partial(apply_again, transforms=done.transforms, made_from=done.made_from)
         self._search_on(done.model)
-        self.member = self.member._replace(model=done.model, remake=again)
+        self.member = dataclasses.replace(self.member, model=done.model, remake=again)
 
     def _space(self, base: Plan) -> Space:
         request = self.request
@@ -160,19 +175,20 @@ class SearchJob:
         )
 
     def _price(self, stats: ActivationStats | None) -> Menu:
-        metric, seed = self.request.metric, self.setting.seed
-        return price(
-            self.model, self.price_tokens, self.priced_schemes, stats, metric=metric, seed=seed, progress=self.progress
-        )
+        more: dict[str, Any] = {"seed": self.setting.seed, "progress": self.progress}
+        more |= {"metric": self.request.metric, "calibration": self.member.calibration}
+        return price(self.model, self.price_tokens, self.priced_schemes, stats, **more)
 
     @property
     def priced_schemes(self) -> list[Scheme]:
         """Every scheme of the options, float left out, each once."""
         schemes = dict.fromkeys(chain(*self.space.options))
-        return [scheme for scheme in schemes if scheme not in (LinearScheme(), MatmulScheme())]
+        return [scheme for scheme in schemes if not scheme.is_float]
 
     def _search(self, run: Run, stats: ActivationStats | None, menu: Menu | None) -> None:
-        space = self._space(draft_plan(self.model, self.planning, content_hash(stats) if stats else ""))
+        base = draft_plan(self.model, self.planning, content_hash(stats) if stats else "")
+        read = self.calibration.fingerprint if self.rounds else ""
+        space = self._space(msgspec.structs.replace(base, calibration=read))
         for option in range(len(space.options)):
             check_stats(space.plan((option,) * len(space.units), ""), stats)
         # Of this request: another one in the same folder takes the log over, and not what the first one spent.
@@ -213,7 +229,7 @@ class SearchJob:
             return reach(budget, driver.trials, space, driver.float_loss)
 
         def measure(task: str, plan: Plan, label: str) -> ZeroShot:
-            model = self.model if plan == driver.float_plan else quantize(self.model, plan, stats)
+            model = self.model if plan == driver.float_plan else quantize(self.model, plan, stats, self.calibration)
             return measure_tasks(model, [task], label=label, progress=self.progress)
 
         version = importlib.metadata.version("lm_eval")
@@ -261,7 +277,7 @@ class SearchJob:
         return {"provenance": msgspec.to_builtins(provenance), "base": content_hash(space.base)}
 
     def _pricing_cost(self) -> int:
-        if not self.strategy.PREDICTS:
+        if not self.strategy.METRIC:
             return 0
         count = METRICS.load(self.request.metric).block_forwards(self.model, self.price_tokens, self.priced_schemes)
         return count * self.price_tokens.windows.numel()

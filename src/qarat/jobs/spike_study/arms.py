@@ -14,6 +14,7 @@ from qarat.values.records.spike_study import MAIN
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PROTECTIONS
 from qarat.values.requests.spike_study import Setting
+from qarat.values.roles import Role
 from qarat.values.schemes import FLOAT
 from qarat.values.sites import Site, short_name
 from qarat.values.units import make_units
@@ -21,6 +22,9 @@ from qarat.values.units import make_units
 NAIVE, PROTECTED, INPUTS = "naive", "protected", "protected inputs"
 PROTECTED_IN = {"fp8": "protected in E4M3", "fp8-e5m2": "protected in E5M2"}
 SAME_KIND, ANY_KIND = "random of the same kind", "random sites"
+ATTENTION, MLP, ALONE = "attention", "MLP", " alone low"
+"""Parts of an ablation, beside the kinds of projection, and what is behind a part in an arm's label."""
+_READ_BY_ATTENTION = (Role.ATTENTION_INPUT, Role.ATTENTION_OUTPUT)
 EVERY_DOWN, ENDS = "every down_proj", "first and last block"
 
 
@@ -142,6 +146,24 @@ def _different(
         if len(draws) == seeds:
             break
     return draws
+
+
+def ablation_arms(setting: Setting, every: Sequence[Site]) -> Iterator[PlannedArm]:
+    """One part of every block low and all else in float: attention, the MLP, and every kind of projection.
+
+    The component study of the emergent abilities of quantized models (arXiv 2307.08072), whose parts are those two.
+
+    Args:
+        setting: Of all of them.
+        every: Every projection of the model.
+    """
+    attention = [s for s in every if s.streams[0].rpartition(".")[2] in _READ_BY_ATTENTION]
+    parts = {ATTENTION: attention, MLP: [s for s in every if s not in attention]}
+    for leaf in dict.fromkeys(s.leaf for s in every):
+        parts[leaf] = [s for s in every if s.leaf == leaf]
+    for part, low in parts.items():
+        kept = tuple(s.name for s in every if s not in low)
+        yield PlannedArm(MAIN, "ablation", f"{part}{ALONE}", setting.low, setting.low, kept)
 
 
 def order_arms(setting: Setting, order: str, ranked: Sequence[str], counts: Sequence[int]) -> Iterator[PlannedArm]:

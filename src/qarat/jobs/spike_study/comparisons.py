@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from qarat.jobs.spike_study.arms import ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
+from qarat.jobs.spike_study.arms import ALONE, ANY_KIND, EVERY_DOWN, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
 from qarat.values.records.origin import Difference
 from qarat.values.records.spike_study import SpikeArm, SpikeStudy, brief_setting
 
@@ -68,6 +68,24 @@ class Duel(NamedTuple):
         return "equal within error" if low <= 0 <= high else "protection" if low > 0 else "method"
 
 
+class Ablated(NamedTuple):
+    """One part alone low.
+
+    Attributes:
+        part: ``attention``, ``MLP`` or a kind of projection.
+        arm: Of it.
+        low: Its share of the sites' parameters.
+        loss: Over float.
+        share: Of what everything low loses; NaN where that is not known or nothing.
+    """
+
+    part: str
+    arm: SpikeArm
+    low: float
+    loss: Difference
+    share: float
+
+
 class Steadied(NamedTuple):
     """A remedy for 6 bits: the arm behind it, and its loss over float."""
 
@@ -126,6 +144,18 @@ def outcome_of(study: SpikeStudy, setting: str) -> SettingOutcome | None:
         fp8,
         "no" if fp8 is None else inside(fp8, math.log1p(FP8_MARGIN), math.log1p(-FP8_MARGIN)),
     )
+
+
+def ablated(study: SpikeStudy, setting: str) -> tuple[Ablated, ...]:
+    """What each part of a setting loses alone low: attention and the MLP, then kinds of projection."""
+    naive = study.find(setting, NAIVE)
+    whole = math.nan if naive is None else study.over_float(naive).nats
+    results: list[Ablated] = []
+    for arm in study.of_group(setting, "ablation"):
+        loss = study.over_float(arm)
+        share = loss.nats / whole if whole > 0 else math.nan
+        results.append(Ablated(arm.label.removesuffix(ALONE), arm, 1 - arm.share, loss, share))
+    return tuple(results)
 
 
 def duels(study: SpikeStudy, setting: str) -> tuple[Duel, ...]:

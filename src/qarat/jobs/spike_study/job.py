@@ -224,7 +224,7 @@ class SpikeJob:
             why = "windows do not begin with the same token; give `bos` each, or ask for the arms of bos"
             left.append(Left("the prefix", why))
         extent = self.asked.extent
-        for group, there in (("method", extent.compared), ("order", extent.rich)):
+        for group, there in (("method", extent.compared), ("order", extent.rich), ("ablation", extent.rich)):
             lacking = [s.brief for s in extent.settings if s not in there]
             if lacking and self.request.settings and self.request.asks(group):
                 left.append(Left(f"{group}s in {', '.join(lacking)}", "only `full` has them, where they fit"))

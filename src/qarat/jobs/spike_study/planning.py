@@ -89,6 +89,7 @@ class Asked(NamedTuple):
             rich = setting in self.extent.rich
             planned += arms.protection_arms(setting, sites)
             planned += arms.control_arms(setting, sites, self.every, self.extent.seeds if rich else self.extent.few)
+            planned += arms.ablation_arms(setting, self.every) if rich else ()
             for order in self.request.asked_orders if rich and self.request.asks("order") else ():
                 planned += arms.order_arms(setting, order, ranked(order, setting), self.extent.counts)
             for name, method in self.methods.items() if setting in self.extent.compared else ():

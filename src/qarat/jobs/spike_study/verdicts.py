@@ -6,13 +6,14 @@ import math
 import shlex
 from itertools import chain
 
-from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
+from qarat.jobs.spike_study.arms import ATTENTION, MLP, NAIVE, PROTECTED
 from qarat.jobs.spike_study.comparisons import (
     FP8_MARGIN,
     Duel,
     Inside,
     SettingOutcome,
     Winner,
+    ablated,
     duels,
     in_front,
     inside,
@@ -90,7 +91,7 @@ def verdict_lines(study: SpikeStudy) -> tuple[str, ...]:
     for setting in [s for s in study.settings if s in (study.main, study.twin)] or study.settings:
         outcome = outcome_of(study, setting)
         lines += [] if outcome is None else _protection(study, outcome)
-        lines += [_duel_line(duels(study, setting)), _front_line(study, setting)]
+        lines += [_duel_line(duels(study, setting)), _front_line(study, setting), _ablation_line(study, setting)]
     return tuple(filter(None, (*lines, recommend(study))))
 
 
@@ -158,6 +159,29 @@ def _front_line(study: SpikeStudy, setting: str) -> str:
     return (
         f"  {front.tokens}: naive loses {_loss_words(front.naive)}; the first tokens in float "
         f"{_loss_words(front.prefix)}{kept}"
+    )
+
+
+def _ablation_line(study: SpikeStudy, setting: str) -> str:
+    """Which part of the blocks is the most sensitive, and which kind of projection."""
+    parts = ablated(study, setting)
+    of_block = sorted((p for p in parts if p.part in (ATTENTION, MLP)), key=lambda p: -p.loss.nats)
+    kinds = [p for p in parts if p.part not in (ATTENTION, MLP)]
+    if len(of_block) < 2 or not kinds:
+        return ""
+    worst = max(kinds, key=lambda p: p.loss.nats)
+    said = "; ".join(f"{p.part} {_loss_words(p.loss)}" for p in (*of_block, worst))
+    apart = study.over(of_block[0].arm, of_block[1].arm)
+    low = apart.interval[0]
+    known = (
+        "no error known"
+        if math.isnan(low)
+        else "beyond the 95 % interval"
+        if low > 0
+        else "not beyond the 95 % interval"
+    )
+    return (
+        f"Alone low, in {setting_words(setting)}: {said}, the most of any kind; {of_block[0].part} is dearer, {known}"
     )
 
 

@@ -35,6 +35,8 @@ def why_not(
 
 
 def _refusal(weight: TensorScheme | None, input: TensorScheme | None) -> str:
+    if weight is not None and weight.sparse is not None:
+        return "computes no sparse part of a weight"
     for scheme in (weight, input):
         if scheme is None or (scheme.format, scheme.outliers) != ("e4m3", None):
             return "computes e4m3 by e4m3"

@@ -57,6 +57,8 @@ def refusal(weight: TensorScheme | None, input: TensorScheme | None, shape: tupl
     for scheme in (weight, input):
         if scheme is None or not scheme.number_format.is_integer or scheme.granularity not in _ALONG_REDUCTION:
             return "computes integers, weights with a scale a tensor or channel, inputs with one a tensor or token"
+    if weight is not None and weight.sparse is not None:
+        return "computes no sparse part of a weight"
     return f"{shape[1]} input features could overflow an int32 sum" if shape[1] > MAX_INNER else ""
 
 

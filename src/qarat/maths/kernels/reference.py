@@ -79,6 +79,23 @@ def _quantized_input(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> 
 
 
 @torch.no_grad()
+def kept(x: Tensor, scheme: TensorScheme, scales: Scales | None = None) -> Tensor:
+    """Keys or values as a cache keeps them: each token a row of all heads' channels.
+
+    Args:
+        x: (windows, heads, tokens, channels), floating.
+        scheme: Of the cache.
+        scales: Of a static scheme.
+
+    Returns:
+        Shape of ``x``, float32.
+    """
+    windows, heads, tokens, channels = x.shape
+    rows = fake_quantize(x.transpose(1, 2).reshape(windows, tokens, heads * channels), scheme, scales)
+    return rows.view(windows, tokens, heads, channels).transpose(1, 2)
+
+
+@torch.no_grad()
 def matmul_operands(
     left: Tensor,
     right: Tensor,

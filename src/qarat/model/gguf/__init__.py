@@ -86,7 +86,8 @@ class GgufCheckpoint(Checkpoint):
             if name != ROPE:
                 kind = tensor.tensor_type.name
                 shape = tuple(int(size) for size in reversed(tensor.shape))
-                where[self._names.get(name, name)] = Entry(kind if kind in FLOATS else "BF16", self._file.path, shape)
+                kind, span = kind if kind in FLOATS else "BF16", (int(tensor.data_offset), int(tensor.n_bytes))
+                where[self._names.get(name, name)] = Entry(kind, self._file.path, shape, span)
         return where
 
     @cached_property

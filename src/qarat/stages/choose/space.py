@@ -16,7 +16,7 @@ from qarat.ground.errors import UserError
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.prices import Menu
 from qarat.values.records.search import Choice
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.schemes import Scheme
 from qarat.values.units import Option, Unit, make_units
 
 Costs = np.ndarray
@@ -124,7 +124,7 @@ class Space:
 
         def look_up(name: str, option: Option) -> float:
             scheme = option.at(self._assignments[name].site)
-            if scheme in (LinearScheme(), MatmulScheme()):
+            if scheme.is_float:
                 return 0.0
             if (name, str(scheme)) not in known:
                 missing.append(f"{name}: {scheme}")

@@ -78,11 +78,17 @@ def _tensor(scheme: TensorScheme, *, is_weight: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"bits": scheme.number_format.bits}
     if scheme.scale in ("e8m0", "e4m3"):
         kind = _MICROSCALED.get((scheme.format, scheme.scale))
-        if kind is None or grain != Granularity(1, 16 if kind == "nv_fp" else 32) or scheme.choice == "mse":
+        if (
+            kind is None
+            or grain != Granularity(1, 16 if kind == "nv_fp" else 32)
+            or scheme.choice in ("mse", "percentile", "typical")
+        ):
             raise UnsayableError(
                 f"{spelled}: microscaled formats are mxfp4, mxfp6, mxfp8, mxint4 and nvfp4 in their blocks"
             )
         return fields | {"data_type": kind, "group_size": grain.cols, "sym": True}
+    if scheme.scale == "uint8":
+        raise UnsayableError(f"{spelled}: scales are not quantized there; drop scale-uint8")
     if scheme.choice != "absmax":
         raise UnsayableError(f"{spelled}: how scales are chosen is AutoRound's own; use absmax")
     if scheme.format not in ("e4m3", *(f"int{bits}" for bits in range(2, 9))):

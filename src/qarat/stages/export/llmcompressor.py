@@ -81,8 +81,8 @@ def _own_offences(scheme: LinearScheme) -> list[str]:
         if part is None:
             continue
         spelled = f"{key}={part.spell(key)}"
-        if part.choice == "percentile":
-            reasons.append(f"{spelled}: no observer keeps a percentile; use absmax or mse")
+        if part.choice in ("percentile", "typical"):
+            reasons.append(f"{spelled}: no observer keeps a percentile or goes by σ; use absmax or mse")
         if part.reach != 1:
             reasons.append(f"{spelled}: no observer leaves room beyond what it saw; drop reach-{part.reach:g}")
         if part.choice == "mx-floor":

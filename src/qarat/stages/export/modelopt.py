@@ -83,7 +83,7 @@ def _microscaled(scheme: TensorScheme, spelled: str, *, is_weight: bool) -> dict
     """MX formats and NVFP4: scales by the value at hand, of the weight as of the input."""
     grain, is_mx = scheme.granularity, scheme.scale == "e8m0"
     known = scheme.format in _MX_FORMATS if is_mx else scheme.format == "e2m1"
-    if not known or grain != Granularity(1, 32 if is_mx else 16) or scheme.choice == "mse":
+    if not known or grain != Granularity(1, 32 if is_mx else 16) or scheme.choice in ("mse", "percentile", "typical"):
         raise UnsayableError(f"{spelled}: microscaled formats are mxfp4, mxfp6, mxfp8 (groups of 32) and nvfp4 (of 16)")
     sizes = {-1: grain.cols, "type": "dynamic", "scale_bits": scheme.scale}
     return {"num_bits": scheme.format, "block_sizes": sizes}

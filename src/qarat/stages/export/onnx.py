@@ -126,6 +126,8 @@ def _check_site(assignment: Assignment, scheme: LinearScheme) -> None:
         raise UnsayableError("an input is quantized only with its weight")
     if weight.format not in _WEIGHTS or weight.granularity not in (Granularity(), Granularity(1, None)):
         raise UnsayableError(f"w={weight.spell('w')}: weights are int8 or int7 per tensor or channel")
+    if weight.nests_scales:
+        raise UnsayableError(f"w={weight.spell('w')}: a scale is a number there, not one in units of another")
     if given is not None and (given.format != "int8" or given.granularity != Granularity() or not given.static):
         raise UnsayableError(f"a={given.spell('a')}: inputs are int8 with one static scale per tensor")
 

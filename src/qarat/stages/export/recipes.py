@@ -16,7 +16,7 @@ from qarat.ground.runtime import Progress
 from qarat.model.model import Model
 from qarat.values.fingerprints import changes_of, transforms_of
 from qarat.values.plans import Assignment, Plan
-from qarat.values.schemes import NEAREST, LinearScheme, MatmulScheme
+from qarat.values.schemes import NEAREST, LinearScheme, TensorScheme
 
 Entry = TypeVar("Entry")
 
@@ -75,8 +75,11 @@ def translate(
         if a.is_float:
             continue
         try:
-            if isinstance(a.scheme, MatmulScheme):
-                raise UnsayableError("attention products are left in float there")
+            if not isinstance(a.scheme, LinearScheme):
+                what = "attention products" if a.site.kind == "product" else "caches of keys and values"
+                raise UnsayableError(f"{what} are left in float there")
+            if a.scheme.weight is not None and (why := beyond_scales(a.scheme.weight)):
+                raise UnsayableError(why)
             if a.scheme.weight is not None and a.scheme.weight.rounding != NEAREST:
                 raise UnsayableError(f"it rounds weights itself, and round-{a.scheme.weight.rounding} would be lost")
             entries[a.site.name] = say(a, a.scheme)
@@ -84,6 +87,15 @@ def translate(
             reasons.setdefault(str(why), []).append(f"{a.site.name} ({a.scheme})")
     refuse(tool, reasons, alternatives)
     return entries
+
+
+def beyond_scales(weight: TensorScheme) -> str:
+    """Why no format but qarat's own folder holds a weight; empty if others may."""
+    if weight.number_format.learned:
+        return f"w={weight.spell('w')}: it has no tables by row; use int{weight.number_format.bits} with a scale"
+    if weight.sparse is not None:
+        return f"w={weight.spell('w')}: it has no place for a sparse part; leave sparse out"
+    return ""
 
 
 def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> None:
@@ -103,20 +115,20 @@ def refuse(tool: str, reasons: Mapping[str, list[str]], alternatives: str) -> No
 
 
 def refuse_transforms(plan: Plan, tool: str) -> None:
-    """Refuse a plan of a transformed model, where the tool would carry it out on the checkpoint as it was.
+    """Refuse a plan of a transformed or tuned model, where the tool would carry it out on the checkpoint as it was.
 
     Args:
         plan: Any.
         tool: Its name, for the message.
 
     Raises:
-        UserError: Naming the transforms.
+        UserError: Naming what was done.
     """
-    if changes_of(plan.model):
-        done = ", ".join(transforms_of(plan.model))
+    if changes_of(plan.model) or plan.tuned:
+        done = ", ".join([*transforms_of(plan.model), *(["tuning"] if plan.tuned else [])])
         raise UserError(
             f"{tool} would carry out this plan on the checkpoint as it was before {done}; "
-            "export the weights themselves (`format` compressed-tensors), or plan without a transform"
+            "export the weights themselves (`format` compressed-tensors), or plan without it"
         )
 
 

@@ -23,6 +23,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.model.layers import kernels_of
 from qarat.model.model import Model
+from qarat.model.states import Batches
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import Losses, evaluation_of, window_nats
 from qarat.values.plans import Plan
@@ -74,7 +75,7 @@ class Meter:
         self._build = build
         self._kernels: dict[tuple[int, str], Counter[str]] = {}
         bound = room_for_states(model) if keep_bytes is None else keep_bytes
-        state = tokens.windows.numel() * model.config.hidden_size * model.runtime.torch_dtype.itemsize
+        state = tokens.windows.numel() * model.state_bytes
         self._boundaries = _Boundaries(bound // state)
 
     def measure(self, plan: Plan, label: str) -> Evaluation:
@@ -134,11 +135,12 @@ class Meter:
         self._boundaries.expect(fronts)
         if () in fronts:
             self._boundaries.make_room()
-            self._boundaries.put((), [self._model.embed(batch) for batch in self._batches])
+            self._boundaries.put((), self._model.enter(self._batches))
         done = 0
         for (index, key), going in steps.items():
             block = self._build(index, next(iter(going.values())).block(index))
             self._kernels[index, key] = kernels_of(block)
+            self._model.expect(index + 1)
             for front in going:
                 states = self._boundaries.take(front)
                 measured: dict[Path, Tensor] = {}
@@ -151,14 +153,15 @@ class Meter:
                 self.forwards += self._tokens.windows.numel()
                 done += 1
                 yield done / len(fronts), measured
+            del block  # or it would lie beside the next while that is built
 
-    def _run(self, index: int, block: nn.Module, states: list[Tensor]) -> list[Tensor]:
+    def _run(self, index: int, block: nn.Module, states: Batches) -> Batches:
         """The states behind a block; each batch's place is taken by what comes of it, and nothing here outlives it."""
         for j, hidden in enumerate(states):
             states[j] = self._model.run_block(index, block, hidden)
         return states
 
-    def _finish(self, index: int, block: nn.Module, states: list[Tensor]) -> Tensor:
+    def _finish(self, index: int, block: nn.Module, states: Batches) -> Tensor:
         """The nats of every window, from the entrance of the last block; what is behind it is not held."""
         pairs = zip(states, self._targets, strict=True)
         return torch.cat([window_nats(self._model, self._model.run_block(index, block, h), t) for h, t in pairs])
@@ -192,7 +195,7 @@ class _Boundaries:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._states: OrderedDict[Path, list[Tensor]] = OrderedDict()
+        self._states: OrderedDict[Path, Batches] = OrderedDict()
         self._expected: Counter[Path] = Counter()
 
     def deepest(self, path: Path) -> int:
@@ -204,15 +207,15 @@ class _Boundaries:
         self._expected = Counter(fronts)
         self._states.pop((), None)
 
-    def take(self, front: Path) -> list[Tensor]:
-        """The states there, in a list of the caller's own: where they are not kept on, he alone has them."""
+    def take(self, front: Path) -> Batches:
+        """The states there, of the caller's own: where they are not kept on, he alone has them."""
         self._expected[front] -= 1
         self._states.move_to_end(front)
         if front == () and not self._expected[front]:
             return self._states.pop(front)
-        return list(self._states[front])
+        return self._states[front].copy()
 
-    def put(self, path: Path, states: list[Tensor]) -> None:
+    def put(self, path: Path, states: Batches) -> None:
         """Keep states, for which `make_room` was called before they were made."""
         self._states[path] = states
 

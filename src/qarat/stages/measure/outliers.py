@@ -27,11 +27,12 @@ def measure_float_columns(model: Model, tokens: TokenSet, *, progress: Progress 
     Returns:
         Full site name to share, 0 to 1, of every site whose scheme has outlier columns; empty if none has.
     """
-    hidden = [model.embed(batch) for batch in tokens.batches(model.runtime.batch_tokens)]
+    hidden = model.enter(tokens.batches(model.runtime.batch_tokens))
     counts: dict[str, list[Tensor]] = {}
     for index, block in model.walk():
         with _watched(block, f"{model.family.blocks}.{index}", counts), torch.no_grad():
-            hidden = [model.run_block(index, block, states) for states in hidden]
+            for j, states in enumerate(hidden):
+                hidden[j] = model.run_block(index, block, states)
         progress("columns", index + 1, model.blocks)
     return {name: float(torch.cat(shares).double().mean()) for name, shares in counts.items()}
 

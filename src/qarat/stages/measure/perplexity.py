@@ -81,7 +81,7 @@ def losses_here(model: Model, tokens: TokenSet, progress: Progress) -> Losses:
         progress: Called after every block.
     """
     batches, targets = (f(model.runtime.batch_tokens) for f in (tokens.batches, tokens.target_batches))
-    hidden = [model.embed(batch) for batch in batches]
+    hidden = model.enter(batches)
     kernels = Counter[str]()
     progress(STAGE, 0, model.blocks + 1)
     with torch.no_grad():

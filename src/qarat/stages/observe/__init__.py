@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from qarat.ground.runtime import Progress, no_progress
 from qarat.maths.histograms import EDGES
-from qarat.model.attention import WATCHER
+from qarat.model.attention import CACHE, WATCHER
 from qarat.model.model import Model
 from qarat.model.prefixes import leading_tokens
 from qarat.model.tokens import TokenSet
@@ -66,8 +66,8 @@ def observe(
     Args:
         model: In float.
         tokens: The calibration set.
-        attention: Whether to observe the operands of the attention products too; the probabilities are then computed
-            once more, beside the fused kernel.
+        attention: Whether to observe the operands of the attention products and what goes into the cache too; the
+            probabilities are then computed once more, beside the fused kernel.
         prefix: So many tokens in front of each window are left out of every statistic, as queries and as keys.
         sampled_windows: The elements of so many windows, from the first on, go into the histograms of magnitudes; at
             least 1, and all windows where there are fewer.
@@ -108,7 +108,7 @@ def collect_here(
     Raises:
         UserError: NaN or Inf met in a stream.
     """
-    hidden = [model.embed(batch) for batch in tokens.batches(model.runtime.batch_tokens)]
+    hidden = model.enter(tokens.batches(model.runtime.batch_tokens))
     progress(STAGE, 0, model.blocks)
     for index, block in model.walk():
         seen = BlockCollectors(f"{model.family.blocks}.{index}", index, watch.sampled, watch.prefix)
@@ -120,6 +120,24 @@ def collect_here(
                 seen.first_window += states.shape[0]
         yield tuple(seen.collectors.values())
         progress(STAGE, index + 1, model.blocks)
+
+
+class _CacheWatcher(nn.Module):
+    """Shows what goes into the cache (protocol `qarat.model.attention.KeyValueCache`), and leaves it as it is."""
+
+    def __init__(self, seen: BlockCollectors) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def keys(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self._see(Role.KEY_CACHE, k)
+
+    def values(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self._see(Role.VALUE_CACHE, v)
+
+    def _see(self, role: Role, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._seen.see(role, x.transpose(1, 2).flatten(2))
+        return x, x
 
 
 class _AttentionWatcher(nn.Module):
@@ -159,6 +177,7 @@ def _watched(block: nn.Module, model: Model, seen: BlockCollectors, attention: b
     home = block.get_submodule(model.family.attention)
     if attention:
         home.add_module(WATCHER, _AttentionWatcher(seen))
+        home.add_module(CACHE, _CacheWatcher(seen))
     try:
         yield
     finally:
@@ -166,3 +185,4 @@ def _watched(block: nn.Module, model: Model, seen: BlockCollectors, attention: b
             handle.remove()
         if attention:
             delattr(home, WATCHER)
+            delattr(home, CACHE)

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from qarat.ground.runtime import Progress
 from qarat.maths.kernels import reference
 from qarat.maths.static_scales import static_operands, static_scales_of
-from qarat.maths.tensors import fake_quantize
+from qarat.maths.tensors import QuantizedTensor, fake_quantize
 from qarat.maths.tiles import Scales
-from qarat.model.capture import Captured
-from qarat.model.layers import QuantProducts
+from qarat.model.capture import PRODUCT_SITES, Captured, watched
+from qarat.model.layers import QuantCache, QuantProducts
 from qarat.model.model import Model
 from qarat.model.tokens import TokenSet
-from qarat.stages.rounding import Merged, round_weight
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding import Merged
+from qarat.stages.rounding.inputs import Calibration, round_site
 from qarat.values.records.streams import ActivationStats
-from qarat.values.schemes import LinearScheme, MatmulScheme, Scheme
+from qarat.values.roles import CACHES
+from qarat.values.schemes import CacheScheme, LinearScheme, MatmulScheme, Scheme
 from qarat.values.sites import Site
 
 Prices = Mapping[tuple[str, str], Tensor]
@@ -38,7 +41,7 @@ class Pricing:
     Attributes:
         model: In float.
         tokens: The selection set.
-        schemes: Projection schemes are priced at every projection, product schemes at every attention product.
+        schemes: Each is priced at every site of its kind: projection, attention product or cache.
         stats: Behind static scales.
         calibration: For roundings that look at what a projection reads; None where no scheme has one.
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
@@ -58,9 +61,11 @@ class Pricing:
     first: int = 0
 
     @property
-    def has_products(self) -> bool:
-        """Whether any scheme is one of attention products, so that a pass has to look at them."""
-        return any(scheme.fits("product") for scheme in self.schemes)
+    def attention(self) -> tuple[str, ...]:
+        """Sites inside the attention that a pass has to look at."""
+        sites = {"product": PRODUCT_SITES, "cache": CACHES}
+        wanted = (names for kind, names in sites.items() if any(scheme.fits(kind) for scheme in self.schemes))
+        return tuple(chain.from_iterable(wanted))
 
 
 class BlockChanges:
@@ -80,12 +85,12 @@ class BlockChanges:
         self._stats, self._calibration = pricing.stats, pricing.calibration
         family = pricing.model.family
         self.keys = {
-            site: site.leaf if site.kind == "product" else site.name.removeprefix(f"{family.blocks}.{index}.")
+            site: site.name.removeprefix(f"{family.blocks}.{index}.") if site.kind == "projection" else site.leaf
             for site in pricing.model.sites()
             if site.block == index
         }
         self._schemes = tuple(dict.fromkeys(pricing.schemes if schemes is None else schemes))
-        self._weights: dict[tuple[str, str], Tensor] = {}
+        self._weights: dict[tuple[str, str], QuantizedTensor] = {}
 
     def pairs(self) -> Iterator[tuple[Site, Scheme]]:
         """Every site with every scheme that fits it."""
@@ -97,15 +102,13 @@ class BlockChanges:
 
     def weight(self, site: Site, scheme: LinearScheme) -> Tensor:
         """The projection's weight as the scheme leaves it, (out, in)."""
+        if scheme.weight is None:
+            return self.linear(site).weight.detach()
         cached = (site.name, str(scheme.weight))
         if cached not in self._weights:
-            if scheme.weight is None:
-                self._weights[cached] = self.linear(site).weight.detach()
-            else:
-                context = self._calibration and self._calibration.of(site)
-                merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
-                self._weights[cached] = round_weight(merged, scheme.weight, context).dequantize()
-        return self._weights[cached]
+            merged = Merged.of(self._block, site.name.removesuffix(self.keys[site]), site, self.keys)
+            self._weights[cached] = round_site(site, merged, scheme.weight, self._calibration)
+        return self._weights[cached].dequantize()  # not kept: four bytes a weight and scheme, where its codes take one
 
     def output(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> Tensor:
         """What the site computes under a scheme from the first position on that has it, float32.
@@ -113,7 +116,8 @@ class BlockChanges:
         Args:
             site: One of this block's.
             scheme: One that fits it.
-            operands: Of a projection its input (windows, length, in); of a product left and right.
+            operands: Of a projection its input (windows, length, in); of a product left and right; of a cache keys or
+                values. Its output is as `qarat.model.capture.Captured` has it.
         """
         # Tokens in front of `first` stay in float, so only the rows behind are computed: (windows, rows, in) of an
         # input, (windows, heads, rows, …) of a product's left operand, whose rows are queries.
@@ -126,15 +130,35 @@ class BlockChanges:
             if site.leaf == "qk":
                 return products.scores(rows, operands[1].transpose(-1, -2))
             return products.mix(rows, operands[1])
+        if isinstance(scheme, CacheScheme):
+            known = {} if scales[0] is None else {site.leaf: scales[0]}
+            return torch.stack(QuantCache({site.leaf: scheme}, known).read(site.leaf, rows.float()), 1)
         return reference.linear(rows, self.weight(site, scheme), self.linear(site).bias, scheme.input, scales[0])
 
     def operands(self, site: Site, scheme: Scheme, operands: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The operands as the scheme leaves them, float32; a projection's weight is not among them."""
+        """The operands of a projection or product as the scheme leaves them, float32; a weight is not among them."""
         scales = self._scales(site, scheme)
         if isinstance(scheme, MatmulScheme):
             return reference.matmul_operands(operands[0], operands[1], scheme, *scales)
+        assert isinstance(scheme, LinearScheme), "what a cache keeps is its output"
         x = operands[0]
         return (x.float() if scheme.input is None else fake_quantize(x, scheme.input, scales[0]),)
+
+    def run(self, model: Model, site: Site, scheme: Scheme, hidden: Tensor) -> Tensor:
+        """Hidden states behind the block in which one site uses a scheme, all others in float; shape of ``hidden``.
+
+        Args:
+            model: For the arguments that blocks take.
+            site: One of this block's.
+            scheme: One that fits it; of one that changes nothing the block is left as it is.
+            hidden: (windows, length, hidden) at the block's entrance.
+        """
+
+        def change(_: str, operands: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return self.output(site, scheme, operands).to(output.dtype)
+
+        with watched(model, self._block, [] if scheme.is_float else [self.keys[site]], change):
+            return model.run_block(self.index, self._block, hidden)
 
     def _scales(self, site: Site, scheme: Scheme) -> list[Scales | None]:
         """Static scales of the operands; None where they are chosen from what is there."""
@@ -155,8 +179,9 @@ class SiteChange:
     Attributes:
         site: The site.
         scheme: The scheme.
-        operands: Of a projection its input (windows, length, in); of a product left and right.
-        output: As the model computes it, (windows, length, out), or of a product (windows, heads, length, …).
+        operands: Of a projection its input (windows, length, in); of a product left and right; of a cache what is kept.
+        output: As the model computes it, (windows, length, out), of a product (windows, heads, length, …), of a cache
+            (windows, 2, heads, length, channels).
         gradient: Of the objective with respect to the output; None after a pass without gradients.
         block: The block's weights and scales.
     """
@@ -182,7 +207,7 @@ class SiteChange:
 
 
 def per_token(change: SiteChange, elements: Tensor) -> Tensor:
-    """Sum over what belongs to one token: channels, or a product's heads and keys.
+    """Sum over what belongs to one token: channels, a product's heads and keys, or all that is read of a cache's token.
 
     Args:
         change: Whose site says which.
@@ -192,6 +217,6 @@ def per_token(change: SiteChange, elements: Tensor) -> Tensor:
         (windows, length) float64.
     """
     summed = elements.sum(-1)
-    if change.site.kind == "product":
-        summed = summed.sum(1)
+    if change.site.kind != "projection":
+        summed = summed.flatten(1, -2).sum(1)
     return summed.double()

@@ -21,6 +21,7 @@ from qarat.values.schemes import Scheme
 from qarat.values.sites import short_name
 
 MEASURING = "measure sites"  # the stage that progress is told
+CLEAR = 2  # standard errors above nothing, from which on a site's measured loss is more than noise
 FEWEST = 3  # sites or pairs: of two, any ranking is right or wrong and any power law exact
 
 
@@ -65,8 +66,6 @@ def check(menu: Menu, measured: SiteMeasurements) -> MetricCheck:
     Raises:
         UserError: Another model or other tokens; sites without a price (all of them); fewer than three sites.
     """
-    from scipy import stats  # at call time: it would double the start of every verb
-
     same_origin(menu.provenance, measured.provenance, f"the {menu.metric} menu and the measured losses")
     entries = {e.site: e for e in menu.entries if e.scheme == measured.scheme}
     missing = [trial.sites[0] for trial in measured.alone if trial.sites[0] not in entries]
@@ -79,15 +78,32 @@ def check(menu: Menu, measured: SiteMeasurements) -> MetricCheck:
         raise UserError(f"{len(measured.alone)} measured sites say nothing of a ranking; measure {FEWEST} or more")
     pairs = [(entries[trial.sites[0]], trial.damage) for trial in measured.alone]
     sites = tuple(ComparedSite(e.site, e.damage, e.standard_error, damage) for e, damage in pairs)
-    predicted, losses = [s.predicted for s in sites], [s.measured.nats for s in sites]
-    varies = len(set(predicted)) > 1 and len(set(losses)) > 1
-    spearman: Any = stats.spearmanr(predicted, losses) if varies else None
-    rank = float(spearman.statistic) if varies else math.nan
-    squares = math.fsum(p * p for p in predicted)
-    slope = math.fsum(p * m for p, m in zip(predicted, losses, strict=True)) / squares if squares else math.nan
+    clear = [s for s in sites if s.measured.nats > CLEAR * s.measured.standard_error]
+    squares = math.fsum(s.predicted**2 for s in sites)
+    slope = math.fsum(s.predicted * s.measured.nats for s in sites) / squares if squares else math.nan
     return MetricCheck(
-        menu.provenance, menu.metric, menu.unit, measured.scheme, sites, measured.joint.damage, rank, slope
+        menu.provenance,
+        menu.metric,
+        menu.unit,
+        measured.scheme,
+        sites,
+        measured.joint.damage,
+        _rank_correlation(sites),
+        slope,
+        len(clear),
+        _rank_correlation(clear),
     )
+
+
+def _rank_correlation(sites: Sequence[ComparedSite]) -> float:
+    """Spearman's, of price and measured loss; NaN where either does not vary."""
+    from scipy import stats  # at call time: it would double the start of every verb
+
+    predicted, losses = [s.predicted for s in sites], [s.measured.nats for s in sites]
+    if len(set(predicted)) < 2 or len(set(losses)) < 2:
+        return math.nan
+    spearman: Any = stats.spearmanr(predicted, losses)
+    return float(spearman.statistic)
 
 
 def fit_correction(pairs: Iterable[tuple[float, float]]) -> Correction:

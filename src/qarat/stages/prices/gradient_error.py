@@ -15,13 +15,15 @@ from torch import Tensor
 from qarat.model.passes import backward, backward_forwards, next_tokens
 from qarat.stages.prices.changes import SiteChange
 from qarat.stages.prices.metric import Metric, by_changes
-from qarat.values.schemes import LinearScheme
+from qarat.values.schemes import CacheScheme, LinearScheme
 
 
 def _score(change: SiteChange) -> Tensor:
     """The bound, by window: from the output's gradient follow those of the operands."""
     gradient = change.gradient
     assert gradient is not None
+    if isinstance(change.scheme, CacheScheme):
+        return _bound(gradient, change.delta())
     before = change.operands
     after = change.block.operands(change.site, change.scheme, before)
     if isinstance(change.scheme, LinearScheme):

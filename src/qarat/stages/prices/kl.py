@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qarat.ground.runtime import Progress, no_progress
-from qarat.model.capture import watched
 from qarat.model.model import Model
 from qarat.model.passes import STAGE, forward_states, part_of, split_batches
 from qarat.model.tokens import TokenSet
@@ -22,7 +21,6 @@ from qarat.stages.prices.changes import BlockChanges, Prices, Pricing
 from qarat.stages.prices.metric import Metric
 from qarat.values.records.prices import NATS
 from qarat.values.schemes import Scheme
-from qarat.values.sites import Site
 
 
 def _block_forwards(model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> int:
@@ -50,17 +48,17 @@ def _price_group(
     """Every site and scheme with its prices, (windows,) float64, of some batches."""
     model, schemes = pricing.model, pricing.schemes
     entrances = forward_states(model, batches, no_progress)
-    float_states = entrances.pop()
+    float_states = list(entrances.pop())
     total = model.blocks * len(schemes)
     progress(STAGE, 0, total)
     for index in range(model.blocks):
-        block, entering = model.block(index), entrances[index]
+        block, entering = model.block(index), list(entrances[index])
         for number, scheme in enumerate(schemes):
             changes = BlockChanges(pricing, index, block, [scheme])
             # Site to its batches, (windows, length, hidden) each: all sites of a block go on together, so that each of
             # the blocks behind is brought in once for all of them.
             hidden = {
-                site.name: [_run_changed(changes, model, block, site, scheme, states) for states in entering]
+                site.name: [changes.run(model, site, scheme, states) for states in entering]
                 for site, _ in changes.pairs()
             }
             for later, follower in model.walk(index + 1):
@@ -71,27 +69,6 @@ def _price_group(
             for name, batch in hidden.items():
                 yield (name, str(scheme)), _divergence(model, float_states, batch)
             progress(STAGE, index * len(schemes) + number + 1, total)
-
-
-def _run_changed(
-    changes: BlockChanges, model: Model, block: nn.Module, site: Site, scheme: Scheme, hidden: Tensor
-) -> Tensor:
-    """Hidden states behind a float block in which one site uses the scheme.
-
-    Args:
-        changes: Of the block.
-        model: For the arguments that blocks take.
-        block: With its weights.
-        site: One of the block's.
-        scheme: One that fits it; of one that changes nothing the block is left as it is.
-        hidden: (windows, length, hidden) at the block's entrance.
-    """
-
-    def change(_: str, operands: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return changes.output(site, scheme, operands).to(output.dtype)
-
-    with watched(model, block, [] if scheme.is_float else [changes.keys[site]], change):
-        return model.run_block(changes.index, block, hidden)
 
 
 def _divergence(model: Model, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

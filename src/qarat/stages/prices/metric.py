@@ -1,9 +1,9 @@
 """What a metric is: a value that says how sites are priced, and what that costs.
 
-Four of the six look at one site at a time: a pass (`qarat.model.passes`) shows what a site reads and puts out,
+Four of the seven look at one site at a time: a pass (`qarat.model.passes`) shows what a site reads and puts out,
 a score says what a `SiteChange` there is worth, and `by_changes` puts the two together. What a metric has to do
-otherwise is a function of its own from a `Pricing` to the price in each window (`kl` runs the rest of the model,
-`weight_error` looks at no token).
+otherwise is a function of its own from a `Pricing` to the price in each window (`kl` runs the rest of the model, `lid`
+the block, `weight_error` looks at no token).
 """
 
 from __future__ import annotations

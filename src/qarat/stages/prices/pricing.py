@@ -16,7 +16,7 @@ from qarat.stages.prices import DEFAULT, METRICS
 from qarat.stages.prices.changes import Prices, Pricing
 from qarat.stages.prices.metric import Metric, PriceWindows
 from qarat.stages.rounding import check_roundings
-from qarat.stages.rounding.inputs import Calibration
+from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.values.records.files import content_hash
 from qarat.values.records.prices import Menu, MenuEntry
 from qarat.values.records.streams import ActivationStats
@@ -30,7 +30,7 @@ def price(
     stats: ActivationStats | None = None,
     *,
     metric: str = DEFAULT,
-    calibration: TokenSet | None = None,
+    calibration: TokenSet | Calibration | None = None,
     prefix: tuple[int, ...] = (),
     seed: int = 0,
     windows: PriceWindows | None = None,
@@ -41,10 +41,10 @@ def price(
     Args:
         model: In float.
         tokens: The selection set.
-        schemes: Projection schemes are priced at every projection, product schemes at every attention product.
+        schemes: Each is priced at every site of its kind: projection, attention product or cache.
         stats: Behind static scales.
         metric: Of `qarat.stages.prices.METRICS`.
-        calibration: Tokens behind roundings that look at what a projection reads.
+        calibration: Tokens behind roundings that look at what a projection reads, or what keeps the weights so rounded.
         prefix: Ids of the tokens that every window begins with and that stay in float: Δy is 0 there.
         seed: Of what the metric draws, if it draws anything.
         windows: Goes through the windows; default the metric, in this process.
@@ -58,7 +58,7 @@ def price(
     chosen = METRICS.load(metric)
     if chosen.weights_only:
         stats, schemes = None, [scheme for scheme in schemes if scheme.fits("projection")]
-    inputs = None if calibration is None else Calibration(model, calibration, len(prefix))
+    inputs = inputs_of(model, calibration, len(prefix))
     pricing = Pricing(model, tokens, schemes, stats, inputs, prefix, seed, progress)
     check_pricing(chosen, pricing)
     prices = chosen.windows(pricing) if windows is None else windows(chosen, pricing)
@@ -69,7 +69,9 @@ def check_pricing(metric: Metric, pricing: Pricing) -> None:
     """Check that every scheme can be priced wherever it fits, before any long work; errors as `price`."""
     model, schemes = pricing.model, pricing.schemes
     if not schemes:
-        raise UserError(f"{metric.name} is about weights, and attention products have none; give a scheme with w=…")
+        raise UserError(
+            f"{metric.name} is about weights, and attention products and caches have none; give a scheme with w=…"
+        )
     if pricing.prefix and not metric.takes_prefix:
         able = ", ".join(name for name in METRICS.names() if METRICS.load(name).takes_prefix)
         raise UserError(f"{metric.name} has no prices with a prefix in float; take one that has: {able}")

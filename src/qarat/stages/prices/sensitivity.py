@@ -49,11 +49,8 @@ def sensitivities(
     """
     assert pricing.stats is not None
     model, sums = pricing.model, dict[str, _Sums]()
-    index, block = -1, nn.Module()
+    windows = left = len(pricing.tokens)
     for seen in _PASS(pricing):
-        if seen.index != index and sums:
-            yield index, block, _gathered(model, pricing.stats, index, block, sums)
-            sums = {}
         index, block = seen.index, seen.block
         if also is not None:
             also(seen)
@@ -62,7 +59,10 @@ def sensitivities(
             _add(
                 sums.setdefault(stream.name, _Sums()), stream, block, seen.captured, len(pricing.prefix), reach, inputs
             )
-    yield index, block, _gathered(model, pricing.stats, index, block, sums)
+        left -= len(next(iter(seen.captured.outputs.values())))
+        if not left:  # the block's last batch; before the next one's first the pass empties it
+            yield index, block, _gathered(model, pricing.stats, index, block, sums)
+            sums, left = {}, windows
 
 
 def _labels(pricing: Pricing) -> Objective:

@@ -101,13 +101,15 @@ class StoredCheckpoint(Checkpoint):
         if offences:
             raise UserError(f"{self.folder}: outside the blocks:\n  " + "\n  ".join(offences))
 
-    def read(self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
+    def read(
+        self, prefix: str, wanted: Mapping[str, Tensor], runtime: Runtime, *, narrow: Collection[str] = ()
+    ) -> dict[str, Tensor]:
         """As `Checkpoint.read`, what is unpacked among them."""
         packed = [name for name in wanted if prefix + name in self.unpacked]
         plain = {name: tensor for name, tensor in wanted.items() if name not in packed}
         values = {name: self.unpacked[prefix + name]() for name in packed}
         cast = {name: value.to(runtime.device, runtime.torch_dtype) for name, value in values.items()}
-        return super().read(prefix, plain, runtime) | cast
+        return super().read(prefix, plain, runtime, narrow=narrow) | cast
 
 
 class StoredFolder(NamedTuple):

@@ -19,12 +19,13 @@ from qarat.ground.runtime import Progress, no_progress
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales
 from qarat.model.attention import transformers_attention
-from qarat.model.layers import QuantLinear
+from qarat.model.layers import QuantCache, QuantLinear
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import Findings
 from qarat.values.plans import Plan
 from qarat.values.records.verification import WeightComparison
-from qarat.values.schemes import NEAREST, LinearScheme, Scheme, TensorScheme
+from qarat.values.roles import CACHES
+from qarat.values.schemes import NEAREST, CacheScheme, LinearScheme, Scheme, TensorScheme
 
 TENSOR_SCALE_LIMIT = 2.0**-22
 """What an NVFP4 weight may differ by, relatively: the file keeps the reciprocal of our tensor scale, in float32."""
@@ -64,6 +65,7 @@ def compare_weights(
                 prefix + inner, block.get_submodule(inner), theirs.get_submodule(inner), plan[prefix + inner], findings
             )
             sites, equal, largest = sites + 1, equal + (difference == 0), max(largest, difference)
+        _compare_caches(block, theirs, f"{prefix}{stored.family.attention}", findings)
         _compare_floats(_float_parameters(block), _float_parameters(theirs), prefix, findings)
         progress("compare", index + 1, stored.blocks)
     return WeightComparison(sites, equal, largest)
@@ -131,6 +133,23 @@ def _compare_site(name: str, mine: nn.Module, theirs: nn.Module, planned: Scheme
     if difference > (TENSOR_SCALE_LIMIT if over else 0):
         findings.add("error", "its weight differs from the run's", _REDO, (name,))
     return difference
+
+
+def _compare_caches(mine: nn.Module, theirs: nn.Module, home: str, findings: Findings) -> None:
+    """How two blocks keep keys and values, and under which scales."""
+    found, wanted = (next((m for m in block.modules() if isinstance(m, QuantCache)), None) for block in (mine, theirs))
+    for name in CACHES:
+        (stored, scales), (planned, known) = (_cache(cache, name) for cache in (found, wanted))
+        if stored != planned:
+            findings.add("error", f"the folder keeps {stored}, the plan says {planned}", _REDO, (f"{home}.{name}",))
+        elif not _same_scales(scales, known):
+            findings.add("error", "its static scales differ from the run's", _REDO, (f"{home}.{name}",))
+
+
+def _cache(cache: QuantCache | None, name: str) -> tuple[CacheScheme, Scales | None]:
+    """Scheme and scales of keys or values, without what a folder keeps as numbers."""
+    kept = None if cache is None else cache.schemes[name].kept
+    return CacheScheme(kept and _stripped(kept)), None if cache is None else cache.scales.get(name)
 
 
 def _weight_difference(mine: QuantizedTensor | Tensor, theirs: QuantizedTensor | Tensor) -> float:

@@ -25,13 +25,18 @@ from qarat.maths.rounding import encode, round_to_format
 from qarat.maths.scales import E4M3_SMALLEST
 from qarat.maths.tensors import QuantizedTensor
 from qarat.maths.tiles import Scales, as_matrices, to_tiles
-from qarat.model.layers import QuantLinear, fill_block
+from qarat.model.attention import CACHE
+from qarat.model.layers import QuantCache, QuantLinear, fill_block
 from qarat.model.model import Model
 from qarat.stages.read_back.folders import StoredFolder
 from qarat.stages.read_back.matching import Match
 from qarat.stages.read_back.stored import ConfigGroup
 from qarat.values.formats import FORMATS
-from qarat.values.schemes import LinearScheme, TensorScheme
+from qarat.values.roles import CACHES
+from qarat.values.schemes import CacheScheme, Granularity, LinearScheme, TensorScheme
+
+CACHE_SCALES = ("k_scale", "v_scale")
+"""Of keys and values, in the attention module."""
 
 
 class _LocalLinear(QuantLinear):
@@ -181,6 +186,33 @@ def _weight_scales(tensors: Mapping[str, Tensor], codes: Tensor, scheme: TensorS
     return Scales(scale.reshape(shape), zero_point, above)
 
 
+def cache_of(folder: StoredFolder) -> CacheScheme | None:
+    """How a folder keeps keys and values; None where it does not say so, or in words that have no scheme here.
+
+    Read are a static, symmetric ``kv_cache_scheme`` per tensor or head, and its ``k_scale`` and ``v_scale`` in every
+    block.
+    """
+    args = folder.config.kv_cache
+    if args is None or args.dynamic or not args.symmetric or args.num_bits != 8:
+        return None
+    config = folder.checkpoint.config
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    grain = {"tensor": Granularity(), "attn_head": Granularity(None, width)}.get(args.kind)
+    places = (f"{folder.family.blocks}.{i}.{folder.family.attention}." for i in range(config.num_hidden_layers))
+    if grain is None or any(place + leaf not in folder.cache_scales for place in places for leaf in CACHE_SCALES):
+        return None
+    return CacheScheme(TensorScheme("int8" if args.type == "int" else "e4m3", grain, static=True))
+
+
+def _read_cache(scheme: CacheScheme, tensors: dict[str, Tensor], home: str, width: int) -> QuantCache:
+    """A block's cache, its scales taken out of the block's tensors; ``width`` is that of all key heads together."""
+    assert scheme.kept is not None
+    _, wide = scheme.kept.granularity.scale_shape(1, width)
+    stored = (tensors.pop(f"{home}.{leaf}").float().reshape(1, -1).expand(1, wide) for leaf in CACHE_SCALES)
+    scales = {name: Scales(scale) for name, scale in zip(CACHES, stored, strict=True)}
+    return QuantCache(dict.fromkeys(CACHES, scheme), scales)
+
+
 def _read_block(model: Model, folder: StoredFolder, matches: Mapping[str, Match], index: int) -> nn.Module:
     prefix = f"{model.family.blocks}.{index}."
     tensors = model.checkpoint.read_raw(prefix, model.runtime.device)
@@ -192,6 +224,9 @@ def _read_block(model: Model, folder: StoredFolder, matches: Mapping[str, Match]
             tensors |= {f"{inner}.{leaf}": tensor for leaf, tensor in own.items()}
             continue
         layers[inner] = _read_linear(own, match.group, folder.config.format_of(match.group), model.runtime)
+    if (cache := cache_of(folder)) is not None:
+        home, width = model.family.attention, model.config.num_key_value_heads * model.head_width
+        layers[f"{home}.{CACHE}"] = _read_cache(cache, tensors, home, width)
     floats = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}
     return fill_block(model.empty_block(index), layers, floats)
 

@@ -158,27 +158,7 @@ def read_config(folder: Path) -> StoredConfig:
         UserError: No folder or no readable config; a float model; another method; or listing every malformed part.
     """
     path = find_config(folder)
-    try:
-        whole: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None
-    if not raw and isinstance(whole, Mapping) and whole.get("compression_config"):
-        raise UserError(
-            f"{path} says how weights are quantized under compression_config, as compressed-tensors did in 2024: vLLM "
-            "reads that, and transformers loads the codes as weights; rename it quantization_config"
-        )
-    if not raw:
-        if any(folder.glob("*.safetensors")) and (method := quantized_as(folder, locate_tensors(folder))):
-            raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
-        raise UserError(f"{folder} is not quantized: its config has no quantization_config; `qarat export` writes one")
-    method = raw.get("quant_method") if isinstance(raw, Mapping) else None
-    if method == "compressed_tensors":
-        raise UserError(
-            f"{path}: quant_method is {method!r}, which vLLM takes and transformers does not; write it with -"
-        )
-    if method != "compressed-tensors":
-        raise UserError(f"{path}: quant_method is {method!r}; qarat verifies compressed-tensors folders")
+    raw = _compressed_tensors_config(path, folder)
     try:
         file = msgspec.convert({key: part for key, part in raw.items() if part != {}}, _ConfigFile)
     except msgspec.ValidationError as error:
@@ -201,6 +181,32 @@ def read_config(folder: Path) -> StoredConfig:
         file.transforms,
         tuple(sorted(raw.keys() - {*_ConfigFile.__struct_fields__, *_IDLE_KEYS})),
     )
+
+
+def _compressed_tensors_config(path: Path, folder: Path) -> Mapping[str, Any]:
+    """What stands under ``quantization_config``, of this method and unchecked."""
+    try:
+        whole: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    raw: Any = whole.get("quantization_config") if isinstance(whole, Mapping) else None
+    if not raw and isinstance(whole, Mapping) and whole.get("compression_config"):
+        raise UserError(
+            f"{path} says how weights are quantized under compression_config, as compressed-tensors did in 2024: vLLM "
+            "reads that, and transformers loads the codes as weights; rename it quantization_config"
+        )
+    if not raw:
+        if any(folder.glob("*.safetensors")) and (method := quantized_as(folder, locate_tensors(folder))):
+            raise UserError(f"{folder} is quantized ({method}); qarat verifies compressed-tensors folders")
+        raise UserError(f"{folder} is not quantized: its config has no quantization_config; `qarat export` writes one")
+    method = raw.get("quant_method") if isinstance(raw, Mapping) else None
+    if method == "compressed_tensors":
+        raise UserError(
+            f"{path}: quant_method is {method!r}, which vLLM takes and transformers does not; write it with -"
+        )
+    if method != "compressed-tensors":
+        raise UserError(f"{path}: quant_method is {method!r}; qarat verifies compressed-tensors folders")
+    return raw
 
 
 def read_group(name: str, body: Any, offences: list[str]) -> ConfigGroup | None:

@@ -14,7 +14,7 @@ rounded once can be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -36,9 +36,10 @@ __all__ = [
     "check_roundings",
     "needs_calibration",
     "round_weight",
+    "why_not",
 ]
 
-Needs = Literal["", "moments", "weighted_moments", "inputs"]
+Needs = Literal["", "moments", "weighted_moments", "inputs", "fisher", "gradient"]
 
 
 class Context(Protocol):
@@ -63,6 +64,19 @@ class Context(Protocol):
         """One row a token, (tokens, in) float32."""
         ...
 
+    @property
+    def fisher(self) -> Tensor:
+        """Mean of g²·x² over the tokens, (out, in) float32: of each weight, the diagonal of the Fisher information.
+
+        g is the gradient of the log-probability of labels drawn from the model itself, as above.
+        """
+        ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """Mean of g·x over the tokens, (out, in) float32; g the gradient of the log-probability of the next tokens."""
+        ...
+
 
 class NoContext:
     """The context where no calibration tokens are at hand."""
@@ -72,11 +86,15 @@ class NoContext:
         """None there are."""
         raise UserError(_MISSING.format("this rounding"))
 
-    weighted_moments = inputs = moments
+    weighted_moments = inputs = fisher = gradient = moments
 
 
 class Rounding(Protocol):
-    """What a file of this folder offers."""
+    """What a file of this folder offers.
+
+    One that rounds to tables of a weight's own, or leaves some weights to its sparse part, has a function `why_not`
+    too, from a scheme to the reason why it does not round so, empty if it does. The others are asked for neither.
+    """
 
     NEEDS: Needs
     """What of its context it looks at; empty for nothing, so that no calibration tokens are asked for."""
@@ -92,7 +110,7 @@ class Rounding(Protocol):
         ...
 
 
-ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "weighing"])
+ROUNDINGS: Registry[Rounding] = Registry(__name__, "rounding", helpers=["inputs", "kept", "weighing"])
 _MISSING = "{} looks at what a projection reads, and no calibration tokens are at hand; give them, or leave it out"
 
 
@@ -102,10 +120,12 @@ class Merged(NamedTuple):
     Attributes:
         parts: Each (out, in), in the order they are merged; one alone where engines merge it with nothing.
         place: Which of them is meant.
+        names: Of their sites.
     """
 
     parts: Sequence[Tensor]
     place: int
+    names: Sequence[str]
 
     @classmethod
     def of(cls, block: nn.Module, prefix: str, site: Site, sites: Iterable[Site]) -> Merged:
@@ -119,7 +139,35 @@ class Merged(NamedTuple):
         """
         tied = [s for s in sites if s.block == site.block and site.tie and s.tie == site.tie] or [site]
         parts = [block.get_submodule(s.name.removeprefix(prefix)).get_parameter("weight").detach() for s in tied]
-        return cls(parts, tied.index(site))
+        return cls(parts, tied.index(site), [s.name for s in tied])
+
+    def whole(self) -> Tensor:
+        """All of them, one below the other."""
+        return torch.cat(list(self.parts))
+
+    def own(self, whole: QuantizedTensor) -> QuantizedTensor:
+        """Of what the whole was rounded to, the part that is meant; a view."""
+        first = sum(len(part) for part in self.parts[: self.place])
+        return whole.rows(first, first + len(self.parts[self.place]))
+
+
+def why_not(scheme: TensorScheme) -> str:
+    """Why a scheme's rounding does not round a weight so; empty if it does.
+
+    Raises:
+        UserError: An unknown rounding; names the nearest.
+    """
+    of_rounding: Callable[[TensorScheme], str] = getattr(ROUNDINGS.load(scheme.rounding), "why_not", _scales_alone)
+    why = of_rounding(scheme)
+    return f"w={scheme.spell('w')}: round-{scheme.rounding} cannot: {why}" if why else ""
+
+
+def _scales_alone(scheme: TensorScheme) -> str:
+    if scheme.number_format.learned:
+        return f"it rounds under scales, and {scheme.format} has none; use round-squeezellm, or name no rounding"
+    if scheme.sparse is not None:
+        return "it rounds every weight, and sparse leaves some out; use round-gwq, or name no rounding"
+    return ""
 
 
 def round_weight(weight: Tensor | Merged, scheme: TensorScheme, context: Context | None = None) -> QuantizedTensor:
@@ -134,17 +182,16 @@ def round_weight(weight: Tensor | Merged, scheme: TensorScheme, context: Context
         context: What the projection reads.
 
     Raises:
-        UserError: An unknown rounding, or one that needs a context where there is none.
+        UserError: An unknown rounding, one that does not round so, or that needs a context where there is none.
     """
+    if why := why_not(scheme):
+        raise UserError(why)
     rounding, context = ROUNDINGS.load(scheme.rounding), context or NoContext()
     if not isinstance(weight, Merged):
         return rounding.round_weight(weight, scheme, context)
-    part = weight.parts[weight.place]
     if len(weight.parts) == 1 or not scheme.is_shared_when_merged:
-        return rounding.round_weight(part, scheme, context)
-    whole = rounding.round_weight(torch.cat(list(weight.parts)), scheme, context)
-    first = sum(len(part) for part in weight.parts[: weight.place])
-    return whole.rows(first, first + len(part))
+        return rounding.round_weight(weight.parts[weight.place], scheme, context)
+    return weight.own(rounding.round_weight(weight.whole(), scheme, context))
 
 
 def needs_calibration(schemes: Iterable[Scheme]) -> bool:
@@ -164,13 +211,15 @@ def check_roundings(pairs: Iterable[tuple[Site, Scheme]], tokens: int) -> None:
         tokens: Of calibration, those whose inputs count; 0 where none are at hand.
 
     Raises:
-        UserError: An unknown rounding (names the nearest), one that needs calibration tokens where there are none, or
-            one that weighs more channels against each other than there are tokens.
+        UserError: An unknown rounding (names the nearest), one that cannot be had of a scheme, that needs calibration
+            tokens where there are none, or that weighs more channels against each other than there are tokens.
     """
     widest: dict[str, int] = {}
     for site, scheme in pairs:
         if scheme.weight is not None:
             name = scheme.weight.rounding
+            if why := why_not(scheme.weight):
+                raise UserError(why)
             widest[name] = max(widest.get(name, 0), site.shape[1])
     for name, channels in widest.items():
         needs = ROUNDINGS.load(name).NEEDS

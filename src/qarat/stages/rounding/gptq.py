@@ -33,7 +33,7 @@ from qarat.values.schemes import TensorScheme
 NEEDS: Needs = "moments"
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: the authors' percdamp
-BAND = 128  # columns between two updates of all that follow: the authors' blocksize
+BAND = 32  # columns between two updates of all that follow; the authors' 128 is slower here, and gives the same codes
 
 
 def round_weight(weight: Tensor, scheme: TensorScheme, context: Context) -> QuantizedTensor:
@@ -56,26 +56,30 @@ def round_columns(
     scales = choose_scale(weight, scheme)
     order = torch.arange(weight.shape[1]) if order is None else order
     order = order.to(weight.device)
-    steps = per_element(scales.effective, scheme.granularity, weight.shape)[:, order]
-    zeros = None
-    if scales.zero_point is not None:
-        zeros = per_element(scales.zero_point, scheme.granularity, weight.shape)[:, order]
+
+    # All that follows is (in, out), in the order of rounding, so that a column's numbers lie side by side.
+    def by_column(values: Tensor) -> Tensor:
+        return per_element(values, scheme.granularity, weight.shape).T[order].contiguous()
+
+    steps = by_column(scales.effective)
+    zeros = None if scales.zero_point is None else by_column(scales.zero_point)
     factor = inverse_factor(moments.to(weight.device)[order][:, order])
-    left = weight[:, order].double()  # what is still to be rounded, with the errors of what has been
-    codes = torch.empty_like(weight, dtype=torch.uint8)
-    for first in range(0, weight.shape[1], BAND):
-        band = slice(first, min(first + BAND, weight.shape[1]))
-        errors = torch.zeros_like(left[:, band])
+    left = weight.T[order].double()  # what is still to be rounded, with the errors of what has been
+    rounded = torch.empty_like(left, dtype=torch.uint8)
+    for first in range(0, len(left), BAND):
+        band = slice(first, min(first + BAND, len(left)))
+        errors = torch.empty_like(left[band])
         for j in range(band.start, band.stop):
             # In float32 and by a division, as `quantize_tensor` does it, so that without errors the codes are equal.
-            units = left[:, j].float() / steps[:, j]
-            column = encode(units if zeros is None else units + zeros[:, j], scheme.number_format)
-            value = decode(column, scheme.number_format)
-            value = (value if zeros is None else value - zeros[:, j]) * steps[:, j]
-            error = (left[:, j] - value) / factor[j, j]
-            left[:, j : band.stop] -= error[:, None] * factor[j, j : band.stop]
-            errors[:, j - first], codes[:, order[j]] = error, column
-        left[:, band.stop :] -= errors @ factor[band, band.stop :]
+            units = left[j].float() / steps[j]
+            rounded[j] = encode(units if zeros is None else units + zeros[j], scheme.number_format)
+            value = decode(rounded[j], scheme.number_format)
+            value = (value if zeros is None else value - zeros[j]) * steps[j]
+            errors[j - first] = (left[j] - value) / factor[j, j]
+            left[j : band.stop].addr_(factor[j, j : band.stop], errors[j - first], alpha=-1)
+        left[band.stop :].addmm_(factor[band, band.stop :].T, errors, alpha=-1)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    codes[:, order] = rounded.T
     return QuantizedTensor(codes, scales, scheme)
 
 

@@ -11,24 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import Tensor
 
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Runtime
-from qarat.jobs.estimates import estimate
+from qarat.ground.runtime import Progress, Runtime, process_bytes
+from qarat.jobs.estimates import Work, estimate, pricing
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
 from qarat.jobs.replicas import Remake, Replica
 from qarat.jobs.runners import open_runner
 from qarat.jobs.spreading import Spread
 from qarat.jobs.transforming import apply_again, options_for, read_made_from, stats_behind
+from qarat.model.capture import block_work
+from qarat.model.drawing import draw_windows, stand_in_windows
+from qarat.model.mixtures import SELF
 from qarat.model.model import Model
 from qarat.model.native import is_native
 from qarat.model.opening import open_model
-from qarat.model.token_sets import bundled_language, load_report_set, load_token_sets
+from qarat.model.token_sets import Draw, bundled_language, load_report_set, load_token_sets
 from qarat.model.tokenizing import count_controls
-from qarat.model.tokens import TokenSet
-from qarat.stages.prices import METRICS
+from qarat.model.tokens import Bos, TokenSet
+from qarat.stages.prices import DEFAULT, METRICS
 from qarat.surfaces.commands import Lines, Screen
 from qarat.surfaces.options import VERBS
 from qarat.surfaces.options.arguments import leaves
@@ -46,9 +50,17 @@ def runtime_of(machine: Machine) -> Runtime:
     """Where to compute, as a value of the library.
 
     Raises:
-        UserError: No CUDA device.
+        UserError: No CUDA device, or a bound on memory below what the process holds already.
     """
-    memory = parse_size("memory", machine.memory) if machine.memory else 0
+    memory = 0
+    if machine.memory:
+        bound, held = parse_size("memory", machine.memory), process_bytes()
+        memory = bound - held
+        if memory <= 0:
+            raise UserError(
+                f"`memory` {machine.memory}: the process alone, with its libraries, holds {_mb(held)} before any "
+                "work; give more than that"
+            )
     return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
 
 
@@ -61,7 +73,31 @@ def open_float(name: str, options: OnText) -> Model:
     given = Path(name)
     if is_native(given) or (given / Run.MANIFEST).is_file():
         raise UserError(f"{given} is quantized already, by qarat; give the float model it was made from")
-    return open_model(name, runtime_of(options.machine), revision=options.general.revision)
+    general = options.general
+    model = open_model(
+        name, runtime_of(options.machine), revision=general.revision, outline=getattr(general, "dry_run", False)
+    )
+    check_bound(model, options.machine)
+    return model
+
+
+def check_bound(model: Model, machine: Machine) -> None:
+    """Refuse a bound on memory in which no walk goes through a model.
+
+    Raises:
+        UserError: Saying how much it takes.
+    """
+    least = block_work(model, 0)
+    if machine.memory and least > model.memory:
+        held = parse_size("memory", machine.memory) - model.memory
+        raise UserError(
+            f"`memory` {machine.memory}: a block of {model.path} takes {_mb(least)} while it is gone through, and "
+            f"the process itself {_mb(held)}; give at least {_mb(least + held)}"
+        )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
 
 
 def open_transformed(options: Any) -> Model:
@@ -122,19 +158,15 @@ _MOST_CONTROLS = 5
 def load_tokens(options: OnText, model: Model, screen: Screen) -> tuple[TokenSet, TokenSet, TokenSet]:
     """Calibration, selection and report sets; says so where they are not of the model's kind."""
     _note_text(options.text, model, screen)
-    sets = token_sets_of(options.text, model, options.general.seed)
+    sets = token_sets_of(options, model, screen)
     note_controls(sets, model, screen)
     return sets
 
 
 def load_report(options: OnText, model: Model, screen: Screen) -> TokenSet:
     """The report set where nothing else is needed: of all three sets, so that they are kept apart, if more is given."""
-    text = options.text
-    if text.calibration is not None or text.selection is not None:
-        return load_tokens(options, model, screen)[2]
-    _note_text(text, model, screen)
-    how = {field: getattr(text, field) for field in ("report", "column", "length", "bos", "report_samples")}
-    report = load_report_set(model, **how, seed=options.general.seed)
+    _note_text(options.text, model, screen)
+    report = load_report_set(model, **msgspec.structs.asdict(options.text), seed=options.general.seed)
     note_controls([report], model, screen)
     return report
 
@@ -144,11 +176,12 @@ def _note_text(text: Text, model: Model, screen: Screen) -> None:
         screen.note(f"source: {model.checkpoint.source}")
     for line in model.checkpoint.notes:
         screen.note(line)
-    given = (text.calibration, text.selection, text.report) != (None, None, None)
+    given = text.calibration not in (None, SELF) or (text.selection, text.report) != (None, None)
     if not given and bundled_language(model) == "english":
+        how = "--selection YOUR_TEXT beside it" if text.calibration else "--calibration YOUR_TEXT"
         screen.note(
             "no text was given, so Python's documentation is used, as technical English. "
-            "For what your model is used for, give --calibration YOUR_TEXT"
+            f"For what your model is used for, give {how}"
         )
 
 
@@ -160,9 +193,32 @@ def note_controls(sets: Sequence[TokenSet], model: Model, screen: Screen) -> Non
         screen.note(f"control tokens stand in the text, and are read as such: {named}")
 
 
-def token_sets_of(text: Text, model: Model, seed: int) -> tuple[TokenSet, TokenSet, TokenSet]:
-    """Calibration, selection and report sets as the options of the text say."""
-    return load_token_sets(model, **msgspec.structs.asdict(text), seed=seed)
+def token_sets_of(
+    options: OnText, model: Model, screen: Screen, text: Text | None = None
+) -> tuple[TokenSet, TokenSet, TokenSet]:
+    """Calibration, selection and report sets as the options of the text say.
+
+    Args:
+        options: Of the verb; an estimate draws nothing.
+        model: Whose tokens they are.
+        screen: Told of what is drawn.
+        text: Other options of the text than the verb's.
+    """
+    how: dict[str, Any] = msgspec.structs.asdict(text or options.text)
+    drawn: dict[str, Any] = {"draw": drawing_of(options, screen), "progress": screen.progress}
+    return load_token_sets(model, **how, **drawn, seed=options.general.seed)
+
+
+def drawing_of(options: OnText, screen: Screen) -> Draw:
+    """What writes a model's own text; for an estimate, windows that stand for it, with a word on what is left out."""
+    if not options.general.dry_run:
+        return draw_windows
+
+    def stand_in(model: Model, count: int, length: int, bos: Bos, seed: int, progress: Progress) -> Tensor:
+        screen.note(f"{count} windows of {length} tokens would be drawn first, one by one; no time below has that")
+        return stand_in_windows(model, count, length, bos, seed, progress)
+
+    return stand_in
 
 
 def load_stats(path: Path, model: Model, needed: bool) -> ActivationStats | None:
@@ -195,21 +251,23 @@ def note_request(request: ProtectRequest, model: Model, screen: Screen) -> None:
 
 def check_weights(model: Model) -> None:
     """Read every block once, so that a weight that cannot be used is found now."""
-    for _ in model.unkept().walk():
-        pass
+    if model.checkpoint.has_weights:
+        for _ in model.unkept().walk():
+            pass
 
 
 def show_estimate(
-    screen: Screen, model: Model, work: Mapping[str, float], *, states: int = 0, disk: int = 0, held: int = 0
+    screen: Screen, model: Model, work: Mapping[str, float | Work], *, states: int = 0, disk: int = 0, held: int = 0
 ) -> Lines:
     """Show what a command would take, after all checks."""
+    found = estimate(model, work, states=states, disk=disk, held=held)  # first: reading is no part of its beginning
     check_weights(model)
-    screen.show(estimate(model, work, states=states, disk=disk, held=held))
+    screen.show(found)
     return ()
 
 
-def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> float:
-    """What pricing takes, in tokens sent through the whole model: its passes, and a product for every scheme.
+def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[Scheme]) -> Work:
+    """What pricing takes: its passes, and a product for every scheme.
 
     Args:
         metric: Of `qarat.stages.prices`.
@@ -217,8 +275,11 @@ def pricing_work(metric: str, model: Model, tokens: TokenSet, schemes: Sequence[
         tokens: That prices come from.
         schemes: To be priced.
     """
+    count, every = tokens.windows.numel(), len(schemes)
+    if metric == DEFAULT:
+        return pricing(count, every)
     forwards = METRICS.load(metric).block_forwards(model, tokens, schemes) / model.blocks
-    return (forwards + len(schemes)) * tokens.windows.numel() if forwards else 0.0
+    return Work((forwards + every) * count if forwards else 0, passes=max(1, forwards), rounded=2 * every)
 
 
 def facts_of(name: str, model: Model, screen: Screen) -> dict[str, object]:

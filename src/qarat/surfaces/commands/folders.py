@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from qarat.ground.disk import check_folder
+from qarat.ground.disk import check_folder, check_room
 from qarat.ground.errors import ArgumentError, NotPassedError, UndecidedError, judging
 from qarat.jobs.checks import check_plan_request
-from qarat.jobs.estimates import ROUNDING, quantized_bytes
-from qarat.jobs.exporting import SERVED, bytes_of, read_to_export
+from qarat.jobs.estimates import TO_EXPORT, quantized_bytes
+from qarat.jobs.exporting import HOLD_WEIGHTS, SERVED, bytes_of, read_to_export
 from qarat.jobs.folder import Run
 from qarat.jobs.live import Live
 from qarat.jobs.open_any import find_native
@@ -26,6 +26,7 @@ from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.folders import ExportOptions, RunOptions, VerifyOptions
 from qarat.surfaces.page import write_report
 from qarat.surfaces.tables.wording import megabytes
+from qarat.values.budgets import parse_size
 from qarat.values.records.verification import Verification
 from qarat.values.schemes import LOW
 
@@ -55,9 +56,11 @@ def run(options: RunOptions, screen: Screen) -> Lines:
         )
         common.note_request(request, model, screen)
         if options.general.dry_run:
+            found = job.estimate()
             common.check_weights(model)
-            screen.show(job.estimate())
+            screen.show(found)
             return ()
+        check_room(out, job.disk_bytes())
         with folder.work(**common.facts_of(options.model, model, screen)):
             job.execute(folder)
     if options.page:
@@ -85,9 +88,10 @@ def export(options: ExportOptions, screen: Screen) -> Lines:
     """Write a quantized model, or its plan, in the format of another program."""
     check_folder(options.out, MARK, overwrite=options.overwrite)
     given = read_to_export(options.run, options.format, options.source)
+    disk = quantized_bytes(given.model, given.plan) if options.format in HOLD_WEIGHTS else 0
     if options.dry_run:
-        disk = quantized_bytes(given.model, given.plan)
-        return common.show_estimate(screen, given.model, {"export": ROUNDING}, disk=disk)
+        return common.show_estimate(screen, given.model, {"export": TO_EXPORT}, disk=disk)
+    check_room(options.out, disk)
     notes = given.write(options.out, options.format, overwrite=options.overwrite, progress=screen.progress)
     screen.show(given.plan)
     for note in notes:
@@ -145,5 +149,8 @@ def _live(options: VerifyOptions, screen: Screen) -> Live | None:
     if options.live is None:
         return None
     python = options.engine_python or Path(sys.executable)
-    runtime = common.runtime_of(options.machine)
-    return Live(options.live, lambda m: common.load_report(options, m, screen), runtime, python, options.seconds)
+    runtime, bound = common.runtime_of(options.machine), options.machine.memory
+    memory = parse_size("memory", bound) if bound else 0  # the engine is a process of its own
+    return Live(
+        options.live, lambda m: common.load_report(options, m, screen), runtime, python, options.seconds, memory
+    )

@@ -43,6 +43,7 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
     """Show what a folder holds that a job wrote or is writing; the plan of a quantized model is left to the caller."""
     from qarat.jobs import run_steps
     from qarat.jobs.advising import KIND as ADVICE
+    from qarat.jobs.calibration_study import KIND as CALIBRATION
     from qarat.jobs.folder import PLAN, kind_of, read_command, result_of
     from qarat.jobs.spike_study.job import KIND as SPIKE_STUDY
     from qarat.model.folders import MARK
@@ -53,8 +54,8 @@ def _show_folder(folder: Path, screen: Screen, low: str, context: dict[str, Any]
         screen.show(decode_record(folder / result_of(kind)))
     elif kind == SPIKE_STUDY:
         _show_begun_study(folder, screen, context)
-    elif kind == ADVICE:
-        screen.note(f"{folder} holds advice that is not finished")
+    elif kind in (ADVICE, CALIBRATION):
+        screen.note(f"{folder} holds {'advice' if kind == ADVICE else 'a calibration study'} that is not finished")
         screen.note(f"it continues with the same command: {read_command(folder)}")
     elif kind not in ("", run_steps.KIND):
         _note_begun_search(folder, screen)

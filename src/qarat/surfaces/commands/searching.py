@@ -13,7 +13,7 @@ from qarat.ground.errors import ArgumentError, NotPassedError
 from qarat.jobs import family_sweep, ratio_study
 from qarat.jobs.bench import Bench, Member
 from qarat.jobs.checks import check_search_request, check_searches
-from qarat.jobs.estimates import CHOOSING_FORWARDS, estimate, price_forwards
+from qarat.jobs.estimates import CHOOSING_FORWARDS, Work, estimate, price_forwards
 from qarat.jobs.family_sweep import BUDGET_TABLE, LOSS_TABLE, FamilyJob
 from qarat.jobs.folder import STATS, Run
 from qarat.jobs.ratio_study import RatioJob
@@ -27,9 +27,8 @@ from qarat.jobs.spike_study.published import PUBLISHED
 from qarat.jobs.spike_study.worlds import SpikeTokens
 from qarat.jobs.transforming import kept_files, tokens_to_prepare
 from qarat.model.model import Model
-from qarat.model.texts import read_documents
-from qarat.model.token_sets import check_disjoint
-from qarat.model.tokens import Bos, TokenSet, make_token_set
+from qarat.model.token_sets import Cutter, check_disjoint, read_parts
+from qarat.model.tokens import Bos, TokenSet
 from qarat.surfaces.commands import Lines, Screen, common
 from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.groups import OnText, Searching
@@ -76,13 +75,20 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
 def _estimate(screen: Screen, job: SearchJob, tokens: int) -> Lines:
     request, units = job.request, len(job.space.units)
     drawn = request.trials * len(job.points)
-    plans = {"predicted": CHOOSING_FORWARDS, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
+    bisected = dict.fromkeys(("predicted", "mixquant"), CHOOSING_FORWARDS)
+    plans = {**bisected, "greedy": units * (units + 1) // 2}.get(request.strategy, drawn)
     rewriting = tokens_to_prepare(job.planning, job.calibration.windows.numel(), tokens)
-    work = {**({"transform": float(rewriting)} if rewriting else {}), "search": float(plans * tokens)}
-    if job.strategy.PREDICTS:
+    work: dict[str, float | Work] = {
+        **({"transform": float(rewriting)} if rewriting else {}),
+        "search": float(plans * tokens),
+    }
+    if job.rounds:  # a forward of the calibration tokens, and about as much for their moments and the rounding
+        work["round"] = 2.0 * job.calibration.windows.numel()
+    if job.strategy.METRIC:
         priced = common.pricing_work(request.metric, job.model, job.price_tokens, job.priced_schemes)
         work["damage"] = priced
-    return common.show_estimate(screen, job.model, work, states=tokens * (job.model.blocks + 1))
+    # Of the model as given: a rewritten one has no weights yet that could be read.
+    return common.show_estimate(screen, job.member.model, work, states=tokens * (job.model.blocks + 1))
 
 
 def _ending(options: SearchOptions, out: Path, result: SearchResult, job: SearchJob) -> Lines:
@@ -220,17 +226,15 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
     calibration, selection, report = common.load_tokens(options, model, screen)
     left: list[Left] = []
     bos: dict[str, tuple[TokenSet, TokenSet]] = {}
-    mine = _BOS_OF[report.convention.rpartition("-")[2]]
+    mine = _BOS_OF[report.convention.partition(" ")[0].rpartition("-")[2]]
     if model.tokenizer.bos_token_id is None:
         left.append(Left("windows with BOS", "the tokenizer has none"))
     else:
         for rule in _BOS_OF.values():
             if rule != mine:
-                sets = common.token_sets_of(
-                    msgspec.structs.replace(options.text, bos=rule), model, options.general.seed
-                )
+                sets = common.token_sets_of(options, model, screen, msgspec.structs.replace(options.text, bos=rule))
                 bos[rule] = sets[0], sets[2]
-    elsewhere = _other_calibration(options, model, mine, calibration, report)
+    elsewhere = _other_calibration(options, model, screen, mine, calibration, report)
     if elsewhere is None:
         left.append(
             Left(
@@ -241,19 +245,12 @@ def _tokens(options: StudySpikesOptions, model: Model, screen: Screen) -> SpikeT
 
 
 def _other_calibration(
-    options: StudySpikesOptions, model: Model, bos: Bos, calibration: TokenSet, report: TokenSet
+    options: StudySpikesOptions, model: Model, screen: Screen, bos: Bos, calibration: TokenSet, report: TokenSet
 ) -> TokenSet | None:
     if options.other_calibration is None:
         return None
-    other = make_token_set(
-        "other calibration",
-        read_documents(options.other_calibration, tokenizer=model.tokenizer),
-        model.tokenizer,
-        length=calibration.length,
-        bos=bos,
-        limit=options.text.samples,
-        seed=options.general.seed,
-        model_length=model.length,
-    )
+    draw = common.drawing_of(options, screen)
+    cutter = Cutter(model, calibration.length, bos, options.general.seed, draw, screen.progress)
+    other = cutter.cut("other calibration", read_parts(model, options.other_calibration), options.text.samples)
     check_disjoint(other, report)
     return other

@@ -21,6 +21,7 @@ from qarat.surfaces.options.measuring import BenchOptions, CompareOptions, Evalu
 from qarat.surfaces.options.reading import CompletionOptions, ModelsOptions, ReportOptions, ShowOptions
 from qarat.surfaces.options.searching import SearchOptions, StudyRatioOptions, StudySpikesOptions, SweepOptions
 from qarat.surfaces.options.steps import DamageOptions, PlanOptions, ProfileOptions, QuantizeOptions
+from qarat.surfaces.options.studying import StudyCalibrationOptions
 
 __all__ = ["VERBS"]
 
@@ -42,6 +43,7 @@ VERBS: dict[str, type[Group]] = {
     "study spikes": StudySpikesOptions,
     "models": ModelsOptions,
     "study ratio": StudyRatioOptions,
+    "study calibration": StudyCalibrationOptions,
     "sweep": SweepOptions,
     "law data": LawDataOptions,
     "law forms": LawFormsOptions,

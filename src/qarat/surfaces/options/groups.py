@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from qarat.ground.disk import check_file, not_there
 from qarat.ground.errors import ArgumentError, UserError
 from qarat.ground.runtime import check_threads
-from qarat.model.text_files import check_text
+from qarat.model.mixtures import check_texts
 from qarat.values.budgets import parse_size
 from qarat.values.hub_names import parse_hub_name
 from qarat.values.limits import check_seed, check_windows
@@ -77,9 +77,10 @@ class Text(Group, frozen=True, kw_only=True):
     """The three token sets: scales come from the first, choices from the second, printed numbers from the third.
 
     Attributes:
-        calibration: A text file (.txt, .jsonl, .json, .csv, .parquet, …), or hub:OWNER/NAME. It is split by documents
-            into the sets that have no text of their own. (default: text that ships with qarat, Python for the reference
-            models, English for all others)
+        calibration: A text file (.txt, .jsonl, .json, .csv, .parquet, …), or hub:OWNER/NAME; self for what the model
+            itself writes; or several by weight, mix:3=code.jsonl,1=prose.txt. It is split by documents into the sets
+            that have no text of their own. (default: text that ships with qarat, Python for the reference models,
+            English for all others)
         selection: Text on which choices are made, split like that where --report-text is not given.
         report: Text on which every printed number is measured.
         column: Which column of a table holds the text, or chats. (default: text, else messages)
@@ -104,8 +105,7 @@ class Text(Group, frozen=True, kw_only=True):
             raise UserError(f"`length` {self.length}: give at least 2, as a window of fewer tokens predicts nothing")
         check_windows("calibration", self.samples)
         check_windows("report", self.report_samples)
-        for text in filter(None, (self.calibration, self.selection, self.report)):
-            check_text(text)
+        check_texts([*filter(None, [self.calibration])], [*filter(None, [self.selection, self.report])])
 
 
 class Transforms(Group, frozen=True, kw_only=True):
@@ -133,8 +133,8 @@ class Machine(Group, frozen=True, kw_only=True):
         device: Where to compute; auto takes a GPU if there is one.
         dtype: Arithmetic of every pass. Published numbers are float32.
         threads: CPU threads. With equal threads, results are equal to the byte. (default: as torch chooses)
-        memory: Bound on weights kept in memory, such as 8GB. It changes time, never results. (default: half of what is
-            free)
+        memory: Bound on all that the process holds, such as 8GB: libraries, weights, hidden states, what is kept to
+            save time. It changes time, never results. (default: what it holds at first, and half of what is free)
         kernels: What computes quantized projections: reference, as every published number, or fast: integer products
             where a kernel knows the scheme, and a word on where none does.
     """

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from qarat.ground.errors import ArgumentError
 from qarat.ground.runtime import check_threads
 from qarat.jobs.engine_process import EngineProcess
+from qarat.model.mixtures import MIX
 from qarat.surfaces.options.groups import (
     Group,
     IntoFile,
@@ -74,6 +75,8 @@ class OnMeasuredText(OnText, frozen=True, kw_only=True):
         text = self.text
         if self.measure.convention and text != Text(report=text.report, column=text.column):
             raise ArgumentError("`convention` says how text is cut; only `report`, `column` and `limit` go with it")
+        if self.measure.convention and (text.report or "").startswith(MIX):
+            raise ArgumentError("`convention` is about one text; give `report` one, not a mixture")
 
 
 class EvaluateOptions(OfModel, OnMeasuredText, IntoFile, frozen=True, kw_only=True):

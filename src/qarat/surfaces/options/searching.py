@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from qarat.model.text_files import check_text
+from qarat.model.mixtures import check_texts
 from qarat.surfaces.options.groups import BUNDLED, IntoFolder, OnText, Runners, Searching, Text, check_models
 from qarat.values.budgets import parse_size
 from qarat.values.requests.search import SearchRequest
@@ -32,7 +32,7 @@ class SearchOptions(Searching, frozen=True, kw_only=True):
 
 
 class StudyRatioOptions(Searching, frozen=True, kw_only=True):
-    """Compare predicted search with the best of 50 random plans, ratio by ratio, and what loss budgets reach.
+    """Compare predicted search with the best of 50 random plans, ratio by ratio, and what budgets reach.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it.
@@ -76,15 +76,15 @@ REPORT_WINDOWS = 128  # fewer than elsewhere: there are some two hundred arms
 
 
 class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
-    """Measure what protecting a few sites buys, beside controls and general-purpose methods, in INT8 and INT6.
+    """Measure what protecting a few sites buys, beside controls and other methods, in INT8 and INT6.
 
     Attributes:
         out: Folder to write. Work goes on in FOLDER.partial; after a kill the same command continues it, arm by arm.
             (default: MODEL-spikes)
         quick: INT8 and INT6 per channel with static inputs alone, fewer controls, orders of at most two sites.
         full: Orders at every static setting, methods at every setting that they fit, five random controls everywhere.
-        other_calibration: Text of another kind than the report, .txt or .jsonl, to calibrate on for comparison.
-            (default: not compared)
+        other_calibration: Text of another kind than the report, as --calibration takes it, to calibrate on for
+            comparison. (default: not compared)
         published: List the figures that others published, with source and scheme, and measure nothing.
     """
 
@@ -103,4 +103,4 @@ class StudySpikesOptions(IntoFolder, frozen=True, kw_only=True):
         if not self.published:
             super().check()
             if self.other_calibration is not None:
-                check_text(self.other_calibration)
+                check_texts([self.other_calibration])

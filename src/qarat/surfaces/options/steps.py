@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from qarat.ground.errors import UserError
 from qarat.stages.prices import DEFAULT, METRICS
 from qarat.surfaces.options.groups import IntoFile, OfModel, Runners, Transforms, check_given
 from qarat.values.parsing import parse_scheme_in
@@ -23,7 +24,7 @@ class ProfileOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     Attributes:
         out: Where the stats go.
         low: Scheme under which the signal-to-noise ratio is shown.
-        attention: Leave the operands of the attention products out.
+        attention: Leave the operands of the attention products, and what goes into the cache, out.
         prefix: Leave so many tokens in front of each window out, to be kept in float; auto: as many as hold spikes.
         overwrite: Replace FILE if it is there.
     """
@@ -48,7 +49,8 @@ class DamageOptions(OfModel, IntoFile, frozen=True, kw_only=True):
     Attributes:
         stats: Stats from `qarat profile`.
         out: Where the menu of prices goes.
-        schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products.
+        schemes: Schemes to price: 'w=... a=...' at projections, 'l=... r=...' at attention products,
+            'c=...' at caches of keys and values.
         metrics: What prices come from, or all.
         alone: Measure every site alone as well, under the first scheme, and say how well each metric predicts that.
         overwrite: Replace FILE if it is there.
@@ -124,6 +126,8 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
     Attributes:
         plan: From `qarat plan`; may be edited by hand.
         stats: Stats from `qarat profile`; static scales come from them.
+        tune: Steps by which what the plan leaves in float is tuned, on calibration text, to predict as the float model;
+            what is low stays as it is rounded. (default: none)
         out: Folder to write.
         overwrite: Replace FOLDER if it is there.
     """
@@ -132,6 +136,7 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
 
     plan: Path = Path("plan.json")
     stats: Path = STATS
+    tune: int = 0
     out: Path = Path("quantized")
     overwrite: bool = False
     transforms: Transforms = Transforms()
@@ -140,6 +145,8 @@ class QuantizeOptions(OfModel, frozen=True, kw_only=True):
         """Refuse a plan that is none, and stats that are not there."""
         super().check()
         check_given(self.plan, "plan")
+        if self.tune < 0:
+            raise UserError(f"`tune` {self.tune}: give a number of steps, or 0 for none")
         _check_stats(self.stats, [a.scheme for a in decode_record(self.plan, Plan).assignments])
 
 

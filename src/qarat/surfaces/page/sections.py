@@ -20,7 +20,7 @@ from qarat.surfaces.page.figures.frontier import frontier, price_of_bits
 from qarat.surfaces.page.figures.law_reach import law_reach
 from qarat.surfaces.page.figures.law_sections import law_along, law_fit, law_residuals
 from qarat.surfaces.page.figures.losses import divergence_along, outcome, recovery
-from qarat.surfaces.page.figures.maps import spike_map, strip
+from qarat.surfaces.page.figures.maps import calibration_map, spike_map, strip
 from qarat.surfaces.page.figures.streams import grids, profile
 from qarat.surfaces.page.parts import Command, Folded, Listed, Part, Terms, Titled
 from qarat.surfaces.page.remedies import remedies, rewritten_streams
@@ -28,6 +28,8 @@ from qarat.surfaces.page.story import Story, origin
 from qarat.surfaces.page.study import study_parts
 from qarat.surfaces.page.verdict import low_input
 from qarat.surfaces.tables.advice import commands, cost, landscape, measurements, unrun, versions, where_they_run
+from qarat.surfaces.tables.calibration_study import conditions as conditions_of_calibration
+from qarat.surfaces.tables.calibration_study import mismatches
 from qarat.surfaces.tables.choices import not_low
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
@@ -39,6 +41,7 @@ from qarat.surfaces.tables.wording import count
 from qarat.values.formats import FORMATS
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.advice import Advice
+from qarat.values.records.calibration_study import CalibrationStudy
 from qarat.values.records.law import Law
 from qarat.values.records.prices import Menu, Protection
 from qarat.values.records.scores import Continuations, Divergence, Evaluation
@@ -114,6 +117,16 @@ def _study(story: Story) -> Iterator[Part]:
         yield from study_parts(study, story.one(ActivationStats))
 
 
+def _calibration(story: Story) -> Iterator[Part]:
+    if study := story.one(CalibrationStudy):
+        if study.measured:
+            yield calibration_map(study)
+            yield Titled(
+                "How much more than calibrated on the column's own text, or else on the best", mismatches(study)
+            )
+        yield Listed([f"{line}." for line in conditions_of_calibration(study)])
+
+
 def _spikes(story: Story) -> Iterator[Part]:
     stats = story.one(ActivationStats)
     if stats is None:
@@ -186,7 +199,7 @@ def _law(story: Story) -> Iterator[Part]:
 _SETS = {
     "calibration": (ActivationStats,),
     "selection": (Advice, Menu, Protection, SearchResult),
-    "report": (Evaluation, SpikeStudy),
+    "report": (Evaluation, SpikeStudy, CalibrationStudy),
 }
 
 
@@ -240,6 +253,7 @@ PARTS: dict[str, Callable[[Story], Iterator[Part]]] = {
     "cost": _cost,
     "words": _words,
     "study": _study,
+    "calibration": _calibration,
     "spikes": _spikes,
     "recovery": _recovery,
     "plan": _plan,

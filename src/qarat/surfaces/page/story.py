@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from qarat.ground.disk import partial_of
 from qarat.ground.errors import UserError
 from qarat.jobs.advising import KIND as ADVICE
+from qarat.jobs.calibration_study import KIND as CALIBRATION
 from qarat.jobs.exporting import bytes_of, serving_lines
 from qarat.jobs.folder import PROFILE, kind_of, read_command, read_log, read_manifest, result_of
 from qarat.jobs.run_steps import BEFORE, KIND, LABELS, MODEL, OPTIONAL, STEPS
@@ -29,7 +30,7 @@ from qarat.values.records.scores import Divergence, Evaluation
 from qarat.values.records.spike_study import MAIN, SpikeStudy
 
 R = TypeVar("R")
-_OF_ONE_RECORD = (ADVICE, SEARCH)
+_OF_ONE_RECORD = (ADVICE, SEARCH, CALIBRATION)
 _SEVERAL = (Evaluation, Divergence, Rewrites)  # of these a page may tell of more than one
 
 

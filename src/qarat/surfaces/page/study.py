@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from qarat.jobs.spike_study.arms import NAIVE, PROTECTED
-from qarat.jobs.spike_study.comparisons import Duel, duels, steadied
+from qarat.jobs.spike_study.arms import ATTENTION, MLP, NAIVE, PROTECTED
+from qarat.jobs.spike_study.comparisons import Duel, ablated, duels, steadied
 from qarat.jobs.spike_study.published import CAVEAT, published_of
 from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.surfaces.page.figures.base import Figure
@@ -101,6 +101,37 @@ def duels_of(study: SpikeStudy, setting: str) -> Figure:
         reference=0.0,
         groups=_WINNERS,
         columns=("alone over float (nats)", "± SE (nats)", "with protection over float (nats)", "wins"),
+    )
+
+
+def ablation_of(study: SpikeStudy, setting: str) -> Figure:
+    """One part of every block alone low, the dearest first.
+
+    Args:
+        study: With such arms in this setting.
+        setting: Low scheme.
+    """
+    parts = sorted(ablated(study, setting), key=lambda p: -p.loss.nats)
+    return intervals(
+        _key("study-ablation", setting),
+        f"One part alone low, in {setting_words(setting)}",
+        f"Loss over float on {_tokens(study)}. Bars: 95 %, paired by window. Attention is q, k, v and o together, the "
+        "MLP the others; losses of parts need not add up.",
+        [
+            Arm(
+                p.part,
+                p.loss.nats,
+                *_interval(p.loss),
+                "part" if p.part in (ATTENTION, MLP) else "kind of projection",
+                (perplexity_change(p.loss.nats), share(p.low, 1), fixed(100 * p.share, 0)),
+            )
+            for p in parts
+        ],
+        unit="nats per token",
+        reference=0.0,
+        groups=("part", "kind of projection"),
+        columns=("perplexity change (%)", "parameters low (%)", "of what naive loses (%)"),
+        noun="part",
     )
 
 
@@ -222,6 +253,8 @@ def _figures(study: SpikeStudy, setting: str) -> Iterator[Figure]:
         yield orders_of(study, setting)
     if duels(study, setting):
         yield duels_of(study, setting)
+    if study.of_group(setting, "ablation"):
+        yield ablation_of(study, setting)
     if study.of_group(setting, *ELSEWHERE):
         yield elsewhere_of(study, setting)
 

@@ -19,11 +19,13 @@ from qarat.surfaces.page.remedies import done_words
 from qarat.surfaces.page.story import Story, portable
 from qarat.surfaces.tables.advice import verdict as of_advice
 from qarat.surfaces.tables.advice import words_of
+from qarat.surfaces.tables.calibration_study import headline as of_calibration
 from qarat.surfaces.tables.laws import why_uncompared
 from qarat.surfaces.tables.wording import count, fixed, interval, listed, megabytes, perplexity_change, share
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan
 from qarat.values.records.advice import Advice
+from qarat.values.records.calibration_study import CalibrationStudy
 from qarat.values.records.law import Law
 from qarat.values.records.origin import Difference, normal_interval
 from qarat.values.records.prices import Protection
@@ -57,6 +59,8 @@ def verdict(story: Story) -> Verdict:
         return _outcome(plan, evaluations, story)
     if len(story.evaluations) > 1:
         return _comparison(story.evaluations)
+    if calibrated := story.one(CalibrationStudy):
+        return Verdict(*of_calibration(calibrated))
     if advice := story.one(Advice):
         return _advised(advice)
     if search := story.one(SearchResult):

@@ -22,6 +22,7 @@ from qarat.values.fingerprints import brief
 from qarat.values.plans import Assignment, Plan
 from qarat.values.records.prices import NATS, Menu, MenuEntry, Protection
 from qarat.values.sites import Site, short_name
+from qarat.values.work import work_of
 
 ROWS = 10  # of a ranking; what is left out is said below it
 OTHERS = 40  # sites listed that are not in the low scheme
@@ -82,10 +83,18 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
         yield dim(record.note)
     if record.prefix:
         yield f"the first {count(len(record.prefix), 'token')} of a sequence in float at every site"
-    yield from ("", _schemes(record), "")
+    if record.tuned:
+        yield f"projections in float tuned for {count(record.tuned, 'step')} to predict as the float model"
+    yield from ("", _schemes(record), "", _work(record))
     products = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "product")
     for scheme, n in products.items():
         yield f"{count(n, 'attention product')} in {scheme}"
+    caches = Counter(str(a.scheme) for a in record.assignments if a.site.kind == "cache")
+    for scheme, n in caches.items():
+        yield f"{count(n, 'cache')} in {scheme}"
+    if not record.keeps_caches_in_float:
+        floats = record.in_float().cache_bits() / 8
+        yield f"{record.cache_bits() / 8:,.0f} bytes of keys and values a token, {floats:,.0f} in float"
     others = record.exceptions()
     if counted := sum(a.site.kind == "projection" and record.is_low(a) for a in others):
         yield f"Q_r goes by weight bits: {count(counted, 'site')} of another scheme with no more bits counts as low too"
@@ -95,6 +104,14 @@ def show_plan(record: Plan, *, protection: Protection | None = None) -> Parts:
         yield from ("", not_low(record, OTHERS))
     if len(others) > OTHERS:
         yield dim(f"and {len(others) - OTHERS} more sites; the plan's file lists all")
+
+
+def _work(plan: Plan) -> str:
+    """What is computed for a token, the elementwise work beside the products."""
+    work = work_of(plan)
+    parts = f"{work.scalings:,} with scales, {work.roundings:,} roundings, {work.others:,} of norms and activations"
+    beside = f"{work.elementwise:,} elementwise ({parts})"
+    return f"a token: {work.macs:,} multiply-accumulates, {beside}; attention's own left out"
 
 
 def _schemes(plan: Plan) -> DataTable:

@@ -77,6 +77,12 @@ def _scheme(checks: Sequence[MetricCheck]) -> Parts:
         f"measured: {len(first.sites)} sites, each alone, sum to {fixed(first.measured_sum, digits)} nats per token "
         f"(each known to within {fixed(Z * error, decimals([error]))} at 95 %, median); all together lose {together}"
     )
+    if first.clear_sites < len(first.sites) and not math.isnan(first.clear_correlation):
+        clear = ", ".join(f"{c.metric} {fixed(c.clear_correlation, 2)}" for c in checks)
+        yield (
+            f"among the {first.clear_sites} sites that lose more than two of their standard errors (the measured order "
+            f"of the others is mostly chance) the rank correlation is: {clear}"
+        )
 
 
 def _by(ratio: float) -> str:

@@ -23,6 +23,7 @@ class _Kind(NamedTuple):
 _KINDS = {
     "ActivationStats": _Kind("streams", "show_stats"),
     "Advice": _Kind("advice", "show_advice"),
+    "CalibrationStudy": _Kind("calibration_study", "show_calibration_study"),
     "Catalog": _Kind("law_data", "show_forms"),
     "Comparison": _Kind("scores", "show_comparison"),
     "Continuations": _Kind("scores", "show_continuations"),

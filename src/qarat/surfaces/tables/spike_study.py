@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from qarat.jobs.spike_study.arms import ANY_KIND, ENDS, EVERY_DOWN, INPUTS, NAIVE, PROTECTED, PROTECTED_IN, SAME_KIND
-from qarat.jobs.spike_study.comparisons import duels, inside, steadied
+from qarat.jobs.spike_study.comparisons import ablated, duels, inside, steadied
 from qarat.jobs.spike_study.published import CAVEAT, PublishedResults, published_of
 from qarat.jobs.spike_study.verdicts import verdict_lines
 from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, table, texts, title
@@ -56,10 +56,13 @@ def _sections(record: SpikeStudy) -> Iterator[tuple[str, Parts]]:
         iter([_settings(record)]),
     )
     for setting in record.settings:
-        if not record.of_group(setting, "order", "method"):
+        if not record.of_group(setting, "order", "method", "ablation"):
             continue
         brief = brief_setting(setting)
-        yield f"{brief}: protection and controls", _arms(record, record.of_group(setting, *_PROTECTION))
+        if record.of_group(setting, "order", "method"):
+            yield f"{brief}: protection and controls", _arms(record, record.of_group(setting, *_PROTECTION))
+        if record.of_group(setting, "ablation"):
+            yield f"{brief}: one part alone low, all else in float (nats)", iter([_ablations(record, setting)])
         if record.of_group(setting, "order"):
             heading = f"{brief}: the first k sites of an order in float, loss over float (nats)"
             yield heading, iter([_orders(record, setting)])
@@ -148,6 +151,23 @@ def _methods(record: SpikeStudy, setting: str) -> Parts:
     )
     yield table((*texts("method"), *numbers(*heads), *texts("wins")), rows)
     yield from map(dim, notes_of([duel.arm for duel in against]))
+
+
+def _ablations(record: SpikeStudy, setting: str) -> DataTable:
+    parts = ablated(record, setting)
+    digits = decimals([p.loss.nats for p in parts])
+    heads = ("parameters\nlow (%)", "Δ loss\n(nats)", "± SE", "Δ perplexity\n(%)", "of naive's\nloss (%)")
+    rows = (
+        (
+            p.part,
+            share(p.low, 1),
+            *loss_and_error(p.loss, digits),
+            perplexity_change(p.loss.nats),
+            fixed(100 * p.share, 0),
+        )
+        for p in parts
+    )
+    return table((*texts("part"), *numbers(*heads)), rows)
 
 
 def _six(record: SpikeStudy) -> DataTable:

@@ -28,6 +28,7 @@ R = TypeVar("R")
 _CLASSES = {  # kind to module and class
     "stats": "streams:ActivationStats",
     "advice": "advice:Advice",
+    "calibration-study": "calibration_study:CalibrationStudy",
     "comparison": "comparison:Comparison",
     "continuations": "scores:Continuations",
     "divergence": "scores:Divergence",

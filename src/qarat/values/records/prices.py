@@ -122,6 +122,8 @@ class MetricCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         joint: Measured loss of all these sites together, over float.
         rank_correlation: Spearman's, of price and measured loss over the sites; NaN where either does not vary.
         slope: Least squares of measured loss on price, through the origin; nats per unit, 1 if calibrated.
+        clear_sites: Of how many the measured loss is more than two of its standard errors above nothing.
+        clear_correlation: Rank correlation over these alone: among the others the measured order is mostly chance.
     """
 
     provenance: Provenance
@@ -132,6 +134,8 @@ class MetricCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     joint: Difference
     rank_correlation: float
     slope: float
+    clear_sites: int = 0
+    clear_correlation: float = math.nan
 
     @property
     def predicted_sum(self) -> float:

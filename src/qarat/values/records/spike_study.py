@@ -41,7 +41,7 @@ class SpikeArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One way to store the model, measured.
 
     Attributes:
-        group: ``naive``, ``protection``, ``control``, ``order``, ``method``, ``bos`` or ``calibration``.
+        group: ``naive``, ``protection``, ``control``, ``order``, ``method``, ``ablation``, ``bos`` or ``calibration``.
         label: What it is, unlike any other of its setting.
         setting: Low scheme that the arm is a variant of, by which arms are compared.
         scheme: What its low sites get; that of the setting, unless the arm is about the scheme.

@@ -103,5 +103,6 @@ def _check_scheme(field: str, spelling: str) -> None:
     scheme = parse_scheme_in(field, spelling)
     if not isinstance(scheme, LinearScheme):
         raise SchemeError(
-            f"`{field}` {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products"
+            f"`{field}` {spelling!r}: projections have w=… and a=…; l= and r= belong to attention products, and c= to "
+            "caches"
         )

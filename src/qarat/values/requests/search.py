@@ -39,8 +39,9 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         budgets: What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; bits=4.5, bytes=2.1GB).
         points: Ratios at which the curve is measured as well; bits per weight with a `menu`, or a budget of bits or
             bytes.
-        strategy: Who proposes plans: predicted, greedy, random or tpe.
+        strategy: Who proposes plans: predicted, mixquant, greedy, random or tpe.
         metric: What predictions come from; see `qarat damage --help`.
+            (default: fisher, of mixquant weight-error)
         trials: Plans that random and tpe try at each point.
         rules: Override the scheme of some sites; may be given several times, the last match wins.
         runtime: Engine whose fused projections must share a scheme: any or vllm.
@@ -56,7 +57,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budgets: tuple[str, ...] = ("ppl+5%",)
     points: tuple[float, ...] = ()
     strategy: str = "predicted"
-    metric: str = "fisher"
+    metric: str = ""
     trials: int = 50
     rules: tuple[str, ...] = ()
     runtime: str = "any"

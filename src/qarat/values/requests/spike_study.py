@@ -9,6 +9,8 @@ protection and its controls say the same.
 | quick | main and twin | 2 | 0, 1, 2 | main and twin |
 | usual | all twelve | 5 at main and twin, 2 elsewhere | 0, 1, 2, 3, 4, 8 at main and twin | main and twin |
 | full | all twelve | 5 | the same at every static setting | all twelve, clips and the prefix at the static ones |
+
+One part alone low is where orders are.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Extent(NamedTuple):
 
     Attributes:
         settings: In which protection and its controls are.
-        rich: Of those, in which orders are, and as many controls as ``seeds``.
+        rich: Of those, in which orders and ablations are, and as many controls as ``seeds``.
         compared: Of those, in which methods are, where they fit (`Method.fits`).
         seeds: Random controls of a rich setting.
         few: Random controls of the others.
@@ -132,7 +134,7 @@ METHODS = {
     "clip-mse": Method(clip="/mse"),  # by mean squared error
     "prefix": Method(prefix=True),  # first tokens in float
 }
-ARMS = ("protection", "control", "order", "method", "bos", "calibration")
+ARMS = ("protection", "control", "order", "method", "ablation", "bos", "calibration")
 """Groups of arms beside naive."""
 ORDERS = ("damage", "snr", "ratio", "maximum")
 """What sites are protected in the order of: Fisher damage per parameter, or a statistic of the stream they read."""
@@ -143,8 +145,9 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         extent: How much is measured: quick, usual or full.
-        arms: Only these beside naive: protection, control, order, method, bos (other BOS rules, and a prefix under each
-            where these windows can have none), calibration. (default: all)
+        arms: Only these beside naive: protection, control, order, method, ablation (attention, the MLP or one kind of
+            projection alone low), bos (other BOS rules, and a prefix under each where these windows can have none),
+            calibration. (default: all)
         settings: Only these, such as 8/channel/static, 6/tensor/dynamic or 8/channel/token. (default: as many as the
             extent has)
         methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, split, rewrite, clip-p99.9,

@@ -19,8 +19,8 @@ class RatioRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         low: Scheme whose share is to be as large as possible; `blocks` gives its block size.
         blocks: Block sizes: values that share a scale.
-        ratios: Ratios at which each projection is decided; none leaves that out.
-        layer_ratios: Ratios at which whole blocks are decided; none leaves that out.
+        ratios: Ratios at which each projection is decided; without a value that is left out.
+        layer_ratios: Ratios at which whole blocks are decided; without a value that is left out.
         budgets: Losses within which the highest ratio is looked for.
         trials: Random plans at each ratio.
         best_of: Numbers of random plans whose best are compared, matmul-wise at the last block size; none leaves that

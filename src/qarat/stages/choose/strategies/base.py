@@ -54,11 +54,11 @@ class Strategy(Protocol):
     """What a file of this folder offers: one way to search.
 
     Attributes:
-        PREDICTS: Whether it needs `Goal.predictions`.
+        METRIC: What `Goal.predictions` come from where a search names no metric; empty where it needs none.
         DRAWS: Whether it needs `Goal.points`, also where there are budgets of loss.
     """
 
-    PREDICTS: bool
+    METRIC: str
     DRAWS: bool
 
     def propose(self, space: Space, goal: Goal) -> Asking:

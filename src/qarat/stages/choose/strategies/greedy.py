@@ -11,7 +11,7 @@ from qarat.stages.choose.strategies.base import Asking, Goal, Proposal
 from qarat.values.records.origin import Difference
 from qarat.values.records.search import Choice
 
-PREDICTS, DRAWS = False, False
+METRIC, DRAWS = "", False
 
 
 def propose(space: Space, goal: Goal) -> Asking:

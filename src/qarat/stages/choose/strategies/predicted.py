@@ -26,7 +26,7 @@ from qarat.values.records.origin import Difference
 STEPS = 100  # limits on the axis between dearest and cheapest, at which the frontier is computed
 GUESSES = 3  # measurements where predictions place them, before halving goes straight to the budget's edge
 
-PREDICTS, DRAWS = True, False
+METRIC, DRAWS = "fisher", False
 
 
 def propose(space: Space, goal: Goal) -> Asking:

@@ -11,7 +11,7 @@ import numpy as np
 from qarat.stages.choose.space import Space
 from qarat.stages.choose.strategies.base import Asking, Goal, Proposal, lower_in_order
 
-PREDICTS, DRAWS = False, True
+METRIC, DRAWS = "", True
 
 
 def propose(space: Space, goal: Goal) -> Asking:

@@ -20,7 +20,7 @@ except ImportError:
     raise UserError("`strategy` tpe needs Optuna: pip install 'qarat[search]'") from None
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-PREDICTS, DRAWS = False, True
+METRIC, DRAWS = "", True
 
 
 def propose(space: Space, goal: Goal) -> Asking:

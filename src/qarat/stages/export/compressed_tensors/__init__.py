@@ -25,8 +25,9 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress, no_progress
 from qarat.maths.tiles import Scales
 from qarat.model.folders import copy_beside, write_config
-from qarat.model.layers import QuantLinear
+from qarat.model.layers import QuantCache, QuantLinear
 from qarat.model.model import Model
+from qarat.stages.export.compressed_tensors.cache import cache_args, cache_layout, cache_offences, cache_tensors
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
 from qarat.stages.export.compressed_tensors.shards import ShardWriter, shard_names, size_of
 from qarat.stages.export.compressed_tensors.tensors import layout_of, tensors_of
@@ -48,6 +49,7 @@ def check(model: Model, plan: Plan) -> None:
         UserError: Listing every site with what is wrong and what to use instead.
     """
     wrong = [f"{a.site.name}: {offence}" for a in plan.assignments for offence in _offences(a)]
+    wrong += cache_offences(plan)
     if wrong:
         raise UserError(
             "compressed-tensors cannot hold this plan:\n  "
@@ -55,7 +57,7 @@ def check(model: Model, plan: Plan) -> None:
             + "\nplan again with other schemes (`low`, `protect`, `rules`); qarat's own folder holds any plan"
         )
     if not _groups(plan):
-        raise UserError("the plan quantizes nothing, so there is nothing to export: the float model is the export")
+        raise UserError("the plan quantizes no projection, and a folder needs one; the float model is its own export")
 
 
 def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_progress) -> Sequence[str]:
@@ -69,7 +71,7 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
             that engines merge under one weight scale, and that were quantized under several, as qarat once did.
     """
     groups = _groups(plan)
-    layout = layout_of(model, plan, groups)
+    layout = layout_of(model, plan, groups) | cache_layout(plan)
     writer = ShardWriter(folder, layout, shard_names(layout, model.checkpoint.files))
     outside = model.outside()
     writer.put({name: outside[name].to(layout[name][0]) for name in layout if name in outside})
@@ -86,6 +88,8 @@ def write(model: Model, plan: Plan, folder: Path, *, progress: Progress = no_pro
                 floats["bias"] = module.bias
             tensors |= {leaf: value.to(layout[f"{name}.{leaf}"][0]) for leaf, value in floats.items()}
             writer.put({f"{name}.{leaf}": value for leaf, value in tensors.items()})
+            if isinstance(module, QuantCache):
+                writer.put(cache_tensors(name.rpartition(".")[0], module))
         progress("export", index + 1, model.blocks)
     writer.finish()
     copy_beside(model, folder)
@@ -110,6 +114,7 @@ def quantization_config(plan: Plan, head: str) -> dict[str, Any]:
         config_groups={f"group_{number}": group for number, group in enumerate(by_group.values())},
         format=formats.pop() if len(formats) == 1 else MIXED,
         quantization_status=QuantizationStatus.COMPRESSED,
+        kv_cache_scheme=cache_args(plan),
         ignore=[*ignored, head],
     )
     return {"version": compressed_tensors.__version__, **whole.model_dump(mode="json", exclude_none=True)}
@@ -117,7 +122,7 @@ def quantization_config(plan: Plan, head: str) -> dict[str, Any]:
 
 def tensor_bytes(model: Model, plan: Plan) -> int:
     """Bytes of all tensors of the export, file headers aside, from shapes alone."""
-    return sum(map(size_of, layout_of(model, plan, _groups(plan)).values()))
+    return sum(map(size_of, (layout_of(model, plan, _groups(plan)) | cache_layout(plan)).values()))
 
 
 def _groups(plan: Plan) -> dict[str, QuantizationScheme]:
@@ -128,7 +133,9 @@ def _groups(plan: Plan) -> dict[str, QuantizationScheme]:
 def _offences(a: Assignment) -> list[str]:
     if isinstance(a.scheme, LinearScheme):
         return offences(a.scheme, a.site.shape[1])
-    return [] if a.is_float else [f"{a.scheme}: attention products have no place in it; leave them in float"]
+    if a.is_float or a.site.kind == "cache":
+        return []
+    return [f"{a.scheme}: attention products have no place in it; leave them in float"]
 
 
 def _check_shared_inputs(block: nn.Module, prefix: str, sites: Sequence[Site]) -> None:
@@ -181,6 +188,8 @@ def _notes(plan: Plan) -> list[str]:
         )
     if count := sum(w.scale == "e4m3" for w in weights):
         notes.append(f"{count} sites are nvfp4: the format keeps 1 / the tensor's scale, which rounds its last bit")
+    if (cache := cache_args(plan)) is not None and cache.type == "int":
+        notes.append("vLLM refuses a cache in int8, which transformers computes: e4m3 is what it takes")
     try:
         plan.check_ties()
     except PlanError as error:

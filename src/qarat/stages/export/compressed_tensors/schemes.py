@@ -16,6 +16,7 @@ from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import nn
 
+from qarat.stages.export.recipes import beyond_scales
 from qarat.values.schemes import Granularity, LinearScheme, TensorScheme
 
 MX_GROUP, NV_GROUP = 32, 16
@@ -51,6 +52,8 @@ def group_of(scheme: LinearScheme) -> QuantizationScheme:
 def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
     name, grain = scheme.format, scheme.granularity
     reasons: list[str] = []
+    if why := beyond_scales(scheme):
+        return [why]
     if name not in (*_FLOATS, *_INTEGERS, *_SIGNED):
         return [f"w={name}: no such weights; use int2 … int8, e4m3, mxfp4, mxfp6, mxfp8 or nvfp4"]
     tiled = grain.rows is not None and grain.rows > 1
@@ -66,6 +69,8 @@ def _weight_offences(scheme: TensorScheme, cols: int) -> list[str]:
         )
     if name == "e2m3" and not _is_mx(scheme):
         reasons.append(f"w={scheme.spell('w')}: e2m3 is held as mxfp6 (g32, scale-e8m0) only")
+    if scheme.scale == "uint8":
+        reasons.append(f"w={scheme.spell('w')}: no engine reads scales in units of others; use scale-float16")
     if scheme.scale == "e4m3" and name != "e2m1":
         reasons.append(f"w={scheme.spell('w')}: e4m3 scales are for nvfp4; use scale-float16")
     return reasons

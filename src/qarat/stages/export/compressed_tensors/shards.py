@@ -25,13 +25,14 @@ def shard_names(layout: Layout, groups: Mapping[str, str]) -> dict[str, str]:
     """Name of every tensor to the file it goes to: together what lay together, under the usual names.
 
     Args:
-        layout: The tensors; what replaces ``X.weight`` (``X.weight_scale``, …) goes where that lay.
+        layout: The tensors; what replaces ``X.weight`` (``X.weight_scale``, …) goes where that lay, and what belongs to
+            no weight (scales of a cache) to the tensor before it.
         groups: Name of every float tensor to the file it lay in; only whether two are equal matters.
     """
     home: dict[str, str] = {}
     for name in layout:
         module = name.rpartition(".")[0]
-        home[name] = groups.get(name) or groups.get(f"{module}.weight") or ""
+        home[name] = groups.get(name) or groups.get(f"{module}.weight") or next(reversed(home.values()), "")
     order = {group: number for number, group in enumerate(sorted(set(home.values())), start=1)}
     if len(order) == 1:
         return dict.fromkeys(layout, "model.safetensors")

@@ -72,16 +72,22 @@ def chart(template: str, table: DataTable, rows: Mapping[str, Rows], **values: A
     return {**filled(whole, values), "datasets": {name: list(named) for name, named in rows.items() if named}}
 
 
-def cells(table: DataTable, rows: Mapping[str, Rows], order: Sequence[str], colour: object) -> dict[str, Any]:
-    """Blocks across, something of each block downwards: the layout that the spike map and the plan share.
+def cells(
+    table: DataTable, rows: Mapping[str, Rows], order: Sequence[str], colour: object, across: str = "block"
+) -> dict[str, Any]:
+    """Blocks across, something of each block downwards: the layout that all maps share.
 
     Args:
         table: Of the cells.
-        rows: Each with ``block`` and ``row``; all ``cells``, and of these those that are ``outlined`` or written on.
+        rows: Each with what is ``across`` and ``row``; all ``cells``, and of these those that are ``outlined`` or
+            written on.
         order: The values of ``row`` from top to bottom.
         colour: Encoding of the cells' colour.
+        across: What goes across, if it is no block; then in the order of the rows.
     """
-    return chart("cells", table, rows, height=_STEP * len(order), order=list(order), colour=colour)
+    sort = "ascending" if across == "block" else None
+    size = {"height": _STEP * len(order), "order": list(order)}
+    return chart("cells", table, rows, **size, colour=colour, across=across, sort=sort)
 
 
 def filled(template: Any, values: Mapping[str, Any]) -> Any:

@@ -80,9 +80,7 @@ def intervals(
     }
     there = list(dict.fromkeys(arm.group for arm in arms))
     order = list(groups) or there
-    labels = [
-        textwrap.wrap(arm.label, _WIDE, max_lines=_LINES, placeholder=" …") for arm in arms if math.isfinite(arm.value)
-    ]
+    labels = _wrapped(arms)
     step = _BETWEEN + _LINE * max(map(len, labels), default=1)
     legend = {"values": [g for g in order if g in there], "columns": 2, "offset": 22}
     drawing = chart(
@@ -98,6 +96,12 @@ def intervals(
         values=f"{json.dumps([row['shown'] for row in drawn])}[datum.value]",
     )
     return Figure(key, title, caption, drawing, shown, told)
+
+
+def _wrapped(arms: Sequence[Arm]) -> list[list[str]]:
+    """Labels of the arms that are drawn, in lines."""
+    drawn = [arm.label for arm in arms if math.isfinite(arm.value)]
+    return [textwrap.wrap(label, _WIDE, max_lines=_LINES, placeholder=" …") for label in drawn]
 
 
 def _table(arms: Sequence[Arm], noun: str, unit: str, columns: Sequence[str], digits: int) -> DataTable:

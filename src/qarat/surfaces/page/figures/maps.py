@@ -1,4 +1,4 @@
-"""Blocks across, what a block has of something downwards: every stream by its spike, every site by its scheme."""
+"""Maps: every stream by its spike and every site by its scheme, blocks across; every calibration by its loss."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections import Counter
 
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
 from qarat.surfaces.page.figures.base import Figure, cells
+from qarat.surfaces.tables.calibration_study import verdicts
 from qarat.surfaces.tables.data import DataTable, numbers, table, texts
-from qarat.surfaces.tables.wording import count, fixed, listed
+from qarat.surfaces.tables.wording import count, fixed, listed, with_error
 from qarat.values.plans import Assignment, Plan
+from qarat.values.records.calibration_study import CalibrationStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 from qarat.values.schemes import TensorScheme
@@ -19,6 +21,7 @@ KINDS = tuple(role.value for role in Role)
 """Streams in the order in which data flow through a block."""
 
 _LEGIBLE = 10  # blocks up to which r stands in its cell, also on a phone
+_LEAST_MORE = 1e-3  # nats that the darkest colour stands for at least, so that noise does not look like an effect
 _STRONG = 0.7  # share of the colour scale beyond which text has to be the paper's colour
 
 
@@ -103,15 +106,18 @@ def _ticks(top: float) -> list[float]:
 def strip(plan: Plan) -> Figure:
     """Blocks across, sites down, coloured by scheme; the low scheme stands back.
 
-    Attention products are left out where all of them stay in float, which the caption says then.
+    Attention products are left out where all of them stay in float, and so are caches, which the caption says then.
 
     Args:
         plan: Of a whole model.
     """
     projections = [a for a in plan.assignments if a.site.kind == "projection"]
-    products = [a for a in plan.assignments if a.site.kind == "product"]
-    idle = all(a.is_float for a in products)
-    shown = projections if idle else [*projections, *products]
+    inside = {
+        name: [a for a in plan.assignments if a.site.kind == kind]
+        for kind, name in (("product", "attention products"), ("cache", "caches of keys and values"))
+    }
+    idle = [name for name, sites in inside.items() if sites and all(a.is_float for a in sites)]
+    shown = [*projections, *(a for name, sites in inside.items() if name not in idle for a in sites)]
     sites = _site_table(plan, shown)
     rows = [
         {**sites.details(i), "block": a.site.block, "row": _leaf(a), "scheme": str(a.scheme)}
@@ -130,8 +136,8 @@ def strip(plan: Plan) -> Figure:
     chart = cells(sites, {"cells": rows}, list(dict.fromkeys(_leaf(a) for a in shown)), colour)
     parts = [f"{count(n, 'projection')} in {scheme}" for scheme, n in schemes.most_common()]
     caption = "; ".join(parts) + "."
-    if products and idle:
-        caption += " The attention products stay in float."
+    if idle:
+        caption += f" The {' and the '.join(idle)} stay in float."
     return Figure("plan", "Every site by its scheme", caption, chart, sites)
 
 
@@ -151,3 +157,52 @@ def _site_table(plan: Plan, shown: list[Assignment]) -> DataTable:
         for a in shown
     ]
     return table((*texts("site", "scheme"), *numbers("parameters", "bits per weight"), *texts("reason")), rows)
+
+
+def calibration_map(study: CalibrationStudy) -> Figure:
+    """Tests across, calibrations down, coloured by how much more each loses than the least of its column.
+
+    Args:
+        study: With at least one arm.
+    """
+    pairs = [(arm, test) for arm in study.measured for test in study.tests]
+    least = {test: min(study.over_float(arm, test).nats for arm in study.measured) for test in study.tests}
+    more = {(arm.name, test): study.over_float(arm, test).nats - least[test] for arm, test in pairs}
+    top = max(*more.values(), _LEAST_MORE)
+    shown = table(
+        (*texts("calibrated on", "measured on"), *numbers("loss over float (nats)", "more than the least (nats)")),
+        (
+            (arm.name, test.name, with_error(study.over_float(arm, test)), fixed(more[arm.name, test], 4))
+            for arm, test in pairs
+        ),
+    )
+    rows = [
+        {
+            **shown.details(i),
+            "measured on": test.name,
+            "row": arm.name,
+            "more": more[arm.name, test],
+            "shown": fixed(study.over_float(arm, test).nats, 4),
+            "strong": more[arm.name, test] > _STRONG * top,
+        }
+        for i, (arm, test) in enumerate(pairs)
+    ]
+    colour = {
+        "field": "more",
+        "type": "quantitative",
+        "scale": {"type": "linear", "domain": [0, top], "range": "heatmap", "interpolate": "lab"},
+        "legend": {"title": "more (nats)", "gradientLength": 180, "gradientThickness": 10, "format": ".4~f"},
+    }
+    drawn = {
+        "cells": rows,
+        "on-strong": [row for row in rows if row["strong"]],
+        "on-weak": [row for row in rows if not row["strong"]],
+    }
+    caption = (
+        f"Calibrated on the rows, measured on the columns, under {study.low}. Written: the loss over float in nats per "
+        f"token. Colour: how much more that is than the least of its column. "
+        + " ".join(f"{line[:1].upper()}{line[1:]}." for line in verdicts(study))
+    )
+    order = [arm.name for arm in study.measured]
+    chart = cells(shown, drawn, order, colour, across="measured on")
+    return Figure("calibration", "Every calibration on every text", caption, chart, shown)
