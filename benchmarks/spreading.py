@@ -106,7 +106,7 @@ def _timed(row: dict[str, Any], what: str, work: Callable[[], Any]) -> Any:
 
 def main() -> None:
     """Measure, and write a row for each number of workers; 0 is one process alone."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--text", required=True)
     parser.add_argument("--windows", type=int, default=16)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qarat.jobs import calibration_study
-from qarat.jobs.open_any import open_low
+from qarat.jobs.open_any import plan_low
 from qarat.model.model import Model
 from qarat.model.opening import open_model
 from qarat.model.token_sets import Cutter, read_parts, split_parts
@@ -60,7 +60,7 @@ def test_every_calibration_is_measured_on_every_test(
     calibration, report = cutter.cut("calibration", mine, 4), cutter.cut("report", theirs, 6)
     assert (study.tests[0].tokens, study.arms[0].tokens) == (report.fingerprint, calibration.fingerprint)
     base = measure_perplexity(tiny_model, report, label="float")
-    low = measure_perplexity(open_low(tiny_model, LOW, calibration).model, report, label="low")
+    low = measure_perplexity(plan_low(tiny_model, LOW, calibration)(tiny_model), report, label="low")
     expected = paired_difference(low, base)
     found = study.over_float(study.arms[0], study.tests[0])
     assert (found.nats, found.standard_error) == pytest.approx((expected.nats, expected.standard_error), abs=1e-9)
@@ -83,19 +83,19 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_bytes(
     qarat: Qarat, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert qarat(*words, "-o", tmp_path / "whole").code == 0
-    measure, opened = open_low, list[str]()
+    plan, planned = plan_low, list[str]()
 
     def killed(model: Model, scheme: str, tokens: Any, progress: Any) -> Any:
-        opened.append(tokens.convention)
-        if len(opened) == 4:
+        planned.append(tokens.convention)
+        if len(planned) == 4:
             raise KeyboardInterrupt
-        return measure(model, scheme, tokens, progress)
+        return plan(model, scheme, tokens, progress=progress)
 
-    monkeypatch.setattr(calibration_study, "open_low", killed)
+    monkeypatch.setattr(calibration_study, "plan_low", killed)
     assert qarat(*words, "-o", tmp_path / "cut").code == 130
     assert "not finished; missing: mix:1=self,1=tiny.jsonl" in qarat("show", tmp_path / "cut.partial").out
     assert qarat(*words, "-o", tmp_path / "cut").code == 0
-    assert len(opened) == 5
+    assert len(planned) == 5
     cut, whole = ((tmp_path / out / "calibration-study.json").read_bytes() for out in ("cut", "whole"))
     assert cut == whole
     assert '"step": "draw 4", "reused": true' in (tmp_path / "cut" / "log.jsonl").read_text()

@@ -10,7 +10,7 @@ import torch
 
 from qarat.ground.errors import UserError
 from qarat.ground.runtime import Runtime
-from qarat.jobs.open_any import open_low
+from qarat.jobs.open_any import plan_low
 from qarat.jobs.protecting import profile
 from qarat.model import drawing
 from qarat.model.drawing import draw_windows
@@ -77,7 +77,7 @@ def test_a_model_larger_than_the_memory_bound_is_refused(tiny_llama: Path):
 
 def test_a_quantized_model_is_refused(tiny_model: Model, tiny_text: Path):
     tokens = load_token_sets(tiny_model, calibration=str(tiny_text), length=32, samples=2)[0]
-    low = open_low(tiny_model, "w=int8/channel", tokens).model
+    low = plan_low(tiny_model, "w=int8/channel", tokens)(tiny_model)
     with pytest.raises(UserError, match="cannot draw text from"):
         load_token_sets(low, calibration="self")
 
@@ -211,7 +211,7 @@ def test_scales_from_the_models_own_text_do_as_well_as_those_from_real_text():
     base = measure_perplexity(model, report, label="float")
     low = "w=int8/channel a=int8/tensor/static"
     real, self = (
-        paired_difference(measure_perplexity(open_low(model, low, tokens).model, report, label="low"), base)
+        paired_difference(measure_perplexity(plan_low(model, low, tokens)(model), report, label="low"), base)
         for tokens in (calibration, own)
     )
     assert abs(self.nats - real.nats) < real.standard_error < real.nats

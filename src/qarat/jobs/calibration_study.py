@@ -21,7 +21,7 @@ from qarat.ground.errors import UserError
 from qarat.ground.runtime import Progress
 from qarat.jobs.estimates import ROUNDING, price_forwards
 from qarat.jobs.folder import Run, Step, result_of
-from qarat.jobs.open_any import open_low
+from qarat.jobs.open_any import plan_low
 from qarat.model.drawing import stand_in_windows
 from qarat.model.mixtures import LANGUAGES, MIX, SELF, Share, parse_mixture, spell
 from qarat.model.model import Model
@@ -152,7 +152,7 @@ class CalibrationJob:
             yield msgspec.structs.replace(measured, name=place)
 
     def _measured(self, arm: CalibrationArm, tokens: TokenSet, progress: Progress) -> CalibrationArm:
-        low = open_low(self.model, self.request.low, tokens, progress).model.unkept()
+        low = plan_low(self.model, self.request.low, tokens, progress=progress)(self.model).unkept()
         try:
             losses = measure_perplexity(low, self.tokens, label=self.request.low, progress=progress)
         except UserError as error:

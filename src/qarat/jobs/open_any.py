@@ -134,11 +134,25 @@ def open_low(
     collect: Collect | None = None,
     progress: Progress = no_progress,
 ) -> Opened:
-    """A float model with every projection under one scheme.
+    """A float model with every projection under one scheme, which is also its label; arguments as `plan_low`."""
+    remake = plan_low(float_.model, scheme, calibration, collect=collect, progress=progress)
+    digest = content_hash(remake.plan)
+    return Opened(remake(float_.model), scheme, digest, float_.name, float_.revision, remake)
+
+
+def plan_low(
+    model: Model,
+    scheme: str,
+    calibration: TokenSet,
+    *,
+    collect: Collect | None = None,
+    progress: Progress = no_progress,
+) -> Quantizing:
+    """What puts every projection under one scheme.
 
     Args:
-        float_: The model.
-        scheme: Spelling; also the label.
+        model: In float.
+        scheme: Spelling.
         calibration: Tokens behind static scales, and behind roundings that look at inputs.
         collect: As of `qarat.stages.observe.observe`.
         progress: Called after every block.
@@ -146,13 +160,12 @@ def open_low(
     Raises:
         UserError: A scheme that is none of projections, or does not fit the model.
     """
-    model, needed = float_.model, is_static(parse_scheme(scheme))
+    needed = is_static(parse_scheme(scheme))
     more: dict[str, Any] = {"attention": False, "collect": collect, "progress": progress}
     stats = profile(model, calibration, **more) if needed else None
     digest = content_hash(stats) if stats else ""
     plan = assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=digest)
-    remake = Quantizing(plan, stats, calibration)
-    return Opened(remake(model), scheme, content_hash(plan), float_.name, float_.revision, remake)
+    return Quantizing(plan, stats, calibration)
 
 
 def find_native(given: Path) -> Path | None:

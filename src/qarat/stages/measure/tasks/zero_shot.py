@@ -66,7 +66,7 @@ def measure_tasks(
         manager = import_harness("lm_eval.tasks").TaskManager(include_defaults=theirs)
         _check_names(tasks, manager.all_tasks)
         own = _own_tasks(tasks, data)
-        answer: Any = harness.simple_evaluate(
+        answered: Any = harness.simple_evaluate(
             model=wrap_model(model, stage, progress) if answer is None else share_model(answer, stage, progress),
             tasks=[own.get(name, name) for name in dict.fromkeys(tasks)],
             num_fewshot=0,
@@ -75,11 +75,11 @@ def measure_tasks(
         )
     questions = {
         task: [(s["doc_id"], s["prompt_hash"], s["target_hash"]) for s in samples]
-        for task, samples in answer["samples"].items()
+        for task, samples in answered["samples"].items()
     }
     version = importlib.metadata.version("lm_eval")
     provenance = model.provenance(hash_json(questions), f"lm-eval {version}, no examples")
-    scores = tuple(score for task, row in answer["results"].items() for score in _scores(task, row, answer))
+    scores = tuple(score for task, row in answered["results"].items() for score in _scores(task, row, answered))
     return ZeroShot(label, provenance, plan, scores)
 
 
