@@ -75,7 +75,7 @@ def test_the_best_of_so_many_is_the_mean_over_every_choice_of_them() -> None:
     for n in range(1, len(losses) + 1):
         bests = [min(choice) for choice in combinations(losses, n)]
         found = best_of(losses, n)
-        assert found.found == min(losses[:n])
+        assert found.best == min(losses[:n])
         assert found.expected == pytest.approx(fmean(bests))
         assert found.spread == pytest.approx(pstdev(bests), abs=1e-12)
 
@@ -104,7 +104,7 @@ def test_a_study_compares_random_with_predicted_search(
     assert [(arm.granularity, arm.block, arm.units) for arm in study.arms] == [("matmul", 16, 14), ("layer", 16, 2)]
     for arm in study.arms:
         for point in arm.points:
-            assert point.random.ratio >= point.asked - 1e-9
+            assert point.random.ratio >= point.ratio - 1e-9
             assert point.predicted.ratio >= point.random.ratio - 1e-9
             assert point.more.nats == pytest.approx(point.predicted.report.nats - point.random.report.nats)
         assert arm.random_cost.pricing == 0 < arm.predicted_cost.pricing
@@ -113,7 +113,7 @@ def test_a_study_compares_random_with_predicted_search(
     assert len(random.trials) == 2 * 5
     # The ablation draws the same plans as the search at that ratio.
     same = [t.damage.nats for t in random.trials if t.label.endswith("at 0.8")]
-    assert [x.found for x in study.best_of] == [pytest.approx(min(same[:n])) for n in (2, 5)]
+    assert [x.best for x in study.best_of] == [pytest.approx(min(same[:n])) for n in (2, 5)]
     assert [w.windows for w in study.windows] == [4, 6]
     assert "block 16: matmul-wise reaches further than layer-wise at" in " ".join(out.split())
     assert qarat("show", tmp_path / "s" / "ratio-study.json").out.strip() == out[: out.index("written:")].strip()

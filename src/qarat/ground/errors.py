@@ -88,7 +88,7 @@ def local_cause(error: BaseException | None) -> str:
     while error is not None:
         number = next((n for kind, n in _KINDS.items() if isinstance(error, kind)), getattr(error, "errno", None))
         if number not in _SHORT and not isinstance(error, UserError):
-            number = next((n for n, said in _SAID.items() if re.search(said, str(error))), None)
+            number = next((n for n, pattern in _SAID.items() if re.search(pattern, str(error))), None)
         if number in _SHORT:
             return f"{_SHORT[number]} ({str(error) or type(error).__name__})"
         error = error.__cause__ or error.__context__

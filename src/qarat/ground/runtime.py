@@ -64,9 +64,9 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             UserError: Another device or dtype; no CUDA device where one is asked for.
         """
-        for field, words in (("device", DEVICES), ("dtype", DTYPES), ("kernels", KERNELS)):
-            if (word := getattr(self, field)) not in words:
-                raise UserError(f"`{field}` {word} is none that qarat computes with; give {', '.join(words)}")
+        for field, known in (("device", DEVICES), ("dtype", DTYPES), ("kernels", KERNELS)):
+            if (word := getattr(self, field)) not in known:
+                raise UserError(f"`{field}` {word} is none that qarat computes with; give {', '.join(known)}")
         if self.device == "cpu":
             return
         import torch

@@ -88,9 +88,9 @@ class Advisor:
         self.budget = parse_loss_budget(request.budget)
         fuses = [ENGINES[name].fuses for name in request.engine if name in ENGINES]
         self.tied = not request.engine or any(fuses)
-        found = [consider(model, name, low, request.engine) for name, low in request.named().items()]
-        self.considered = [c for c in found if isinstance(c, Considered)]
-        self.left_out = tuple(c for c in found if isinstance(c, LeftOut))
+        considered = [consider(model, name, low, request.engine) for name, low in request.named().items()]
+        self.considered = [c for c in considered if isinstance(c, Considered)]
+        self.left_out = tuple(c for c in considered if isinstance(c, LeftOut))
         if not self.considered:
             reasons = "\n  ".join(f"{left.name}: {left.why}" for left in self.left_out)
             raise UserError(f"no scheme is left to look at; give other `schemes`, or another `engine`:\n  {reasons}")
@@ -127,9 +127,9 @@ class Advisor:
         measured = self._measure([d for d in drafted if d.advised.name in picked], stats) if picked else {}
         tokens, seen = self.selection, self.selection.at_most(PRICED_ON).windows.numel()
         forwards = sum(self.work(len(picked)).values()) / tokens.windows.numel()
-        asked = self.budget.spelling, self.budget.nats, CAUTION, self.request.engine
+        belongs_to = self.budget.spelling, self.budget.nats, CAUTION, self.request.engine
         origin = self.model.provenance(tokens.fingerprint, tokens.convention, self.seed)
-        return Advice(origin, *asked, tuple(d.advised for d in drafted), measured, self.left_out, seen, forwards)
+        return Advice(origin, *belongs_to, tuple(d.advised for d in drafted), measured, self.left_out, seen, forwards)
 
     def _priced(self) -> list[Scheme]:
         """Every scheme, and weights alone where rewriting does not price them."""

@@ -26,12 +26,12 @@ def answers(model: Model, scheme: LinearScheme, names: Sequence[str] = ()) -> tu
         scheme: Of a projection, its weight quantized.
         names: Of engines; none stands for all of today's versions.
     """
-    asked = names or [*(e.name for e in ENGINES.values() if e.current), *FILE_ENGINES]
+    engines = names or [*(e.name for e in ENGINES.values() if e.current), *FILE_ENGINES]
     return tuple(
         _of_file(model, scheme, FILE_ENGINES[name])
         if name in FILE_ENGINES
         else _of_folder(model, scheme, ENGINES[name])
-        for name in asked
+        for name in engines
     )
 
 

@@ -103,11 +103,13 @@ class EngineProcess(NamedTuple):
             DiedError: It took too long, or ended without an answer.
         """
         with TemporaryDirectory() as home:
-            asked, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
-            asked.write_bytes(msgspec.json.encode({"folder": str(folder.resolve()), "memory": self.memory, **request}))
+            question, answer, log = (Path(home) / name for name in ("request.json", "answer.json", "log"))
+            question.write_bytes(
+                msgspec.json.encode({"folder": str(folder.resolve()), "memory": self.memory, **request})
+            )
             python = self.python.absolute()  # and not resolved: an environment's python is a link out of it
             script = _SCRIPTS / ("run_file_engine.py" if self.engine in FILE_ENGINES else "run_engine.py")
-            command = [str(python), str(script), self.engine, str(asked), str(answer)]
+            command = [str(python), str(script), self.engine, str(question), str(answer)]
             env = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
             with log.open("wb") as file:
                 process = subprocess.Popen(command, stdout=file, stderr=file, cwd=home, env=env, start_new_session=True)

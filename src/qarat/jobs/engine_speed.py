@@ -118,18 +118,18 @@ def _cache_width(checkpoint: Checkpoint) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * width
 
 
-def _time(checkpoint: Checkpoint, process: EngineProcess, asked: dict[str, object]) -> _Answer:
+def _time(checkpoint: Checkpoint, process: EngineProcess, request: dict[str, object]) -> _Answer:
     """One folder in one turn; errors as `time_folders`."""
     folder = checkpoint.path
     try:
-        answer = process.ask(checkpoint.folder, asked, _Answer)
+        answer = process.ask(checkpoint.folder, request, _Answer)
     except DiedError as error:
         raise UserError(f"{folder}: {error}") from None
     if answer.absent:
         raise UserError("; ".join(process.absence(answer)))
     if answer.refusal:
-        said = f"{process.engine} {answer.version} did not run {folder}: {answer.refusal}"
-        raise UserError("\n  ".join([said, *_our_findings(checkpoint, process.engine)]))
+        failure = f"{process.engine} {answer.version} did not run {folder}: {answer.refusal}"
+        raise UserError("\n  ".join([failure, *_our_findings(checkpoint, process.engine)]))
     return answer
 
 
@@ -141,14 +141,16 @@ def _our_findings(checkpoint: Checkpoint, engine: str) -> list[str]:
         record = verify(checkpoint.path, [engine], CPU if Runtime().device == CPU else "")
     except UserError as error:
         return [f"qarat verify: {error}"]
-    found = [f for f in record.findings if f.severity != "note"]
-    return [f"qarat verify, {f.severity}: {f.what}; {f.remedy}" for f in found] or ["qarat verify finds no fault in it"]
+    problems = [f for f in record.findings if f.severity != "note"]
+    return [f"qarat verify, {f.severity}: {f.what}; {f.remedy}" for f in problems] or [
+        "qarat verify finds no fault in it"
+    ]
 
 
 def _format_of(checkpoint: Checkpoint) -> str:
     """Of a folder's quantization, as its config calls it; empty for a float model."""
-    said = getattr(checkpoint.config, "quantization_config", None) or {}
-    return said.get("format") or said.get("quant_method", "")
+    quantization = getattr(checkpoint.config, "quantization_config", None) or {}
+    return quantization.get("format") or quantization.get("quant_method", "")
 
 
 def _record(

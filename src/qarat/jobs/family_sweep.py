@@ -117,7 +117,7 @@ class FamilyJob:
         plans = {r.budget: chosen_plan(result, r) for r in result.reached}
         return msgspec.structs.replace(
             point,
-            asked=self.request.ratios,
+            ratios=self.request.ratios,
             plans=tuple(plans[f"ratio={ratio:g}"] for ratio in self.request.ratios),
             reached=tuple(reach_of(result, budget) for budget in self.request.budgets),
         )

@@ -48,11 +48,11 @@ def float16_notes(
     if stats is None:
         line = _line("static inputs", _static_reach(model))
         return (f"{line}; {IN_BFLOAT16}",) if line else ()
-    found = beyond_float16(model.checkpoint, stats)
-    if not found and made_from is not None:
+    overflows = beyond_float16(model.checkpoint, stats)
+    if not overflows and made_from is not None:
         was = beyond_float16(made_from[0].checkpoint, made_from[1])
         return tuple(f"before it was transformed: {line}; {IN_BFLOAT16}. Transformed it stays within" for line in was)
-    return tuple(f"{line}; {IN_BFLOAT16}" for line in found)
+    return tuple(f"{line}; {IN_BFLOAT16}" for line in overflows)
 
 
 def _line(kind: str, reached: dict[str, float]) -> str:

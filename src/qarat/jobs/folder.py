@@ -260,12 +260,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_log(folder: Path) -> dict[str, Any]:
     """What the log of a job's folder says, by name, and of several the last; empty if it has none."""
-    said: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     path = folder / Run.LOG
     for line in path.read_text().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a line that a kill cut short
-            said |= json.loads(line)
-    return said
+            merged |= json.loads(line)
+    return merged
 
 
 def read_command(folder: Path) -> str:

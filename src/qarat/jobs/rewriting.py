@@ -156,9 +156,9 @@ def fit_several(
         raise UserError("rewrites are fitted with stats of the very model that they change; profile that one")
     check_prefix(tokens, stats.prefix)
     schemes = [_fittable(model, low) for low in lows]
-    found: list[dict[str, StreamRewrite]] = [{} for _ in schemes]
+    fitted: list[dict[str, StreamRewrite]] = [{} for _ in schemes]
     for index, block, seen in sensitivities(pricing, [scheme.input for scheme in schemes], also):
-        for scheme, rewrites in zip(schemes, found, strict=True):
+        for scheme, rewrites in zip(schemes, fitted, strict=True):
             rewrites |= {r.stream: r for r in _block_rewrites(model, index, block, seen, scheme, columns)}
     streams = [f"{model.family.blocks}.{i}.{s.name}" for i in range(model.blocks) for s in model.family.streams]
     origin = model.provenance(tokens.fingerprint, tokens.convention, pricing.seed)
@@ -168,7 +168,7 @@ def fit_several(
         reach = scheme.input.reach if scheme.input else 1.0
         return Rewrites(origin, behind, str(scheme), reach, tried, tuple(fitted[s] for s in streams))
 
-    return tuple(map(record, schemes, found))
+    return tuple(map(record, schemes, fitted))
 
 
 def _fittable(model: Model, low: str) -> LinearScheme:
@@ -217,14 +217,19 @@ def with_columns(text: str, rewrites: Rewrites, budget: str) -> str:
 
 
 def _block_rewrites(
-    model: Model, index: int, block: nn.Module, found: Mapping[str, Sensitivity], scheme: LinearScheme, columns: int
+    model: Model,
+    index: int,
+    block: nn.Module,
+    sensitivities: Mapping[str, Sensitivity],
+    scheme: LinearScheme,
+    columns: int,
 ) -> Iterator[StreamRewrite]:
     """What may be done to every stream of a block."""
     inside = f"{model.family.blocks}.{index}"
     for stream in model.family.streams:
-        seen = found[stream.name]
+        seen = sensitivities[stream.name]
         reach = scheme.input.reach if scheme.input else 1.0
-        fit = StepFit(seen, scheme.input, scheme.weight, reach, _source_rows(model, stream, found, scheme))
+        fit = StepFit(seen, scheme.input, scheme.weight, reach, _source_rows(model, stream, sensitivities, scheme))
         plain = fit.fit()
         choices = {0: plain}
         if stream.role == Role.DOWN_INPUT and columns:
@@ -238,14 +243,14 @@ def _block_rewrites(
 
 
 def _source_rows(
-    model: Model, stream: Stream, found: Mapping[str, Sensitivity], scheme: LinearScheme
+    model: Model, stream: Stream, sensitivities: Mapping[str, Sensitivity], scheme: LinearScheme
 ) -> tuple[Tensor, Tensor] | None:
     """Of the projection that makes a stream, as `StepFit` takes it; None where its scales go by row, or for a norm."""
     if stream.fused or scheme.weight is None or scheme.weight.granularity.rows is not None:
         return None
     read = next(other for other in model.family.streams if stream.source in other.readers)
     place = read.readers.index(stream.source)
-    seen = found[read.name]
+    seen = sensitivities[read.name]
     return seen.weights[place].abs().amax(1), seen.moments[place].sum(1)
 
 

@@ -20,13 +20,13 @@ from qarat.jobs.replicas import Replica
 from qarat.jobs.runners.base import Runner, ThisProcess, Work
 from qarat.jobs.window_work import (
     Answering,
-    Asked,
     Collecting,
     Comparing,
     Losing,
     Make,
     Metering,
     Part,
+    PlanPart,
     Pricer,
     Questions,
 )
@@ -156,9 +156,9 @@ class Spread:
         make = Make(self.replica, metering)  # one for all plans, so that workers keep what it makes
 
         def measure(plans: Sequence[Plan]) -> Iterator[tuple[int, Evaluation | Failure]]:
-            asked = [Asked(plan, part) for plan in plans for part in parts]
+            items = [PlanPart(plan, part) for plan in plans for part in parts]
             lost: list[Losses] = []
-            for losses in self._in_order(make, asked, no_progress):
+            for losses in self._in_order(make, items, no_progress):
                 lost.append(losses)
                 if len(lost) % len(parts) == 0:
                     index = len(lost) // len(parts) - 1

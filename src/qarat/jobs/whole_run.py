@@ -118,9 +118,9 @@ class Pipeline:
         self.source = self.model = model.unkept()
         self.source_spread = self.spread = spread
         self.plain, self.seed = request, seed
-        self.request, said = with_rewrites(model, request)
-        if said:
-            note(said)
+        self.request, rewrite_note = with_rewrites(model, request)
+        if rewrite_note:
+            note(rewrite_note)
         request = self.request
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note

@@ -109,7 +109,7 @@ class Comparing(NamedTuple):
         return lambda part: compare_here(model, base, part.tokens, no_progress, part.first)
 
 
-class Asked(NamedTuple):
+class PlanPart(NamedTuple):
     """A plan to be measured on some windows."""
 
     plan: Plan
@@ -131,7 +131,7 @@ class Metering(NamedTuple):
     prefix: tuple[int, ...]
     calibration: TokenSet | None
 
-    def __call__(self, model: Model) -> Callable[[Asked], Losses]:
+    def __call__(self, model: Model) -> Callable[[PlanPart], Losses]:
         """As `Meter.lose_many` of one plan."""
         prefix = FloatPrefix(model, self.prefix) if self.prefix else None
         inputs = None if self.calibration is None else Calibration(model, self.calibration, len(self.prefix))
@@ -139,11 +139,11 @@ class Metering(NamedTuple):
         room = room_for_states(model) // self.parts
         meters: dict[int, Meter] = {}  # by first window
 
-        def do(asked: Asked) -> Losses:
-            first = asked.part.first
+        def do(planned: PlanPart) -> Losses:
+            first = planned.part.first
             if first not in meters:
-                meters[first] = Meter(model, asked.part.tokens, build, keep_bytes=room)
-            return meters[first].lose_many([asked.plan])[0]
+                meters[first] = Meter(model, planned.part.tokens, build, keep_bytes=room)
+            return meters[first].lose_many([planned.plan])[0]
 
         return do
 
@@ -165,5 +165,5 @@ class Answering(NamedTuple):
 
     def __call__(self, model: Model) -> Callable[[Questions], list[Any]]:
         """As `wrap_model`; errors too."""
-        asked = wrap_model(model, "", no_progress)
-        return lambda questions: getattr(asked, questions.kind)(list(questions.requests))
+        harness_model = wrap_model(model, "", no_progress)
+        return lambda questions: getattr(harness_model, questions.kind)(list(questions.requests))

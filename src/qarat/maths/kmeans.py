@@ -103,9 +103,9 @@ def _least_between(sums: _Sums, begun: Tensor, ends: Tensor, low: Tensor, high: 
     number = sums.number.flatten()[end].repeat_interleave(lengths) - sums.number.flatten()[at]
     errors = begun.flatten()[at] - number.square_() / weight.clamp_(min=TINY)
     least = torch.segment_reduce(errors, "min", lengths=lengths)
-    found = (errors == least.repeat_interleave(lengths)).nonzero().squeeze(1)
-    found = found[torch.searchsorted(found, stops - lengths)]  # the first of each
-    best = at[found].view(ends.shape) - row
+    places = (errors == least.repeat_interleave(lengths)).nonzero().squeeze(1)
+    places = places[torch.searchsorted(places, stops - lengths)]  # the first of each
+    best = at[places].view(ends.shape) - row
     return best, least.view(ends.shape) + sums.square.gather(1, ends)
 
 

@@ -23,7 +23,7 @@ class StepFit:
 
     def __init__(
         self,
-        found: Sensitivity,
+        sensitivity: Sensitivity,
         inputs: TensorScheme | None,
         weight: TensorScheme | None,
         reach: float,
@@ -32,7 +32,7 @@ class StepFit:
         """Prepare.
 
         Args:
-            found: Of the stream.
+            sensitivity: Of the stream.
             inputs: Its scheme; None where it stays in float.
             weight: Of the readers; steps as noise are those of an integer format, any other costs what it costs
                 whatever s is.
@@ -41,13 +41,13 @@ class StepFit:
                 each row and the sum of its C, (sources,) both. Its rows are divided by s before they are rounded, so
                 that the noise of row i is σ² s_i² Σ_j C_ij / 24, with σ from the largest row.
         """
-        self._found, self._inputs, self._weight = found, inputs, weight
+        self._sensitivity, self._inputs, self._weight = sensitivity, inputs, weight
         largest = 1.0 if inputs is None else inputs.number_format.largest
-        self._unit = finest_steps(found.reach, largest)
+        self._unit = finest_steps(sensitivity.reach, largest)
         self._least = self._unit * reach
         if inputs is not None and not is_tokenwise(inputs):
-            self._table = (found.tables[inputs.format] + 1e-30).log()
-        self._magnitudes = [w.abs() for w in found.weights]
+            self._table = (sensitivity.tables[inputs.format] + 1e-30).log()
+        self._magnitudes = [w.abs() for w in sensitivity.weights]
         self._source = None
         if source is not None and weight is not None and weight.number_format.is_integer:
             self._source = source[0][None], source[1][None], replace(weight, granularity=Granularity())
@@ -65,7 +65,7 @@ class StepFit:
             start: To begin from; default the best smoothing strength.
         """
         k = torch.ones_like(self._unit) if copies is None else copies.float()
-        begun = self._strengths(k) if start is None else self._found.gather(start.steps.log())
+        begun = self._strengths(k) if start is None else self._sensitivity.gather(start.steps.log())
         variables, best, least = begun.clone().requires_grad_(True), begun, float("inf")
         mean, square = torch.zeros_like(begun), torch.zeros_like(begun)
         rounds = DESCENT if start is None else AGAIN
@@ -97,17 +97,17 @@ class StepFit:
 
     def _bounded(self, variables: Tensor) -> Tensor:
         """(sources,) logarithms to steps, (channels,), of which none is below what the reach asks for."""
-        return self._found.spread(torch.maximum(variables.exp(), self._found.gather(self._least)))
+        return self._sensitivity.spread(torch.maximum(variables.exp(), self._sensitivity.gather(self._least)))
 
     def _strengths(self, copies: Tensor) -> Tensor:
         """Logarithms of the steps of the best smoothing strength, (sources,)."""
-        found = self._found
-        reach = found.gather(found.reach).clamp(min=1e-6)
-        columns = found.gather(torch.stack([w.amax(0) for w in self._magnitudes]).amax(0)).clamp(min=1e-6)
+        sensitivity = self._sensitivity
+        reach = sensitivity.gather(sensitivity.reach).clamp(min=1e-6)
+        columns = sensitivity.gather(torch.stack([w.amax(0) for w in self._magnitudes]).amax(0)).clamp(min=1e-6)
         tried: list[tuple[float, Tensor]] = []
         for strength in STRENGTHS:
-            scales = reach.pow(strength) / columns.pow(1 - strength) * found.gather(copies)
-            logarithms = (scales * (self._least / found.spread(scales)).amax()).log()
+            scales = reach.pow(strength) / columns.pow(1 - strength) * sensitivity.gather(copies)
+            logarithms = (scales * (self._least / sensitivity.spread(scales)).amax()).log()
             tried.append((float(torch.stack(self._damage(self._bounded(logarithms), copies)).sum()), logarithms))
         return min(tried, key=lambda pair: pair[0])[1]
 
@@ -120,10 +120,10 @@ class StepFit:
         """What inputs and weights cost, nats per token, differentiable in the steps; (channels,) both arguments."""
         weights = steps.new_zeros(())
         if self._weight is not None and self._weight.number_format.is_integer:
-            for moments, magnitudes in zip(self._found.moments, self._magnitudes, strict=True):
+            for moments, magnitudes in zip(self._sensitivity.moments, self._magnitudes, strict=True):
                 weights = weights + rows_noise(steps / copies, magnitudes, moments, self._weight)
         if self._source is not None:  # what it costs more than with equal steps: that much its own stream counts
-            weights = weights + self._source_noise(self._found.gather(steps)) - self._source_before
+            weights = weights + self._source_noise(self._sensitivity.gather(steps)) - self._source_before
         return self._inputs_damage(steps), weights / 24
 
     def _source_noise(self, scales: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class StepFit:
         if self._inputs is None:
             return steps.new_zeros(())
         if is_tokenwise(self._inputs):
-            return rows_noise(1 / steps, *self._found.sample, self._inputs) / 24
+            return rows_noise(1 / steps, *self._sensitivity.sample, self._inputs) / 24
         place = ((steps / self._unit).log2() - POINTS[0]) / (POINTS[1] - POINTS[0])
         index = place.detach().floor().long().clamp(0, len(POINTS) - 2)[None]
         low, high = self._table.gather(0, index)[0], self._table.gather(0, index + 1)[0]
@@ -154,7 +154,7 @@ class StepFit:
         while extra > 0:
             scales = at.steps / copies
             worth = torch.zeros_like(copies)
-            for moments, magnitudes in zip(self._found.moments, self._magnitudes, strict=True):
+            for moments, magnitudes in zip(self._sensitivity.moments, self._magnitudes, strict=True):
                 first = (magnitudes * scales).topk(2, dim=1)
                 halved = torch.maximum(first.values[:, 1], first.values[:, 0] / 2)
                 gain = first.values[:, 0].square() - halved.square()

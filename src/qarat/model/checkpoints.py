@@ -72,7 +72,7 @@ class Checkpoint:
         self.path = self.folder = folder
         self._outside: dict[tuple[str, str], dict[str, Tensor]] = {}
         self.config = _read_config(folder, quantized=quantized)
-        said = self.config.dtype  # before a model is built by it, which writes its own there
+        declared = self.config.dtype  # before a model is built by it, which writes its own there
         self._where = self._locate()
         if (folder / ADAPTER).is_file():
             self.notes = (
@@ -86,7 +86,7 @@ class Checkpoint:
         kinds = sorted({entry.dtype for entry in self._where.values()} & _FLOATS.keys())
         # The narrowest float kind is the model's own: norms are often kept wider than the weights.
         self.dtype = min((_FLOATS[k] for k in kinds), key=lambda d: torch.finfo(d).bits, default=torch.float32)
-        self.declared = getattr(torch, str(said).removeprefix("torch."), None) or self.dtype
+        self.declared = getattr(torch, str(declared).removeprefix("torch."), None) or self.dtype
 
     def _locate(self) -> dict[str, Entry]:
         """Name of every tensor to where it lies; errors as of the constructor."""
@@ -229,7 +229,7 @@ class Checkpoint:
         missing = [f"{prefix}{name}: missing" for name in wanted if prefix + name not in self._where]
         if missing:
             raise UserError(f"{self.path}: config and weights disagree:\n  " + "\n  ".join(missing))
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         offences: list[str] = []
         for full, tensor in self._tensors(prefix + name for name in wanted):
             name = full.removeprefix(prefix)
@@ -241,11 +241,11 @@ class Checkpoint:
                 offences.append(f"{full}: {bad} of {tensor.numel()} values are NaN or Inf")
             else:
                 kept = name in narrow and tensor.dtype.itemsize < runtime.torch_dtype.itemsize
-                found[name] = self._unread(full, tensor) if kept else tensor.to(runtime.device, runtime.torch_dtype)
+                tensors[name] = self._unread(full, tensor) if kept else tensor.to(runtime.device, runtime.torch_dtype)
         if offences:
             listed = "\n  ".join(sorted(offences))
             raise UserError(f"{self.path}: weights cannot be used:\n  {listed}\nfetch or save the checkpoint again")
-        return found
+        return tensors
 
     def read_outside(self, wanted: Mapping[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
         """As `read`, once: models of one checkpoint share what lies outside their blocks, and never write there.
@@ -322,9 +322,9 @@ def _read_config(folder: Path, *, quantized: bool) -> PreTrainedConfig:
         method = described.get("quant_method", "unnamed") if isinstance(described, dict) else "unnamed"
         alone = not quantized_as(folder, locate_tensors(folder))
         raise UserError(quantized_refusal(folder, str(method), by_config_alone=alone))
-    said = raw.get("dtype") or raw.get("torch_dtype")
-    if isinstance(said, str) and not isinstance(getattr(torch, said, None), torch.dtype):
-        raise UserError(f"{path}: {said!r} is no dtype that transformers reads; write float16, bfloat16 or float32")
+    dtype = raw.get("dtype") or raw.get("torch_dtype")
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"{path}: {dtype!r} is no dtype that transformers reads; write float16, bfloat16 or float32")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and its checks raise many kinds; all mean that the config is no good

@@ -31,8 +31,8 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     Raises:
         UserError: Nothing by that name; says what was tried.
     """
-    if found := find_local(name):
-        return found
+    if local := find_local(name):
+        return local
     hub_id, named = parse_hub_name(name)
     if revision and named and revision != named:
         raise UserError(f"{name} names the revision {named}, and `revision` is {revision}; give one of them")

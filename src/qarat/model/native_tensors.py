@@ -180,7 +180,7 @@ def read_block(model: Model, plan: Plan, index: int) -> nn.Module:
     home = model.family.attention
     places = {operand: f"{home}.{PRODUCTS}.{operand}_" for operand in OPERANDS}
     places |= {name: f"{home}.{CACHE}.{name}_" for name in CACHES}
-    scales = {name: found for name, place in places.items() if (found := _unpack_scales(tensors, place)) is not None}
+    scales = {name: scale for name, place in places.items() if (scale := _unpack_scales(tensors, place)) is not None}
     leaves = {name.rpartition(".")[2]: scheme for name, scheme in plan.block(index).items()}
     layers |= attention_layers(home, leaves, scales, len(plan.prefix))
     floats = {name: value.to(model.runtime.torch_dtype) for name, value in tensors.items()}

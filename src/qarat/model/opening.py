@@ -29,13 +29,13 @@ def open_model(
     Raises:
         UserError: No such model, unsupported architecture, damaged or contradictory files.
     """
-    found = find_checkpoint(name, revision)
-    checkpoint = Outline(found) if outline and lacks_weights(found) else read_checkpoint(found)
+    checkpoint = find_checkpoint(name, revision)
+    checkpoint = Outline(checkpoint) if outline and lacks_weights(checkpoint) else read_checkpoint(checkpoint)
     return open_checkpoint(checkpoint, runtime or Runtime())
 
 
 def open_checkpoint(checkpoint: Checkpoint, runtime: Runtime) -> Model:
-    """Open a float checkpoint that was found already; errors as `open_model`."""
+    """Open a float checkpoint that was checkpoint already; errors as `open_model`."""
     if runtime.threads:
         check_threads(runtime.threads)
         torch.set_num_threads(runtime.threads)

@@ -37,8 +37,8 @@ class Outline(Checkpoint):
 
     def _locate(self) -> dict[str, Entry]:
         state: Mapping[str, Tensor] = self.skeleton().state_dict()
-        said = getattr(torch, str(self.config.dtype).removeprefix("torch."), None)
-        kind = KINDS.get(said, "BF16") if isinstance(said, torch.dtype) else "BF16"
+        stored = getattr(torch, str(self.config.dtype).removeprefix("torch."), None)
+        kind = KINDS.get(stored, "BF16") if isinstance(stored, torch.dtype) else "BF16"
         return {name: Entry(kind, self.folder / "config.json", tuple(tensor.shape)) for name, tensor in state.items()}
 
     @cached_property

@@ -66,13 +66,13 @@ class FloatPrefix:
     def _blocks(self) -> tuple[BlockPrefix, ...]:
         model, cache = self._model, DynamicCache()
         entrance = hidden = model.embed(torch.tensor([self.tokens]))
-        found: list[BlockPrefix] = []
+        prefixes: list[BlockPrefix] = []
         for index, block in model.walk():
             hidden = model.run_block(index, block, hidden, cache)
             layer: Any = cache.layers[index]  # of a decoder layer with attention; other kinds have no keys
             keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
-            found.append(BlockPrefix(keys, values, hidden, None if index else entrance))
-        return tuple(found)
+            prefixes.append(BlockPrefix(keys, values, hidden, None if index else entrance))
+        return tuple(prefixes)
 
 
 def prefix_of(model: Model, plan: Plan) -> FloatPrefix | None:

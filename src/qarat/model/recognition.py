@@ -156,8 +156,8 @@ def quantized_as(folder: Path, tensors: Mapping[str, Entry]) -> str:
 def quantized_refusal(folder: Path, method: str, *, by_config_alone: bool = False) -> str:
     """What to say of a folder that somebody else quantized, or whose config alone says so of float weights."""
     left = "; or, where the float weights here are its own, take quantization_config out of its config.json"
-    said = f"{folder} is quantized already ({method}); qarat begins from the float checkpoint: give that"
-    return said + left if by_config_alone else said
+    problem = f"{folder} is quantized already ({method}); qarat begins from the float checkpoint: give that"
+    return problem + left if by_config_alone else problem
 
 
 def names_refusal(path: Path, present: Collection[str], wanted: Collection[str]) -> str:

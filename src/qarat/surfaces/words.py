@@ -88,8 +88,8 @@ def _unboxed(text: str) -> str:
     lines = [line.strip(" │|") for line in text.splitlines()[1:]]
     body = dropwhile(_is_rule, lines)  # without colours there is one under the title
     words = " ".join(" ".join(takewhile(lambda line: not _is_rule(line), body)).split())
-    for said, plain in _PLAINLY.items():
-        words = re.sub(said, plain, words)
+    for pattern, plain in _PLAINLY.items():
+        words = re.sub(pattern, plain, words)
     return " ".join(words.split()).rstrip(".")
 
 

@@ -108,8 +108,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def doubt(self, kind: str, scheme: LinearScheme) -> str:
         """What users say fails on a head of that scheme under a kind of kernel; empty for nothing."""
-        said = (text for pattern, text in self.doubts.items() if re.fullmatch(pattern, f"{kind}: {scheme}"))
-        return next(said, "")
+        doubts = (text for pattern, text in self.doubts.items() if re.fullmatch(pattern, f"{kind}: {scheme}"))
+        return next(doubts, "")
 
 
 class EngineKernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

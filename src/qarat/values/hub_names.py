@@ -53,5 +53,5 @@ def parse_hub_name(name: str) -> tuple[str, str | None]:
 
 def name_in_cache(path: Path) -> str:
     """The id, ``OWNER/NAME``, of what lies in the hub's cache; empty elsewhere."""
-    found = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{path.as_posix()}/")
-    return f"{found[1]}/{found[2]}" if found else ""
+    match = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{path.as_posix()}/")
+    return f"{match[1]}/{match[2]}" if match else ""

@@ -20,7 +20,7 @@ LARGER = {"size": (1e11, 3e11), "ratio": (0.6, 0.8)}
 def test_the_law_that_made_the_rows_is_off_by_nothing(make_table: MakeTable) -> None:
     law = fit_law(make_table("weak", WEAK), "weak", draws=0)
     check = check_law(law, make_table("weak", WEAK, **LARGER))
-    assert (check.asked, len(check.rows)) == ("loss", 4)
+    assert (check.variable, len(check.rows)) == ("loss", 4)
     assert check.error == pytest.approx(0, abs=1e-4)
     assert all(row.outside and row.outside[0].startswith("size ") for row in check.rows)
     assert check.notes == ()
@@ -50,7 +50,7 @@ def test_law_1_is_checked_by_ratios_and_what_it_was_not_fitted_for_is_named() ->
     law = published_law("size-share")
     table = load_table("fig6")
     check = check_law(law, table)
-    assert (check.asked, len(check.rows)) == ("ratio", len(table.rows))
+    assert (check.variable, len(check.rows)) == ("ratio", len(table.rows))
     first = check.rows[0]
     expected = 1 - (math.log(0.5) - 4.83) / -11.68
     assert (first.measured, first.predicted) == (0.56, pytest.approx(expected))

@@ -32,21 +32,21 @@ def test_the_questions_of_the_strong_law_are_each_others_inverse(make_table: Mak
     point = {"size": 2e9, "ratio": 0.8, "block": 64.0}
     loss = predict(law, point)
     expected = 130 * math.exp(4.5 * 0.8) * 2e9**-0.49 * 84**0.5
-    assert (loss.asked, loss.value) == ("loss", pytest.approx(expected, rel=1e-3))
+    assert (loss.variable, loss.value) == ("loss", pytest.approx(expected, rel=1e-3))
     for asked in point:
         known = {k: v for k, v in point.items() if k != asked} | {"loss": loss.value}
         answer = predict(law, known)
-        assert (answer.asked, answer.value) == (asked, pytest.approx(point[asked], rel=1e-6))
+        assert (answer.variable, answer.value) == (asked, pytest.approx(point[asked], rel=1e-6))
         assert answer.outside == ()
 
 
 def test_law_1_answers_for_the_budgets_it_was_fitted_at() -> None:
     law = published_law("size-share")
     ten = predict(law, {"size": 7e9, "loss": math.log(1.1)})
-    assert ten.asked == "ratio"
+    assert ten.variable == "ratio"
     assert ten.value == pytest.approx(1 - (math.log(7) - 3.35) / -11.27)
     back = predict(law, {"ratio": ten.value, "loss": math.log(1.1)})
-    assert (back.asked, back.value) == ("size", pytest.approx(7e9))
+    assert (back.variable, back.value) == ("size", pytest.approx(7e9))
     with pytest.raises(UserError, match=r"fitted for these values alone: loss 0\.04879 nats \(ppl\+5%\); "):
         predict(law, {"size": 7e9, "loss": 0.07})
     with pytest.raises(
@@ -58,7 +58,7 @@ def test_law_1_answers_for_the_budgets_it_was_fitted_at() -> None:
 def test_law_2_answers_for_its_sizes_and_ratios() -> None:
     law = published_law("block-power")
     answer = predict(law, {"size": 7e9, "ratio": 0.9, "loss": math.log(1.2)})
-    assert (answer.asked, answer.value) == ("block", pytest.approx((20 / 1.65) ** (1 / 0.62)))
+    assert (answer.variable, answer.value) == ("block", pytest.approx((20 / 1.65) ** (1 / 0.62)))
     answer = predict(law, {"size": 14e9, "ratio": 0.9, "block": 64})
     assert answer.value == pytest.approx(math.log1p(64**0.63 / 100))
     assert "text and figure swap" in answer.notes[0]

@@ -106,13 +106,13 @@ def test_predict_answers_every_way_round(qarat: Qarat) -> None:
         return json.loads(answer.out)
 
     ratio = ask("--size", "70B", "--budget", "ppl+5%")
-    assert (ratio["asked"], round(ratio["value"], 3)) == ("ratio", 0.974)
+    assert (ratio["variable"], round(ratio["value"], 3)) == ("ratio", 0.974)
     assert ratio["outside"] == ["size 70B is 2.19 times above the largest fitted, 32B"]
     assert len(ratio["interval"]) == len(ratio["measured_interval"]) == 2
     size = ask("--ratio", "0.9", "--budget", "ppl+5%")
-    assert (size["asked"], round(size["value"] / 1e9)) == ("size", 35)
+    assert (size["variable"], round(size["value"] / 1e9)) == ("size", 35)
     loss = ask("--ratio", "0.9", "--size", "35B")
-    assert (loss["asked"], round(loss["value"], 3)) == ("loss", 0.049)
+    assert (loss["variable"], round(loss["value"], 3)) == ("loss", 0.049)
 
 
 def test_predict_takes_published_laws(qarat: Qarat) -> None:

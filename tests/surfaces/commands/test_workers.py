@@ -25,7 +25,7 @@ Qarat = Callable[..., Any]
 class Residents:
     """A crew of objects."""
 
-    asked: int
+    questions: int
 
     def __init__(self) -> None:
         self._said: deque[tuple[Any, Any]] = deque()
@@ -36,7 +36,7 @@ class Residents:
         return worker
 
     def give(self, worker: Resident, job: Job, items: Sequence[Any]) -> None:
-        Residents.asked += len(items)
+        Residents.questions += len(items)
         self._said.append((worker, worker.run(job.number, job.make, items)))
 
     def wait(self) -> tuple[Any, Any]:
@@ -52,7 +52,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("qarat.surfaces.commands.common.Runtime", functools.partial(Runtime, batch_tokens=64))
     monkeypatch.setattr("qarat.jobs.runners.Processes", Residents)
-    Residents.asked = 0
+    Residents.questions = 0
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_every_verb_that_walks(qarat: Qarat, words: list[str]) -> None:
     turned = [*words, "--transform", "hadamard"]
     wrote: dict[str, list[bytes]] = {}
     for workers in ([], ["--workers", "2"]):
-        before = Residents.asked
+        before = Residents.questions
         # One for both: sums are equal to 1e-6, so hashes of stats may differ.
         well(qarat("profile", *turned, "-o", "seen.safetensors", "--overwrite", *workers))
         if not workers:
@@ -86,7 +86,7 @@ def test_every_verb_that_walks(qarat: Qarat, words: list[str]) -> None:
         well(qarat("compare", *schemes, "-o", "comparison.json", "--overwrite", *workers))
         for name in ("menu.json", "plan.json", "plan.protection.json", "loss.json", "divergence.json"):
             wrote.setdefault(name, []).append(Path(name).read_bytes())
-        assert (Residents.asked > before) == bool(workers)
+        assert (Residents.questions > before) == bool(workers)
     assert all(alone == shared for alone, shared in wrote.values())
     assert decode_record(Path("divergence.json"), Divergence).worst
 
@@ -94,7 +94,7 @@ def test_every_verb_that_walks(qarat: Qarat, words: list[str]) -> None:
 def test_a_run(qarat: Qarat, words: list[str]) -> None:
     for out, workers in (("alone", []), ("shared", ["--workers", "2"])):
         well(qarat("run", *words, "--no-page", "-o", out, *workers))
-    assert Residents.asked
+    assert Residents.questions
     for name in ("evaluation-float", "evaluation-naive", "evaluation-plan"):
         alone, shared = (decode_record(Path(out) / f"{name}.json", Evaluation) for out in ("alone", "shared"))
         assert shared.nats == pytest.approx(alone.nats, rel=1e-6)
@@ -106,5 +106,5 @@ def test_zero_shot(qarat: Qarat) -> None:
     tasks = [BUNDLED, "--tasks", "code_continuation", "--limit", "6", "--threads", "1"]
     for out, workers in (("alone", []), ("shared", ["--workers", "2"])):
         well(qarat("evaluate", *tasks, "-o", f"{out}.json", *workers))
-    assert Residents.asked == 4
+    assert Residents.questions == 4
     assert Path("shared.json").read_bytes() == Path("alone.json").read_bytes()

@@ -90,7 +90,7 @@ def test_a_folder_of_searching_has_a_page_once_it_is_finished(search: SearchResu
 def test_advice_has_its_landscape_drawn_and_a_line_to_go_on(advice: Advice) -> None:
     story = Story((advice,), about=CALLED)
     assert verdict(story).headline == "W8A8: +0.50 % perplexity at 0.900 MB"
-    assert verdict(story).said == "The smallest that was measured within ppl+1% (95 %: +0.30 to +0.70 %)."
+    assert verdict(story).note == "The smallest that was measured within ppl+1% (95 %: +0.30 to +0.70 %)."
     following = next_lines(story)
     assert following is not None
     assert following.text == "qarat run py-64 --low w=int8/channel --budget ppl+1%"
@@ -98,7 +98,7 @@ def test_advice_has_its_landscape_drawn_and_a_line_to_go_on(advice: Advice) -> N
     assert [row[:2] for row in rows if row[0] == "with its recipe, measured"] == [("with its recipe, measured", "W8A8")]
     assert len(rows) == 2 + 2 + 1
     quiet = msgspec.structs.replace(advice, measured={})
-    assert verdict(Story((quiet,))).said == ""
+    assert verdict(Story((quiet,))).note == ""
     assert "smallest predicted to keep ppl+1%" in verdict(Story((quiet,))).headline
 
 

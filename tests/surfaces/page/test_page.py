@@ -590,7 +590,7 @@ def test_overrides_are_no_protection(story: Story) -> None:
     plan = overridden(overridden(plan, "0.mlp.up", "float"), "0.mlp.gate", "w=int4/g32 a=int8/token")
     several = changed(story, plan)
     assert [a.site.name for a in several.protected] == ["model.layers.1.mlp.down_proj"]
-    said = verdict(several).said
+    said = verdict(several).note
     assert said.startswith("INT8 with 1 of 14 projections in float (1.down; ")
     assert "; the other number is with 2 projections as --set decides too." in said
     table = {row[0]: row[3] for row in several_rows(several)}
@@ -599,7 +599,7 @@ def test_overrides_are_no_protection(story: Story) -> None:
     assert table["1.down"].startswith("protected: low it is predicted to cost ")
     nothing = msgspec.structs.replace(sweep, kept=(), budget_nats=9.0)
     low = overridden(plan, "1.mlp.down", plan.low)
-    said = verdict(changed(story, low, nothing)).said
+    said = verdict(changed(story, low, nothing)).note
     assert said.startswith("INT8 in 12 of 14 projections; the other number is with 2 projections as --set decides too.")
     assert "Nothing needs protection." in said
 
@@ -624,7 +624,7 @@ def test_a_transformed_run_does_not_call_protection_what_its_transforms_bought(s
     floats = [e for e in story.evaluations if e.label == "float"]
     rotated = changed(story, msgspec.structs.replace(plan, model=model, prefix=(0,)), *floats, *evaluations)
     said = "; the other number is with smooth/0.6, hadamard and a prefix of 1 token in float too."
-    assert said in verdict(rotated).said
+    assert said in verdict(rotated).note
     figure = figures_of(rotated)["outcome"]
     assert [row[0] for row in figure.table.rows] == [
         "float",

@@ -80,7 +80,7 @@ class SearchJob:
             )
         check_disjoint(*member.tokens)
         self.member, self.setting, self.progress = member, setting, setting.progress
-        self.planning, self.said = with_rewrites(member.model, request.as_plan_request())
+        self.planning, self.rewrite_note = with_rewrites(member.model, request.as_plan_request())
         self.request = msgspec.structs.replace(request, low=self.planning.low, metric=metric_of(request))
         self.calibration, self.selection, self.report = member.tokens
         self.strategy = STRATEGIES.load(request.strategy)

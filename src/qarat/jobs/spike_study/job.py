@@ -101,7 +101,7 @@ class SpikeJob:
         self.every = [s for s in model.sites() if s.kind == "projection"]
         methods, self.unfit = fitting_methods(model, request)
         front = bool(shared_front(tokens.calibration))
-        self.asked = Asked(request, methods, self.every, tuple(tokens.bos), tokens.other is not None, front)
+        self.wanted = Asked(request, methods, self.every, tuple(tokens.bos), tokens.other is not None, front)
 
     def work(self) -> dict[str, float]:
         """Tokens that each step sends through the whole model, for an estimate; of arms by what they usually share."""
@@ -109,15 +109,15 @@ class SpikeJob:
         calibration, selection, report = (
             t.windows.numel() for t in (tokens.calibration, tokens.selection, tokens.report)
         )
-        compared = [setting.low for setting in self.asked.extent.compared]
+        compared = [setting.low for setting in self.wanted.extent.compared]
         fits, planned = self._likely()
         plans = {(a.world, a.scheme, a.protected, a.protection) for a in planned}
         elsewhere = {a.world for a in planned} - {MAIN}
-        tried = sum(len(parse_transform(m.transform).choices) for m in self.asked.by("stats").values())
+        tried = sum(len(parse_transform(m.transform).choices) for m in self.wanted.by("stats").values())
         fitted = FITTING_FORWARDS * min(selection, PRICED_ON) * sum(map(len, fits.values()))
         return {
             "profile": calibration,
-            "damage": price_forwards(len(self.asked.priced)) * selection,
+            "damage": price_forwards(len(self.wanted.priced)) * selection,
             "plan": PROTECTING_FORWARDS * selection,
             "continue": 3 * new_tokens(self.model),
             "smooth": tried * (calibration + len(compared) * selection),
@@ -144,21 +144,21 @@ class SpikeJob:
         """Worlds of rewrites by method and low scheme, and all arms, as they may be before anything is chosen."""
         named = [s.name for pattern in self.request.sites for s in match_sites(pattern, self.every)]
         sites = tuple(dict.fromkeys(named)) or tuple(s.name for s in self.every[: self.request.most])
-        compared = [setting.low for setting in self.asked.extent.compared]
-        fits = {name: {low: f"{name}/{low}" for low in compared} for name in self.asked.by("rewrites")}
-        return fits, self.asked.arms(sites, lambda *_: [s.name for s in self.every], fits)
+        compared = [setting.low for setting in self.wanted.extent.compared]
+        fits = {name: {low: f"{name}/{low}" for low in compared} for name in self.wanted.by("rewrites")}
+        return fits, self.wanted.arms(sites, lambda *_: [s.name for s in self.every], fits)
 
     def execute(self, run: Run) -> SpikeStudy:
         """Do every step that is not done yet, and put the folder into place."""
         ground = self._find_sites(run)
         self._continue(run, ground)
         every = worlds.Worlds(self.model, self.tokens, ground.stats, self._key(), self.seed, {}, self.progress)
-        lows = [setting.low for setting in self.asked.extent.compared]
-        autos = {n: m.transform for n, m in self.asked.by("stats").items() if parse_transform(m.transform).choices}
+        lows = [setting.low for setting in self.wanted.extent.compared]
+        autos = {n: m.transform for n, m in self.wanted.by("stats").items() if parse_transform(m.transform).choices}
         chosen = every.strengths(run, autos, lows)
-        for name, method in self.asked.by("rewrites").items():
+        for name, method in self.wanted.by("rewrites").items():
             chosen[name] = every.fit(run, method.transform, lows, self.request.budget)
-        planned = self.asked.arms(ground.sites, functools.partial(self._ranked, ground), chosen)
+        planned = self.wanted.arms(ground.sites, functools.partial(self._ranked, ground), chosen)
         left = self._left(ground)
         notes = every.columns(run, dict.fromkeys(a.scheme for a in planned))
         study = self._blank(ground, (*self.tokens.left, *left))
@@ -174,7 +174,7 @@ class SpikeJob:
 
     def _find_sites(self, run: Run) -> Groundwork:
         model, calibration, selection = self.model, self.tokens.calibration, self.tokens.selection
-        lows = self.asked.priced
+        lows = self.wanted.priced
         stats = PROFILE.make(
             run, self._key(), lambda: profile(model, calibration, attention=False, progress=self.progress)
         )
@@ -220,10 +220,10 @@ class SpikeJob:
     def _left(self, ground: Groundwork) -> list[Left]:
         """What is left out, and why."""
         left = list(self.unfit)
-        if not self.asked.front and worlds.PREFIX in self.asked.methods:
+        if not self.wanted.front and worlds.PREFIX in self.wanted.methods:
             why = "windows do not begin with the same token; give `bos` each, or ask for the arms of bos"
             left.append(Left("the prefix", why))
-        extent = self.asked.extent
+        extent = self.wanted.extent
         for group, there in (("method", extent.compared), ("order", extent.rich), ("ablation", extent.rich)):
             lacking = [s.brief for s in extent.settings if s not in there]
             if lacking and self.request.settings and self.request.asks(group):

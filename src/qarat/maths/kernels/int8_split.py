@@ -53,15 +53,15 @@ def product(codes: Tensor, weight: Tensor) -> Tensor:
     low = codes.clamp(-64, 63)
     rest = codes - low  # −64 … 64
     sums = int8.onednn(low, weight, 64)
-    found = rest.flatten().nonzero().squeeze(1)
-    if not len(found):
+    places = rest.flatten().nonzero().squeeze(1)
+    if not len(places):
         return sums
     rows, inner = codes.shape
-    starts = torch.searchsorted(found, torch.arange(rows + 1) * inner)
-    if len(found) > SPARSE * rest.numel() or int(starts.diff().max()) > MOST:
+    starts = torch.searchsorted(places, torch.arange(rows + 1) * inner)
+    if len(places) > SPARSE * rest.numel() or int(starts.diff().max()) > MOST:
         return sums.add_(int8.onednn(rest, weight, 64))
-    values = rest.flatten()[found].float()
+    values = rest.flatten()[places].float()
     table = weight.t().float().contiguous()
     return sums.add_(
-        embedding_bag(found % inner, table, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
+        embedding_bag(places % inner, table, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
     )

@@ -21,12 +21,12 @@ __all__ = ["Family", "Gguf", "Stream", "family_of", "known_families"]
 @cache
 def known_families() -> dict[str, Family]:
     """Architecture name (as in ``config.json``) to family."""
-    found: dict[str, Family] = {}
+    families: dict[str, Family] = {}
     for module in pkgutil.iter_modules(__path__):
         if module.name != "base":
             family: Family = importlib.import_module(f"{__name__}.{module.name}").FAMILY
-            found |= dict.fromkeys(family.architectures, family)
-    return found
+            families |= dict.fromkeys(family.architectures, family)
+    return families
 
 
 def family_of(architectures: list[str]) -> Family:
@@ -42,10 +42,10 @@ def family_of(architectures: list[str]) -> Family:
     for name in architectures:
         if name in known:
             return known[name]
-    asked = ", ".join(architectures) or "none given"
+    given = ", ".join(architectures) or "none given"
     meant = (
         f" (did you mean {' or '.join(close)}?)"
         if architectures and (close := near(architectures[0], [*known]))
         else ""
     )
-    raise UserError(f"unsupported architecture: {asked}; supported: {', '.join(sorted(known))}{meant}")
+    raise UserError(f"unsupported architecture: {given}; supported: {', '.join(sorted(known))}{meant}")

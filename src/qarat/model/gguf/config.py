@@ -98,8 +98,8 @@ def _translated(file: GgufFile, family: Family, gguf: Gguf) -> PreTrainedConfig:
 def _values(file: GgufFile, architecture: str) -> dict[str, Any]:
     """What is said of the architecture, by what stands behind its name; floats as short as float32 allows."""
     prefix = f"{architecture}."
-    found = {name.removeprefix(prefix): value for name, value in file.values.items() if name.startswith(prefix)}
-    return {name: float(str(np.float32(v))) if isinstance(v, float) else v for name, v in found.items()}
+    values = {name.removeprefix(prefix): value for name, value in file.values.items() if name.startswith(prefix)}
+    return {name: float(str(np.float32(v))) if isinstance(v, float) else v for name, v in values.items()}
 
 
 def _sizes(file: GgufFile, values: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:

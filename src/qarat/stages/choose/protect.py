@@ -98,8 +98,8 @@ def protect_until(
     bench.finish()
     plan = msgspec.structs.replace(bench.plan(chosen.trial.sites), note=verdict)
     trials, predicted = tuple(t.trial for t in tried), tuple(t.predicted for t in tried)
-    asked = meter.blank.provenance, ranking.order, budget.spelling, budget.nats
-    return plan, Protection(*asked, trials, predicted, chosen.trial.sites, verdict, ranking.unit)
+    belongs_to = meter.blank.provenance, ranking.order, budget.spelling, budget.nats
+    return plan, Protection(*belongs_to, trials, predicted, chosen.trial.sites, verdict, ranking.unit)
 
 
 class _Tried(NamedTuple):
@@ -127,12 +127,12 @@ _Choice = tuple[list[_Tried], _Tried, str]
 """The plans in the order measured, the one that was chosen, and why in words."""
 
 
-def _as_asked(bench: _Bench, asked: tuple[Unit, ...], budget: LossBudget) -> _Choice:
+def _as_asked(bench: _Bench, wanted: tuple[Unit, ...], budget: LossBudget) -> _Choice:
     """Naive and the set that was asked for, whatever the budget."""
-    tried = [bench.measured(units, 0) for units in dict.fromkeys([(), asked])]
+    tried = [bench.measured(units, 0) for units in dict.fromkeys([(), wanted])]
     chosen = tried[-1]
     met = "within" if chosen.loss <= budget.nats else "beyond"
-    verdict = f"{len(asked)} protected as asked for: loss {chosen.loss:.4f} nats over float, {met} {_words(budget)}"
+    verdict = f"{len(wanted)} protected as asked for: loss {chosen.loss:.4f} nats over float, {met} {_words(budget)}"
     return tried, chosen, f"{verdict}; {_plans(tried)} measured"
 
 

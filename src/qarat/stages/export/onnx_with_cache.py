@@ -74,15 +74,15 @@ class _Decoder(nn.Module):
         cache = DynamicCache()
         for index, (keys, values) in enumerate(zip(past[::2], past[1::2], strict=True)):
             cache.update(keys, values, index)
-        found = self.whole(
+        whole = self.whole(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         )
-        layers: list[Any] = found.past_key_values.layers
-        return (found.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+        layers: list[Any] = whole.past_key_values.layers
+        return (whole.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
 
 def _names(model: Model, prefix: str) -> list[str]:

@@ -58,7 +58,7 @@ def check_law(law: Law, table: Table, form: str = "", variable: str = "") -> Law
         data=table.title,
         data_hash=table.hash,
         form=name,
-        asked=variable,
+        variable=variable,
         rows=tuple(checked),
         error=_error(checked, variable),
         notes=(*_seen_words(checked), *_differences(law, table), *notes),

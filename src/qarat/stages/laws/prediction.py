@@ -58,7 +58,7 @@ def predict(law: Law, known: Mapping[str, float], form: str = "", *, measured: b
         notes.insert(0, f"the formula gives {raw:.4g}, which cannot be; {value:g} is the nearest that can")
     return Prediction(
         form=fit.form,
-        asked=variable,
+        variable=variable,
         known=dict(values),
         value=value,
         interval=law_interval,

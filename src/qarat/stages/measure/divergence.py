@@ -181,8 +181,8 @@ def _describe(compared: _Compared, index: int, first: int) -> DivergentToken:
         choices.append((_text(model, [int(token)]), float(probability)))
     context = tokens.windows[window, max(0, read - CONTEXT) : read].tolist()
     where = first + window, read, tokens.sources[window]
-    words = _text(model, context), _text(model, [int(tokens.wanted[window, read - 1])])
-    return DivergentToken(float(compared.nats[index]), *where, *words, *choices[0], *choices[1])
+    texts = _text(model, context), _text(model, [int(tokens.wanted[window, read - 1])])
+    return DivergentToken(float(compared.nats[index]), *where, *texts, *choices[0], *choices[1])
 
 
 def _text(model: Model, ids: list[int]) -> str:

@@ -100,7 +100,7 @@ def _add(
 def _gathered(
     model: Model, stats: ActivationStats, index: int, block: nn.Module, sums: Mapping[str, _Sums]
 ) -> dict[str, Sensitivity]:
-    found: dict[str, Sensitivity] = {}
+    sensitivities: dict[str, Sensitivity] = {}
     for stream in model.family.streams:
         seen = sums[stream.name]
         weights = tuple(_weight(block, reader).float() for reader in stream.readers)
@@ -112,8 +112,8 @@ def _gathered(
         made = block.get_submodule(stream.source).get_parameter("weight")
         share = len(reach) // len(made)  # query heads of a value head; 1 anywhere else
         head = model.head_width if share > 1 else 1
-        found[stream.name] = Sensitivity(reach, tables, sample, moments, weights, share, head)
-    return found
+        sensitivities[stream.name] = Sensitivity(reach, tables, sample, moments, weights, share, head)
+    return sensitivities
 
 
 def _weight(block: nn.Module, reader: str) -> Tensor:

@@ -187,9 +187,9 @@ def _note_text(text: Text, model: Model, screen: Screen) -> None:
 
 def note_controls(sets: Sequence[TokenSet], model: Model, screen: Screen) -> None:
     """Say which control tokens stand in the windows: they are read as such, not as the letters they are written in."""
-    found = sum((count_controls(tokens, model.tokenizer) for tokens in sets), Counter[str]())
-    if found:
-        named = ", ".join(f"{word} × {count:,}" for word, count in found.most_common(_MOST_CONTROLS))
+    controls = sum((count_controls(tokens, model.tokenizer) for tokens in sets), Counter[str]())
+    if controls:
+        named = ", ".join(f"{word} × {count:,}" for word, count in controls.most_common(_MOST_CONTROLS))
         screen.note(f"control tokens stand in the text, and are read as such: {named}")
 
 
@@ -260,9 +260,9 @@ def show_estimate(
     screen: Screen, model: Model, work: Mapping[str, float | Work], *, states: int = 0, disk: int = 0, held: int = 0
 ) -> Lines:
     """Show what a command would take, after all checks."""
-    found = estimate(model, work, states=states, disk=disk, held=held)  # first: reading is no part of its beginning
+    estimated = estimate(model, work, states=states, disk=disk, held=held)  # first: reading is no part of its beginning
     check_weights(model)
-    screen.show(found)
+    screen.show(estimated)
     return ()
 
 

@@ -56,9 +56,9 @@ def run(options: RunOptions, screen: Screen) -> Lines:
         )
         common.note_request(request, model, screen)
         if options.general.dry_run:
-            found = job.estimate()
+            estimated = job.estimate()
             common.check_weights(model)
-            screen.show(found)
+            screen.show(estimated)
             return ()
         check_room(out, job.disk_bytes())
         with folder.work(**common.facts_of(options.model, model, screen)):

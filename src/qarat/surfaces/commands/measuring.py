@@ -85,9 +85,9 @@ def _measure(options: EvaluateOptions | CompareOptions, screen: Screen, opened: 
     how = options.measure
     spread = Spread.by(runner, opened.replica(runner.share))
     if how.tasks:
-        asked: dict[str, Any] = {"limit": how.limit, "data": how.task_folder, "progress": screen.progress}
+        limits: dict[str, Any] = {"limit": how.limit, "data": how.task_folder, "progress": screen.progress}
         return measure_tasks(
-            model, how.tasks, label=label, plan=plan, answer=spread and spread.answering(model), **asked
+            model, how.tasks, label=label, plan=plan, answer=spread and spread.answering(model), **limits
         )
     tokens, model = _report(options, screen, model), model.unkept()  # every block is walked through once
     more: dict[str, Any] = {"label": label, "plan": plan, "progress": screen.progress}

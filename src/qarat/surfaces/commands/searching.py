@@ -60,8 +60,8 @@ def search(options: SearchOptions, screen: Screen) -> Lines:
     member = _open_member(options.model, options, screen)
     with _bench(options, screen) as bench:
         job = SearchJob(member, options.search, bench)
-        if job.said:
-            screen.note(job.said)
+        if job.rewrite_note:
+            screen.note(job.rewrite_note)
         if options.general.dry_run:
             return _estimate(screen, job, member.tokens[1].windows.numel())
         with folder.work(TRIALS, **common.facts_of(options.model, member.model, screen)):

@@ -59,13 +59,13 @@ def document(story: Story, assembled: tuple[Assembled, ...]) -> str:
         story: For the headline and what is missing.
         assembled: From `assemble`.
     """
-    headline, said = verdict(story)
+    headline, summary = verdict(story)
     figures = [figure for section in assembled for figure in figures_in(section.parts)]
     return _environment().get_template("page.html").render(
         subject=subject(story),
         about=about(story),
         headline=headline,
-        said=said,
+        summary=summary,
         missing=_missing(story),
         facts=Terms("facts", facts(story)),
         next=next_lines(story),

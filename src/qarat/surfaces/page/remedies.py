@@ -26,14 +26,14 @@ def remedies(story: Story) -> list[Remedy]:
         return [Remedy(arm_label(e), e, group=e.label) for e in measured.values()]
     done, kept = done_words(plan.model), count(len(story.protected), "site") + " in float"
     low, all_of_it = _predicted_low(story), listed([*done, *([kept] if story.protected else [])] or ["everything low"])
-    found = [Remedy(_naive_label(measured["naive"]), measured["naive"], _predicted_naive(story), "naive")]
+    remedies = [Remedy(_naive_label(measured["naive"]), measured["naive"], _predicted_naive(story), "naive")]
     if done and story.protected:
-        found.append(Remedy(f"{listed(done)} alone", measured.get("without protection"), low, "part"))
+        remedies.append(Remedy(f"{listed(done)} alone", measured.get("without protection"), low, "part"))
         if alone := measured.get("without transforms"):
-            found.append(Remedy(f"{kept} alone", alone, group="part"))
-    found.append(Remedy(f"{all_of_it}: the plan", measured["plan"], _predicted_plan(story, low), "plan"))
-    named = [remedy.measured for remedy in found]
-    return found + [Remedy(arm_label(e), e, group=e.label) for e in measured.values() if e not in named]
+            remedies.append(Remedy(f"{kept} alone", alone, group="part"))
+    remedies.append(Remedy(f"{all_of_it}: the plan", measured["plan"], _predicted_plan(story, low), "plan"))
+    named = [remedy.measured for remedy in remedies]
+    return remedies + [Remedy(arm_label(e), e, group=e.label) for e in measured.values() if e not in named]
 
 
 def done_words(model: str) -> list[str]:

@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     """What a person takes home in ten seconds, and a sentence that says of what."""
 
     headline: str
-    said: str = ""
+    note: str = ""
 
 
 def verdict(story: Story) -> Verdict:
@@ -144,9 +144,9 @@ def _kept(diverged: Sequence[Divergence]) -> tuple[str, str, str]:
     """How often float's likeliest token stays the likeliest under the last of several models."""
     *others, last = diverged
     ends = [100 * bound for bound in normal_interval(*last.agreement)]
-    said = [] if math.isnan(ends[0]) else [f"95 %: {interval(ends, 1, sign=False)} %"]
-    said += [f"{other.label}: {fixed(100 * other.agreement[0], 1)} %" for other in others]
-    return "float's likeliest token kept", f"{fixed(100 * last.agreement[0], 1)} %", "; ".join(said)
+    note = [] if math.isnan(ends[0]) else [f"95 %: {interval(ends, 1, sign=False)} %"]
+    note += [f"{other.label}: {fixed(100 * other.agreement[0], 1)} %" for other in others]
+    return "float's likeliest token kept", f"{fixed(100 * last.agreement[0], 1)} %", "; ".join(note)
 
 
 def _reached(search: SearchResult, reached: Reached) -> tuple[str, str, str]:
@@ -218,14 +218,14 @@ def _outcome(plan: Plan, evaluations: dict[str, Evaluation], story: Story) -> Ve
     # What is done to the planned model alone bought something; what naive has too did not.
     ours = evaluations["naive"].provenance.model != model
     done, alike = (done_words(model), _beside(plan, story)) if ours else ([], done_words(model) + _beside(plan, story))
-    said = f"{low} {_extent(plan, story)}{f', after {listed(done)}' if done else ''}"
-    said += f"; the other number is with {listed(alike)} too." if alike else "."
+    note = f"{low} {_extent(plan, story)}{f', after {listed(done)}' if done else ''}"
+    note += f"; the other number is with {listed(alike)} too." if alike else "."
     if sweep and not story.protected:
         within = lost.nats <= sweep.budget_nats
-        said += " Nothing needs protection." if within else f" No protection that was tried keeps {sweep.budget}."
+        note += " Nothing needs protection." if within else f" No protection that was tried keeps {sweep.budget}."
     if naive.interval[0] <= 0:
-        said += f" {low} alone loses nothing measurable."
-    return Verdict(_instead(lost, naive), said)
+        note += f" {low} alone loses nothing measurable."
+    return Verdict(_instead(lost, naive), note)
 
 
 def _extent(plan: Plan, story: Story) -> str:
@@ -280,8 +280,8 @@ def _search(search: SearchResult) -> Verdict:
             share_low = f"{fixed(100 * trial.ratio, 1)} % of the weights in {low} within {reached.budget}"
             bits = f"{fixed(trial.bits, 2)} bits per weight within {reached.budget}"
             unseen = f"On text that the search has not seen, {perplexity_change(lost.nats)} % perplexity "
-            said = f"{unseen}({interval_words(lost)})." if reached.report else ""
-            return Verdict(share_low if search.axis == "ratio" else bits, said)
+            note = f"{unseen}({interval_words(lost)})." if reached.report else ""
+            return Verdict(share_low if search.axis == "ratio" else bits, note)
     return Verdict("No plan keeps a budget", f"{count(len(search.trials), 'plan')} measured.")
 
 
@@ -298,12 +298,12 @@ def _timed(speed: EngineSpeed) -> Verdict:
     """The last folder's decoding beside the first's, in the largest batch."""
     first, last = speed.folders[0], speed.folders[-1]
     *_, decode = speed.measures(last)
-    said = f"{decode.name}: {fixed(decode.values.median, 1)}"
+    note = f"{decode.name}: {fixed(decode.values.median, 1)}"
     if last is first:
-        return Verdict(f"{first.folder} in {speed.engine}: {said}")
+        return Verdict(f"{first.folder} in {speed.engine}: {note}")
     low, high = (fixed(ratio, 2) for ratio in (decode.ratios.least, decode.ratios.most))
     headline = f"{last.folder} decodes {fixed(decode.ratios.median, 2)} times as fast as {first.folder}"
-    return Verdict(headline, f"In {speed.engine} {speed.version} ({low} to {high}); {said}.")
+    return Verdict(headline, f"In {speed.engine} {speed.version} ({low} to {high}); {note}.")
 
 
 def _law(law: Law) -> Verdict:
@@ -316,5 +316,5 @@ def _law(law: Law) -> Verdict:
         return Verdict(f"{title}, fitted to {points}", best)
     quality = fits[0].quality[0]
     unseen = "".join(f", {fixed(100 * e, 1)} % on sizes that it had not seen" for e in quality.left_out_error)
-    said = f"On average, over {points}{unseen}. {best}".strip()
-    return Verdict(f"{title} is off by {fixed(100 * quality.error, 1)} %", said)
+    note = f"On average, over {points}{unseen}. {best}".strip()
+    return Verdict(f"{title} is off by {fixed(100 * quality.error, 1)} %", note)

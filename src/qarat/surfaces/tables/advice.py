@@ -26,7 +26,7 @@ _FLAGS = {"low": "--low", "budget": "--budget", "transforms": "--transform", "ru
 def show_advice(record: Advice) -> Parts:
     """Every scheme with its recipe, where they run, what was left out, what was measured, and the verdict."""
     budget = f"budget {record.budget} ({fixed(record.budget_nats, 4)} nats)"
-    yield title("advice", record.provenance.model, budget, *record.asked)
+    yield title("advice", record.provenance.model, budget, *record.engines)
     yield dim(f"{record.provenance.convention}{GAP}predictions from {record.priced:,} tokens of the selection set")
     yield from ("", landscape(record), "")
     yield dim(

@@ -18,8 +18,8 @@ def show_tables(tables: Sequence[Table]) -> Parts:
     notes: dict[str, int] = {}
     rows: list[tuple[str, ...]] = []
     for one in tables:
-        said = (one.how, *(one.defects if len(tables) == 1 else _said_once(one)))
-        places = [notes.setdefault(note, len(notes) + 1) for note in said if note]
+        remarks = (one.how, *(one.defects if len(tables) == 1 else _said_once(one)))
+        places = [notes.setdefault(note, len(notes) + 1) for note in remarks if note]
         rows.append((one.name, str(len(one.rows)), one.title, one.source, " ".join(map(str, places))))
     about = texts("what it holds", "source", "notes")
     yield table((*texts("name", wrap=False), *numbers("rows"), *about), rows)
@@ -31,11 +31,11 @@ def _said_once(one: Table) -> list[str]:
     endings: dict[str, list[str]] = {}
     for defect in one.defects:
         endings.setdefault(defect.rpartition(", ")[2], []).append(defect)
-    said: list[str] = []
+    remarks: list[str] = []
     for first, *others in endings.values():
         more = f" (and {len(others)} more such: qarat law data {one.name})"
-        said += [first + more] if len(others) > 2 else [first, *others]
-    return said
+        remarks += [first + more] if len(others) > 2 else [first, *others]
+    return remarks
 
 
 def show_table(one: Table) -> Parts:

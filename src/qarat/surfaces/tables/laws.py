@@ -25,7 +25,7 @@ _ENDS = {
 
 def show_prediction(prediction: Prediction) -> Parts:
     """An answer, its intervals, and whether it lies inside what was fitted."""
-    variable = prediction.asked
+    variable = prediction.variable
     answer = prediction.none or spell_value(variable, prediction.value)
     yield pairs(
         (
@@ -59,8 +59,8 @@ def spell_measured(value: float, standard_error: float) -> str:
 
 def show_law_check(record: LawCheck) -> Parts:
     """Predicted beside measured, row by row, what that comes to, and what sets law and rows apart."""
-    of_loss = record.asked == "loss"
-    known = [v for v in record.rows[0].known if v != "loss" or record.asked == "ratio"]
+    of_loss = record.variable == "loss"
+    known = [v for v in record.rows[0].known if v != "loss" or record.variable == "ratio"]
     places = [_place(row) for row in record.rows]
     same = len(set(places)) == 1  # then one line says it, and the table is narrower
     rows = (
@@ -69,7 +69,7 @@ def show_law_check(record: LawCheck) -> Parts:
             *(_spell(v, row.known[v]) for v in known),
             spell_measured(row.measured, row.standard_error),
             f"{row.predicted:.4g}",
-            _off(row, record.asked),
+            _off(row, record.variable),
             " to ".join(f"{bound:.3g}" for bound in row.interval) or "n/a",
             "" if same else place,
         )
@@ -108,7 +108,7 @@ def _summary(record: LawCheck) -> str:
     counted = [row for row in record.rows if row.counts]
     if not counted:
         return "no row counts in a mean"
-    mean = f"{fixed(100 * record.error, 1)} %" if record.asked == "loss" else fixed(record.error, 3)
+    mean = f"{fixed(100 * record.error, 1)} %" if record.variable == "loss" else fixed(record.error, 3)
     summary = f"off by {mean} on average over {count(len(counted), 'row')}"
     held = [row for row in record.rows if row.interval and not row.fitted]
     inside = sum(row.interval[0] <= row.measured <= row.interval[1] for row in held)

@@ -33,7 +33,7 @@ def _arm(record: RatioStudy, arm: RatioArm) -> Parts:
     yield bold(f"{arm.granularity}-wise, block {arm.block}: {arm.low}, {count(arm.units, 'unit')}")
     random = ("random\nQ_r", f"best of {record.trials}: Δ loss\n± SE, report")
     predicted = ("predicted\nQ_r", "Δ loss\n± SE, report", "predicted - random\n(nats, paired ± SE)")
-    rows = ((fixed(p.asked, 3), *_plan(p.random), *_plan(p.predicted), with_error(p.more) or "n/a") for p in arm.points)
+    rows = ((fixed(p.ratio, 3), *_plan(p.random), *_plan(p.predicted), with_error(p.more) or "n/a") for p in arm.points)
     yield table(numbers("Q_r\nasked", *random, *predicted), rows)
     of_random, of_predicted = (cost.pricing + cost.measuring for cost in (arm.random_cost, arm.predicted_cost))
     yield dim(
@@ -118,8 +118,8 @@ def _best_of(record: RatioStudy) -> DataTable:
         (
             (
                 str(x.trials),
-                fixed(x.found, digits),
-                perplexity_change(x.found),
+                fixed(x.best, digits),
+                perplexity_change(x.best),
                 fixed(x.expected, digits),
                 fixed(x.spread, digits),
             )
@@ -160,7 +160,7 @@ def show_family_sweep(record: FamilySweep) -> Parts:
 
 def _plans(point: FamilyPoint) -> Iterator[tuple[str, ...]]:
     """A row for each share that was asked for."""
-    for ratio, plan in zip(point.asked, point.plans, strict=True):
+    for ratio, plan in zip(point.ratios, point.plans, strict=True):
         if math.isnan(plan.ratio):
             yield *_place(point), f"{ratio:g}?", "", "none", ""
         else:

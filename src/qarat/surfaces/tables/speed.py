@@ -11,9 +11,9 @@ from qarat.values.records.speed import EngineSpeed, Spread
 
 def show_speed(record: EngineSpeed) -> Parts:
     """What was timed, a row for every folder and measure, and what should be known of it."""
-    ran_by, *said = conditions(record)
+    ran_by, *notes = conditions(record)
     yield bold("speed", f"{GAP}{ran_by}")
-    yield dim("; ".join(said))
+    yield dim("; ".join(notes))
     yield from ("", speeds(record))
     yield from map(dim, record.notes)
 

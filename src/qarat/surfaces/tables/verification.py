@@ -44,8 +44,8 @@ def show_verification(record: Verification) -> Parts:
     counted += [f"{len(record.unjudged)} not judged"] if record.unjudged else []
     counted.append(count(sum(f.severity == "warning" for f in record.findings), "warning"))
     yield ""
-    said = "is not judged" if record.verdict == "not judged" else record.verdict
-    yield bold(f"{record.folder} {said}: {', '.join(counted)}")
+    judged = "is not judged" if record.verdict == "not judged" else record.verdict
+    yield bold(f"{record.folder} {judged}: {', '.join(counted)}")
 
 
 def _modules(modules: Sequence[ModuleReport]) -> DataTable:

@@ -82,7 +82,7 @@ class Advice(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True
         budget: Spelling.
         budget_nats: The same in nats per token.
         caution: So many times what is predicted must be within the budget.
-        asked: Engines that must run it; empty for any.
+        engines: Those that must run it; empty for any.
         schemes: By bytes, the smallest first.
         measured: By name, what the recipe loses over float on the selection tokens; the others are predictions alone.
         left_out: Not looked at.
@@ -95,7 +95,7 @@ class Advice(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True
     budget: str
     budget_nats: float
     caution: float
-    asked: tuple[str, ...]
+    engines: tuple[str, ...]
     schemes: tuple[AdvisedScheme, ...]
     measured: dict[str, Difference]
     left_out: tuple[LeftOut, ...]

@@ -152,7 +152,7 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         form: Name.
-        asked: The variable asked for.
+        variable: That was asked for.
         known: The others, by name; ``loss`` in nats per token.
         value: The answer, within what is possible.
         interval: 95 % interval of the law itself, from its coefficients; empty where there is none.
@@ -166,7 +166,7 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     form: str
-    asked: str
+    variable: str
     known: dict[str, float]
     value: float
     interval: tuple[float, ...]
@@ -207,9 +207,9 @@ class CheckedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether it is part of the mean."""
         return not (self.near_zero or self.fitted)
 
-    def off(self, asked: str) -> float:
+    def off(self, variable: str) -> float:
         """What the prediction is off by: of a loss its share of the measured one, of a ratio the difference."""
-        return self.predicted / self.measured - 1 if asked == "loss" else self.predicted - self.measured
+        return self.predicted / self.measured - 1 if variable == "loss" else self.predicted - self.measured
 
 
 class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -220,7 +220,7 @@ class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: Title of those that it is checked by.
         data_hash: SHA-256 of the latter.
         form: Name.
-        asked: ``loss`` or ``ratio``: what is predicted.
+        variable: ``loss`` or ``ratio``: what is predicted.
         rows: One a measurement.
         error: Mean of what predictions are off by, without sign: relative of losses, those near zero left out, and the
             difference of ratios; rows that were fitted are left out. NaN where no row counts.
@@ -231,7 +231,7 @@ class LawCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str
     data_hash: str
     form: str
-    asked: str
+    variable: str
     rows: tuple[CheckedRow, ...]
     error: float
     notes: tuple[str, ...]

@@ -30,13 +30,13 @@ class RatioPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Random and predicted search at one ratio.
 
     Attributes:
-        asked: Q_r that random search was asked for.
+        ratio: Q_r that random search was asked for.
         random: The best random plan at that ratio, or at a higher one if it is better.
         predicted: The predicted plan at the ratio that the random one has, or a higher one.
         more: What the predicted plan loses over the random one on the report tokens, paired.
     """
 
-    asked: float
+    ratio: float
     random: RatioPlan
     predicted: RatioPlan
     more: Difference
@@ -89,13 +89,13 @@ class BestOf(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         trials: How many.
-        found: Loss of the best of the first that were drawn, on the selection tokens.
+        best: Loss of the best of the first that were drawn, on the selection tokens.
         expected: Its mean over every choice of so many among all that were drawn.
         spread: Its standard deviation over the same choices.
     """
 
     trials: int
-    found: float
+    best: float
     expected: float
     spread: float
 
@@ -152,7 +152,7 @@ class FamilyPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         granularity: Which weights share a scale: ``group``, ``channel`` or ``tensor``.
         block: Q_b: weights that share a scale, on the average over all sites.
         evaluation: Text, cut and number of windows, in words.
-        asked: Ratios that were asked for.
+        ratios: Those that were asked for.
         plans: The best plan at each of them.
         reached: One a budget.
         failure: Why the point could not be measured; empty where it was.
@@ -166,7 +166,7 @@ class FamilyPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     granularity: str
     block: float
     evaluation: str
-    asked: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
     plans: tuple[RatioPlan, ...] = ()
     reached: tuple[RatioReach, ...] = ()
     failure: str = ""

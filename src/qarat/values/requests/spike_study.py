@@ -210,9 +210,9 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         extent = EXTENTS[self.extent]
         if not self.settings:
             return extent
-        asked = [setting for setting in _EVERY if setting.brief in self.settings]
-        rich, compared = (tuple(s for s in asked if s in where) for where in (extent.rich, extent.compared))
-        return extent._replace(settings=tuple(asked), rich=rich, compared=compared)
+        chosen = [setting for setting in _EVERY if setting.brief in self.settings]
+        rich, compared = (tuple(s for s in chosen if s in where) for where in (extent.rich, extent.compared))
+        return extent._replace(settings=tuple(chosen), rich=rich, compared=compared)
 
     @property
     def asked_orders(self) -> tuple[str, ...]:
