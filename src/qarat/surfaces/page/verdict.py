@@ -110,7 +110,8 @@ def next_lines(story: Story) -> Command | None:
     chosen = [r for search in story.all(SearchResult) for r in search.reached if r.trial >= 0]
     if chosen and story.about.model:
         folder, search = story.about.folder, story.all(SearchResult)[0]
-        stats = ["--stats", f"{folder}/{STATS}"] if any("static" in scheme for scheme in search.menu) else []
+        static = any("static" in scheme for scheme in (*search.menu, *search.caches))
+        stats = ["--stats", f"{folder}/{STATS}"] if static else []
         words = [story.about.model, "--plan", f"{folder}/{plan_file(chosen[0].budget)}", *stats]
         return Command("To go on", shlex.join(["qarat", "quantize", *words]))
     return None
@@ -155,6 +156,8 @@ def _reached(search: SearchResult, reached: Reached) -> tuple[str, str, str]:
     if search.axis == "ratio":
         share_low, ends = f"{fixed(trial.ratio, 3)} low (Q_r)", reach_words(reached.low, reached.high)
         return reached.budget, share_low, f"{f'95 %: {ends}; ' if ends else ''}{fixed(trial.bits, 2)} bits per weight"
+    if search.axis == "megabytes":
+        return reached.budget, f"{fixed(trial.megabytes, 3)} MB", f"weights and caches of {search.context:,} tokens"
     return reached.budget, f"{fixed(trial.bits, 2)} bits", "per weight, scales included"
 
 
@@ -279,9 +282,10 @@ def _search(search: SearchResult) -> Verdict:
             low = scheme_words(parse_scheme(search.menu[0]))
             share_low = f"{fixed(100 * trial.ratio, 1)} % of the weights in {low} within {reached.budget}"
             bits = f"{fixed(trial.bits, 2)} bits per weight within {reached.budget}"
+            size = f"{fixed(trial.megabytes, 3)} MB, caches of {search.context:,} tokens in it, within {reached.budget}"
             unseen = f"On text that the search has not seen, {perplexity_change(lost.nats)} % perplexity "
             said = f"{unseen}({interval_words(lost)})." if reached.report else ""
-            return Verdict(share_low if search.axis == "ratio" else bits, said)
+            return Verdict({"ratio": share_low, "bits": bits, "megabytes": size}[search.axis], said)
     return Verdict("No plan keeps a budget", f"{count(len(search.trials), 'plan')} measured.")
 
 
