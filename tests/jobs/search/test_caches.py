@@ -29,7 +29,7 @@ from qarat.values.units import make_units
 Qarat = Callable[..., Any]
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
 EIGHT, FOUR = "c=int8/token", "c=int4/token"
-FLOATS = ("*_proj: float",)
+FLOATS = "float"
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_menu_of_caches_alone_decides_caches(opened: tuple[Model, Tokens], tmp
     model, tokens = opened
     low = assign(model.fingerprint, model.source_bits, model.sites(), "float", [("*_cache", EIGHT)])
     budget = f"bytes={stored(low, 100) / 8:.0f}"
-    request = SearchRequest(menu=(EIGHT,), budgets=(budget,), rules=FLOATS, context=100, rewrites=False)
+    request = SearchRequest(menu=(EIGHT,), budgets=(budget,), low=FLOATS, context=100, rewrites=False)
     result = search_plans(model, tokens, request, tmp_path / "s")
     plan = decode_record(tmp_path / "s" / plan_file(budget), Plan)
     assert {str(plan[s.name]) for s in plan.sites if s.kind == "cache"} == {EIGHT}
@@ -118,7 +118,7 @@ def test_a_loss_budget_takes_caches_as_far_down_as_it_lets_them(
     qarat: Qarat, tiny_llama: Path, small: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    words = ["--menu", FOUR, EIGHT, "--set", "*_proj: float", "--no-rewrites", "--budget", "nats+9", "nats+0"]
+    words = ["--menu", FOUR, EIGHT, "--low", "float", "--no-rewrites", "--budget", "nats+9", "nats+0"]
     answer = qarat("search", tiny_llama, *small, "-o", out, *words)
     assert answer.code == 0, answer.err
     result = decode_record(out / "search.json", SearchResult)
@@ -146,7 +146,7 @@ def test_strategies_that_do_not_predict_decide_caches_too(
     opened: tuple[Model, Tokens], tmp_path: Path, strategy: str
 ) -> None:
     model, tokens = opened
-    request = SearchRequest(menu=(EIGHT, FOUR), budgets=("nats+9",), rules=FLOATS, strategy=strategy, trials=2)
+    request = SearchRequest(menu=(EIGHT, FOUR), budgets=("nats+9",), low=FLOATS, strategy=strategy, trials=2)
     result = search_plans(model, tokens, request, tmp_path / "s")
     assert result.reached[0].trial >= 0
     assert any(0 < option < 2 for trial in result.trials for option in trial.choice)

@@ -217,7 +217,8 @@ def make_space(
 
     Args:
         base: Everything at the low scheme, with overrides, attention products in float.
-        options: The cheapest first; of two, the low scheme. Caches are decided where any of them quantizes these.
+        options: The cheapest first; of two, the low scheme. Caches are decided where any of them quantizes these,
+            projections where they differ in them.
         layers: Whether whole blocks are decided, instead of sites.
         tied: Whether sites that an engine fuses share their option.
         pinned: Names of sites that a rule decides, also where it says the low scheme.
@@ -234,6 +235,8 @@ def make_space(
     fixed = {*pinned, *(a.site.name for a in base.exceptions())}
     open_sites = [s for s in base.sites if s.name not in fixed]
     caches = not all(option.cache.is_float for option in options)
+    if len({option.projection for option in options}) == 1:
+        open_sites = [s for s in open_sites if s.kind != "projection"]
     units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs", caches=caches)
     if not units:
         raise UserError("nothing is left to search: `rules` decides every site")

@@ -71,7 +71,8 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _advice(story: Story) -> Iterator[Part]:
     if advice := story.one(Advice):
-        yield price_of_bits(advice)
+        if not all(s.is_of_caches for s in advice.schemes):
+            yield price_of_bits(advice)
         yield Titled("The landscape", landscape(advice))
         if advice.measured:
             yield Titled("Measured", measurements(advice))

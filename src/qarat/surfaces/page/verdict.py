@@ -17,8 +17,8 @@ from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.parts import Command
 from qarat.surfaces.page.remedies import done_words
 from qarat.surfaces.page.story import Story, portable
+from qarat.surfaces.tables.advice import verb_of, words_of
 from qarat.surfaces.tables.advice import verdict as of_advice
-from qarat.surfaces.tables.advice import words_of
 from qarat.surfaces.tables.calibration_study import headline as of_calibration
 from qarat.surfaces.tables.laws import why_uncompared
 from qarat.surfaces.tables.wording import count, fixed, interval, listed, megabytes, perplexity_change, share
@@ -105,7 +105,7 @@ def next_lines(story: Story) -> Command | None:
         )
     if (advice := story.one(Advice)) and story.about.model:
         chosen = [s for s in advice.schemes if s.name in advice.measured] or advice.meeting[:1]
-        lines = [shlex.join(["qarat", "run", story.about.model, *words_of(s)]) for s in chosen]
+        lines = [shlex.join(["qarat", verb_of(s), story.about.model, *words_of(s)]) for s in chosen]
         return Command("To go on", "\n".join(lines)) if lines else None
     chosen = [r for search in story.all(SearchResult) for r in search.reached if r.trial >= 0]
     if chosen and story.about.model:

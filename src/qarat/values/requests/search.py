@@ -14,7 +14,7 @@ from qarat.values.parsing import parse_scheme, parse_scheme_in
 from qarat.values.plans import Plan, assign
 from qarat.values.requests.protect import ProtectRequest
 from qarat.values.schemes import FLOAT, CacheScheme, LinearScheme, MatmulScheme, TensorScheme
-from qarat.values.spellings import full_spelling, parse_low, split_commas
+from qarat.values.spellings import full_spelling, is_of_caches, parse_low, split_commas
 from qarat.values.units import Option, with_caches
 
 POINTS = {"matmul": (0.5, 0.75, 0.9, 0.95), "layer": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
@@ -32,7 +32,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         low: Scheme whose share is to be as large as possible; also mxint4, mxfp4, int4, int8-static, or a weight's
-            format.
+            format; float where caches alone are to be decided.
         high: What the other sites get: float, fp8, fp8-e5m2, or a scheme as for `low`.
         menu: More schemes as for `low`, commas between them or not; the curve then runs over bits per weight. Of those
             with c=… each cache of keys or values gets one or stays in float; the curve then runs over megabytes.
@@ -77,7 +77,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 the strategy needs is not installed.
         """
         for field in ("low", "high"):
-            if _is_of_caches(spelling := getattr(self, field)):
+            if is_of_caches(spelling := getattr(self, field)):
                 raise UserError(f"`{field}` {spelling}: it is of projections; schemes of caches go into the `menu`")
         self.as_plan_request().check()
         for word, known, option in (
@@ -154,9 +154,14 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def schemes(self) -> tuple[str, ...]:
         """Spellings of all schemes: the low one, those of the menu, the high one."""
-        of_projections = (text for text in split_commas(self.menu) if not _is_of_caches(text))
+        of_projections = (text for text in split_commas(self.menu) if not is_of_caches(text))
         low, *menu, high = map(full_spelling, (self.low, *of_projections, self.high))
-        return (low, *(text for text in menu if text != high), high)
+        return (*([] if self.decides_caches_alone else [low]), *(text for text in menu if text != high), high)
+
+    @property
+    def decides_caches_alone(self) -> bool:
+        """Whether projections stay in float, and only caches have schemes."""
+        return self.low == self.high == FLOAT and bool(self.caches())
 
     def caches(self) -> tuple[str, ...]:
         """Spellings of what each cache may get, float the last; none where caches are not decided.
@@ -164,7 +169,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             SchemeError: A malformed spelling.
         """
-        given = [str(parse_scheme_in("menu", text)) for text in split_commas(self.menu) if _is_of_caches(text)]
+        given = [str(parse_scheme_in("menu", text)) for text in split_commas(self.menu) if is_of_caches(text)]
         return (*given, FLOAT) if given else ()
 
     def ordered_schemes(self, base: Plan) -> tuple[str, ...]:
@@ -221,12 +226,8 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             budget=f"nats+{nats:.12f}",
             rules=self.rules,
             runtime=self.runtime,
-            rewrites=self.rewrites,
+            rewrites=self.rewrites and not self.decides_caches_alone,
         )
-
-
-def _is_of_caches(text: str) -> bool:
-    return text.startswith("c=")
 
 
 def _cache(spelling: str) -> CacheScheme:

@@ -70,18 +70,19 @@ def price_of_bits(advice: Advice) -> Figure:
     """Every scheme by its bits: predicted with nothing done, and with its recipe; and what was measured.
 
     Args:
-        advice: With a scheme.
+        advice: With a scheme of weights.
     """
 
     def dots(loss: str, schemes: Iterable[AdvisedScheme]) -> tuple[Dot, ...]:
         return tuple(Dot(s.bits, getattr(s, loss), label=s.name) for s in schemes)
 
-    low = [s for s in advice.schemes if s.is_low]
+    of_weights = [s for s in advice.schemes if not s.is_of_caches]
+    low = [s for s in of_weights if s.is_low]
     measured = [(s, advice.measured[s.name]) for s in low if s.name in advice.measured]
     tried = tuple(Dot(s.bits, lost.nats, y_range=lost.interval, label=s.name) for s, lost in measured)
     series = [
         Series("with its recipe, predicted", dots("predicted", low), line=False),
-        Series("everything low, nothing done, predicted", dots("naive", advice.schemes), line=False),
+        Series("everything low, nothing done, predicted", dots("naive", of_weights), line=False),
         Series("with its recipe, measured", tried, line=False, named=True),
     ]
     return curve(
