@@ -36,7 +36,7 @@ from qarat.values.records.speed import EngineSpeed
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PLANNING_RULES
-from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme, is_static
 from qarat.values.sites import short_name
 from qarat.values.units import make_units
 
@@ -110,7 +110,7 @@ def next_lines(story: Story) -> Command | None:
     chosen = [r for search in story.all(SearchResult) for r in search.reached if r.trial >= 0]
     if chosen and story.about.model:
         folder, search = story.about.folder, story.all(SearchResult)[0]
-        static = any("static" in scheme for scheme in (*search.menu, *search.caches))
+        static = any(is_static(parse_scheme(scheme)) for scheme in (*search.menu, *search.caches))
         stats = ["--stats", f"{folder}/{STATS}"] if static else []
         words = [story.about.model, "--plan", f"{folder}/{plan_file(chosen[0].budget)}", *stats]
         return Command("To go on", shlex.join(["qarat", "quantize", *words]))
