@@ -83,7 +83,7 @@ def check_static(
 
 
 def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
-    """The scales of a static input, or those that align a cache's channels, from the calibration stats.
+    """The scales of a static input, or those of a cache's channels, from the calibration stats.
 
     Args:
         stats: Of the float model on the calibration tokens.
@@ -104,12 +104,12 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
     else:
         # Attention probabilities: only their overall range is kept, and they are never negative.
         low, high = torch.zeros(1), torch.tensor([seen.maximum])
-    if scheme.aligned:
-        return alignment(low, high)
+    if scheme.two_dimensional:
+        return channel_scales(low, high)
     return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme)
 
 
-def alignment(channel_min: Tensor, channel_max: Tensor) -> Scales:
+def channel_scales(channel_min: Tensor, channel_max: Tensor) -> Scales:
     """The shift and scale that take each channel of a cache to the range from -1 to 1 (WKVQuant, arXiv 2402.12065).
 
     With m and M a channel's extremes, the shift is (M + m) / 2 and the scale (M - m) / 2; 1 where they are the same.

@@ -33,8 +33,8 @@ class Scales:
             (1, 1) or (batch, 1, 1); of uint8 one for each 256 scales in reading order, (1, blocks) or (batch, 1,
             blocks).
         table: Of a learned format, each tile's own values, (tall, wide, values) float16, ascending; scales are then 1.
-        shift: Of an aligned cache, the middle of each channel, (1, cols) float32; ``scale`` is then half of its range,
-            and the scales of tokens are found behind that.
+        shift: Of a cache in two dimensions, the middle of each channel, (1, cols) float32; ``scale`` is then half of
+            its range, and the scales of tokens are found behind that.
     """
 
     scale: Tensor
@@ -46,7 +46,7 @@ class Scales:
     @classmethod
     def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> Scales:
         """Scales of a (rows, cols) matrix that hold no numbers, on the meta device: what they will consist of."""
-        if scheme.aligned:
+        if scheme.two_dimensional:
             each = torch.empty(1, cols, device="meta")
             return cls(each, shift=each)
         scale = torch.empty(scheme.granularity.scale_shape(rows, cols), device="meta")

@@ -87,8 +87,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             room for values that it did not see, less clips.
         past_only: Caches only: a token's own key and value are used as they are, only later tokens read the quantized
             ones (WKVQuant, arXiv 2402.12065).
-        aligned: Caches only: channels are first shifted and scaled to one range, as calibration saw them, and back when
-            they are read (WKVQuant's two dimensions, `qarat.maths.kernels.reference.kept`).
+        two_dimensional: Caches only: channels are first shifted and scaled to one range, as calibration saw them, and
+            back when they are read (WKVQuant, `qarat.maths.kernels.reference.kept`).
     """
 
     format: str
@@ -103,7 +103,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reach: float = 1.0
     sparse: float | None = None
     past_only: bool = False
-    aligned: bool = False
+    two_dimensional: bool = False
 
     @property
     def number_format(self) -> NumberFormat:
@@ -122,8 +122,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def needs_stats(self) -> bool:
-        """Whether anything of it comes from calibration stats: static scales, or how channels are aligned."""
-        return self.static or self.aligned
+        """Whether anything of it comes from calibration stats: static scales, or the channels' of a cache."""
+        return self.static or self.two_dimensional
 
     @property
     def joins_tokens(self) -> bool:
@@ -164,8 +164,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
         if fmt.learned and (self.granularity.rows != 1 or self.scale != "float32" or self.choice != "absmax"):
             reasons.append(f"{fmt.name} has a table a row (channel) or group (gN) and no scale that could be chosen")
-        if self.aligned and self.static:
-            reasons.append("aligned channels have scales by token; static ones of each channel are g1/static")
+        if self.two_dimensional and self.static:
+            reasons.append("2d has scales by token; static ones of each channel are g1/static")
         if self.sparse is not None and not 0 < self.sparse <= 50:
             reasons.append("a sparse part is more than 0 and at most 50 per cent of the weights")
         if self.sparse is not None and self.choice in ("percentile", "typical"):
@@ -217,8 +217,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append("asymmetric")
         if self.outliers is not None:
             parts.append("outliers-" + _number(self.outliers))
-        if self.aligned:
-            parts.append("aligned")
+        if self.two_dimensional:
+            parts.append("2d")
         if self.past_only:
             parts.append("past-only")
         return "/".join(parts)

@@ -63,7 +63,7 @@ def cache_offence(scheme: Scheme) -> str:
         return ""
     if kept.past_only:
         return "engines read a token's own key and value from the cache too; drop past-only"
-    if kept.aligned:
-        return "engines shift and scale no channel of a cache; drop aligned"
+    if kept.two_dimensional:
+        return "engines shift and scale no channel of a cache; drop 2d"
     held = kept.static and kept.granularity == Granularity() and kept.symmetric and kept.scale == "float32"
     return "" if held and kept.format in FORMATS else "caches are c=e4m3/tensor/static or c=int8/tensor/static"
