@@ -30,6 +30,7 @@ from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.scores import Evaluation
 from qarat.values.records.streams import ActivationStats
+from qarat.values.schemes import is_static
 
 PAST = "/past-only"
 WAYS = {"plain": ("", 0), "past": (PAST, 0), "first": ("", 1), "past+first": (PAST, 1)}
@@ -66,14 +67,14 @@ class Bench:
 
     def loss(self, caches: str, prefix: int) -> torch.Tensor:
         """Over float, of each window."""
-        stats = self.stats(prefix) if "static" in caches else None
+        stats = self.stats(prefix) if is_static(parse_scheme(f"c={caches}")) else None
         small = quantize(self.model, self.plan(caches, prefix), stats)
         return nats(measure_perplexity(small, self.report, label=caches)) - self.floating
 
     def priced(self, schemes: Sequence[str]) -> dict[str, float]:
         """What the prices of all caches sum to, by scheme."""
-        stats = self.stats(0) if any("static" in scheme for scheme in schemes) else None
-        menu = price(self.model, self.selection, [parse_scheme(f"c={scheme}") for scheme in schemes], stats)
+        parsed = [parse_scheme(f"c={scheme}") for scheme in schemes]
+        menu = price(self.model, self.selection, parsed, self.stats(0) if any(map(is_static, parsed)) else None)
         sums = dict.fromkeys(schemes, 0.0)
         for entry in menu.entries:
             sums[entry.scheme.removeprefix("c=")] += entry.damage

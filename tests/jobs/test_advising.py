@@ -1,7 +1,9 @@
 """Advice on a trained model with a spike: predictions as the single steps give them, what is measured, who runs it."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,15 +26,17 @@ from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.stages.transforms import parse_transform
 from qarat.stages.transforms.rewrite import columns_for
+from qarat.surfaces.tables.advice import verb_of, words_of
 from qarat.testing import tiny_checkpoint
 from qarat.values.parsing import parse_scheme
+from qarat.values.plans import assign
 from qarat.values.records.advice import Advice, AdvisedScheme, EngineAnswer
 from qarat.values.records.files import decode_record, encode_record
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.advise import LANDSCAPE, AdviseRequest
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LOW, LinearScheme
+from qarat.values.schemes import LOW, CacheScheme, LinearScheme
 
 Sets = tuple[TokenSet, TokenSet, TokenSet]
 FP8, INT4, MX = (LANDSCAPE[name] for name in ("FP8 static", "W4A16 g32", "MXFP8"))
@@ -264,3 +268,86 @@ def test_tiles_that_an_engine_cannot_merge_are_said(tmp_path: Path) -> None:
         assert simulated.runs
         assert bool(served.runs) == merged
         assert merged or served.where == "tiles end within projections that it merges"
+
+
+# ---------------------------------------------------------------- caches
+
+
+CACHES = ("c=int8/token", "c=int4/token", "c=e4m3/tensor/static")
+
+
+@pytest.fixture(scope="module")
+def caches(model: Model, sets: Sets) -> tuple[Advice, ActivationStats]:
+    advisor = Advisor(model, sets, AdviseRequest(schemes=(*CACHES, INT4), budget="nats+0.02", engine=(), measure=2))
+    stats = advisor.profile()
+    return advisor.advise(stats), stats
+
+
+def test_caches_have_rows_of_their_own(model: Model, sets: Sets, caches: tuple[Advice, ActivationStats]) -> None:
+    advice, stats = caches
+    menu = price(model, sets[1].at_most(PRICED_ON), [parse_scheme(c) for c in CACHES], stats)
+    for spelling in CACHES:
+        advised = named(advice, spelling)
+        assert advised.naive == pytest.approx(sum(menu.damages(spelling).values()), rel=1e-9)
+        assert advised.predicted <= 0.02 / CAUTION
+        plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", [("*_cache", spelling)])
+        kept = {name: CacheScheme() for name in advised.kept}
+        assert advised.cache == plan.with_schemes(kept, "").cache_bits() // 8
+        assert advised.size == quantized_bytes(model, plan.in_float())
+    assert 0 < named(advice, "c=int4/token").share < 1
+    assert not named(advice, "c=int8/token").kept
+
+
+def test_an_engine_has_one_kind_of_cache(model: Model, sets: Sets) -> None:
+    """All stay in float, or none."""
+    request = AdviseRequest(schemes=CACHES[2:], budget="nats+0.0002", measure=0)
+    advisor = Advisor(model, sets, request)
+    (advised,) = advisor.advise(advisor.profile()).schemes
+    assert len(advised.kept) == 2 * model.blocks
+    assert advised.request["runtime"] == "vllm"
+
+
+def test_caches_are_measured_as_they_are_advised(
+    model: Model, sets: Sets, caches: tuple[Advice, ActivationStats]
+) -> None:
+    advice, stats = caches
+    (spelling,) = set(advice.measured) & set(CACHES)
+    plan = assign(model.fingerprint, model.source_bits, model.sites(), "float", [("*_cache", spelling)])
+    assert not named(advice, spelling).kept
+    low = measure_perplexity(quantize(model, plan, stats), sets[1], label="low")
+    assert advice.measured[spelling] == paired_difference(low, measure_perplexity(model, sets[1], label="float"))
+
+
+def test_who_runs_a_cache(caches: tuple[Advice, ActivationStats]) -> None:
+    runs = {c: {a.engine: a.runs for a in named(caches[0], c).engines} for c in CACHES}
+    assert runs["c=e4m3/tensor/static"]["vllm"] == "float8 cache"
+    assert not runs["c=e4m3/tensor/static"]["llama.cpp"]
+    assert not any(runs["c=int8/token"].values())
+
+
+def test_without_an_engine_that_fuses_some_caches_stay_in_float(model: Model, sets: Sets) -> None:
+    request = AdviseRequest(
+        schemes=("c=int8/tensor/static",), engine=("transformers",), budget="nats+0.0002", measure=0
+    )
+    advisor = Advisor(model, sets, request)
+    (advised,) = advisor.advise(advisor.profile()).schemes
+    assert 0 < len(advised.kept) < 2 * model.blocks
+    assert advised.share == len(advised.kept) / (2 * model.blocks)
+
+
+def test_the_command_of_a_cache_searches(
+    caches: tuple[Advice, ActivationStats], tmp_path: Path, qarat: Callable[..., Any]
+) -> None:
+    advised = named(caches[0], "c=int8/token")
+    assert verb_of(advised) == "search"
+    few = ["--samples", 2, "--report-samples", 2]
+    answer = qarat("search", "py-64", *words_of(advised), *few, "-o", tmp_path / "s")
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "why"), [("c=float", "leaves caches in float"), ("c=int8/channel", "does not fit the cache")]
+)
+def test_what_no_advice_is_about(scheme: str, why: str) -> None:
+    with pytest.raises(UserError, match=f"`schemes`: .*{why}"):
+        AdviseRequest(schemes=(scheme,)).check()

@@ -10,9 +10,10 @@ from transformers import DynamicCache
 
 from qarat.ground.errors import UserError
 from qarat.maths.kernels import reference
+from qarat.maths.static_scales import channel_scales
 from qarat.maths.tensors import fake_quantize
 from qarat.model.layers import QuantCache
-from qarat.model.model import Model
+from qarat.model.model import Model, Transform
 from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
 from qarat.model.tokens import TokenSet
@@ -28,6 +29,7 @@ from qarat.values.schemes import CacheScheme, TensorScheme
 
 PAST = "c=int4/token/past-only"
 STATIC = "c=int8/g8/static/past-only"
+TWO = "c=int4/g4/2d"
 LENGTH = 20
 
 
@@ -117,6 +119,100 @@ def test_keys_and_values_have_schemes_of_their_own(tiny_model: Model):
     assert str(cache) == "QuantCache(k_cache: float, v_cache: c=int4/token/past-only)"
 
 
+# ---------------------------------------------------------------- scales in two dimensions
+
+
+def scaled_by_loops(x: Tensor, low: Tensor, high: Tensor, group: int, largest: float) -> Tensor:
+    """(tokens, channels) float64, from the formula: shift and scale by channel, then one scale a token and group."""
+    x, shift, half = x.double(), (high.double() + low.double()) / 2, (high.double() - low.double()) / 2
+    level = (x - shift) / half
+    out = torch.empty_like(level)
+    for token in range(len(level)):
+        for start in range(0, level.shape[1], group):
+            part = level[token, start : start + group]
+            scale = part.abs().max() / largest
+            out[token, start : start + group] = (part / scale).round().clamp(-largest - 1, largest) * scale
+    return out * half + shift
+
+
+def grown(channels: int = 16, tokens: int = 60) -> Tensor:
+    """Keys (1, heads, tokens, channels) of which one channel is a hundred times as large, and one lies far from 0."""
+    x = torch.randn(1, 2, tokens, channels // 2, generator=torch.Generator().manual_seed(3))
+    x[:, 0, :, 3] *= 100
+    x[:, 1, :, 2] += 40
+    return x
+
+
+def test_two_dimensions_are_what_the_formula_says():
+    x = grown()
+    rows = x.transpose(1, 2).flatten(2)[0]
+    low, high = rows.amin(0), rows.amax(0)
+    scheme = kept(TWO)
+    ours = reference.kept(x, scheme, channel_scales(low, high)).transpose(1, 2).flatten(2)[0]
+    expected = scaled_by_loops(rows, low, high, 4, 7)
+    # A value half-way between two steps may fall to either side in float32; none lies there by chance.
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_channel_a_hundred_times_as_large_starves_the_others_no_more():
+    x, scheme = grown(), kept("c=int4/g8")
+    rows = x.transpose(1, 2).flatten(2)[0]
+    scales = channel_scales(rows.amin(0), rows.amax(0))
+
+    def errors(low: Tensor) -> Tensor:
+        """Of each channel, over its variance."""
+        wrong = (low - x).transpose(1, 2).flatten(2)[0]
+        return wrong.square().mean(0) / rows.var(0)
+
+    plain, both = (
+        errors(reference.kept(x, scheme)),
+        errors(reference.kept(x, kept("c=int4/g8/2d"), scales)),
+    )
+    beside = [0, 1, 2, 4, 5, 6, 7]  # in the group of the large one
+    assert plain[beside].mean() > 0.8  # hardly anything is left of them
+    assert (both < plain / 10)[beside].all()
+
+
+def test_a_model_with_a_large_value_channel_loses_far_less(tmp_path: Path):
+    """Rows of v_proj times a hundred, columns of o_proj over it: the same function, and a cache with an outlier."""
+    model = open_model(str(tiny_checkpoint(tmp_path, heads=2, kv_heads=2)))
+
+    def grow(_: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        v, o = (state[f"self_attn.{leaf}_proj.weight"].clone() for leaf in "vo")
+        v[3] *= 128
+        o[:, 3] /= 128
+        return state | {"self_attn.v_proj.weight": v, "self_attn.o_proj.weight": o}
+
+    large, ids = model.with_transform(Transform("grown", grow)), token_set().windows
+    before = logits_of(large, ids)
+    torch.testing.assert_close(before, logits_of(model, ids), rtol=0, atol=1e-5)
+
+    def error(spelling: str) -> float:
+        return float((logits_of(with_caches(large, ("*.v_cache", spelling)), ids) - before).square().mean())
+
+    assert error("c=int4/g8/2d") < error("c=int4/g8") / 10
+
+
+def test_a_channel_that_never_changes_is_kept():
+    x = torch.full((1, 1, 4, 8), 2.5)
+    rows = x[0, 0]
+    low = reference.kept(x, kept("c=int4/g8/2d"), channel_scales(rows.amin(0), rows.amax(0)))
+    assert low.equal(x)
+
+
+def test_channels_are_scaled_by_stats_alone(tiny_model: Model):
+    plan = assign(tiny_model.fingerprint, 16, tiny_model.sites(), "float", [("*_cache", TWO)])
+    with pytest.raises(UserError, match="static scales need stats, here of 4 streams"):
+        quantize(tiny_model, plan)
+    with pytest.raises(ValueError, match="comes from calibration"):
+        reference.kept(torch.randn(1, 1, 2, 8), kept(TWO))
+    stats = observe(tiny_model, token_set())
+    block: Any = quantize(tiny_model, plan, stats).block(0)
+    seen = stats.stream("model.layers.0.k_cache").arrays
+    held = block.self_attn.kv_cache.scales["k_cache"]
+    assert held.shift[0].equal((seen["channel_max"] + seen["channel_min"]) / 2)
+
+
 # ---------------------------------------------------------------- exact laws
 
 
@@ -125,7 +221,7 @@ def test_a_cache_in_float_changes_no_bit(tiny_model: Model):
     assert logits_of(with_caches(tiny_model, ("*_cache", "float")), ids).equal(logits_of(tiny_model, ids))
 
 
-@pytest.mark.parametrize("spelling", ["c=int8/token", PAST, STATIC, "c=int4/g4/asymmetric"])
+@pytest.mark.parametrize("spelling", ["c=int8/token", PAST, STATIC, "c=int4/g4/asymmetric", TWO])
 def test_a_folder_holds_it_to_the_last_bit(tiny_model: Model, tmp_path: Path, spelling: str):
     stats = observe(tiny_model, token_set())
     rules = [("*.k_cache", spelling), ("0.v_cache", "c=e4m3/tensor/static")]
@@ -157,7 +253,9 @@ def test_a_first_token_in_float_is_a_prefix_of_one(tiny_model: Model):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "qwen3", "opt"])
-@pytest.mark.parametrize("spelling", ["c=int8/token", PAST, STATIC, "c=int4/g8/asymmetric/past-only"])
+@pytest.mark.parametrize(
+    "spelling", ["c=int8/token", PAST, STATIC, "c=int4/g8/asymmetric/past-only", f"{TWO}/past-only"]
+)
 def test_token_by_token_it_is_the_window(spelling: str, architecture: Architecture, tmp_path: Path):
     model = open_model(str(tiny_checkpoint(tmp_path, architecture=architecture)))
     small = with_caches(model, ("*_cache", spelling))
@@ -213,6 +311,7 @@ def test_bits_of_a_token(tiny_model: Model):
     assert bits() == len(sites) * width * 16
     assert bits(("*_cache", "c=int4/token")) == len(sites) * (width * 4 + 32)
     assert bits(("*_cache", "c=int4/g8/asymmetric")) == len(sites) * (width * 4 + width // 8 * (32 + 4))
+    assert bits(("*_cache", "c=int4/g8/asymmetric/2d")) == bits(("*_cache", "c=int4/g8/asymmetric"))
     assert bits(("*_cache", "c=e4m3/tensor/static")) == len(sites) * width * 8  # its scale is no token's
     half = len(sites) // 2
     assert bits(("*.k_cache", "c=int8/token")) == half * (width * 8 + 32) + half * width * 16
@@ -228,6 +327,9 @@ def test_bits_of_a_token(tiny_model: Model):
         ("c=int8/token/static", "cannot be static"),
         ("c=int8/channel", "does not fit the cache"),
         ("c=int4/g32/round-gptq", "belongs to a weight"),
+        ("c=int4/g8/static/2d", "static ones of each channel are g1/static"),
+        ("c=int4/tensor/dynamic/2d", "token by token"),
+        ("a=int4/token/2d", "belongs to a cache"),
         ("w=int4/g32/past-only", "belongs to a cache"),
         ("l=int4/token/past-only", "belongs to a cache"),
         ("c=int8/token a=int8/token", "give one kind"),

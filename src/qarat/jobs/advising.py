@@ -40,7 +40,7 @@ from qarat.values.records.rewrites import Rewrites
 from qarat.values.records.scores import paired_difference
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.advise import AdviseRequest
-from qarat.values.schemes import LinearScheme, Scheme, is_static
+from qarat.values.schemes import CacheScheme, Scheme, is_static
 
 KIND = "advice"
 ADVISE: Step[Advice] = Step("advise", (result_of(KIND),))
@@ -110,7 +110,8 @@ class Advisor:
 
     def profile(self) -> ActivationStats:
         """The stats behind static scales and rewrites."""
-        return profile(self.model, self.calibration, attention=False, progress=self.progress)
+        caches = any(isinstance(c.scheme, CacheScheme) and is_static(c.scheme) for c in self.considered)
+        return profile(self.model, self.calibration, attention=caches, progress=self.progress)
 
     def advise(self, stats: ActivationStats) -> Advice:
         """The landscape, and what some of its recipes lose.
@@ -122,7 +123,7 @@ class Advisor:
         fitted = (rewrites.get(c.name) for c in self.considered)
         pairs = zip(self.considered, fitted, strict=True)
         drafted = [draft(self.model, c, menu, r, self.budget, tied=self.tied) for c, r in pairs]
-        drafted.sort(key=lambda d: (d.advised.size, d.advised.predicted))
+        drafted.sort(key=lambda d: (d.advised.size, d.advised.cache, d.advised.predicted))
         picked = pick([d.advised for d in drafted], self.request.measure)
         measured = self._measure([d for d in drafted if d.advised.name in picked], stats) if picked else {}
         tokens, seen = self.selection, self.selection.at_most(PRICED_ON).windows.numel()
@@ -158,7 +159,8 @@ class Advisor:
                 model = parse_transform(advised.transform).apply(model, rewrites)
                 if static:
                     seen = profile(model, self.calibration, attention=False, progress=self.progress)
-            plan = draft_plan(model, request).with_schemes(dict.fromkeys(advised.kept, LinearScheme()), KEPT)
+            kept = dict.fromkeys(advised.kept, type(parse_scheme(advised.scheme))())
+            plan = draft_plan(model, request).with_schemes(kept, KEPT)
             low = quantize(model, plan, seen if static else None, self.inputs)
             loss = measure_perplexity(low, self.selection, label=advised.name, progress=self.progress)
             lost[advised.name] = paired_difference(loss, float_loss)
@@ -185,8 +187,8 @@ def pick(schemes: Sequence[AdvisedScheme], most: int) -> frozenset[str]:
     """Names of the recipes to measure: the best of each kind of inputs, then the second best, and so on.
 
     Inputs are left in float, rounded as they come, or under static scales: it is their kind that decides where a scheme
-    runs fast. The best are the smallest, and of those about as small the one that loses least. Where engines have
-    kernels for any, the others wait for them.
+    runs fast; caches are a kind of their own. The best are the smallest, and of those about as small the one that loses
+    least. Where engines have kernels for any, the others wait for them.
 
     Args:
         schemes: With their recipes; those that leave nothing low do not count.
@@ -201,14 +203,14 @@ def _by_turns(schemes: Sequence[AdvisedScheme]) -> Iterator[AdvisedScheme]:
     kinds: dict[object, list[AdvisedScheme]] = {}
     for advised in _ranked(schemes):
         inputs = input_scheme(advised.scheme)
-        kinds.setdefault(inputs and inputs.static, []).append(advised)
+        kinds.setdefault("caches" if advised.is_of_caches else inputs and inputs.static, []).append(advised)
     return (s for turn in zip_longest(*kinds.values()) for s in turn if s is not None)
 
 
 def _ranked(schemes: Sequence[AdvisedScheme]) -> Iterator[AdvisedScheme]:
     """The smallest first; of those about as small, the one that is predicted to lose least."""
-    rest = sorted(schemes, key=lambda s: s.size)
+    rest = sorted(schemes, key=lambda s: s.spent)
     while rest:
-        best = min((s for s in rest if s.size <= NEAR * rest[0].size), key=lambda s: s.predicted)
+        best = min((s for s in rest if s.spent <= NEAR * rest[0].spent), key=lambda s: s.predicted)
         rest.remove(best)
         yield best

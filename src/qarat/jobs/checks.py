@@ -33,6 +33,11 @@ def check_search_request(request: SearchRequest) -> None:
     request.check()
     if request.basis == "macs" and metric and METRICS.load(metric).weights_only:
         raise UserError(f"`metric` {metric} has no price of attention products, which `basis` macs decides too")
+    own = STRATEGIES.load(request.strategy).METRIC
+    if request.caches() and (blind := [name for name in (metric, own) if name and METRICS.load(name).weights_only]):
+        raise UserError(
+            f"`menu` has schemes of caches, and {blind[0]} looks at weights alone: take another metric or strategy"
+        )
 
 
 def metric_of(request: SearchRequest) -> str:

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from qarat.ground.errors import UserError
 from qarat.model.model import Model
 from qarat.stages.export import EXPORTERS
+from qarat.stages.export.compressed_tensors.cache import cache_offence
 from qarat.stages.export.compressed_tensors.schemes import group_of, offences
 from qarat.stages.export.gguf.types import nearest_type
 from qarat.values.engines import ENGINES, FILE_ENGINES, Engine, FileEngine, kernel_for, kernel_kind
 from qarat.values.plans import PlanError, assign
 from qarat.values.records.advice import NOT_KNOWN, EngineAnswer
-from qarat.values.schemes import LinearScheme
+from qarat.values.schemes import CacheScheme, LinearScheme
 
 SIMULATED = "simulated"
 """What transformers does: it computes what it loads in float, and rounds the inputs."""
 
 
-def answers(model: Model, scheme: LinearScheme, names: Sequence[str] = ()) -> tuple[EngineAnswer, ...]:
-    """What is known of every engine that is asked to run a scheme at all of a model's projections.
+def answers(model: Model, scheme: LinearScheme | CacheScheme, names: Sequence[str] = ()) -> tuple[EngineAnswer, ...]:
+    """What is known of every engine that is asked to run a scheme at all of a model's projections, or caches.
 
     Args:
         model: In float, of the shapes that would be stored.
-        scheme: Of a projection, its weight quantized.
+        scheme: Of a projection, its weight quantized, or of a cache.
         names: Of engines; none stands for all of today's versions.
     """
+<<<<<<< HEAD
     engines = names or [*(e.name for e in ENGINES.values() if e.current), *FILE_ENGINES]
+=======
+    if isinstance(scheme, CacheScheme):
+        return tuple(_of_cache(scheme, ENGINES.get(name) or FILE_ENGINES[name]) for name in _asked(names))
+>>>>>>> w/caches
     return tuple(
         _of_file(model, scheme, FILE_ENGINES[name])
         if name in FILE_ENGINES
         else _of_folder(model, scheme, ENGINES[name])
+<<<<<<< HEAD
         for name in engines
+=======
+        for name in _asked(names)
+>>>>>>> w/caches
     )
+
+
+def _asked(names: Sequence[str]) -> Sequence[str]:
+    return names or [*(e.name for e in ENGINES.values() if e.current), *FILE_ENGINES]
+
+
+def _of_cache(scheme: CacheScheme, engine: Engine | FileEngine) -> EngineAnswer:
+    """Of a scheme that all caches have."""
+    why = cache_offence(scheme)
+    if isinstance(engine, FileEngine) or why:
+        return EngineAnswer(engine.name, engine.versions, "", f"no file holds it: {why or 'it takes float caches'}")
+    if not engine.fuses:
+        return EngineAnswer(engine.name, engine.versions, SIMULATED, "anywhere, in float")
+    assert scheme.kept is not None
+    kind = f"{'int' if scheme.kept.number_format.is_integer else 'float'}{scheme.kept.number_format.bits}"
+    if not re.fullmatch(engine.kv_cache, f"{kind}/tensor"):
+        return EngineAnswer(engine.name, engine.versions, "", f"its caches are {engine.kv_cache or 'in float'}")
+    return EngineAnswer(engine.name, engine.versions, f"{kind} cache", f"on which hardware: {NOT_KNOWN}")
 
 
 def _of_folder(model: Model, scheme: LinearScheme, engine: Engine) -> EngineAnswer:

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from qarat.jobs.engine_answers import answers
+from qarat.jobs.engine_answers import SIMULATED, answers
 from qarat.jobs.estimates import quantized_bytes
 from qarat.jobs.protecting import draft_plan
 from qarat.jobs.rewriting import CAUTION, REWRITE, fewest_columns, pays, reaching, refusal
@@ -26,7 +26,7 @@ from qarat.values.records.advice import AdvisedScheme, EngineAnswer, LeftOut
 from qarat.values.records.prices import Menu
 from qarat.values.records.rewrites import Rewrites
 from qarat.values.requests.protect import ENGINES_THAT_FUSE, ProtectRequest
-from qarat.values.schemes import LinearScheme
+from qarat.values.schemes import FLOAT, CacheScheme, LinearScheme, Scheme
 from qarat.values.sites import Site
 from qarat.values.units import Unit, make_units
 
@@ -46,7 +46,7 @@ class Considered(NamedTuple):
 
     name: str
     low: str
-    scheme: LinearScheme
+    scheme: LinearScheme | CacheScheme
     engines: tuple[EngineAnswer, ...]
     rewritten: bool
 
@@ -74,7 +74,7 @@ class _Prepared(NamedTuple):
         model: Of the shapes that these give.
         units: Decided together.
         damages: Price of each of their sites, nats per token.
-        told: What `qarat run` would not do by itself, by argument.
+        told: What `qarat run` (of caches `qarat search`) would not do by itself, by argument.
     """
 
     request: ProtectRequest
@@ -93,7 +93,7 @@ def consider(model: Model, name: str, low: str, engines: Sequence[str]) -> Consi
         low: Spelling of the scheme.
         engines: That must run it; none for any.
     """
-    scheme = cast(LinearScheme, parse_scheme(low))
+    scheme = cast(LinearScheme | CacheScheme, parse_scheme(low))
     if why := misfit(scheme, model.sites()):
         return LeftOut(name, low, why)
     known = answers(model, scheme, engines)
@@ -102,15 +102,16 @@ def consider(model: Model, name: str, low: str, engines: Sequence[str]) -> Consi
     return Considered(name, low, scheme, known, not refusal(model, low))
 
 
-def misfit(scheme: LinearScheme, sites: Sequence[Site]) -> str:
-    """Why groups of a scheme do not fit the projections of a model, in words; empty if they do.
+def misfit(scheme: Scheme, sites: Sequence[Site]) -> str:
+    """Why groups of a scheme do not fit the projections or caches of a model, in words; empty if they do.
 
     Args:
-        scheme: Of the projections.
+        scheme: Of the projections, or of the caches.
         sites: Of the model.
     """
-    widths = sorted({site.shape[1] for site in sites if site.kind == "projection"})
-    groups = sorted({t.granularity.cols for t in (scheme.weight, scheme.input) if t is not None and t.granularity.cols})
+    widths = sorted({site.shape[1] if site.shape else site.width for site in sites if scheme.fits(site.kind)})
+    tensors = (scheme.weight, *scheme.operands())
+    groups = sorted({t.granularity.cols for t in tensors if t is not None and t.granularity.cols})
     odd = {group: [str(cols) for cols in widths if cols % group] for group in groups}
     return "; ".join(f"rows of {', '.join(o)} are no whole number of groups of {g}" for g, o in odd.items() if o)
 
@@ -131,10 +132,11 @@ def draft(
     if rewrites is not None and not pays(rewrites):
         rewrites = None
     request, shaped, units, damages, told = _prepare(model, considered, menu, rewrites, budget.nats, tied)
-    low = draft_plan(shaped, request)
-    kept = Candidates(low, units, units, damages, LinearScheme()).cheapest(budget.nats / CAUTION)
+    low, in_float = draft_plan(shaped, request), type(considered.scheme)()
+    kept = Candidates(low, units, units, damages, in_float).cheapest(budget.nats / CAUTION)
     names = {site for unit in kept for site in unit.sites}
-    plan = low.with_schemes(dict.fromkeys(names, LinearScheme()), KEPT)
+    plan = low.with_schemes(dict.fromkeys(names, in_float), KEPT)
+    sizes = {unit: unit.parameters or len(unit.sites) for unit in units}
     advised = AdvisedScheme(
         considered.name,
         considered.low,
@@ -143,11 +145,12 @@ def draft(
         math.fsum(price_of(unit, damages) for unit in units),
         math.fsum(price_of(unit, damages) for unit in units if unit not in kept),
         tuple(site.name for site in plan.sites if site.name in names),
-        sum(unit.parameters for unit in kept) / sum(unit.parameters for unit in units),
+        sum(sizes[unit] for unit in kept) / sum(sizes.values()),
         plan.bits_per_weight(),
         quantized_bytes(shaped, plan),
         considered.engines,
         {"low": considered.low, "budget": budget.spelling} | told,
+        plan.cache_bits() // 8,
     )
     return Drafted(advised, request, rewrites)
 
@@ -155,6 +158,8 @@ def draft(
 def _prepare(
     model: Model, considered: Considered, menu: Menu, rewrites: Rewrites | None, budget: float, tied: bool
 ) -> _Prepared:
+    if isinstance(considered.scheme, CacheScheme):
+        return _prepare_caches(model, considered, menu, tied)
     request = ProtectRequest(low=considered.low, runtime=ENGINES_THAT_FUSE[0] if tied else "any")
     told = {} if tied else {"runtime": request.runtime}
     if rewrites is None:
@@ -171,6 +176,19 @@ def _prepare(
     units = tuple(Unit(s.sites, sum(sizes[site] for site in s.sites)) for s in rewrites.streams)
     weights = menu.damages(str(considered.weights)) if considered.weights else {}
     return _Prepared(shapes[columns], shaped, units, _by_site(rewrites, columns, weights), told)
+
+
+def _prepare_caches(model: Model, considered: Considered, menu: Menu, tied: bool) -> _Prepared:
+    """Weights in float; which caches stay so too a search decides, since a run has them as it is told.
+
+    They share a scheme where an engine that would run it is asked for.
+    """
+    tied = tied and any(answer.runs not in ("", SIMULATED) for answer in considered.engines)
+    runtime = ENGINES_THAT_FUSE[0] if tied else "any"
+    request = ProtectRequest(low=FLOAT, rules=(f"*_cache: {considered.low}",), runtime=runtime)
+    units = make_units([s for s in model.sites() if s.kind == "cache"], tied=tied, caches=True)
+    told = {"low": FLOAT, "menu": considered.low} | ({"runtime": runtime} if tied else {})
+    return _Prepared(request, model, units, menu.damages(considered.low), told)
 
 
 def _by_site(rewrites: Rewrites, columns: int, weights: Mapping[str, float]) -> dict[str, float]:

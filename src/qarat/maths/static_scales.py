@@ -27,13 +27,13 @@ def reach_of(stats: ActivationStats, stream: str) -> Tensor:
 
 
 def static_operands(streams: tuple[str, ...], scheme: Scheme) -> list[tuple[str, TensorScheme]]:
-    """The streams of a site whose scales are static, each with the scheme it is under.
+    """The streams of a site of which stats are needed, each with the scheme it is under.
 
     Args:
         streams: Of the site, in the order of its operands.
         scheme: Of the site; the number of its operands must be that of the streams.
     """
-    return [(name, s) for name, s in zip(streams, scheme.operands(), strict=True) if s is not None and s.static]
+    return [(name, s) for name, s in zip(streams, scheme.operands(), strict=True) if s is not None and s.needs_stats]
 
 
 def check_static(
@@ -83,12 +83,12 @@ def check_static(
 
 
 def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
-    """The scales of a static input, from the calibration stats.
+    """The scales of a static input, or those of a cache's channels, from the calibration stats.
 
     Args:
         stats: Of the float model on the calibration tokens.
         stream: Name of the stream.
-        scheme: A static scheme.
+        scheme: That needs stats.
 
     Raises:
         UserError: If the stats lack the stream, or cannot give scales of this granularity.
@@ -104,4 +104,20 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
     else:
         # Attention probabilities: only their overall range is kept, and they are never negative.
         low, high = torch.zeros(1), torch.tensor([seen.maximum])
+    if scheme.two_dimensional:
+        return channel_scales(low, high)
     return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme)
+
+
+def channel_scales(channel_min: Tensor, channel_max: Tensor) -> Scales:
+    """The shift and scale that take each channel of a cache to the range from -1 to 1 (WKVQuant, arXiv 2402.12065).
+
+    With m and M a channel's extremes, the shift is (M + m) / 2 and the scale (M - m) / 2; 1 where they are the same.
+
+    Args:
+        channel_min: (cols,) float32, least value of each channel.
+        channel_max: (cols,) float32, greatest value of each channel.
+    """
+    half = (channel_max - channel_min) / 2
+    middle = (channel_max + channel_min) / 2
+    return Scales(torch.where(half > 0, half, 1.0)[None], shift=middle[None])

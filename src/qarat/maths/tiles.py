@@ -33,16 +33,22 @@ class Scales:
             (1, 1) or (batch, 1, 1); of uint8 one for each 256 scales in reading order, (1, blocks) or (batch, 1,
             blocks).
         table: Of a learned format, each tile's own values, (tall, wide, values) float16, ascending; scales are then 1.
+        shift: Of a cache in two dimensions, the middle of each channel, (1, cols) float32; ``scale`` is then half of
+            its range, and the scales of tokens are found behind that.
     """
 
     scale: Tensor
     zero_point: Tensor | None = None
     tensor_scale: Tensor | None = None
     table: Tensor | None = None
+    shift: Tensor | None = None
 
     @classmethod
     def empty(cls, scheme: TensorScheme, rows: int, cols: int) -> Scales:
         """Scales of a (rows, cols) matrix that hold no numbers, on the meta device: what they will consist of."""
+        if scheme.two_dimensional:
+            each = torch.empty(1, cols, device="meta")
+            return cls(each, shift=each)
         scale = torch.empty(scheme.granularity.scale_shape(rows, cols), device="meta")
         above = torch.empty(1, scheme.scales_above(rows, cols), device="meta") if scheme.nests_scales else None
         fmt = scheme.number_format

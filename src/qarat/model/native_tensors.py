@@ -134,6 +134,8 @@ def _pack_weight(prefix: str, weight: QuantizedTensor) -> dict[str, Tensor]:
 def _pack_scales(prefix: str, scales: Scales, scheme: TensorScheme) -> dict[str, Tensor]:
     if scales.table is not None:
         return {f"{prefix}table": scales.table}
+    if scales.shift is not None:
+        return {f"{prefix}scale": scales.scale, f"{prefix}shift": scales.shift}
     tensors = {f"{prefix}scale": scales.scale.to(SCALE_DTYPES[scheme.scale])}
     if scales.zero_point is not None:
         tensors[f"{prefix}zero_point"] = scales.zero_point.to(torch.int8)
@@ -150,8 +152,8 @@ def _unpack_scales(tensors: dict[str, Tensor], prefix: str) -> Scales | None:
     if scale is None:
         return None
     zero_point = tensors.pop(f"{prefix}zero_point", None)
-    tensor_scale = tensors.pop(f"{prefix}tensor_scale", None)
-    return Scales(scale.float(), None if zero_point is None else zero_point.float(), tensor_scale)
+    tensor_scale, shift = tensors.pop(f"{prefix}tensor_scale", None), tensors.pop(f"{prefix}shift", None)
+    return Scales(scale.float(), None if zero_point is None else zero_point.float(), tensor_scale, shift=shift)
 
 
 def _unpack_sparse(tensors: dict[str, Tensor], prefix: str, cols: int) -> Sparse | None:

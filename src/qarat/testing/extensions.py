@@ -27,6 +27,7 @@ from qarat.stages.prices.metric import Metric
 from qarat.stages.rounding import NoContext, Rounding
 from qarat.stages.transforms import MadeFrom, ParsedTransform
 from qarat.stages.transforms.rewrite import columns_for
+from qarat.testing.drawn import normal
 from qarat.testing.models import tiny_checkpoint
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.schemes import LOW, TensorScheme
@@ -56,7 +57,7 @@ class KnownInputs:
             outputs: Of the projection; their gradients are drawn at random.
         """
         self.inputs = inputs
-        self._gradients = _normal(len(inputs), outputs, seed=5)
+        self._gradients = normal(len(inputs), outputs, seed=5)
         self._weights = torch.ones(len(inputs)) if weights is None else weights
 
     @property
@@ -92,7 +93,7 @@ def check_rounding(rounding: Rounding) -> None:
     plain = [parse_tensor_scheme(spelling, "w") for spelling in WEIGHTS]
     schemes += [scheme for scheme in plain if not hasattr(rounding, "why_not") or not why_not(scheme)]
     assert schemes, "it rounds to none of the schemes tried"
-    weight, inputs = _normal(12, 16, seed=1), _normal(64, 16, seed=2)
+    weight, inputs = normal(12, 16, seed=1), normal(64, 16, seed=2)
     context = KnownInputs(inputs) if rounding.NEEDS else NoContext()
     for scheme in schemes:
         before, spelling = weight.clone(), scheme.spell("w")
@@ -132,16 +133,16 @@ def check_kernel(kernel: Kernel) -> int:
     """
     supported = 0
     for weight_spelling in (*WEIGHTS, "int8/channel", "e4m3/channel"):
-        weight = quantize_tensor(_normal(24, 16, seed=1), parse_tensor_scheme(weight_spelling, "w"))
+        weight = quantize_tensor(normal(24, 16, seed=1), parse_tensor_scheme(weight_spelling, "w"))
         for spelling in (None, *INPUTS):
             scheme = None if spelling is None else parse_tensor_scheme(spelling, "a")
             if kernel.why_not(weight.scheme, scheme, (24, 16), torch.device("cpu")):
                 continue
             supported += 1
             for shape in ((1, 16), (5, 16), (2, 3, 16)):
-                x = _normal(*shape, seed=3)
+                x = normal(*shape, seed=3)
                 scales = choose_scale(x, scheme) if scheme is not None and scheme.static else None
-                for bias in (None, _normal(24, seed=4)):
+                for bias in (None, normal(24, seed=4)):
                     ours = kernel.linear(x, weight, bias, scheme, scales)
                     meant = reference.linear(x, weight, bias, scheme, scales)
                     assert ours.shape == meant.shape
@@ -194,10 +195,6 @@ def check_transform(step: ParsedTransform, tolerance: float = 1e-4) -> None:
         assert float((after - before).abs().max()) <= tolerance * float(before.abs().max()), "the outputs change"
         assert changed.fingerprint != model.fingerprint, "its fingerprint is that of the model it was made from"
         assert changed.is_float
-
-
-def _normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _tiny(folder: Path) -> Model:

@@ -30,7 +30,8 @@ class CostBudget(msgspec.Struct, frozen=True):
     Attributes:
         spelling: As it was asked for.
         kind: What is counted.
-        amount: Most bits a weight, scales and zero points included; most bytes in all; least Q_r by parameters.
+        amount: Most bits a weight, scales and zero points included; most bytes in all, those of caches too where these
+            are decided; least Q_r by parameters.
     """
 
     spelling: str

@@ -50,6 +50,7 @@ _WORDS: dict[str, Callable[[re.Match[str]], dict[str, object]]] = {
     r"sparse-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)": lambda m: {"sparse": float(m[1])},
     "round-([a-z][a-z0-9-]*)": lambda m: {"rounding": m[1]},
     "past-only": lambda m: {"past_only": True},
+    "2d": lambda m: {"two_dimensional": True},
 }
 _HOMES = {
     # Words, whole or up to a hyphen, that some tensors cannot have: keys of those that can, what is said to the others.
@@ -62,6 +63,7 @@ _HOMES = {
     "sparse": ("w", "belongs to a weight (w=…), some of whose numbers are kept in float16 beside it"),
     "round": ("w", "belongs to a weight (w=…); inputs are rounded while the model runs"),
     "past": ("c", "belongs to a cache (c=…), from which later tokens read"),
+    "2d": ("c", "belongs to a cache (c=…), whose channels are scaled before its tokens are quantized"),
 }
 
 
@@ -186,6 +188,7 @@ def _read_word(text: str, word: str, at: int, role: str) -> dict[str, object]:
         "round-squeezellm",
         "round-gwq",
         "past-only",
+        "2d",
         *(f"scale-{kind}" for kind in SCALE_BITS),
     ]
     _fail(text, at, f"unknown word {word!r}; {nearest_names(word, known)}")

@@ -147,8 +147,12 @@ class Plan(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def cache_bits(self) -> int:
         """Storage of one token's keys and values over all blocks, in bits; dynamic scales and zero points included."""
-        caches = ((a.site.width, a.scheme) for a in self.assignments if isinstance(a.scheme, CacheScheme))
-        return sum(scheme.token_bits(width, self.float_bits) for width, scheme in caches)
+        return sum(map(self.token_bits, self.assignments))
+
+    def token_bits(self, assignment: Assignment) -> int:
+        """Storage of what one token leaves in one cache, in bits; 0 of any other site."""
+        site, scheme = assignment.site, assignment.scheme
+        return scheme.token_bits(site.width, self.float_bits) if isinstance(scheme, CacheScheme) else 0
 
     @property
     def keeps_caches_in_float(self) -> bool:

@@ -87,6 +87,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             room for values that it did not see, less clips.
         past_only: Caches only: a token's own key and value are used as they are, only later tokens read the quantized
             ones (WKVQuant, arXiv 2402.12065).
+        two_dimensional: Caches only: channels are first shifted and scaled to one range, as calibration saw them, and
+            back when they are read (WKVQuant, `qarat.maths.kernels.reference.kept`).
     """
 
     format: str
@@ -101,6 +103,7 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reach: float = 1.0
     sparse: float | None = None
     past_only: bool = False
+    two_dimensional: bool = False
 
     @property
     def number_format(self) -> NumberFormat:
@@ -116,6 +119,11 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many float32 stand above the scales of a (rows, cols) matrix: one a matrix, or one a block of scales."""
         tall, wide = self.granularity.scale_shape(rows, cols)
         return {"e4m3": 1, "uint8": -(-tall * wide // SCALES_PER_BLOCK)}.get(self.scale, 0)
+
+    @property
+    def needs_stats(self) -> bool:
+        """Whether anything of it comes from calibration stats: static scales, or the channels' of a cache."""
+        return self.static or self.two_dimensional
 
     @property
     def joins_tokens(self) -> bool:
@@ -156,6 +164,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reasons.append(f"{self.choice} would count the outlier columns, which are not rounded, as zeros")
         if fmt.learned and (self.granularity.rows != 1 or self.scale != "float32" or self.choice != "absmax"):
             reasons.append(f"{fmt.name} has a table a row (channel) or group (gN) and no scale that could be chosen")
+        if self.two_dimensional and self.static:
+            reasons.append("2d has scales by token; static ones of each channel are g1/static")
         if self.sparse is not None and not 0 < self.sparse <= 50:
             reasons.append("a sparse part is more than 0 and at most 50 per cent of the weights")
         if self.sparse is not None and self.choice in ("percentile", "typical"):
@@ -207,6 +217,8 @@ class TensorScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             parts.append("asymmetric")
         if self.outliers is not None:
             parts.append("outliers-" + _number(self.outliers))
+        if self.two_dimensional:
+            parts.append("2d")
         if self.past_only:
             parts.append("past-only")
         return "/".join(parts)
@@ -351,7 +363,7 @@ LOW = "w=int8/channel a=int8/tensor/static"
 
 def is_static(scheme: Scheme) -> bool:
     """Whether any of its scales come from stats."""
-    return any(operand is not None and operand.static for operand in scheme.operands())
+    return any(operand is not None and operand.needs_stats for operand in scheme.operands())
 
 
 def _spell(parts: dict[str, TensorScheme | None]) -> str:

@@ -44,6 +44,11 @@ def split_commas(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(part for part in parts if part)
 
 
+def is_of_caches(text: str) -> bool:
+    """Whether a spelling is one of caches, and of no projection."""
+    return text.startswith("c=")
+
+
 def parse_low(text: str) -> LinearScheme:
     """A low scheme, which Q_r counts by the bits of its weight.
 

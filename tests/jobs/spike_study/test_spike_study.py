@@ -363,3 +363,35 @@ def test_published_figures_and_an_estimate_measure_nothing(
     assert "None is the first paper's" in listed.out
     assert qarat("study", "spikes", tiny_llama, *small, "-o", tmp_path / "s", "--dry-run").code == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_roundings_are_methods(qarat: Qarat, spiking: Path, tiny_text: Path, small: list[str], tmp_path: Path) -> None:
+    """In the settings that methods are compared in; what is measured is the plan rounded so, on the same tokens."""
+    words = ["--arms", "method", "--methods", "round-gptq", "--settings", "6/channel/static", "--sites", "1.down"]
+    study = studied(qarat, spiking, small, tmp_path / "s", *words)
+    low = "w=int6/channel/round-gptq a=int6/tensor/static"
+    assert [(a.label, a.scheme) for a in study.arms if a.group == "method"] == [
+        ("round-gptq", low), ("round-gptq + protected", low),
+    ]  # fmt: skip
+    model = open_model(str(spiking))
+    calibration, _, report = load_token_sets(model, calibration=str(tiny_text), length=32, samples=4, report_samples=6)
+    stats = decode_record(tmp_path / "s" / "stats.safetensors", ActivationStats)
+    plan = assign(model.fingerprint, 32, model.sites(), low, stats=content_hash(stats))
+    loss = measure_perplexity(quantize(model, plan, stats, calibration), report, label="again")
+    (arm,) = [a for a in study.arms if a.label == "round-gptq"]
+    assert arm.nats == loss.nats
+    naive = study.find(study.twin, "naive")
+    assert naive is not None
+    assert arm.nats != naive.nats
+
+
+@pytest.mark.parametrize(
+    ("method", "why"), [("round-gptp", "unknown rounding 'gptp'; did you mean gptq"), ("round-gwq", "round-gwq cannot")]
+)
+def test_a_rounding_that_cannot_be_is_refused(
+    qarat: Qarat, spiking: Path, small: list[str], tmp_path: Path, method: str, why: str
+) -> None:
+    answer = qarat("study", "spikes", spiking, *small, "-o", tmp_path / "s", "--quick", "--methods", method)
+    assert answer.code == 1
+    assert f"--methods {method}: " in answer.err
+    assert why in " ".join(answer.err.split())

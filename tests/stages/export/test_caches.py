@@ -85,6 +85,7 @@ def test_other_scales_than_the_runs_are_found(source: Model, tmp_path: Path):
         ([("*_cache", "c=int8/token")], r"caches are c=e4m3/tensor/static or c=int8/tensor/static"),
         ([("*_cache", "c=int8/g16/static")], r"caches are c=e4m3"),
         ([("*_cache", f"{FP8}/past-only")], r"read a token's own key and value from the cache too; drop past-only"),
+        ([("*_cache", "c=int4/g16/2d")], r"engines shift and scale no channel of a cache; drop 2d"),
         ([("*.k_cache", FP8)], r"one scheme in all blocks, and the plan has c=e4m3/tensor/static .*, float \("),
         ([("*_cache", FP8), ("1.v_cache", "c=int8/tensor/static")], r"one scheme in all blocks"),
     ],

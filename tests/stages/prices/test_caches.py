@@ -74,6 +74,7 @@ def test_looking_at_a_cache_changes_no_hidden_state(model: Model, tokens: TokenS
 def test_each_scheme_costs_alone_what_it_costs_among_others(model: Model, tokens: TokenSet):
     stats = observe(model, tokens)
     spellings = [PLAIN, PAST, "c=int4/g8/asymmetric", "c=e4m3/tensor/static", "c=int4/g8/static", "c=int4/g1/static"]
+    spellings += ["c=int4/g8/2d"]
     together = price(model, tokens, [parse_scheme(text) for text in (*spellings, "w=int4/channel")], stats)
     for text in spellings:
         alone = price(model, tokens, [parse_scheme(text)], stats)

@@ -7,13 +7,10 @@ from torch import Tensor
 from qarat.maths.tensors import quantize_tensor
 from qarat.maths.tiles import to_tiles
 from qarat.stages.rounding import clip
+from qarat.testing.drawn import normal
 from qarat.testing.extensions import WEIGHTS, KnownInputs
 from qarat.values.parsing import parse_tensor_scheme
 from qarat.values.schemes import TensorScheme
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def by_tile(error: Tensor, scheme: TensorScheme) -> Tensor:

@@ -11,40 +11,20 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.tensors import quantize_tensor
-from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
 from qarat.model.passes import draw_labels
-from qarat.model.tokens import TokenSet
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.stages.rounding import ROUNDINGS, Merged, Rounding, fisher, gptq, gptq_ordered, round_weight, weighing
 from qarat.stages.rounding.inputs import Calibration, inputs_of
 from qarat.testing import tiny_checkpoint
+from qarat.testing.drawn import block_of, normal, plan_of, tokens
 from qarat.testing.extensions import WEIGHTS, KnownInputs, check_rounding
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
-from qarat.values.plans import Plan, assign
 
 GPTQ = "w=int3/g8/round-gptq"
 FISHER = "w=int3/g8/round-fisher"
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tokens(role: str = "calibration", seed: int = 5) -> TokenSet:
-    ids = torch.randint(2, 98, (6, 24), generator=torch.Generator().manual_seed(seed))
-    sources = tuple(f"text {number}" for number in range(6))
-    return TokenSet(role, "windows-24", ids, sources, (str(seed) * 64,), ("text",))
-
-
-def block_of(model: Model, index: int) -> Any:
-    return model.block(index)
-
-
-def plan_of(model: Model, low: str) -> Plan:
-    return assign(model.fingerprint, model.source_bits, model.sites(), low)
 
 
 def correlated(inner: int) -> KnownInputs:

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,46 +10,26 @@ from torch import Tensor
 
 from qarat.ground.errors import UserError
 from qarat.maths.sparse import highest
-from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
 from qarat.model.opening import open_model
 from qarat.model.passes import draw_labels, next_tokens
-from qarat.model.tokens import TokenSet
 from qarat.stages.export import EXPORTERS, gguf
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.stages.rounding import check_roundings, round_weight, weighing
 from qarat.stages.rounding.inputs import Calibration
 from qarat.testing import tiny_checkpoint
+from qarat.testing.drawn import block_of, normal, plan_of, tokens
 from qarat.testing.extensions import KnownInputs
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
-from qarat.values.plans import Plan, assign
 from qarat.values.schemes import TensorScheme
 
 SQUEEZED = "w=kmeans3/channel/sparse-0.45/round-squeezellm"
 GWQ = "w=int3/g8/sparse-1/round-gwq"
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def w(words: str) -> TensorScheme:
     return parse_tensor_scheme(words, "w")
-
-
-def tokens(role: str = "calibration", seed: int = 5) -> TokenSet:
-    ids = torch.randint(2, 98, (6, 24), generator=torch.Generator().manual_seed(seed))
-    sources = tuple(f"text {number}" for number in range(6))
-    return TokenSet(role, "windows-24", ids, sources, (str(seed) * 64,), ("text",))
-
-
-def block_of(model: Model, index: int) -> Any:
-    return model.block(index)
-
-
-def plan_of(model: Model, low: str) -> Plan:
-    return assign(model.fingerprint, model.source_bits, model.sites(), low)
 
 
 def counted(error: Tensor, importance: Tensor) -> float:

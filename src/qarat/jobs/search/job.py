@@ -146,7 +146,8 @@ class SearchJob:
         """Take a model as the one to be searched."""
         self.model = model
         base = draft_plan(model, self.planning)
-        self.schemes = self.request.ordered_schemes(base)
+        of_one = model.length if self.request.caches() else 0
+        self.context = self.request.context or of_one
         self.space = self._space(base)
         self.points = points_of(self.request, self.space, draws=self.strategy.DRAWS)
 
@@ -165,13 +166,14 @@ class SearchJob:
         matched = [match_sites(pattern, base.sites) for pattern, _ in self.planning.overrides()]
         return make_space(
             base,
-            tuple(map(request.option, self.schemes)),
+            request.ordered_options(base),
             pinned={site.name for sites in matched for site in sites},
             layers=request.granularity == "layer",
             tied=request.runtime in ENGINES_THAT_FUSE,
             basis=request.basis,
             length=self.selection.windows.shape[1],
             axis=request.axis,
+            context=self.context,
         )
 
     def _price(self, stats: ActivationStats | None) -> Menu:
@@ -197,7 +199,7 @@ class SearchJob:
         log = TrialLog(run.path(TRIALS), self._log_header(space, self.selection))
         driver = Driver(space, measurer.meter(log), self.request.parsed_budgets(), self.progress)
         goal = self._goal(space, menu)
-        if space.axis == "bits":
+        if space.axis != "ratio":
             driver.measure_uniform(goal)
         driver.run(self.strategy, goal)
         reached = [self._reach(budget, stats, space, driver, run) for budget in self.request.parsed_budgets()]
@@ -209,7 +211,7 @@ class SearchJob:
             self.request.granularity,
             self.request.basis,
             space.axis,
-            self.schemes,
+            tuple(str(option.projection) for option in space.options),
             tuple(unit.label for unit in space.units),
             content_hash(space.base),
             driver.float_loss,
@@ -218,6 +220,8 @@ class SearchJob:
             tuple(reached),
             SearchCost(self._pricing_cost(), measurer.forwards),
             correction_of(driver.trials) if menu is not None and menu.in_nats else NO_CORRECTION,
+            tuple(str(option.cache) for option in space.options) if self.request.caches() else (),
+            self.context,
         )
         write_whole(run.path(RESULT), encode_record(result))
         for budget, outcome in zip(self.request.budgets, reached, strict=True):

@@ -46,7 +46,7 @@ class WorldMeter:
         # The name says to what the log belongs, so that a study asked otherwise finds what it shares with this one.
         log = TrialLog(run.path(f"arms-{hash_json(belongs_to)[:12]}.jsonl"), belongs_to)
         prefix = prefix_of(model, world.plan(FLOAT))
-        self._meter = plan_meter(model, report, world.stats, log, prefix=prefix)
+        self._meter = plan_meter(model, report, world.stats, log, prefix=prefix, calibration=world.calibration)
 
     def float_loss(self) -> Evaluation:
         """The float model's loss.

@@ -99,7 +99,7 @@ class SpikeJob:
         self.plan_request = ProtectRequest(asking.MAIN.low, budget=request.budget, sites=request.sites, runtime="any")
         draft_plan(model, self.plan_request)
         self.every = [s for s in model.sites() if s.kind == "projection"]
-        methods, self.unfit = fitting_methods(model, request)
+        methods, self.unfit = fitting_methods(model, request, tokens.calibration.windows.numel())
         front = bool(shared_front(tokens.calibration))
         self.wanted = Asked(request, methods, self.every, tuple(tokens.bos), tokens.other is not None, front)
 

@@ -10,14 +10,23 @@ from qarat.jobs.rewriting import reaching
 from qarat.jobs.spike_study import arms, worlds
 from qarat.jobs.spike_study.arms import PlannedArm
 from qarat.model.model import Model
+from qarat.stages.rounding import check_roundings
 from qarat.stages.transforms import parse_transform
+from qarat.values.parsing import parse_scheme
 from qarat.values.records.spike_study import MAIN, Left
 from qarat.values.requests import spike_study as asking
 from qarat.values.sites import Site
 
 
-def fitting_methods(model: Model, request: asking.SpikeRequest) -> tuple[dict[str, asking.Method], list[Left]]:
+def fitting_methods(
+    model: Model, request: asking.SpikeRequest, rows: int
+) -> tuple[dict[str, asking.Method], list[Left]]:
     """The methods that a model can have, and why it cannot have the others.
+
+    Args:
+        model: In float.
+        request: That names them.
+        rows: Calibration tokens, which a rounding may need many of.
 
     Raises:
         UserError: One that was named and does not fit.
@@ -30,6 +39,9 @@ def fitting_methods(model: Model, request: asking.SpikeRequest) -> tuple[dict[st
                 step.apply(model, None)
             elif step is not None and step.outline is not None:
                 step.outline(model)
+            if method.rounding:
+                schemes = [parse_scheme(method.scheme(setting)) for setting in request.asked_extent.compared]
+                check_roundings([(s, low) for s in model.sites() for low in schemes if low.fits(s.kind)], rows)
         except UserError as error:
             if name in request.methods:
                 raise UserError(f"`methods` {name}: {error}") from None

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import msgspec
+
 from qarat.ground.runtime import Progress
 from qarat.jobs.folder import PROFILE, Run, Step
 from qarat.jobs.protecting import profile
@@ -24,6 +26,8 @@ from qarat.model.tokens import TokenSet
 from qarat.stages.measure.outliers import measure_float_columns
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
+from qarat.stages.rounding import needs_calibration
+from qarat.stages.rounding.inputs import Calibration
 from qarat.stages.transforms import TRANSFORMS, parse_transform
 from qarat.values.parsing import parse_scheme
 from qarat.values.plans import Plan, assign
@@ -75,6 +79,7 @@ class World:
         tokens: What the float loss to compare with goes by: a key of `SpikeStudy.floats`.
         transforms: Done to the model.
         note: What else is to be known of its arms.
+        calibration: What roundings look at; None where no arm has one.
     """
 
     name: str
@@ -84,6 +89,7 @@ class World:
     tokens: str = MAIN
     transforms: tuple[str, ...] = ()
     note: str = ""
+    calibration: Calibration | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -93,7 +99,10 @@ class World:
     def plan(self, scheme: str) -> Plan:
         """Every projection under one scheme, by its spelling."""
         model, prefix = self.model, self.stats.prefix
-        return assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=self.digest, prefix=prefix)
+        plan = assign(model.fingerprint, model.source_bits, model.sites(), scheme, stats=self.digest, prefix=prefix)
+        if self.calibration is None or not needs_calibration([parse_scheme(scheme)]):
+            return plan
+        return msgspec.structs.replace(plan, calibration=self.calibration.tokens.fingerprint)
 
     def arm_note(self, sites: Sequence[str]) -> str:
         """What else is to be known of its arms, which protect these sites."""
@@ -132,7 +141,7 @@ class Worlds(NamedTuple):
         """A world by its name, observed if it has not been; the run keeps its stats."""
         model, tokens, transforms, note = self.model, self.tokens, (), ""
         if name == MAIN:
-            return World(MAIN, model, self.main, tokens.report)
+            return World(MAIN, model, self.main, tokens.report, calibration=Calibration(model, tokens.calibration))
         rules = {bos_world(rule): (*sets, bos_world(rule)) for rule, sets in tokens.bos.items()}
         windows = EACH if name == EACH_WITH_PREFIX else name
         calibration, report, key = rules.get(windows, (tokens.calibration, tokens.report, MAIN))

@@ -82,16 +82,31 @@ def _quantized_input(x: Tensor, scheme: TensorScheme, scales: Scales | None) -> 
 def kept(x: Tensor, scheme: TensorScheme, scales: Scales | None = None) -> Tensor:
     """Keys or values as a cache keeps them: each token a row of all heads' channels.
 
+    With scales in two dimensions, what is quantized of a channel with shift δ and scale s is (x - δ) / s, in groups by
+    token, and what is read is that times s plus δ: static by channel and dynamic by token
+    (WKVQuant, Yue et al. 2024, arXiv 2402.12065). Where s and δ come from is ours; theirs are learned.
+
     Args:
         x: (windows, heads, tokens, channels), floating.
         scheme: Of the cache.
-        scales: Of a static scheme.
+        scales: Of a static scheme, or of the channels of one in two dimensions.
 
     Returns:
         Shape of ``x``, float32.
     """
     windows, heads, tokens, channels = x.shape
-    rows = fake_quantize(x.transpose(1, 2).reshape(windows, tokens, heads * channels), scheme, scales)
+    rows = x.transpose(1, 2).reshape(windows, tokens, heads * channels)
+    if scheme.two_dimensional:
+        if scales is None or scales.shift is None:
+            raise ValueError(
+                f"{scheme.spell('c')}: what shifts and scales channels comes from calibration, and is missing"
+            )
+        level = fake_quantize(
+            (rows.float() - scales.shift) / scales.scale, structs.replace(scheme, two_dimensional=False)
+        )
+        rows = level * scales.scale + scales.shift
+    else:
+        rows = fake_quantize(rows, scheme, scales)
     return rows.view(windows, tokens, heads, channels).transpose(1, 2)
 
 

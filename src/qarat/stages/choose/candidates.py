@@ -25,7 +25,7 @@ class Candidates:
     def __init__(
         self, naive: Plan, allowed: Sequence[Unit], every: Sequence[Unit], damages: Mapping[str, float], protect: Scheme
     ) -> None:
-        """Count what protection costs: the bits that it adds.
+        """Count what protection costs: the bits that it adds, to a weight or to what a token leaves in a cache.
 
         Where it adds none at some unit (FP8 beside INT8, or finer scales for inputs alone), it costs the parameters
         that are not low instead: of something free there is never too much.
@@ -38,10 +38,10 @@ class Candidates:
             protect: What protected sites get.
         """
         raised = naive.with_schemes(dict.fromkeys((s for u in allowed for s in u.sites), protect), "")
-        added = {
-            low.site.name: raised.site_bits(high) - naive.site_bits(low)
-            for low, high in zip(naive.assignments, raised.assignments, strict=True)
-        }
+        before, after = (
+            {a.site.name: p.site_bits(a) + p.token_bits(a) for a in p.assignments} for p in (naive, raised)
+        )
+        added = {site: after[site] - bits for site, bits in before.items()}
         bits = [sum(added[s] for s in unit.sites) for unit in allowed]
         in_bits = all(b > 0 for b in bits)
         self.size = naive.weight_bits() if in_bits else sum(s.parameters for s in naive.sites)

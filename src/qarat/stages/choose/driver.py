@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from qarat.ground.runtime import Progress, no_progress
 from qarat.stages.choose.space import Space
 from qarat.stages.choose.strategies.base import Goal, Proposal, Strategy
@@ -12,7 +14,7 @@ from qarat.stages.choose.trials import PlanMeter
 from qarat.values.budgets import Budget, LossBudget
 from qarat.values.records.origin import Difference
 from qarat.values.records.scores import Evaluation, Failure, paired_difference
-from qarat.values.records.search import NOTHING, SearchTrial
+from qarat.values.records.search import NOTHING, Choice, SearchTrial
 
 STAGE = "search"  # what progress is told
 
@@ -53,12 +55,15 @@ class Driver:
         Args:
             goal: Whose predictions are noted beside what is measured.
         """
-        uniform = [(index,) * len(self._space.units) for index in range(len(self._space.options))]
-        sums = None if goal.predictions is None else goal.predictions.sum(axis=0)
+
+        def predicted(choice: Choice) -> float:
+            known = goal.predictions
+            return math.nan if known is None else float(known[np.arange(len(choice)), list(choice)].sum())
+
         self._answer(
             [
-                Proposal(choice, f"{option.projection} everywhere", math.nan if sums is None else float(sums[index]))
-                for index, (choice, option) in enumerate(zip(uniform, self._space.options, strict=True))
+                Proposal(choice, label, predicted(choice))
+                for label, choice in self._space.uniform().items()
                 if not (self._space.loses_nothing and choice == self._space.highest)
             ]
         )
@@ -85,7 +90,8 @@ class Driver:
         kept = [t for t in self.trials if budget and not t.failure and t.damage.nats <= budget.nats]
         if budget and kept:
             best = max(kept, key=lambda trial: trial.position(axis))
-            place = f"Q_r {best.ratio:.3f}" if axis == "ratio" else f"{best.bits:.2f} bits"
+            words = {"ratio": f"Q_r {best.ratio:.3f}", "bits": f"{best.bits:.2f} bits"}
+            place = words.get(axis, f"{best.megabytes:.3f} MB")
             stage = f"{STAGE}: {place} within {budget.spelling}"
         self._progress(stage, self._meter.done, self._meter.wanted)
 
@@ -96,4 +102,4 @@ class Driver:
             damage, failure = paired_difference(outcome, self.float_loss), ""
         choice = proposal.choice
         place = (self._space.ratio(choice), self._space.bits(choice), proposal.predicted)
-        return SearchTrial(proposal.label, choice, *place, damage, failure)
+        return SearchTrial(proposal.label, choice, *place, damage, failure, self._space.megabytes(choice))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from qarat.ground.errors import UserError
 from qarat.stages.choose.space import ROUNDING, Space
 from qarat.values.budgets import AccuracyBudget, CostBudget, LossBudget
@@ -18,17 +20,22 @@ def point_of(budget: CostBudget, space: Space) -> float:
     """The place on a space's axis that a budget of cost asks for; larger places are cheaper.
 
     Args:
-        budget: ``ratio=…`` where the axis is Q_r, else ``bits=…`` or ``bytes=…``.
+        budget: ``ratio=…`` where the axis is Q_r, ``bytes=…`` where it is megabytes, else ``bits=…`` or ``bytes=…``.
         space: Whose axis is meant.
 
     Raises:
         UserError: If the axis is the other one.
     """
-    if (budget.kind == "ratio") != (space.axis == "ratio"):
+    axes = {"ratio": ["ratio"], "bits": ["bits"], "bytes": ["bits", "megabytes"]}
+    if space.axis not in axes[budget.kind]:
         remedy = "search for it alone" if len(space.options) == 2 else "ask for bits=… or bytes=…"
+        if space.axis == "megabytes":
+            remedy = "ask for bytes=…, of weights and caches together"
         raise UserError(f"`budgets` {budget.spelling}: plans of this search are ordered by {space.axis}; {remedy}")
     if budget.kind == "ratio":
         return budget.amount
+    if space.axis == "megabytes":
+        return -budget.limit(0) / 8e6
     weights = sum(a.site.parameters for a in space.base.assignments)
     return -budget.limit(weights) / weights
 
@@ -54,6 +61,8 @@ def points_of(request: SearchRequest, space: Space, *, draws: bool) -> tuple[flo
     drawn = draws and any(isinstance(b, LossBudget) for b in budgets)
     if not points and (accuracy or drawn):
         points = list(POINTS[request.granularity]) if by_ratio else [-x for x in BITS]
+        if space.axis == "megabytes":
+            points = np.linspace(space.position(space.highest), space.cheapest, len(BITS) + 1)[1:].tolist()
         points += [space.cheapest] if accuracy else []
     return tuple(dict.fromkeys(points + [point_of(b, space) for b in budgets if isinstance(b, CostBudget)]))
 
@@ -79,6 +88,7 @@ def reach(
         return _nothing(budget, f"no plan that was tried meets it; the nearest has {abs(best):.3f}")
     index, trial = min(meeting, key=lambda pair: pair[1].damage.nats)
     verdict = f"{trial.label}: {_loss(trial)} at Q_r {trial.ratio:.3f}, {trial.bits:.2f} bits per weight"
+    verdict += f", {trial.megabytes:.3f} MB" if space.axis == "megabytes" else ""
     return Reached(budget.spelling, index, math.nan, math.nan, verdict)
 
 

@@ -31,11 +31,19 @@ class Space:
         units: What is decided.
         options: What each unit may get, the cheapest first, the highest last.
         basis: What Q_r counts, ``parameters`` or ``macs``.
-        axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
+        axis: What plans are ordered by: ``ratio`` (Q_r), ``bits`` (per weight), ``megabytes`` (of weights and caches).
+        context: Tokens whose keys and values count as megabytes.
     """
 
     def __init__(
-        self, base: Plan, units: Sequence[Unit], options: Sequence[Option], basis: str, length: int, axis: str
+        self,
+        base: Plan,
+        units: Sequence[Unit],
+        options: Sequence[Option],
+        basis: str,
+        length: int,
+        axis: str,
+        context: int = 0,
     ) -> None:
         """Keep them.
 
@@ -45,10 +53,11 @@ class Space:
             options: At least two.
             basis: What Q_r counts, ``parameters`` or ``macs``.
             length: Tokens of a window, on which the MACs of attention products depend.
-            axis: What plans are ordered by, ``ratio`` (Q_r) or ``bits`` (per weight).
+            axis: What plans are ordered by, ``ratio``, ``bits`` or ``megabytes``.
+            context: Tokens whose keys and values count as megabytes.
         """
         self.base, self.units, self.options = base, tuple(units), tuple(options)
-        self.basis, self.length, self.axis = basis, length, axis
+        self.basis, self.length, self.axis, self.context = basis, length, axis, context
         self._assignments: dict[str, Assignment] = {a.site.name: a for a in base.assignments}
 
     @cached_property
@@ -82,22 +91,38 @@ class Space:
         """Bits per weight of a choice, scales included, over all sites."""
         return self._cost("bits", choice)
 
+    def megabytes(self, choice: Choice) -> float:
+        """10⁶ bytes of a choice's weights, scales included, and of the keys and values of `context` tokens."""
+        return self._cost("megabytes", choice)
+
+    def uniform(self) -> dict[str, Choice]:
+        """Every scheme of projections at all units that have any, with every one of caches; by what it is called."""
+        kinds = [self._assignments[unit.sites[0]].site.kind for unit in self.units]
+        options = range(len(self.options))
+        pairs = [(i, j) for i in options for j in (options if "cache" in kinds else [i])]
+        choices: dict[str, Choice] = {}
+        for i, j in pairs:
+            beside = f", {self.options[j].cache}" if "cache" in kinds else ""
+            choice = tuple(j if kind == "cache" else i for kind in kinds)
+            choices.setdefault(f"{self.options[i].projection}{beside} everywhere", choice)
+        return choices
+
     def position(self, choice: Choice) -> float:
         """Where a choice stands on the axis; larger is cheaper."""
-        return self.ratio(choice) if self.axis == "ratio" else -self.bits(choice)
+        return self.ratio(choice) if self.axis == "ratio" else -self._cost(self.axis, choice)
 
     def place(self, position: float) -> float:
-        """What a position means: Q_r, or bits per weight."""
+        """What a position means: Q_r, bits per weight, or megabytes."""
         return position if self.axis == "ratio" else -position
 
     def costs(self, kind: str) -> tuple[Costs, float]:
         """What every option costs at every unit, (units, options), and what the sites of no unit cost.
 
         Args:
-            kind: ``ratio`` (the share of the whole, in the basis, that is kept high) or ``bits`` (of storage, over the
-                number of all weights).
+            kind: ``ratio`` (the share of the whole, in the basis, that is kept high), ``bits`` (of storage, over the
+                number of all weights) or ``megabytes`` (of weights and caches).
         """
-        return self._high_shares if kind == "ratio" else self._bit_costs
+        return {"ratio": self._high_shares, "bits": self._bit_costs, "megabytes": self._megabyte_costs}[kind]
 
     def predictions(self, menu: Menu) -> np.ndarray:
         """Summed damage of every option at every unit, (units, options) float64, in the menu's unit.
@@ -155,6 +180,11 @@ class Space:
         weights = sum(site.parameters for site in self.base.sites)
         return table / weights, fixed / weights
 
+    @cached_property
+    def _megabyte_costs(self) -> tuple[Costs, float]:
+        table, fixed = self._tabulate(lambda a: self.base.site_bits(a) + self.context * self.base.token_bits(a))
+        return table / 8e6, fixed / 8e6
+
     def _tabulate(self, cost: Callable[[Assignment], float]) -> tuple[Costs, float]:
         """`costs`, summed up site by site."""
 
@@ -181,26 +211,33 @@ def make_space(
     basis: str = "parameters",
     length: int = 1,
     axis: str = "ratio",
+    context: int = 0,
 ) -> Space:
     """The space of a base plan, whose overridden sites are left as they are.
 
     Args:
         base: Everything at the low scheme, with overrides, attention products in float.
-        options: The cheapest first; of two, the low scheme.
+        options: The cheapest first; of two, the low scheme. Caches are decided where any of them quantizes these,
+            projections where they differ in them.
         layers: Whether whole blocks are decided, instead of sites.
         tied: Whether sites that an engine fuses share their option.
         pinned: Names of sites that a rule decides, also where it says the low scheme.
         basis: What Q_r counts: ``parameters``, with attention products alike in all plans; or ``macs``, with the
             products among the units.
         length: Tokens of a window.
-        axis: What plans are ordered by, ``ratio`` or ``bits``; more than two options can be ordered by bits only.
+        axis: What plans are ordered by, ``ratio`` or ``bits``; more than two options can be ordered by bits only, those
+            with caches by ``megabytes`` only.
+        context: Tokens whose keys and values count as megabytes.
 
     Raises:
         UserError: If nothing is left to decide.
     """
     fixed = {*pinned, *(a.site.name for a in base.exceptions())}
     open_sites = [s for s in base.sites if s.name not in fixed]
-    units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs")
+    caches = not all(option.cache.is_float for option in options)
+    if len({option.projection for option in options}) == 1:
+        open_sites = [s for s in open_sites if s.kind != "projection"]
+    units = make_units(open_sites, tied=tied, layers=layers, products=basis == "macs", caches=caches)
     if not units:
         raise UserError("nothing is left to search: `rules` decides every site")
-    return Space(base, units, options, basis, length, axis)
+    return Space(base, units, options, basis, length, axis, context)

@@ -11,7 +11,7 @@ from qarat.surfaces.commands.common import quoted
 from qarat.surfaces.options.advising import AdviseOptions
 from qarat.surfaces.page import write_report
 from qarat.surfaces.progress import duration
-from qarat.surfaces.tables.advice import words_of
+from qarat.surfaces.tables.advice import verb_of, words_of
 from qarat.values.records.advice import Advice
 
 
@@ -43,4 +43,4 @@ def _next(options: AdviseOptions, advice: Advice) -> Lines:
     chosen = [s for s in advice.schemes if s.name in advice.measured] or advice.meeting[:1]
     if not chosen:
         return ()
-    return ("try next:", *(f"  {common.command_line('run', options, *words_of(s))}" for s in chosen))
+    return ("try next:", *(f"  {common.command_line(verb_of(s), options, *words_of(s))}" for s in chosen))

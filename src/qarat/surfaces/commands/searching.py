@@ -95,7 +95,7 @@ def _ending(options: SearchOptions, out: Path, result: SearchResult, job: Search
     stats = ["--stats", out / STATS] if job.static else []
     if transforms := spellings_of(job.model.fingerprint):
         made_from = [out / name for name in kept_files(transforms) if name]
-        stats += ["--transform", *transforms, "--transform-stats", *made_from]
+        stats += ["--transform", *transforms, *(["--transform-stats", *made_from] if made_from else [])]
     plans = [out / plan_file(reached.budget) for reached in result.reached if reached.trial >= 0]
     quantizing = [f"  {common.command_line('quantize', options, '--plan', plan, *stats)}" for plan in plans[:1]]
     return (

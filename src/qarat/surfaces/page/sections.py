@@ -34,7 +34,7 @@ from qarat.surfaces.tables.choices import not_low
 from qarat.surfaces.tables.data import table, texts
 from qarat.surfaces.tables.laws import coefficients, compared_forms, notes_table
 from qarat.surfaces.tables.scores import WORST, agreement, departures, show_continuations
-from qarat.surfaces.tables.search import adding_up, budgets, verdicts
+from qarat.surfaces.tables.search import adding_up, budgets, sizes, verdicts
 from qarat.surfaces.tables.search import cost as search_cost
 from qarat.surfaces.tables.speed import conditions, speeds
 from qarat.surfaces.tables.wording import count
@@ -71,7 +71,8 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _advice(story: Story) -> Iterator[Part]:
     if advice := story.one(Advice):
-        yield price_of_bits(advice)
+        if not all(s.is_of_caches for s in advice.schemes):
+            yield price_of_bits(advice)
         yield Titled("The landscape", landscape(advice))
         if advice.measured:
             yield Titled("Measured", measurements(advice))
@@ -84,11 +85,11 @@ def _advice(story: Story) -> Iterator[Part]:
 def _search(story: Story) -> Iterator[Part]:
     if search := story.one(SearchResult):
         if any(not t.failure for t in search.trials):
-            axes = ("ratio", "bits") if search.axis == "ratio" else ("bits",)
+            axes = ("ratio", "bits") if search.axis == "ratio" else (search.axis,)
             yield from (frontier(search, axis) for axis in axes)
         if search.reached:
             yield Titled("What each budget reaches", budgets(search))
-            yield Listed([f"{line}." for line in verdicts(search)])
+            yield Listed([f"{line}." for line in (*verdicts(search), *([sizes(search)] if search.context else []))])
         yield from (f"{line}." for line in (*adding_up(search), search_cost(search)))
 
 

@@ -17,8 +17,8 @@ from qarat.stages.spikes import find_spikes
 from qarat.surfaces.page.parts import Command
 from qarat.surfaces.page.remedies import done_words
 from qarat.surfaces.page.story import Story, portable
+from qarat.surfaces.tables.advice import verb_of, words_of
 from qarat.surfaces.tables.advice import verdict as of_advice
-from qarat.surfaces.tables.advice import words_of
 from qarat.surfaces.tables.calibration_study import headline as of_calibration
 from qarat.surfaces.tables.laws import why_uncompared
 from qarat.surfaces.tables.wording import count, fixed, interval, listed, megabytes, perplexity_change, share
@@ -36,7 +36,7 @@ from qarat.values.records.speed import EngineSpeed
 from qarat.values.records.spike_study import SpikeStudy
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import PLANNING_RULES
-from qarat.values.schemes import LinearScheme, Scheme, TensorScheme
+from qarat.values.schemes import LinearScheme, Scheme, TensorScheme, is_static
 from qarat.values.sites import short_name
 from qarat.values.units import make_units
 
@@ -105,12 +105,13 @@ def next_lines(story: Story) -> Command | None:
         )
     if (advice := story.one(Advice)) and story.about.model:
         chosen = [s for s in advice.schemes if s.name in advice.measured] or advice.meeting[:1]
-        lines = [shlex.join(["qarat", "run", story.about.model, *words_of(s)]) for s in chosen]
+        lines = [shlex.join(["qarat", verb_of(s), story.about.model, *words_of(s)]) for s in chosen]
         return Command("To go on", "\n".join(lines)) if lines else None
     chosen = [r for search in story.all(SearchResult) for r in search.reached if r.trial >= 0]
     if chosen and story.about.model:
         folder, search = story.about.folder, story.all(SearchResult)[0]
-        stats = ["--stats", f"{folder}/{STATS}"] if any("static" in scheme for scheme in search.menu) else []
+        static = any(is_static(parse_scheme(scheme)) for scheme in (*search.menu, *search.caches))
+        stats = ["--stats", f"{folder}/{STATS}"] if static else []
         words = [story.about.model, "--plan", f"{folder}/{plan_file(chosen[0].budget)}", *stats]
         return Command("To go on", shlex.join(["qarat", "quantize", *words]))
     return None
@@ -155,6 +156,8 @@ def _reached(search: SearchResult, reached: Reached) -> tuple[str, str, str]:
     if search.axis == "ratio":
         share_low, ends = f"{fixed(trial.ratio, 3)} low (Q_r)", reach_words(reached.low, reached.high)
         return reached.budget, share_low, f"{f'95 %: {ends}; ' if ends else ''}{fixed(trial.bits, 2)} bits per weight"
+    if search.axis == "megabytes":
+        return reached.budget, f"{fixed(trial.megabytes, 3)} MB", f"weights and caches of {search.context:,} tokens"
     return reached.budget, f"{fixed(trial.bits, 2)} bits", "per weight, scales included"
 
 
@@ -279,9 +282,15 @@ def _search(search: SearchResult) -> Verdict:
             low = scheme_words(parse_scheme(search.menu[0]))
             share_low = f"{fixed(100 * trial.ratio, 1)} % of the weights in {low} within {reached.budget}"
             bits = f"{fixed(trial.bits, 2)} bits per weight within {reached.budget}"
+            size = f"{fixed(trial.megabytes, 3)} MB, caches of {search.context:,} tokens in it, within {reached.budget}"
             unseen = f"On text that the search has not seen, {perplexity_change(lost.nats)} % perplexity "
+<<<<<<< HEAD
             note = f"{unseen}({interval_words(lost)})." if reached.report else ""
             return Verdict(share_low if search.axis == "ratio" else bits, note)
+=======
+            said = f"{unseen}({interval_words(lost)})." if reached.report else ""
+            return Verdict({"ratio": share_low, "bits": bits, "megabytes": size}[search.axis], said)
+>>>>>>> w/caches
     return Verdict("No plan keeps a budget", f"{count(len(search.trials), 'plan')} measured.")
 
 

@@ -20,7 +20,7 @@ from qarat.surfaces.tables.wording import (
 from qarat.values.records.advice import NOT_KNOWN, Advice, AdvisedScheme, EngineAnswer
 
 _SIMULATING = "transformers"  # computes in float whatever it loads
-_FLAGS = {"low": "--low", "budget": "--budget", "transforms": "--transform", "runtime": "--runtime"}
+_FLAGS = {"low": "--low", "budget": "--budget", "transforms": "--transform", "runtime": "--runtime", "menu": "--menu"}
 
 
 def show_advice(record: Advice) -> Parts:
@@ -47,9 +47,10 @@ def landscape(record: Advice) -> DataTable:
     """Every scheme, the smallest recipe first; those that were measured stand out."""
     digits = decimals([n for s in record.schemes for n in (s.naive, s.predicted)])
     losses = numbers("naive\n(nats)", "\n(ppl %)", "recipe\n(nats)", "\n(ppl %)")
-    sizes = numbers("float\nsites", "\n(%)", "bits", "MB")
+    sizes = numbers("float\nsites", "\n(%)", "bits", "MB", "cache (bytes\na token)")
     columns = (*texts("predicted", wrap=False), *losses, *sizes, *texts("kernels in"))
-    return table(columns, (_row(s, digits, measured=s.name in record.measured) for s in record.schemes))
+    shown = table(columns, (_row(s, digits, measured=s.name in record.measured) for s in record.schemes))
+    return shown.used() if not any(s.is_of_caches for s in record.schemes) else shown
 
 
 def _row(advised: AdvisedScheme, digits: int, *, measured: bool) -> tuple[str, ...]:
@@ -62,6 +63,7 @@ def _row(advised: AdvisedScheme, digits: int, *, measured: bool) -> tuple[str, .
         share(advised.share, 1) if advised.kept else "",
         fixed(advised.bits, 2),
         megabytes(8 * advised.size),
+        f"{advised.cache:,}" if advised.is_of_caches else "",
         ", ".join(kernels) or "none",
     )
     return marked(cells, "bold" if measured else "")
@@ -101,12 +103,17 @@ def versions(record: Advice) -> str:
 
 def commands(record: Advice) -> DataTable:
     """What to type next, for every scheme."""
-    lines = (shlex.join(["qarat", "run", "MODEL", *words_of(s)]) for s in record.schemes)
+    lines = (shlex.join(["qarat", verb_of(s), "MODEL", *words_of(s)]) for s in record.schemes)
     return table(texts("to go on", "type", wrap=False), zip((s.name for s in record.schemes), lines, strict=True))
 
 
+def verb_of(advised: AdvisedScheme) -> str:
+    """Which verb does it."""
+    return "search" if advised.is_of_caches else "run"
+
+
 def words_of(advised: AdvisedScheme) -> list[str]:
-    """What `qarat run` is told behind the model."""
+    """What the verb is told behind the model."""
     return [word for name, value in advised.request.items() for word in (_FLAGS[name], value)]
 
 
@@ -154,6 +161,8 @@ def verdict(record: Advice) -> str:
 
 
 def _size(advised: AdvisedScheme) -> str:
+    if advised.is_of_caches:
+        return f"{advised.name}, {advised.cache:,} bytes of cache a token"
     return f"{advised.name}, {megabytes(8 * advised.size)} MB"
 
 

@@ -19,6 +19,8 @@ def show_search(record: SearchResult) -> Parts:
     if record.reached:
         yield budgets(record)
         yield from ("", *verdicts(record), "")
+    if record.context:
+        yield dim(sizes(record))
     yield dim("The curve: no measured plan is both cheaper and better than one of these")
     yield _curve(record)
     yield from adding_up(record)
@@ -31,7 +33,8 @@ def show_search(record: SearchResult) -> Parts:
 def budgets(record: SearchResult) -> DataTable:
     """What each budget reaches."""
     losses = ("Δ loss ± SE,\nselection (nats)", "Δ loss ± SE,\nreport (nats)", "Δ perplexity,\nreport (%)")
-    kept = ("Q_r" if record.axis == "ratio" else "bits", "95 % interval", "bits per\nweight")
+    place = {"ratio": "Q_r", "bits": "bits", "megabytes": "MB"}[record.axis]
+    kept = (place, "95 % interval", "bits per\nweight")
     columns = (*texts("budget"), *numbers(*kept, *losses))
     return table(columns, ((reached.budget, *_reached(record, reached)) for reached in record.reached))
 
@@ -39,6 +42,11 @@ def budgets(record: SearchResult) -> DataTable:
 def verdicts(record: SearchResult) -> list[str]:
     """Why each budget reaches that."""
     return [f"{r.budget}: {r.verdict}" for r in record.reached]
+
+
+def sizes(record: SearchResult) -> str:
+    """What megabytes are of."""
+    return f"MB: weights of all sites, and keys and values of {count(record.context, 'token')}"
 
 
 def _reached(record: SearchResult, reached: Reached) -> tuple[str, ...]:
@@ -62,14 +70,17 @@ def _curve(record: SearchResult) -> DataTable:
     shown = [t for i, t in enumerate(trials) if i % step == 0 or i == len(trials) - 1]
     digits = decimals([t.damage.nats for t in shown if not t.failure])
     predicted = f"predicted\n({record.metric or 'none'})"
-    heads = ("Q_r", "bits per\nweight", predicted, "Δ loss\n(nats)", "± SE", "Δ perplexity\n(%)")
-    return table((*texts("trial"), *numbers(*heads)), (_trial(trial, digits) for trial in shown))
+    heads = ("MB", "Q_r", "bits per\nweight", predicted, "Δ loss\n(nats)", "± SE", "Δ perplexity\n(%)")
+    with_caches = record.axis == "megabytes"
+    rows = (_trial(trial, digits, with_caches=with_caches) for trial in shown)
+    return table((*texts("trial"), *numbers(*heads)), rows).used()
 
 
-def _trial(trial: SearchTrial, digits: int) -> tuple[str, ...]:
+def _trial(trial: SearchTrial, digits: int, *, with_caches: bool) -> tuple[str, ...]:
+    size = fixed(trial.megabytes, 3) if with_caches else ""
     predicted = "" if math.isnan(trial.predicted) else fixed(trial.predicted, digits)
     losses = (*loss_and_error(trial.damage, digits), perplexity_change(trial.damage.nats))
-    return trial.label, fixed(trial.ratio, 3), fixed(trial.bits, 2), predicted, *losses
+    return trial.label, size, fixed(trial.ratio, 3), fixed(trial.bits, 2), predicted, *losses
 
 
 def adding_up(record: SearchResult) -> Iterator[str]:

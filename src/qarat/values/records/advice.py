@@ -40,11 +40,12 @@ class AdvisedScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         low: Predicted for everything low behind that, nats per token.
         predicted: With the kept sites in float as well, nats per token.
         kept: Full names of the sites that stay in float.
-        share: Of the parameters of all sites, those of the kept ones.
+        share: Of the parameters of all sites, those of the kept ones; of caches, which have none, of their number.
         bits: Of a weight, scales included, kept sites too.
         size: Bytes of the quantized folder.
         engines: One answer each.
-        request: What `qarat run` has to be told to do so, by argument.
+        request: What `qarat run`, or of caches `qarat search`, has to be told to do so, by argument.
+        cache: Bytes of a token's keys and values.
     """
 
     name: str
@@ -59,6 +60,17 @@ class AdvisedScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int
     engines: tuple[EngineAnswer, ...]
     request: dict[str, str]
+    cache: int = 0
+
+    @property
+    def is_of_caches(self) -> bool:
+        """Whether it is one of caches, which leaves all weights in float."""
+        return self.scheme.startswith("c=")
+
+    @property
+    def spent(self) -> int:
+        """Bytes that it is to make few: of the folder, or of a token's keys and values."""
+        return self.cache if self.is_of_caches else self.size
 
     @property
     def is_low(self) -> bool:

@@ -35,6 +35,7 @@ class SearchTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         predicted: Summed damage of its units, in the metric's unit; NaN where nothing was predicted.
         damage: Loss over float on the selection tokens; NaN where the measurement failed.
         failure: Why it failed; empty where it did not.
+        megabytes: 10⁶ bytes of weights and of the keys and values of the result's `context`.
     """
 
     label: str
@@ -44,10 +45,11 @@ class SearchTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predicted: float
     damage: Difference
     failure: str = ""
+    megabytes: float = math.nan
 
     def position(self, axis: str) -> float:
-        """Where the trial stands on an axis; larger is cheaper: Q_r, or bits with the sign turned."""
-        return self.ratio if axis == "ratio" else -self.bits
+        """Where the trial stands on an axis; larger is cheaper: Q_r, or bits or megabytes with the sign turned."""
+        return {"ratio": self.ratio, "bits": -self.bits, "megabytes": -self.megabytes}[axis]
 
 
 class Reached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,8 +95,10 @@ class SearchResult(Summarized, msgspec.Struct, frozen=True, forbid_unknown_field
         metric: Behind predictions; empty where the strategy makes none.
         granularity: ``matmul`` or ``layer``.
         basis: What Q_r counts: ``parameters`` or ``macs``.
-        axis: What the curve is drawn over: ``ratio``, or ``bits`` where the menu has more than two schemes.
+        axis: What the curve is drawn over: ``ratio``, or ``bits`` where the menu has more than two schemes, or
+            ``megabytes`` where it has schemes of caches.
         menu: Spelling of every option, the cheapest first: of two the low scheme, of more that with the fewest bits.
+            Where caches have more options than projections, the first stands there several times.
         units: Label of every unit.
         base: Content hash of the plan that the units' options are put into.
         float_loss: On the selection tokens.
@@ -104,6 +108,8 @@ class SearchResult(Summarized, msgspec.Struct, frozen=True, forbid_unknown_field
         cost: Of it all.
         correction: Fitted to all measured plans: what their losses come to, given the sum of predictions. Of no pairs
             where there are no predictions in nats, fewer than three plans, or losses that fall as predictions rise.
+        caches: What a cache gets of every option, in the same way; empty where caches are not decided.
+        context: Tokens whose keys and values are counted in megabytes; 0 where caches are not decided.
     """
 
     provenance: Provenance
@@ -121,6 +127,8 @@ class SearchResult(Summarized, msgspec.Struct, frozen=True, forbid_unknown_field
     reached: tuple[Reached, ...]
     cost: SearchCost
     correction: Correction = NO_CORRECTION
+    caches: tuple[str, ...] = ()
+    context: int = 0
 
     def facts(self) -> dict[str, str]:
         """What tells it from another."""

@@ -8,9 +8,10 @@ from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import parse_loss_budget
 from qarat.values.engines import ENGINES, FILE_ENGINES
+from qarat.values.parsing import parse_scheme
 from qarat.values.requests.protect import PROTECTIONS
-from qarat.values.schemes import LOW, SchemeError
-from qarat.values.spellings import parse_low
+from qarat.values.schemes import LOW, Scheme, SchemeError
+from qarat.values.spellings import is_of_caches, parse_low
 
 LANDSCAPE = {
     "W8A8 static": LOW,
@@ -36,7 +37,7 @@ class AdviseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which schemes are looked at, for which budget and engines.
 
     Attributes:
-        schemes: Schemes to look at instead of the common ones.
+        schemes: Schemes to look at instead of the common ones; of the KV cache (c=…) too.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
         engine: Only schemes that all of these run: transformers, vllm, vllm-0.26, sglang, sglang-old, onnxruntime,
             openvino, llama.cpp. (default: any)
@@ -67,11 +68,20 @@ class AdviseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The spelling of every scheme that is looked at, by a short name where it has one.
 
         Raises:
-            SchemeError: No scheme of a projection's weight.
+            SchemeError: No scheme of a projection's weight, or of a cache.
         """
         names = {str(parse_low(spelling)): name for name, spelling in LANDSCAPE.items()}
         try:
-            spelled = [str(parse_low(text)) for text in self.schemes or LANDSCAPE.values()]
+            spelled = [str(_parse(text)) for text in self.schemes or LANDSCAPE.values()]
         except UserError as error:
             raise SchemeError(f"`schemes`: {error}") from None
         return {names.get(spelling, spelling): spelling for spelling in spelled}
+
+
+def _parse(text: str) -> Scheme:
+    if not is_of_caches(text):
+        return parse_low(text)
+    scheme = parse_scheme(text)
+    if scheme.is_float:
+        raise UserError(f"{text!r} leaves caches in float, which is what they are compared with")
+    return scheme

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -9,12 +10,12 @@ import msgspec
 from qarat.ground.errors import UserError
 from qarat.ground.registry import nearest_names
 from qarat.values.budgets import Budget, CostBudget, LossBudget, parse_budget
-from qarat.values.parsing import parse_scheme
+from qarat.values.parsing import parse_scheme, parse_scheme_in
 from qarat.values.plans import Plan, assign
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme, MatmulScheme, TensorScheme
-from qarat.values.spellings import full_spelling, parse_low, split_commas
-from qarat.values.units import Option
+from qarat.values.schemes import FLOAT, CacheScheme, LinearScheme, MatmulScheme, TensorScheme
+from qarat.values.spellings import full_spelling, is_of_caches, parse_low, split_commas
+from qarat.values.units import Option, with_caches
 
 POINTS = {"matmul": (0.5, 0.75, 0.9, 0.95), "layer": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)}
 """Ratios at which curves are measured where none are asked for: the second paper's, without those that small models
@@ -31,14 +32,15 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         low: Scheme whose share is to be as large as possible; also mxint4, mxfp4, int4, int8-static, or a weight's
-            format.
+            format; float where caches alone are to be decided.
         high: What the other sites get: float, fp8, fp8-e5m2, or a scheme as for `low`.
-        menu: More schemes as for `low`, commas between them or not; the curve then runs over bits per weight.
+        menu: More schemes as for `low`, commas between them or not; the curve then runs over bits per weight. Of those
+            with c=… each cache of keys or values gets one or stays in float; the curve then runs over megabytes.
         granularity: Decide each projection, or whole blocks.
         basis: What Q_r counts; by macs, the attention products are decided too.
         budgets: What may be lost (ppl+5%, nats+0.05, acc(TASK)-1%) or spent (ratio=0.9; bits=4.5, bytes=2.1GB).
         points: Ratios at which the curve is measured as well; bits per weight with a `menu`, or a budget of bits or
-            bytes.
+            bytes; megabytes where caches are decided.
         strategy: Who proposes plans: predicted, mixquant, greedy, random or tpe.
         metric: What predictions come from; see `qarat damage --help`.
             (default: fisher, of mixquant weight-error)
@@ -47,6 +49,8 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         runtime: Engine whose fused projections must share a scheme: any or vllm.
         price_windows: At most so many selection windows, that prices come from.
         rewrites: Do not scale and split channels first, for the low scheme, which is free at run time.
+        context: Tokens whose keys and values count as bytes where the `menu` has schemes of caches, those of all
+            sequences at once. (default: one sequence as long as the model takes)
     """
 
     low: str = "w=mxint4 a=mxint4"
@@ -63,6 +67,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime: str = "any"
     price_windows: int = 16
     rewrites: bool = True
+    context: int = 0
 
     def check(self) -> None:
         """Check everything that can be checked without a model.
@@ -71,6 +76,9 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             UserError: Malformed or unknown words, numbers out of range, options that do not go together; an extra that
                 the strategy needs is not installed.
         """
+        for field in ("low", "high"):
+            if is_of_caches(spelling := getattr(self, field)):
+                raise UserError(f"`{field}` {spelling}: it is of projections; schemes of caches go into the `menu`")
         self.as_plan_request().check()
         for word, known, option in (
             (self.granularity, GRANULARITIES, "`granularity`"),
@@ -79,18 +87,24 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if word not in known:
                 raise UserError(f"{option} {word}: {nearest_names(word, list(known))}")
         options = self.options()
-        if spellings := [s for s in self.schemes() if self.schemes().count(s) > 1]:
-            raise UserError(f"{spellings[0]!r} stands twice among `low`, `menu` and `high`")
+        for spellings in (self.schemes(), self.caches()):
+            if twice := [s for s in spellings if spellings.count(s) > 1]:
+                raise UserError(f"{twice[0]!r} stands twice among `low`, `menu` and `high`")
+        if self.context < 0 or (self.context and not self.caches()):
+            raise UserError(
+                f"`context` {self.context}: it is the number of tokens whose keys and values are counted where the "
+                "`menu` has schemes of caches (c=…)"
+            )
         if not self.budgets and not self.points:
             raise UserError("give `budgets` or `points`: without either there is nothing to find out")
         if self.axis == "ratio":
             self._check_bits(options)
         if self.basis == "macs":
             self._check_macs(options)
-        if any(not 0 < p <= (1 if self.axis == "ratio" else 32) for p in self.points):
+        if any(not 0 < p <= {"ratio": 1, "bits": 32}.get(self.axis, math.inf) for p in self.points):
             raise UserError(
                 "`points` are ratios above 0 and at most 1, or bits per weight where there is a `menu` or a budget of "
-                "bits or bytes"
+                "bits or bytes, or megabytes where the `menu` has schemes of caches"
             )
         if self.trials < 1 or self.price_windows < 1:
             raise UserError("`trials` and `price_windows`: give at least 1")
@@ -106,7 +120,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _check_macs(self, options: Sequence[Option]) -> None:
         """By MACs attention products are decided too; whether they are low is told by the bits of the inputs."""
-        if self.axis == "bits":
+        if self.axis != "ratio":
             raise UserError(
                 "`basis` macs decides the attention products too, which take no bits of storage; leave `menu` and "
                 "budgets of bits or bytes out, or count `basis` parameters"
@@ -121,7 +135,12 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def axis(self) -> str:
-        """What plans are ordered by: Q_r between two schemes; bits per weight among more, or where a budget asks so."""
+        """What plans are ordered by: Q_r between two schemes; bits per weight among more, or where a budget asks so.
+
+        Where caches are decided too, megabytes of weights and caches.
+        """
+        if self.caches():
+            return "megabytes"
         sized = any(isinstance(b, CostBudget) and b.kind != "ratio" for b in self.parsed_budgets())
         return "bits" if self.menu or sized else "ratio"
 
@@ -135,8 +154,23 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def schemes(self) -> tuple[str, ...]:
         """Spellings of all schemes: the low one, those of the menu, the high one."""
-        low, *menu, high = map(full_spelling, (self.low, *split_commas(self.menu), self.high))
-        return (low, *(text for text in menu if text != high), high)
+        of_projections = (text for text in split_commas(self.menu) if not is_of_caches(text))
+        low, *menu, high = map(full_spelling, (self.low, *of_projections, self.high))
+        return (*([] if self.decides_caches_alone else [low]), *(text for text in menu if text != high), high)
+
+    @property
+    def decides_caches_alone(self) -> bool:
+        """Whether projections stay in float, and only caches have schemes."""
+        return self.low == self.high == FLOAT and bool(self.caches())
+
+    def caches(self) -> tuple[str, ...]:
+        """Spellings of what each cache may get, float the last; none where caches are not decided.
+
+        Raises:
+            SchemeError: A malformed spelling.
+        """
+        given = [str(parse_scheme_in("menu", text)) for text in split_commas(self.menu) if is_of_caches(text)]
+        return (*given, FLOAT) if given else ()
 
     def ordered_schemes(self, base: Plan) -> tuple[str, ...]:
         """`schemes` as strategies take them, none cheaper than the one before; of equals the first given comes first.
@@ -152,6 +186,20 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         return self.schemes() if self.axis == "ratio" else tuple(sorted(self.schemes(), key=bits))
 
+    def ordered_options(self, base: Plan) -> tuple[Option, ...]:
+        """What each unit may get: `ordered_schemes` and, in the same way, schemes of caches.
+
+        Args:
+            base: Any plan of the model, for its sites.
+        """
+        options = tuple(map(self.option, self.ordered_schemes(base)))
+        *given, last = self.caches() or (FLOAT,)
+
+        def bits(spelling: str) -> int:
+            return assign(base.model, base.float_bits, base.sites, FLOAT, [("*_cache", spelling)]).cache_bits()
+
+        return with_caches(options, [_cache(spelling) for spelling in (*sorted(given, key=bits), last)])
+
     def options(self) -> tuple[Option, ...]:
         """What each unit may get, in the order of `schemes`."""
         return tuple(map(self.option, self.schemes()))
@@ -164,7 +212,7 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         scheme = parse_scheme(spelling)
         if not isinstance(scheme, LinearScheme):
-            raise UserError(f"{spelling!r}: projections have w=… and a=…")
+            raise UserError(f"{spelling!r}: projections have w=… and a=…, caches c=…")
         # An attention product has two operands and no weight: both are kept as inputs are.
         products = self.basis == "macs" and scheme.weight is not None
         return Option(scheme, MatmulScheme(scheme.input, scheme.input) if products else MatmulScheme())
@@ -178,8 +226,14 @@ class SearchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             budget=f"nats+{nats:.12f}",
             rules=self.rules,
             runtime=self.runtime,
-            rewrites=self.rewrites,
+            rewrites=self.rewrites and not self.decides_caches_alone,
         )
+
+
+def _cache(spelling: str) -> CacheScheme:
+    scheme = parse_scheme(spelling, "cache")
+    assert isinstance(scheme, CacheScheme)
+    return scheme
 
 
 def _has_more_bits(high: TensorScheme | None, low: TensorScheme | None) -> bool:

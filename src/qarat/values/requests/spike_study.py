@@ -103,12 +103,14 @@ class Method(NamedTuple):
         clip: What is added to the spelling of a static input.
         outliers: Inputs with a scale per token, or per tensor, whose outlier columns stay in float.
         prefix: Whether the tokens in front are computed in float.
+        rounding: What is added to the spelling of the weight, such as ``/round-gptq``.
     """
 
     transform: str = ""
     clip: str = ""
     outliers: Inputs | None = None
     prefix: bool = False
+    rounding: str = ""
 
     def fits(self, setting: Setting) -> bool:
         """Whether there is something to compare: clips and the prefix are for scales found in calibration."""
@@ -118,7 +120,8 @@ class Method(NamedTuple):
         """What the low sites get in a setting."""
         if self.outliers is not None:
             return setting._replace(inputs=self.outliers).with_input("/outliers-6")
-        return setting.with_input(self.clip)
+        weight, _, given = setting.with_input(self.clip).partition(" ")
+        return f"{weight}{self.rounding} {given}"
 
 
 METHODS = {
@@ -134,6 +137,7 @@ METHODS = {
     "clip-mse": Method(clip="/mse"),  # by mean squared error
     "prefix": Method(prefix=True),  # first tokens in float
 }
+_ROUND = "round-"
 ARMS = ("protection", "control", "order", "method", "ablation", "bos", "calibration")
 """Groups of arms beside naive."""
 ORDERS = ("damage", "snr", "ratio", "maximum")
@@ -151,7 +155,8 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         settings: Only these, such as 8/channel/static, 6/tensor/dynamic or 8/channel/token. (default: as many as the
             extent has)
         methods: Only these: smooth, smooth-all, llm-int8, llm-int8-tensor, hadamard, split, rewrite, clip-p99.9,
-            clip-p99.99, clip-mse, prefix; or transforms, such as smooth/0.8/all. (default: all)
+            clip-p99.99, clip-mse, prefix; or transforms, such as smooth/0.8/all; or roundings of weights,
+            such as round-gptq. (default: all that have a name here)
         orders: Protect in the order of only these: damage, snr, ratio, maximum. (default: all)
         sites: Protect just these instead of what the planner chooses, such as 1.down.
         budget: What may be lost over float: a perplexity (ppl+1%) or nats per token (nats+0.05).
@@ -177,7 +182,7 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("extent", [self.extent], EXTENTS),
             ("arms", self.arms, ARMS),
             ("settings", self.settings, [setting.brief for setting in _EVERY]),
-            ("methods", [m for m in self.methods if "/" not in m], METHODS),
+            ("methods", [m for m in self.methods if not m.startswith(_ROUND) and "/" not in m], METHODS),
             ("orders", self.orders, ORDERS),
         )
         unknown = [
@@ -194,11 +199,12 @@ class SpikeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def asked_methods(self) -> dict[str, Method]:
-        """The methods, by name, in the order of `METHODS`; then transforms."""
+        """The methods, by name, in the order of `METHODS`; then transforms, and roundings."""
         if not self.asks("method"):
             return {}
         known = {name: method for name, method in METHODS.items() if not self.methods or name in self.methods}
-        return known | {text: Method(text) for text in self.methods if "/" in text}
+        rounded = {text: Method(rounding=f"/{text}") for text in self.methods if text.startswith(_ROUND)}
+        return known | {text: Method(text) for text in self.methods if "/" in text} | rounded
 
     def asks(self, group: str) -> bool:
         """Whether arms of a group are to be measured."""

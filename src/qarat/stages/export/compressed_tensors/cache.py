@@ -24,7 +24,7 @@ LEAVES = dict(zip(CACHES, ("k_scale", "v_scale"), strict=True))
 def cache_offences(plan: Plan) -> list[str]:
     """What the format cannot hold of a plan's caches, in words with the remedy; empty if it holds them."""
     caches = _caches(plan)
-    wrong = [f"{a.site.name}: {a.scheme}: {why}" for a in caches if (why := _offence(a.scheme))]
+    wrong = [f"{a.site.name}: {a.scheme}: {why}" for a in caches if (why := cache_offence(a.scheme))]
     spelled = {str(a.scheme): a.site.name for a in caches}
     if not wrong and len(spelled) > 1:
         listed = ", ".join(f"{scheme} ({name})" for scheme, name in spelled.items())
@@ -56,11 +56,14 @@ def _caches(plan: Plan) -> list[Assignment]:
     return [a for a in plan.assignments if a.site.kind == "cache"]
 
 
-def _offence(scheme: Scheme) -> str:
+def cache_offence(scheme: Scheme) -> str:
+    """Why the format cannot hold caches under a scheme, in words with the remedy; empty if it can."""
     kept = scheme.kept if isinstance(scheme, CacheScheme) else None
     if kept is None:
         return ""
     if kept.past_only:
         return "engines read a token's own key and value from the cache too; drop past-only"
+    if kept.two_dimensional:
+        return "engines shift and scale no channel of a cache; drop 2d"
     held = kept.static and kept.granularity == Granularity() and kept.symmetric and kept.scale == "float32"
     return "" if held and kept.format in FORMATS else "caches are c=e4m3/tensor/static or c=int8/tensor/static"

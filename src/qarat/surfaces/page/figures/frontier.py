@@ -12,7 +12,11 @@ from qarat.values.budgets import LossBudget, parse_budget
 from qarat.values.records.advice import Advice, AdvisedScheme
 from qarat.values.records.search import SearchResult, SearchTrial, pareto
 
-_AXES = {"ratio": Axis("low share", digits=3), "bits": Axis("bits per weight", digits=2)}
+_AXES = {
+    "ratio": Axis("low share", digits=3),
+    "bits": Axis("bits per weight", digits=2),
+    "megabytes": Axis("MB of weights and caches", digits=3),
+}
 _LOSS = "loss over float (nats per token)"
 
 
@@ -21,7 +25,7 @@ def frontier(search: SearchResult, axis: str) -> Figure:
 
     Args:
         search: With a trial that was measured.
-        axis: ``ratio`` or ``bits``.
+        axis: ``ratio``, ``bits`` or ``megabytes``.
     """
     trials = [t for t in search.trials if not t.failure]
     best = pareto(trials, search.axis)
@@ -47,7 +51,7 @@ def frontier(search: SearchResult, axis: str) -> Figure:
     budgets = [b for b in (parse_budget(r.budget) for r in search.reached) if isinstance(b, LossBudget)]
     return curve(
         f"frontier-{axis}",
-        "Loss against the share that is low" if axis == "ratio" else "Loss against bits per weight",
+        "Loss against the share that is low" if axis == "ratio" else f"Loss against {_AXES[axis].title}",
         f"{count(len(trials), 'plan')} measured on the selection text. Bars: 95 %, paired with float by window.",
         [s for s in series if s.dots],
         _AXES[axis],
@@ -66,18 +70,19 @@ def price_of_bits(advice: Advice) -> Figure:
     """Every scheme by its bits: predicted with nothing done, and with its recipe; and what was measured.
 
     Args:
-        advice: With a scheme.
+        advice: With a scheme of weights.
     """
 
     def dots(loss: str, schemes: Iterable[AdvisedScheme]) -> tuple[Dot, ...]:
         return tuple(Dot(s.bits, getattr(s, loss), label=s.name) for s in schemes)
 
-    low = [s for s in advice.schemes if s.is_low]
+    of_weights = [s for s in advice.schemes if not s.is_of_caches]
+    low = [s for s in of_weights if s.is_low]
     measured = [(s, advice.measured[s.name]) for s in low if s.name in advice.measured]
     tried = tuple(Dot(s.bits, lost.nats, y_range=lost.interval, label=s.name) for s, lost in measured)
     series = [
         Series("with its recipe, predicted", dots("predicted", low), line=False),
-        Series("everything low, nothing done, predicted", dots("naive", advice.schemes), line=False),
+        Series("everything low, nothing done, predicted", dots("naive", of_weights), line=False),
         Series("with its recipe, measured", tried, line=False, named=True),
     ]
     return curve(
