@@ -82,13 +82,16 @@ def check_static(
         raise UserError("static scales that these stats cannot give:\n  " + "\n  ".join(offences))
 
 
-def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
+def static_scales_of(
+    stats: ActivationStats | None, stream: str, scheme: TensorScheme, device: str = "cpu"
+) -> Scales:
     """The scales of a static input, from the calibration stats.
 
     Args:
         stats: Of the float model on the calibration tokens.
         stream: Name of the stream.
         scheme: A static scheme.
+        device: Where the input is; stats are on the CPU.
 
     Raises:
         UserError: If the stats lack the stream, or cannot give scales of this granularity.
@@ -104,4 +107,4 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
     else:
         # Attention probabilities: only their overall range is kept, and they are never negative.
         low, high = torch.zeros(1), torch.tensor([seen.maximum])
-    return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme)
+    return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme).to(device)

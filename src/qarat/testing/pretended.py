@@ -2,7 +2,9 @@
 
 A machine with a GPU tells at once where a tensor of the CPU meets one of the GPU; a machine without one never does. Here
 every tensor on the pretended device is wrapped, and each operation of torch is looked at: wrapped and plain tensors
-refuse each other where CUDA would refuse them. So a test on any machine finds code that forgets the device.
+refuse each other where CUDA would refuse them. So a test on any machine finds code that forgets the device. Of what CUDA
+computes otherwise one thing is imitated: it divides by a number by multiplying with its reciprocal, and so rounds twice
+(`div_true_kernel_cuda` in torch's BinaryDivTrueKernel.cu).
 
 What it cannot find: an operation that CUDA lacks or computes otherwise, memory, time.
 """
@@ -19,8 +21,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+MEMORY = 1 << 30
+"""Bytes of the device, all of them free."""
+
 _DEVICE = torch.device("cuda", 0)
 _COPIES = ("aten::copy_", "aten::_to_copy")
+_DIVISIONS = {
+    torch.ops.aten.div.Tensor: torch.ops.aten.mul.Tensor,
+    torch.ops.aten.div_.Tensor: torch.ops.aten.mul_.Tensor,
+}
 _INDEXES = ("aten::index", "aten::index_put", "aten::index_put_")  # of a tensor there, by indices on the CPU
 
 
@@ -33,7 +42,9 @@ def pretended_cuda() -> Iterator[None]:
     """
     if torch.cuda.is_available():
         raise RuntimeError("this machine has a CUDA device; test with that")
-    there = mock.patch.multiple(torch.cuda, is_available=lambda: True, _lazy_init=lambda: None)
+    there = mock.patch.multiple(
+        torch.cuda, is_available=lambda: True, _lazy_init=lambda: None, mem_get_info=lambda: (MEMORY, MEMORY)
+    )
     inner: Any = torch._C
     before = inner._only_lift_cpu_tensors()
     inner._set_only_lift_cpu_tensors(True)  # so that what `torch.tensor` makes is brought there where it can be seen
@@ -133,6 +144,8 @@ class _Operations(TorchDispatchMode):
             kwargs = kwargs | {"device": torch.device("cpu")} if there else kwargs
         elif there:
             _check(func, args, kwargs)
+        if there and func in _DIVISIONS and not isinstance(args[1], PretendedTensor):
+            func, args = _DIVISIONS[func], (args[0], _reciprocal(*args))
         result = func(*_map(_held, args), **_map(_held, kwargs))
         return _map(_wrapped, result) if there else result
 
@@ -157,6 +170,12 @@ def _check(func: Any, args: Any, kwargs: Any) -> None:
     if plain or name.startswith("onednn"):
         shapes = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in plain)
         raise RuntimeError(f"{name}: on cuda:0, beside tensors of the CPU: {shapes or 'none, but it is for CPUs'}")
+
+
+def _reciprocal(dividend: Tensor, number: Tensor | float) -> Tensor:
+    """Of a number, in the dtype in which CUDA multiplies."""
+    wide = torch.promote_types(dividend.dtype, torch.float32) if dividend.is_floating_point() else torch.float32
+    return 1 / torch.as_tensor(number).to(wide)
 
 
 def _are_there(*values: Any) -> bool:
