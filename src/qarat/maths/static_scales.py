@@ -82,9 +82,7 @@ def check_static(
         raise UserError("static scales that these stats cannot give:\n  " + "\n  ".join(offences))
 
 
-def static_scales_of(
-    stats: ActivationStats | None, stream: str, scheme: TensorScheme, device: str = "cpu"
-) -> Scales:
+def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme, device: str = "cpu") -> Scales:
     """The scales of a static input, from the calibration stats.
 
     Args:

@@ -1,10 +1,10 @@
 """A CUDA device that is pretended: what lies there lies in the CPU's memory, and says that it does not.
 
-A machine with a GPU tells at once where a tensor of the CPU meets one of the GPU; a machine without one never does. Here
-every tensor on the pretended device is wrapped, and each operation of torch is looked at: wrapped and plain tensors
-refuse each other where CUDA would refuse them. So a test on any machine finds code that forgets the device. Of what CUDA
-computes otherwise one thing is imitated: it divides by a number by multiplying with its reciprocal, and so rounds twice
-(`div_true_kernel_cuda` in torch's BinaryDivTrueKernel.cu).
+A machine with a GPU tells at once where a tensor of the CPU meets one of the GPU; a machine without one never does.
+Here every tensor on the pretended device is wrapped, and each operation of torch is looked at: wrapped and plain
+tensors refuse each other where CUDA would refuse them. So a test on any machine finds code that forgets the device. Of
+what CUDA computes otherwise one thing is imitated: it divides by a number by multiplying with its reciprocal, and so
+rounds twice (`div_true_kernel_cuda` in torch's BinaryDivTrueKernel.cu).
 
 What it cannot find: an operation that CUDA lacks or computes otherwise, memory, time.
 """
