@@ -5,8 +5,10 @@ by another algorithm than the CPU's; with one (`make test-gpu`) the numbers of i
 
 Bounds. Weights are rounded by operations that IEEE 754 rounds alike everywhere, so codes and scales are equal to the
 bit. Losses in float differ by the order of float32 sums, 1e-7 each: `FLOAT` is a hundred of them, and a tenth of what
-TF32 (which torch leaves off) would make. Behind rounded inputs a code whose number lies at a tie goes up here and down
-there, one in a million or so, each a step of the input: `ROUNDED`.
+TF32 (which torch leaves off) would make. Where inputs are rounded, a number that lies as close to a tie goes up here
+and down there: of the N codes of a window f. Each turns one rounding error round, and errors are independent, so all
+together change √(4f/N) of what rounding does: of N = 10,000 with f = 5, some 4 per cent. That is `ROUNDED`, a share of
+what was added to float's losses; of prices, which are losses by rounding, a share of the largest.
 """
 
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ from qarat.values.records.streams import ActivationStats
 from qarat.values.roles import Role
 from qarat.values.schemes import LOW, Granularity
 
-FLOAT, ROUNDED = 1e-5, 1e-4
+FLOAT, ROUNDED = 1e-5, 0.05
 INSIDE = [("*.qk", "l=int8/tensor/static r=int8/tensor/static"), ("*.v_cache", "c=int8/token")]
 PAIR = ("cpu", "cuda")
 
@@ -92,7 +94,11 @@ def plan_of(model: Model, low: str = LOW, rules: list[tuple[str, str]] | None = 
 
 
 def nats(model: Model) -> torch.Tensor:
-    return torch.tensor(measure_perplexity(model, REPORT, label="x").nats)
+    return torch.tensor(measure_perplexity(model, REPORT, label="x").nats, dtype=torch.float64)
+
+
+def added(model: Model, quantized: Model) -> torch.Tensor:
+    return nats(quantized) - nats(model)
 
 
 def agree(results: list[torch.Tensor], bound: float) -> None:
@@ -113,7 +119,8 @@ def test_families_of_another_wiring(tmp_path: Path, architecture: Literal["gemma
     folder = tiny_checkpoint(tmp_path / architecture, architecture=architecture, **more)
     agree([nats(opened(folder, where)) for where in PAIR], FLOAT)
     stats = seen(folder)
-    agree([nats(quantize(model, plan_of(model), stats)) for model in (opened(folder, w) for w in PAIR)], ROUNDED)
+    models = [opened(folder, where) for where in PAIR]
+    agree([added(model, quantize(model, plan_of(model), stats)) for model in models], ROUNDED)
 
 
 def test_statistics_of_the_same_numbers() -> None:
@@ -145,7 +152,7 @@ def test_statistics_of_a_model(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["fisher", "gradient-error", "output-error", "kl", "lid", "weight-error"])
 def test_prices(tiny_llama: Path, metric: str) -> None:
-    """A label at the very edge between two tokens would be drawn otherwise, one in a million."""
+    """A label at the very edge between two tokens would be drawn otherwise: one in a million."""
     schemes = [parse_scheme(s) for s in (LOW, "w=int4/g16 a=int8/token")]
     if metric in ("fisher", "kl"):
         schemes += [parse_scheme("l=int8/tensor/static r=int8/token"), parse_scheme("c=int4/tensor/static/past-only")]
@@ -154,13 +161,15 @@ def test_prices(tiny_llama: Path, metric: str) -> None:
 
 
 def test_with_states_on_disk_and_no_block_kept(tiny_llama: Path) -> None:
-    schemes, results = [parse_scheme(LOW)], list[torch.Tensor]()
+    losses, prices = list[torch.Tensor](), list[torch.Tensor]()
     for where in PAIR:
         model = opened(tiny_llama, where, memory=40_000)
         assert not model.keeps_blocks
-        menu = price(model, REPORT, schemes, seen(tiny_llama))
-        results.append(torch.cat([nats(model), torch.tensor([entry.damage for entry in menu.entries])]))
-    agree(results, ROUNDED)
+        losses.append(nats(model))
+        menu = price(model, REPORT, [parse_scheme(LOW)], seen(tiny_llama))
+        prices.append(torch.tensor([entry.damage for entry in menu.entries]))
+    agree(losses, FLOAT)
+    agree(prices, ROUNDED)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +188,10 @@ def test_what_a_quantized_model_loses_and_diverges(tiny_llama: Path, low: str, r
     for where in PAIR:
         model = opened(tiny_llama, where)
         quantized = quantize(model, plan_of(model, low, rules), seen(tiny_llama))
-        losses.append(nats(quantized))
+        losses.append(added(model, quantized))
         divergences.append(torch.tensor(measure_divergence(quantized, model, REPORT, label="x").nats))
     agree(losses, ROUNDED)
-    agree(divergences, 10 * ROUNDED)  # a tenth of the losses or less, of the same differences
+    agree(divergences, ROUNDED)
 
 
 EXACT = (
@@ -211,7 +220,8 @@ def test_what_is_written_from_either_is_the_same_and_read_by_the_other(
         assert here.keys() == there.keys()
         for name, tensor in here.items():
             assert torch.equal(tensor.view(torch.uint8), there[name].view(torch.uint8)), name
-    agree([nats(read_native(folder, Runtime(w))[0]) for folder, w in zip(folders[::-1], PAIR, strict=True)], ROUNDED)
+    crossed = zip(folders[::-1], PAIR, strict=True)
+    agree([added(opened(tiny_llama, w), read_native(folder, Runtime(w))[0]) for folder, w in crossed], ROUNDED)
 
 
 def test_roundings_that_look_at_sums(tiny_llama: Path) -> None:
@@ -277,7 +287,7 @@ def test_a_prefix_in_float(tiny_llama: Path, tmp_path: Path) -> None:
         model = opened(tiny_llama, where)
         plan = replace(plan_of(model, LOW, INSIDE), prefix=(0,))
         write_native(quantize(model, plan, stats), plan, tmp_path / where)
-        results.append(nats(read_native(tmp_path / where, model.runtime)[0]))
+        results.append(added(model, read_native(tmp_path / where, model.runtime)[0]))
     agree(results, ROUNDED)
 
 
@@ -286,7 +296,7 @@ def test_tuning_tables_and_shares_of_columns(tiny_llama: Path) -> None:
     for where in PAIR:
         model = opened(tiny_llama, where)
         plan = plan_of(model, "w=int3/g16 a=int8/token", [("*.down", "float")])
-        results.append(nats(tune(model, quantize(model, plan), CALIBRATION, plan, 2)))
+        results.append(added(model, tune(model, quantize(model, plan), CALIBRATION, plan, 2)))
         tables.append(learn_table(model, 3, Granularity(1, 16)).values)
         outliers = quantize(model, plan_of(model, "w=int8/channel a=int8/token/outliers-2"))
         shares.append(torch.tensor([*measure_float_columns(outliers, REPORT).values()]))
@@ -325,7 +335,7 @@ def test_a_model_by_fast_kernels(tiny_llama: Path) -> None:
     for kernels in ("reference", "fast"):
         model = opened(tiny_llama, "cuda", kernels)
         found = measure_perplexity(quantize(model, plan_of(model), seen(tiny_llama)), REPORT, label="x")
-        results.append(torch.tensor(found.nats))
+        results.append(torch.tensor(found.nats, dtype=torch.float64) - nats(model))
         if kernels == "fast":
             assert found.kernels == {"int8": 14}
     agree(results, ROUNDED)
