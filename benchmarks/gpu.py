@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import common
 import growth
@@ -55,7 +55,7 @@ from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
 from qarat.testing import pretended_cuda
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
-from qarat.values.plans import assign
+from qarat.values.plans import Plan, assign
 from qarat.values.records.streams import ActivationStats
 from qarat.values.schemes import LOW
 
@@ -109,7 +109,7 @@ class Sides(NamedTuple):
         model = self.models[side]
         return quantize(model, self.plan(scheme), self.stats)
 
-    def plan(self, scheme: str) -> Any:
+    def plan(self, scheme: str) -> Plan:
         model = self.models[0]
         return assign(model.fingerprint, model.source_bits, model.sites(), scheme)
 
@@ -334,7 +334,7 @@ def through(device: Device, end: float, blocks: int | None) -> Iterator[Row]:
             return
         home = Path(tempfile.mkdtemp(prefix="gpu-"))
         try:
-            size = write_checkpoint(shape._replace(blocks=depth), home / "model", length)
+            size = write_checkpoint(shape._replace(blocks=depth), home / "model", length, device.name)
             yield {"what": "checkpoint", "blocks": depth, "bytes": size, "seconds": time.monotonic() - begun}
             model = open_model(str(home / "model"), Runtime(device.name, threads=device.threads))
             tokens = common.random_tokens("selection", windows, length, 0)

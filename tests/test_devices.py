@@ -14,7 +14,7 @@ what was added to float's losses; of prices, which are losses by rounding, a sha
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -115,7 +115,7 @@ def test_what_a_float_model_loses(tiny_llama: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["gemma2", "opt"])  # soft caps and sliding windows; positions that are learnt
 def test_families_of_another_wiring(tmp_path: Path, architecture: Literal["gemma2", "opt"]) -> None:
-    more = {"sliding_window": 8} if architecture == "gemma2" else {}
+    more: dict[str, Any] = {"sliding_window": 8} if architecture == "gemma2" else {}
     folder = tiny_checkpoint(tmp_path / architecture, architecture=architecture, **more)
     agree([nats(opened(folder, where)) for where in PAIR], FLOAT)
     stats = seen(folder)
