@@ -5,8 +5,9 @@
 
 Four parts, each with its share of `--seconds`, and what those before it have left:
 
-- equal: losses, stats, prices, written bytes and continued tokens of a trained model on both, with the bound on each
-  difference. With `--device cpu` the other side is a CUDA device that is pretended (`qarat.testing.pretended`).
+- equal: losses, stats, prices, written bytes and a continuation of a trained model (small: of a random one) on both,
+  with the bound on each difference. With `--device cpu` the other side is a CUDA device that is pretended
+  (`qarat.testing.pretended`).
 - observing: a pass that looks at every stream by a plain forward.
 - kernels: the INT8 and FP8 products, and whole projections, by the product in bfloat16, at a projection of LLaMA-3-8B.
 - shape: LLaMA-3-8B's shape with random weights through profile, prices, quantizing and export, in seconds and in peak
@@ -53,7 +54,7 @@ from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.observe import observe
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
-from qarat.testing import pretended_cuda
+from qarat.testing import pretended_cuda, tiny_checkpoint
 from qarat.values.parsing import parse_scheme, parse_tensor_scheme
 from qarat.values.plans import Plan, assign
 from qarat.values.records.streams import ActivationStats
@@ -116,12 +117,12 @@ class Sides(NamedTuple):
 
 def equal(device: Device, end: float) -> Iterator[Row]:
     """The table of cpu, cuda, difference and bound."""
-    name, windows, length = ("py-64", 1, 32) if device.small else ("py-128", 8, 128)
-    here = open_model(name, Runtime("cpu", threads=device.threads))
-    calibration, tokens, _ = load_token_sets(here, samples=windows, report_samples=windows, length=length)
-    stats = observe(here, calibration)
-    with device.pretended():
-        sides = Sides((here, open_model(name, Runtime("cuda"))), stats, tokens)
+    windows, length = (2, 32) if device.small else (8, 128)
+    with tempfile.TemporaryDirectory() as home, device.pretended():
+        name = str(tiny_checkpoint(Path(home))) if device.small else "py-128"
+        here = open_model(name, Runtime("cpu", threads=device.threads))
+        calibration, tokens, _ = load_token_sets(here, samples=windows, report_samples=windows, length=length)
+        sides = Sides((here, open_model(name, Runtime("cuda"))), observe(here, calibration), tokens)
         for what, bound, compare in COMPARISONS:
             if time.monotonic() > end:
                 return
