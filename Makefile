@@ -18,7 +18,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-real laws test test-engines test-vllm lint format clean
+.PHONY: help setup demo demo-real laws test test-gpu test-engines test-vllm lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -68,6 +68,10 @@ laws-out/tokens: | setup
 # A file stays with one process: what its tests share is made once.
 test: $(REAL) ## run the tests, a process for every core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Without a CUDA device all of them are skipped, and say so; `make test` runs the same on a device that is pretended.
+test-gpu: setup ## run the tests that compare a CUDA device with the CPU
+	$(BIN)/python -m pytest -m gpu -rs
 
 # Other programs pin what they need, so they live in an environment of their own; tests/engines skips without them.
 # llama-cpp-python is compiled (some 8 minutes on 2 cores). qarat comes without its dependencies: llm-compressor 0.14

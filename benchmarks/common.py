@@ -71,7 +71,7 @@ def arguments(description: str | None, *, windows: int) -> argparse.Namespace:
     return chosen
 
 
-def random_model(folder: Path, chosen: argparse.Namespace) -> Model:
+def random_model(folder: Path, chosen: argparse.Namespace, device: str = "auto") -> Model:
     """A LLaMA of the 1.1 B shape with random weights, every block read into memory."""
     tiny_checkpoint(
         folder,
@@ -83,7 +83,7 @@ def random_model(folder: Path, chosen: argparse.Namespace) -> Model:
         vocabulary=VOCABULARY,
         length=chosen.length,
     )
-    model = open_model(str(folder), Runtime(threads=chosen.threads, memory=KEEP_ALL))
+    model = open_model(str(folder), Runtime(device, threads=chosen.threads, memory=KEEP_ALL))
     for _ in model.walk():
         pass
     return model
@@ -205,6 +205,7 @@ def machine() -> dict[str, object]:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),

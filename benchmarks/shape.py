@@ -104,8 +104,8 @@ def tensors_of(shape: Shape) -> dict[str, tuple[int, ...]]:
     return shapes if shape.tied else shapes | {"lm_head.weight": (shape.vocabulary, hidden)}
 
 
-def write_checkpoint(shape: Shape, folder: Path, length: int) -> int:
-    """Write the checkpoint one tensor after the other; its bytes."""
+def write_checkpoint(shape: Shape, folder: Path, length: int, device: str = "cpu") -> int:
+    """Write the checkpoint one tensor after the other, drawn on a device; its bytes."""
     folder.mkdir(parents=True)
     layout = {name: (torch.bfloat16, size) for name, size in tensors_of(shape).items()}
     total = sum(map(size_of, layout.values()))
@@ -116,13 +116,13 @@ def write_checkpoint(shape: Shape, folder: Path, length: int) -> int:
         files[name] = f"model-{min(done // SHARD, shards - 1) + 1:05}-of-{shards:05}.safetensors"
         done += size_of(entry)
     writer = ShardWriter(folder, layout, files if shards > 1 else dict.fromkeys(layout, "model.safetensors"))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for name, (_, size) in layout.items():
-        drawn = torch.empty(size, dtype=torch.bfloat16)
+        drawn = torch.empty(size, dtype=torch.bfloat16, device=device)
         if len(size) == 1:
             drawn.fill_(1.0)
         for rows in drawn.split(1 << 12) if len(size) > 1 else ():  # in pieces: a whole one in float32 would be more
-            rows.copy_(torch.randn(rows.shape, generator=generator) * 0.02)
+            rows.copy_(torch.randn(rows.shape, generator=generator, device=device) * 0.02)
         writer.put({name: drawn})
     writer.finish()
     (folder / "config.json").write_text(json.dumps(config_of(shape, length), indent=1) + "\n")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from qarat.testing import plant_spike, tiny_checkpoint, tiny_documents, tiny_tokenizer
+from qarat.testing import plant_spike, pretended_cuda, tiny_checkpoint, tiny_documents, tiny_tokenizer
 
 TOKENS = torch.arange(2, 42).reshape(2, 20)
 
@@ -59,3 +59,53 @@ def test_a_tokenizer_needs_room_for_the_letters():
     assert len(tiny_tokenizer(40)) == 40
     with pytest.raises(ValueError, match="letters"):
         tiny_tokenizer(28)
+
+
+no_real_device = pytest.mark.skipif(torch.cuda.is_available(), reason="the CUDA device of this machine is no pretence")
+
+
+@no_real_device
+def test_a_pretended_device_refuses_what_cuda_would():
+    with pretended_cuda():
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device.type == "cuda"
+        assert torch.tensor([1.0], device=there.device).is_cuda
+        for mixed in (
+            lambda: there + here,
+            lambda: torch.cat([there, here]),
+            lambda: torch.where(there > 0, there, here),
+            lambda: torch.searchsorted(there, here),
+            lambda: here[there.long()],
+        ):
+            with pytest.raises(RuntimeError, match=r"of the CPU|same device"):
+                mixed()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+    with pytest.raises(RuntimeError, match="gone"):
+        there.add(1)
+
+
+@no_real_device
+def test_a_pretended_device_takes_what_cuda_does():
+    with pretended_cuda():
+        there, here = torch.arange(3.0).to("cuda"), torch.arange(3.0)
+        assert (there * 2 + torch.tensor(1.0)).tolist() == [1, 3, 5]
+        assert there[torch.tensor([2, 0])].tolist() == [2, 0]
+        here[:] = there + here.to(there)
+        assert here.tolist() == [0, 2, 4]
+        there[torch.tensor([1])] = 7.0
+        assert there.cpu().equal(torch.tensor([0.0, 7.0, 2.0]))
+        there.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(there.square().sum(), there)
+        assert gradient.is_cuda
+        assert gradient.tolist() == [0, 14, 4]
+
+
+@no_real_device
+def test_a_pretended_device_divides_by_numbers_as_cuda_does():
+    x = torch.arange(1.0, 1000.0)
+    with pretended_cuda():
+        there = x.to("cuda")
+        assert (there / 127.0).cpu().equal(x * (1 / torch.tensor(127.0)))
+        assert (there / there.new_full((), 127.0)).cpu().equal(x / 127.0)
+    assert not (x * (1 / torch.tensor(127.0))).equal(x / 127.0)

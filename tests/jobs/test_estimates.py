@@ -70,7 +70,7 @@ def test_time_grows_with_tokens_and_depth(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_bound_below_one_block_says_what_it_takes(
     bound: str, said: str, qarat: Any, tmp_path: Path, monkeypatch: Any
 ):
-    monkeypatch.setattr("qarat.surfaces.commands.common.process_bytes", lambda: 10**9)
+    monkeypatch.setattr("qarat.surfaces.commands.common.held_bytes", lambda device: 10**9)
     folder = tiny_checkpoint(tmp_path / "model")
     given = bound.format(held=10**9 + 1000)
     answer = qarat("profile", folder, "--memory", given, "-o", tmp_path / "s")

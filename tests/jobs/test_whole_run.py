@@ -474,7 +474,7 @@ def test_a_run_in_little_memory_writes_the_same_and_continues_no_prompt(
     words: list[str], unbroken: Path, tmp_path: Path, qarat: Qarat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No block is kept, hidden states lie on disk, and a model in one piece, of 92 kB, has no room."""
-    monkeypatch.setattr("qarat.surfaces.commands.common.process_bytes", lambda: 0)
+    monkeypatch.setattr("qarat.surfaces.commands.common.held_bytes", lambda device: 0)
     answer = qarat(*words, "-o", tmp_path / "out", "--memory", "80000")
     assert answer.code == 0, answer.err
     assert "the prompt is not continued" in answer.err

@@ -45,7 +45,8 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             such a device.
         dtype: Arithmetic of the walk, ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 leaves torch's own choice.
-        memory: Bytes that may be held beside what the process holds already; 0 is half of what is free.
+        memory: Bytes that may be held beside what the process holds already; 0 is half of what is free. Of a GPU's
+            own memory, where it computes there.
         batch_tokens: Tokens that go through a block at once; more of them gain nothing on a CPU, and cost memory.
         kernels: What computes quantized projections (`qarat.maths.kernels`): ``reference``, what they mean, for every
             number that is published; or ``fast``, a real kernel wherever one is exact on this machine.
@@ -89,6 +90,11 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The memory bound in bytes; half of what is free at the moment, where none was given."""
         if self.memory:
             return self.memory
+        if self.device == "cuda":
+            import torch
+
+            unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch has taken it, and gives it
+            return (torch.cuda.mem_get_info()[0] + unused) // 2
         pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return pages // 2
 
@@ -102,12 +108,21 @@ def process_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def held_bytes(device: str) -> int:
+    """Memory that this process holds where it computes: `process_bytes`, or what torch has taken of a GPU's own."""
+    if device == "cpu":
+        return process_bytes()
+    import torch
+
+    return torch.cuda.memory_reserved()
+
+
 class Estimate(msgspec.Struct, frozen=True):
     """What a run would take.
 
     Attributes:
         steps: Name to seconds.
-        memory_bytes: Of the process at its peak.
+        memory_bytes: Of the process at its peak; of a GPU's own memory, where it computes there.
         disk_bytes: Of what would be written.
         rate: Matrix rate measured on this machine, floating-point operations a second.
     """

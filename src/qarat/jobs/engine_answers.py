@@ -28,21 +28,13 @@ def answers(model: Model, scheme: LinearScheme | CacheScheme, names: Sequence[st
         scheme: Of a projection, its weight quantized, or of a cache.
         names: Of engines; none stands for all of today's versions.
     """
-<<<<<<< HEAD
-    engines = names or [*(e.name for e in ENGINES.values() if e.current), *FILE_ENGINES]
-=======
     if isinstance(scheme, CacheScheme):
         return tuple(_of_cache(scheme, ENGINES.get(name) or FILE_ENGINES[name]) for name in _asked(names))
->>>>>>> w/caches
     return tuple(
         _of_file(model, scheme, FILE_ENGINES[name])
         if name in FILE_ENGINES
         else _of_folder(model, scheme, ENGINES[name])
-<<<<<<< HEAD
-        for name in engines
-=======
         for name in _asked(names)
->>>>>>> w/caches
     )
 
 

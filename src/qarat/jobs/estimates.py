@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from qarat.ground.runtime import Estimate, process_bytes
+from qarat.ground.runtime import Estimate, held_bytes
 from qarat.maths.histograms import EDGES
 from qarat.model.capture import block_work
 from qarat.model.model import Model
@@ -123,7 +123,7 @@ def estimate(
     blocks += model.block_bytes() * model.blocks if model.keeps_blocks else 0
     kept = min(states * model.state_bytes, model.memory // 4)
     # The process as it stands has the libraries.
-    return Estimate(steps, process_bytes() + max(blocks, 4 * head) + kept + held, disk, rates.products)
+    return Estimate(steps, held_bytes(model.runtime.device) + max(blocks, 4 * head) + kept + held, disk, rates.products)
 
 
 def _beginning(model: Model) -> float:
@@ -193,18 +193,18 @@ def measure_rates(device: str) -> Rates:
     a = torch.zeros(768, 768, device=device)
     stored = torch.ones(2048, 4096, dtype=torch.bfloat16, device=device)
     wide = stored.float()
-    products = _seconds(lambda: torch.mm(a, a)[0, 0].item())  # waits, also for a GPU
-    bringing = _seconds(lambda: (stored.aminmax()[0].item(), stored.float()))
-    rounding = _seconds(lambda: round_weight(wide, _INT8).dequantize()[0, 0].item())
+    products = _seconds(lambda: torch.mm(a, a)[0, 0].item(), device)  # waits, also for a GPU
+    bringing = _seconds(lambda: (stored.aminmax()[0].item(), stored.float()[0, 0].item()), device)
+    rounding = _seconds(lambda: round_weight(wide, _INT8).dequantize()[0, 0].item(), device)
     return Rates(2 * 768**3 / products, bringing / stored.numel(), rounding / stored.numel() / 2)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of each thread that a piece of work takes, or on a GPU wall seconds."""
+def _seconds(work: Callable[[], object], device: str = "cpu") -> float:
+    """CPU seconds of each thread that a piece of work takes; on a GPU wall seconds, in which threads have no part."""
     work()
     wall, cpu, done = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - wall < 0.3 or not done:
         work()
         done += 1
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return min(wall, cpu / torch.get_num_threads()) / done
+    return (min(wall, cpu / torch.get_num_threads()) if device == "cpu" else wall) / done

@@ -186,7 +186,7 @@ def _tensor_scale(extremes: _Extremes, scheme: TensorScheme) -> Tensor | None:
         each = whole.view(len(each), -1, SCALES_PER_BLOCK)
     top = E4M3_LARGEST if scheme.scale == "e4m3" else UINT8_LARGEST
     largest = each.amax(-1).view(len(each), 1, -1)
-    return torch.where(largest == 0, 1.0, (largest / (top * divisor)).clamp(min=FLOAT32_SMALLEST))
+    return torch.where(largest == 0, 1.0, _over(largest, top * divisor).clamp(min=FLOAT32_SMALLEST))
 
 
 def _reach(extremes: _Extremes, scheme: TensorScheme) -> tuple[Tensor, float]:
@@ -197,10 +197,15 @@ def _reach(extremes: _Extremes, scheme: TensorScheme) -> tuple[Tensor, float]:
     return extremes.high - extremes.low, fmt.largest - fmt.values[0]
 
 
+def _over(values: Tensor, divisor: float) -> Tensor:
+    """The quotient, rounded once: by a number alone CUDA multiplies with its reciprocal, which is off by a last bit."""
+    return values / values.new_full((), divisor)
+
+
 def _scales(extremes: _Extremes, scheme: TensorScheme, tensor_scale: Tensor | None) -> Scales:
     """Scales as they are stored, (batch, tall, wide), that reach the extremes."""
     reach, divisor = _reach(extremes, scheme)
-    ideal = _mx_scale(reach, scheme) if scheme.choice.startswith("mx-") else reach / divisor
+    ideal = _mx_scale(reach, scheme) if scheme.choice.startswith("mx-") else _over(reach, divisor)
     reach, ideal = reach.squeeze((2, 4)), ideal.squeeze((2, 4))
     # A tile of zeros has no scale of its own; any will do, and 1 divides without making numbers up.
     scale = torch.where(reach == 0, 1.0, _storable(ideal, scheme.scale, tensor_scale))

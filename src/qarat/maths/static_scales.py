@@ -82,13 +82,14 @@ def check_static(
         raise UserError("static scales that these stats cannot give:\n  " + "\n  ".join(offences))
 
 
-def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme) -> Scales:
+def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorScheme, device: str = "cpu") -> Scales:
     """The scales of a static input, or those of a cache's channels, from the calibration stats.
 
     Args:
         stats: Of the float model on the calibration tokens.
         stream: Name of the stream.
         scheme: That needs stats.
+        device: Where the input is; stats are on the CPU.
 
     Raises:
         UserError: If the stats lack the stream, or cannot give scales of this granularity.
@@ -105,8 +106,8 @@ def static_scales_of(stats: ActivationStats | None, stream: str, scheme: TensorS
         # Attention probabilities: only their overall range is kept, and they are never negative.
         low, high = torch.zeros(1), torch.tensor([seen.maximum])
     if scheme.two_dimensional:
-        return channel_scales(low, high)
-    return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme)
+        return channel_scales(low, high).to(device)
+    return static_scales(low, high, seen.arrays["histogram"], stats.edges, scheme).to(device)
 
 
 def channel_scales(channel_min: Tensor, channel_max: Tensor) -> Scales:

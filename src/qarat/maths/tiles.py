@@ -10,7 +10,7 @@ the values at hand must not depend on which sequences happened to share a batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Scales:
     def of_tables(cls, table: Tensor) -> Scales:
         """Tables in place of scales, (tall, wide, values) float16."""
         return cls(torch.ones(table.shape[:2], device=table.device), table=table)
+
+    def to(self, device: str) -> Scales:
+        """The same on a device."""
+        return replace(self, **{name: part.to(device) for name, part in vars(self).items() if part is not None})
 
     @property
     def effective(self) -> Tensor:

@@ -39,7 +39,7 @@ def learn_table(model: Model, bits: int, granularity: Granularity, *, iterations
             inner = site.name.removeprefix(f"{model.family.blocks}.{site.block}.")
             weight = model.block(site.block).get_submodule(inner).weight
             assert isinstance(weight, Tensor)
-            units.append(_sample(_in_units(weight.detach().float(), scheme)))
+            units.append(_sample(_in_units(weight.detach().float(), scheme)).cpu())
     return table_of(torch.cat(units), bits, iterations=iterations)
 
 

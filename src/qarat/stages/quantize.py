@@ -162,7 +162,8 @@ def build_block(
     operands: dict[str, Scales] = {}
     for site in (s for s in model.sites() if s.block == index):
         scheme = schemes[site.name]
-        static = {s: static_scales_of(stats, s, by) for s, by in static_operands(site.streams, scheme)}
+        needed = static_operands(site.streams, scheme)
+        static = {stream: static_scales_of(stats, stream, by, model.runtime.device) for stream, by in needed}
         if not isinstance(scheme, LinearScheme):
             operands |= {stream.rpartition(".")[2]: scales for stream, scales in static.items()}
         elif not scheme.is_float:

@@ -83,6 +83,7 @@ class BlockChanges:
         self.index, self.first = index, len(pricing.prefix)
         self._block = block
         self._stats, self._calibration = pricing.stats, pricing.calibration
+        self._device = pricing.model.runtime.device
         family = pricing.model.family
         self.keys = {
             site: site.name.removeprefix(f"{family.blocks}.{index}.") if site.kind == "projection" else site.leaf
@@ -163,7 +164,8 @@ class BlockChanges:
     def _scales(self, site: Site, scheme: Scheme) -> list[Scales | None]:
         """Static scales of the operands; None where they are chosen from what is there."""
         static = dict(static_operands(site.streams, scheme))
-        return [static_scales_of(self._stats, s, static[s]) if s in static else None for s in site.streams]
+        found = {name: static_scales_of(self._stats, name, by, self._device) for name, by in static.items()}
+        return [found.get(name) for name in site.streams]
 
     def of(self, seen: Captured) -> Iterator[SiteChange]:
         """What every scheme would change in a batch that showed this."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qarat.ground.disk import write_whole
 from qarat.ground.errors import UserError
-from qarat.ground.runtime import Progress, Runtime, process_bytes
+from qarat.ground.runtime import Progress, Runtime, held_bytes
 from qarat.jobs.estimates import Work, estimate, pricing
 from qarat.jobs.folder import Run
 from qarat.jobs.protecting import describe_matches
@@ -52,16 +52,16 @@ def runtime_of(machine: Machine) -> Runtime:
     Raises:
         UserError: No CUDA device, or a bound on memory below what the process holds already.
     """
-    memory = 0
-    if machine.memory:
-        bound, held = parse_size("memory", machine.memory), process_bytes()
-        memory = bound - held
-        if memory <= 0:
-            raise UserError(
-                f"`memory` {machine.memory}: the process alone, with its libraries, holds {_mb(held)} before any "
-                "work; give more than that"
-            )
-    return Runtime(machine.device, machine.dtype, machine.threads or 0, memory, kernels=machine.kernels)
+    runtime = Runtime(machine.device, machine.dtype, machine.threads or 0, kernels=machine.kernels)
+    if not machine.memory:
+        return runtime
+    memory, held = parse_size("memory", machine.memory), held_bytes(runtime.device)
+    if memory <= held:
+        raise UserError(
+            f"`memory` {machine.memory}: the process alone, with its libraries, holds {_mb(held)} before any "
+            "work; give more than that"
+        )
+    return msgspec.structs.replace(runtime, memory=memory - held)
 
 
 def open_float(name: str, options: OnText) -> Model:

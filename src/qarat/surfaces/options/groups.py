@@ -134,7 +134,8 @@ class Machine(Group, frozen=True, kw_only=True):
         dtype: Arithmetic of every pass. Published numbers are float32.
         threads: CPU threads. With equal threads, results are equal to the byte. (default: as torch chooses)
         memory: Bound on all that the process holds, such as 8GB: libraries, weights, hidden states, what is kept to
-            save time. It changes time, never results. (default: what it holds at first, and half of what is free)
+            save time; on a GPU of what lies in its own memory. It changes time, never results. (default: what it holds
+            at first, and half of what is free)
         kernels: What computes quantized projections: reference, as every published number, or fast: integer products
             where a kernel knows the scheme, and a word on where none does.
     """

@@ -284,13 +284,8 @@ def _search(search: SearchResult) -> Verdict:
             bits = f"{fixed(trial.bits, 2)} bits per weight within {reached.budget}"
             size = f"{fixed(trial.megabytes, 3)} MB, caches of {search.context:,} tokens in it, within {reached.budget}"
             unseen = f"On text that the search has not seen, {perplexity_change(lost.nats)} % perplexity "
-<<<<<<< HEAD
             note = f"{unseen}({interval_words(lost)})." if reached.report else ""
-            return Verdict(share_low if search.axis == "ratio" else bits, note)
-=======
-            said = f"{unseen}({interval_words(lost)})." if reached.report else ""
-            return Verdict({"ratio": share_low, "bits": bits, "megabytes": size}[search.axis], said)
->>>>>>> w/caches
+            return Verdict({"ratio": share_low, "bits": bits, "megabytes": size}[search.axis], note)
     return Verdict("No plan keeps a budget", f"{count(len(search.trials), 'plan')} measured.")
 
 
