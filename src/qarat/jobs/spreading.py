@@ -25,10 +25,10 @@ from qarat.jobs.window_work import (
     Losing,
     Make,
     Metering,
-    Part,
     PlanPart,
     Pricer,
     Questions,
+    WindowPart,
 )
 from qarat.model import passes
 from qarat.model.model import Model
@@ -37,7 +37,7 @@ from qarat.model.tokens import TokenSet
 from qarat.stages import observe as observing
 from qarat.stages.choose.trials import MeasureMany
 from qarat.stages.measure import divergence, perplexity
-from qarat.stages.measure.divergence import Compared, CompareModels
+from qarat.stages.measure.divergence import CompareModels, TokenDivergences
 from qarat.stages.measure.meter import outcome_of
 from qarat.stages.measure.perplexity import Losses
 from qarat.stages.measure.tasks.harness_model import Answer
@@ -58,7 +58,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def cut(tokens: TokenSet, batch_tokens: int, parts: int) -> list[Part]:
+def cut(tokens: TokenSet, batch_tokens: int, parts: int) -> list[WindowPart]:
     """A token set in parts of nearly equal size; batches are cut in each as in the whole.
 
     Args:
@@ -70,7 +70,7 @@ def cut(tokens: TokenSet, batch_tokens: int, parts: int) -> list[Part]:
     batches = -(-len(tokens) // rows)
     parts = min(parts, batches)
     edges = [i * batches // parts * rows for i in range(parts + 1)]
-    return [Part(tokens.part(slice(first, end)), first) for first, end in itertools.pairwise(edges)]
+    return [WindowPart(tokens.part(slice(first, end)), first) for first, end in itertools.pairwise(edges)]
 
 
 class Spread:
@@ -132,12 +132,12 @@ class Spread:
     def comparing(self, base: Replica) -> CompareModels:
         """As `qarat.stages.measure.divergence.compare_here`, with a float model that workers open beside this one."""
 
-        def compare(model: Model, _: Model, tokens: TokenSet, progress: Progress) -> Compared:
+        def compare(model: Model, _: Model, tokens: TokenSet, progress: Progress) -> TokenDivergences:
             parts = list(self._map(model, Comparing(base), tokens, self._twice, divergence.STAGE, progress))
             nats, agrees = (torch.cat(columns) for columns in zip(*(part[:2] for part in parts), strict=True))
             # Sorting is stable: of equals the first comes first, as in one process.
             worst = sorted((token for part in parts for token in part.worst), key=lambda token: -token.divergence)
-            return Compared(nats, agrees, worst[: divergence.WORST])
+            return TokenDivergences(nats, agrees, worst[: divergence.WORST])
 
         return compare
 
@@ -180,7 +180,7 @@ class Spread:
     def _map(
         self,
         model: Model,
-        work: Callable[[Model], Callable[[Part], R]],
+        work: Callable[[Model], Callable[[WindowPart], R]],
         tokens: TokenSet,
         count: int,
         stage: str,
@@ -199,7 +199,7 @@ class Spread:
         parts = self._cut(model, tokens, count)
         return self._in_order(Make(self.replica, work), parts, lambda _, done, total: progress(stage, done, total))
 
-    def _cut(self, model: Model, tokens: TokenSet, count: int) -> list[Part]:
+    def _cut(self, model: Model, tokens: TokenSet, count: int) -> list[WindowPart]:
         """The parts of a set, in which the replica's model is to be walked."""
         self._check(model)
         return cut(tokens, model.runtime.batch_tokens, count)

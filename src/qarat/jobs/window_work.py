@@ -12,7 +12,7 @@ from qarat.jobs.runners.base import Work
 from qarat.model.model import Model
 from qarat.model.prefixes import FloatPrefix
 from qarat.model.tokens import TokenSet
-from qarat.stages.measure.divergence import Compared, compare_here
+from qarat.stages.measure.divergence import TokenDivergences, compare_here
 from qarat.stages.measure.meter import Meter, room_for_states
 from qarat.stages.measure.perplexity import Losses, losses_here
 from qarat.stages.measure.tasks.harness_model import wrap_model
@@ -29,7 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Part(NamedTuple):
+class WindowPart(NamedTuple):
     """Neighbouring windows of a token set.
 
     Attributes:
@@ -58,10 +58,10 @@ class Collecting(NamedTuple):
 
     watch: Watch
 
-    def __call__(self, model: Model) -> Callable[[Part], list[list[Collector]]]:
+    def __call__(self, model: Model) -> Callable[[WindowPart], list[list[Collector]]]:
         """Of every block the collectors; errors as `collect_here`."""
 
-        def do(part: Part) -> list[list[Collector]]:
+        def do(part: WindowPart) -> list[list[Collector]]:
             blocks = collect_here(model, part.tokens, self.watch, no_progress, part.first)
             return [[collector.to_cpu() for collector in collectors] for collectors in blocks]
 
@@ -78,12 +78,12 @@ class Pricer(NamedTuple):
     prefix: tuple[int, ...]
     seed: int
 
-    def __call__(self, model: Model) -> Callable[[Part], Prices]:
+    def __call__(self, model: Model) -> Callable[[WindowPart], Prices]:
         """Of every site and scheme the prices by window."""
         metric = METRICS.load(self.metric)
         inputs = None if self.calibration is None else Calibration(model, self.calibration, len(self.prefix))
 
-        def do(part: Part) -> Prices:
+        def do(part: WindowPart) -> Prices:
             more = self.schemes, self.stats, inputs, self.prefix, self.seed, no_progress, part.first
             return metric.windows(Pricing(model, part.tokens, *more))
 
@@ -93,7 +93,7 @@ class Pricer(NamedTuple):
 class Losing(NamedTuple):
     """Measures losses."""
 
-    def __call__(self, model: Model) -> Callable[[Part], Losses]:
+    def __call__(self, model: Model) -> Callable[[WindowPart], Losses]:
         """As `losses_here`."""
         return lambda part: losses_here(model, part.tokens, no_progress)
 
@@ -103,7 +103,7 @@ class Comparing(NamedTuple):
 
     base: Replica
 
-    def __call__(self, model: Model) -> Callable[[Part], Compared]:
+    def __call__(self, model: Model) -> Callable[[WindowPart], TokenDivergences]:
         """As `compare_here`; both models are opened once."""
         base = self.base()
         return lambda part: compare_here(model, base, part.tokens, no_progress, part.first)
@@ -113,7 +113,7 @@ class PlanPart(NamedTuple):
     """A plan to be measured on some windows."""
 
     plan: Plan
-    part: Part
+    part: WindowPart
 
 
 class Metering(NamedTuple):

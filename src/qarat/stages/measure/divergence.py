@@ -29,7 +29,7 @@ ROWS = 32  # tokens whose logits of both models are in memory at once, in float6
 STAGE = "divergence"  # what progress is told
 
 
-class Compared(NamedTuple):
+class TokenDivergences(NamedTuple):
     """What came of every predicted token, in their order.
 
     Attributes:
@@ -43,7 +43,7 @@ class Compared(NamedTuple):
     worst: Sequence[DivergentToken]
 
 
-CompareModels = Callable[[Model, Model, TokenSet, Progress], Compared]
+CompareModels = Callable[[Model, Model, TokenSet, Progress], TokenDivergences]
 """Compares a quantized model and its float model on every predicted token of a set."""
 
 
@@ -108,7 +108,7 @@ def measure_divergence(
 
 
 @torch.no_grad()
-def compare_here(model: Model, base: Model, tokens: TokenSet, progress: Progress, first: int = 0) -> Compared:
+def compare_here(model: Model, base: Model, tokens: TokenSet, progress: Progress, first: int = 0) -> TokenDivergences:
     """Walk both models side by side, in this process (a `CompareModels`).
 
     Args:
@@ -130,7 +130,7 @@ def compare_here(model: Model, base: Model, tokens: TokenSet, progress: Progress
     worst = compared.nats.argsort(descending=True, stable=True)[:WORST].tolist()
     described = [_describe(compared, index, first) for index in worst]
     progress(STAGE, model.blocks + 1, model.blocks + 1)
-    return Compared(compared.nats, compared.agrees, described)
+    return TokenDivergences(compared.nats, compared.agrees, described)
 
 
 def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: TokenSet) -> _Compared:
@@ -148,7 +148,7 @@ def _compare(pair: tuple[Model, Model], ends: tuple[Tensor, Tensor], tokens: Tok
     return _Compared(pair, ends, tokens, where[:, 0], where[:, 1] + 1, nats, agrees)
 
 
-def _record(model: Model, tokens: TokenSet, compared: Compared, label: str, plan: str) -> Divergence:
+def _record(model: Model, tokens: TokenSet, compared: TokenDivergences, label: str, plan: str) -> Divergence:
     """The record of what was compared."""
     nats, (windows, positions) = compared.nats, (tokens.wanted != NOTHING).nonzero().unbind(1)
     if not nats.isfinite().all():
@@ -190,7 +190,7 @@ def _text(model: Model, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def _bins(read: Tensor, compared: Compared) -> tuple[PositionBin, ...]:
+def _bins(read: Tensor, compared: TokenDivergences) -> tuple[PositionBin, ...]:
     """By powers of two of the tokens read: what is far from the beginning differs little from position to position."""
     bins: list[PositionBin] = []
     first, end = 1, int(read.max())

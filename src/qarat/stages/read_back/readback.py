@@ -137,9 +137,9 @@ def _compare_site(name: str, mine: nn.Module, theirs: nn.Module, planned: Scheme
 
 def _compare_caches(mine: nn.Module, theirs: nn.Module, home: str, findings: Findings) -> None:
     """How two blocks keep keys and values, and under which scales."""
-    stored, wanted = (next((m for m in block.modules() if isinstance(m, QuantCache)), None) for block in (mine, theirs))
+    here, there = (next((m for m in block.modules() if isinstance(m, QuantCache)), None) for block in (mine, theirs))
     for name in CACHES:
-        (stored, scales), (planned, known) = (_cache(cache, name) for cache in (stored, wanted))
+        (stored, scales), (planned, known) = (_cache(cache, name) for cache in (here, there))
         if stored != planned:
             findings.add("error", f"the folder keeps {stored}, the plan says {planned}", _REDO, (f"{home}.{name}",))
         elif not _same_scales(scales, known):

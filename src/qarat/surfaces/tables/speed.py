@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qarat.surfaces.tables.data import DataTable, Parts, bold, dim, numbers, table, texts
 from qarat.surfaces.tables.wording import GAP, count, fixed
-from qarat.values.records.speed import EngineSpeed, Spread
+from qarat.values.records.speed import EngineSpeed, MedianRange
 
 
 def show_speed(record: EngineSpeed) -> Parts:
@@ -40,6 +40,6 @@ def speeds(record: EngineSpeed) -> DataTable:
     return table((*texts("folder", "stored as", "measured"), *numbers("median", "range", "ratio", "range ")), rows)
 
 
-def _cells(spread: Spread, digits: int) -> tuple[str, str]:
+def _cells(turns: MedianRange, digits: int) -> tuple[str, str]:
     """The median, and the range."""
-    return fixed(spread.median, digits), " to ".join(fixed(value, digits) for value in (spread.least, spread.most))
+    return fixed(turns.median, digits), " to ".join(fixed(value, digits) for value in (turns.least, turns.most))

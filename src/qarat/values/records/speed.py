@@ -13,7 +13,7 @@ from qarat.ground.summaries import Summarized
 from qarat.values.requests.speed import SpeedRequest
 
 
-class Spread(NamedTuple):
+class MedianRange(NamedTuple):
     """Median, least and largest of some values, of one turn each."""
 
     median: float
@@ -31,8 +31,8 @@ class FolderMeasure(NamedTuple):
     """
 
     name: str
-    values: Spread
-    ratios: Spread
+    values: MedianRange
+    ratios: MedianRange
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,7 +103,9 @@ class EngineSpeed(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields
         first = self._values(self.folders[0])
         for name, values in self._values(folder).items():
             pairs = zip(values, first[name], strict=True)
-            yield FolderMeasure(name, _spread(values), _spread([a / b if b > 0 else math.nan for a, b in pairs]))
+            yield FolderMeasure(
+                name, _median_range(values), _median_range([a / b if b > 0 else math.nan for a, b in pairs])
+            )
 
     def _values(self, folder: FolderSpeed) -> dict[str, list[float]]:
         """Each measure by its name, a value for every turn."""
@@ -117,5 +119,5 @@ class EngineSpeed(Summarized, msgspec.Struct, frozen=True, forbid_unknown_fields
         return values
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(median(values), min(values), max(values))
+def _median_range(values: Sequence[float]) -> MedianRange:
+    return MedianRange(median(values), min(values), max(values))
