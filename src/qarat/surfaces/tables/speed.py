@@ -40,6 +40,6 @@ def speeds(record: EngineSpeed) -> DataTable:
     return table((*texts("folder", "stored as", "measured"), *numbers("median", "range", "ratio", "range ")), rows)
 
 
-def _cells(turns: MedianRange, digits: int) -> tuple[str, str]:
+def _cells(measured: MedianRange, digits: int) -> tuple[str, str]:
     """The median, and the range."""
-    return fixed(turns.median, digits), " to ".join(fixed(value, digits) for value in (turns.least, turns.most))
+    return fixed(measured.median, digits), " to ".join(fixed(value, digits) for value in (measured.least, measured.most))
