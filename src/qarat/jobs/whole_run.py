@@ -12,36 +12,25 @@ from typing import Any
 
 import msgspec
 
-from qarat.ground.errors import UserError
 from qarat.ground.runtime import Estimate, Progress
 from qarat.jobs.estimates import (
     PRICED_ON,
-    PROTECTING_FORWARDS,
-    TO_EXPORT,
-    TO_QUANTIZE,
-    Work,
-    estimate,
-    measuring,
-    meter_bytes,
-    observing,
-    pricing,
-    quantized_bytes,
-    stats_bytes,
     whole_bytes,
 )
-from qarat.jobs.exporting import HOLD_WEIGHTS, measured_in
+from qarat.jobs.exporting import measured_in
 from qarat.jobs.float16 import float16_notes
 from qarat.jobs.folder import CONTINUE, DAMAGE, PROFILE, PROTECT, Run
 from qarat.jobs.open_any import EXPORTING
 from qarat.jobs.protecting import draft_plan, find_plan, naive_plan, profile
 from qarat.jobs.rewriting import with_rewrites
+from qarat.jobs.run_checks import check_exports, prefix_by_number, prompt_ids
+from qarat.jobs.run_estimates import continues, estimate_run, run_bytes
 from qarat.jobs.run_models import Walked, Walking
 from qarat.jobs.run_steps import (
     BEFORE,
     DIVERGE,
     DIVERGED_ON,
     EVALUATE,
-    LABELS,
     MODEL,
     QUANTIZE,
     WITHOUT,
@@ -53,14 +42,13 @@ from qarat.jobs.run_steps import (
     show_stats,
 )
 from qarat.jobs.spreading import Spread
-from qarat.jobs.transforming import apply_again, outline, prepare_in, tokens_to_prepare
+from qarat.jobs.transforming import apply_again, outline, prepare_in
 from qarat.model.model import Model
 from qarat.model.native import read_native, write_native
-from qarat.model.prefixes import check_prefix, leading_tokens
 from qarat.model.tokens import TokenSet
-from qarat.stages.export.base import check_export, export_model
+from qarat.stages.export.base import export_model
 from qarat.stages.measure.divergence import measure_divergence
-from qarat.stages.measure.generation import continue_all, new_tokens, prompt_of
+from qarat.stages.measure.generation import continue_all
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.prices.pricing import price
 from qarat.stages.quantize import quantize
@@ -74,7 +62,6 @@ from qarat.values.records.prices import Menu
 from qarat.values.records.scores import Continuations, Divergence, Evaluation
 from qarat.values.records.streams import ActivationStats
 from qarat.values.requests.protect import ProtectRequest
-from qarat.values.schemes import LinearScheme
 
 
 class Pipeline:
@@ -124,13 +111,12 @@ class Pipeline:
         request = self.request
         self.calibration, self.selection, self.report = tokens
         self.progress, self.show, self.note = progress, show, note
-        self.draft = draft_plan(outline(model, request), request, prefix=self._asked_prefix())
+        self.draft = draft_plan(outline(model, request), request, prefix=prefix_by_number(request, tokens))
         inputs = Calibration(model, self.calibration, len(self.draft.prefix))
         check_roundings(((a.site, a.scheme) for a in self.draft.assignments), inputs.rows)
         self.exports = exports
-        self._check_exports()
-        self.new_tokens = new_tokens(model)
-        self.prompt = self._prompt_ids(prompt)
+        check_exports(self.model, self.request, self.draft, exports)
+        self.prompt = prompt_ids(model, self.report, prompt, self.draft.prefix)
 
     def execute(self, run: Run) -> None:
         """Do every step that is not done yet, show what each found, and put the folder into place."""
@@ -207,7 +193,7 @@ class Pipeline:
         opened = {label: functools.partial(_model_of, walking) for label, walking in models.items()}
         CONTINUE.make(
             run,
-            key | {"prompt": self.prompt} | ({} if self._continues else {"continued": False}),
+            key | {"prompt": self.prompt} | ({} if continues(self.model) else {"continued": False}),
             lambda: self._continue(opened),
             behind,
         )
@@ -285,39 +271,17 @@ class Pipeline:
 
     def estimate(self) -> Estimate:
         """Time, memory and disk, from shapes and a matrix rate measured now."""
-        calibration, selection, report = (t.windows.numel() for t in (self.calibration, self.selection, self.report))
-        prepared = tokens_to_prepare(self.request, calibration, selection)
-        few = min(selection, PRICED_ON)
-        work: dict[str, float | Work] = {
-            **({"transform": prepared} if prepared else {}),
-            "profile": observing(calibration),
-            "damage": pricing(few, 1),
-            "plan": measuring(selection, PROTECTING_FORWARDS),
-            "quantize": TO_QUANTIZE,
-            "evaluate float": report,
-            **{f"evaluate {label}": measuring(report) for label in LABELS[1:]},
-            "divergence": Work(4 * min(report, DIVERGED_ON), passes=4, rounded=2),
-            **({"continue": Work(len(LABELS) * self.new_tokens, len(LABELS), 2)} if self._continues else {}),
-            **{f"export {format}": TO_EXPORT for format in self.exports},
-        }
-        states = max(calibration, selection, report)
-        whole = whole_bytes(self.model) if self._continues else 0
-        held = max(whole, meter_bytes(self.model, self.selection, PROTECTING_FORWARDS, 1))
-        return estimate(self.model, work, states=states, disk=self.disk_bytes(), held=held)
+        return estimate_run(
+            self.model, self.request, self.draft, (self.calibration, self.selection, self.report), self.exports
+        )
 
     def disk_bytes(self) -> int:
-        """What is written: stats, the quantized folder, and exports that hold weights as it does."""
-        weights = 1 + sum(format in HOLD_WEIGHTS for format in self.exports)
-        return stats_bytes(self.model) + weights * quantized_bytes(self.model, self.draft)
-
-    @property
-    def _continues(self) -> bool:
-        """Whether there is room for a whole model, which a prompt is continued by."""
-        return whole_bytes(self.model) <= self.model.memory
+        """What is written."""
+        return run_bytes(self.model, self.draft, self.exports)
 
     def _continue(self, models: Mapping[str, Callable[[], Model]]) -> Continuations:
         """One prompt under every model; none where a whole model has no room."""
-        if self._continues:
+        if continues(self.model):
             return continue_all(self.model, self.report, models, self.prompt, self.progress)
         self.note(
             f"the prompt is not continued: a model in one piece takes {whole_bytes(self.model) / 1e9:.1f} GB, and "
@@ -335,28 +299,6 @@ class Pipeline:
         quantized = quantize(self.model.in_float32(), plan, stats, calibration)
         write_native(quantized, plan, run.path(MODEL), progress=self.progress)
 
-    def _asked_prefix(self) -> tuple[int, ...]:
-        """The tokens of a prefix that was asked for by number, the same in all windows."""
-        if self.request.prefix == "auto":
-            return ()
-        prefix = leading_tokens(self.calibration, self.request.prefix)
-        for tokens in (self.selection, self.report):
-            check_prefix(tokens, prefix)
-        return prefix
-
-    def _check_exports(self) -> None:
-        """Check that whatever is planned can be exported: each site has the draft's scheme or the protection."""
-        if self.exports and self.request.prefix == "auto":
-            raise UserError("`prefix` auto: no format to export holds a prefix, if one is found; give `prefix` 0")
-        model = outline(self.model, self.request)
-        protect = parse_scheme(self.request.protection)
-        open_sites = [a.site.name for a in self.draft.assignments if str(a.scheme) == self.draft.low]
-        protected = self.draft.with_schemes(dict.fromkeys(open_sites, protect), "protected")
-        for format in self.exports:
-            check_export(model, self.draft, format)
-            if protect != LinearScheme():
-                check_export(model, protected, format)
-
     def _export(self, run: Run, format: str) -> None:
         # The blocks as they were written, the checkpoint in float: some formats round its weights anew.
         quantized, plan = read_native(run.path(MODEL), EXPORTING)
@@ -365,25 +307,6 @@ class Pipeline:
         notes = export_model(model, plan, run.path(format), format, **more)
         for note in notes:
             self.note(f"{format}: {note}")
-
-    def _prompt_ids(self, prompt: str | None) -> list[int]:
-        first = self.report.windows[0].tolist()
-        if prompt is None:
-            return prompt_of(self.model, self.report)
-        ids = self.model.tokenizer(prompt, add_special_tokens=False).input_ids
-        # As the windows begin, so does the prompt.
-        bos = self.model.tokenizer.bos_token_id
-        ids = [bos, *ids] if first[0] == bos else ids
-        most = self.model.length - self.new_tokens
-        front = self.draft.prefix
-        if tuple(ids[: len(front)]) != front:
-            raise UserError(
-                f"`prompt` does not begin with the prefix {list(front)} that `prefix` {len(front)} asks for"
-            )
-        if not 1 <= len(ids) <= most:
-            follow = f"with {self.new_tokens} to follow"
-            raise UserError(f"`prompt` has {len(ids)} tokens; give 1 to {most}, as the model takes {most}, {follow}")
-        return ids
 
 
 def _model_of(walking: Walking) -> Model:

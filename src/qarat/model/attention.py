@@ -116,9 +116,8 @@ def _attention(
     if fused:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     raw = query @ keys.transpose(-1, -2) if products is None else products.scores(query, keys)
-    own = torch.zeros(
-        raw.shape[-2:], dtype=torch.bool, device=raw.device
-    )  # the last query and the last key are one token
+    # The last query and the last key are one token.
+    own = torch.zeros(raw.shape[-2:], dtype=torch.bool, device=raw.device)
     own.diagonal(raw.shape[-1] - raw.shape[-2]).fill_(True)
     if own_key is not key:
         raw = raw.where(~own, _with_itself(query, repeat_kv(own_key, groups)))

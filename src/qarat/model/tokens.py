@@ -200,14 +200,10 @@ def make_token_set(
     front: list[int] = [] if bos == "never" else [tokenizer.bos_token_id]  # type: ignore[list-item]
     check_kept(tokenizer, texts)
     encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # type: ignore[assignment]
-    rows: list[list[int]] = []
-    origins: list[int] = []
-    for index, ids in enumerate(encoded):
-        if ids[:1] == front:  # a text that came out of a template has its BOS already
-            ids = ids[1:]
-        cut = _cut(ids, length, front, bos)
-        rows += cut
-        origins += [index] * len(cut)
+    # A text that came out of a template has its BOS already.
+    bare = [ids[1:] if ids[:1] == front else ids for ids in encoded]
+    cut = [(index, row) for index, ids in enumerate(bare) for row in _cut(ids, length, front, bos)]
+    origins, rows = [index for index, _ in cut], [row for _, row in cut]
     if not rows:
         longest = max(map(len, encoded)) + len(front)
         raise UserError(

@@ -42,4 +42,5 @@ def speeds(record: EngineSpeed) -> DataTable:
 
 def _cells(measured: MedianRange, digits: int) -> tuple[str, str]:
     """The median, and the range."""
-    return fixed(measured.median, digits), " to ".join(fixed(value, digits) for value in (measured.least, measured.most))
+    least, most = fixed(measured.least, digits), fixed(measured.most, digits)
+    return fixed(measured.median, digits), f"{least} to {most}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from qarat.stages.spikes import RATIO_LIMIT, Diagnosis, diagnose
 from qarat.surfaces.page.figures.base import Figure, cells
@@ -22,6 +23,7 @@ KINDS = tuple(role.value for role in Role)
 
 _LEGIBLE = 10  # blocks up to which r stands in its cell, also on a phone
 _LEAST_MORE = 1e-3  # nats that the darkest colour stands for at least, so that noise does not look like an effect
+_LEGEND = {"gradientLength": 180, "gradientThickness": 10}
 _STRONG = 0.7  # share of the colour scale beyond which text has to be the paper's colour
 
 
@@ -53,16 +55,9 @@ def spike_map(stats: ActivationStats, low: TensorScheme | None) -> Figure:
         "field": "ratio",
         "type": "quantitative",
         "scale": {"type": "log", "domain": [1, top], "range": "heatmap", "interpolate": "lab"},
-        "legend": {
-            "title": "r", "gradientLength": 180, "gradientThickness": 10, "values": _ticks(top), "format": "~g",
-        },
-    }  # fmt: skip
-    drawn = {
-        "cells": rows,
-        "outlined": [row for row in rows if row["flagged"]],
-        "on-strong": [row for row in legible if row["strong"]],
-        "on-weak": [row for row in legible if not row["strong"]],
+        "legend": _LEGEND | {"title": "r", "values": _ticks(top), "format": "~g"},
     }
+    drawn = {"cells": rows, "outlined": [row for row in rows if row["flagged"]], **_written(legible)}
     order = [kind for kind in KINDS if any(d.kind == kind for d in diagnoses)]
     return Figure(
         "spike-map", "Every stream of every block", _caption(diagnoses), cells(shown, drawn, order, colour), shown
@@ -191,13 +186,9 @@ def calibration_map(study: CalibrationStudy) -> Figure:
         "field": "more",
         "type": "quantitative",
         "scale": {"type": "linear", "domain": [0, top], "range": "heatmap", "interpolate": "lab"},
-        "legend": {"title": "more (nats)", "gradientLength": 180, "gradientThickness": 10, "format": ".4~f"},
+        "legend": _LEGEND | {"title": "more (nats)", "format": ".4~f"},
     }
-    drawn = {
-        "cells": rows,
-        "on-strong": [row for row in rows if row["strong"]],
-        "on-weak": [row for row in rows if not row["strong"]],
-    }
+    drawn = {"cells": rows, **_written(rows)}
     caption = (
         f"Calibrated on the rows, measured on the columns, under {study.low}. Written: the loss over float in nats per "
         f"token. Colour: how much more that is than the least of its column. "
@@ -206,3 +197,9 @@ def calibration_map(study: CalibrationStudy) -> Figure:
     order = [arm.name for arm in study.measured]
     chart = cells(shown, drawn, order, colour, across="measured on")
     return Figure("calibration", "Every calibration on every text", caption, chart, shown)
+
+
+def _written(rows: Sequence[Mapping[str, object]]) -> dict[str, list[Mapping[str, object]]]:
+    """The cells with a number in them, by the ground it stands on."""
+    strong, weak = ([row for row in rows if row["strong"] == whether] for whether in (True, False))
+    return {"on-strong": strong, "on-weak": weak}
