@@ -81,6 +81,12 @@ def test_every_item_has_its_result(runner: Runner, count: int):
     assert seen[-1] == ("measure", count, count)
 
 
+def test_more_tensors_come_back_than_a_process_may_have_files_open(runner: Runner):
+    """What a model's streams come to is thousands of them, and torch would send each as a file."""
+    (sent,) = answers(runner, ["[__import__('torch').full((1,), i) for i in range(25_000)]"])
+    assert [int(tensor) for tensor in sent] == list(range(25_000))
+
+
 def test_neighbours_go_out_together(runner: Runner):
     pids = answers(runner, ["__import__('os').getpid()"] * 60)
     changes = sum(a != b for a, b in itertools.pairwise(pids))

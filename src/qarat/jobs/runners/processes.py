@@ -7,6 +7,7 @@ that a killed one is told from the others and only its work is lost; `concurrent
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,13 +50,13 @@ class Processes:
         make = None if self._holds.get(worker) == job.number else job.make
         self._holds[worker] = job.number
         with suppress(OSError):  # it is gone, as `wait` will find
-            worker.send((job.number, make, items))
+            _send(worker, (job.number, make, items))
 
     def wait(self) -> tuple[Connection, Literal["ready"] | Answer | Lost]:
         """The next answer, or the end of a process."""
         worker = cast(Connection, wait(list(self._processes))[0])
         try:
-            return worker, worker.recv()
+            return worker, _receive(worker)
         except (EOFError, OSError):
             process = self._processes[worker]
             process.join(PATIENCE)
@@ -76,7 +77,16 @@ class Processes:
 def _serve(pipe: Connection) -> None:
     """The life of a process: answer until nobody asks any more."""
     resident = Resident()
-    with suppress(EOFError, OSError):
-        pipe.send(resident.ready())
+    with suppress(EOFError, ConnectionError):
+        _send(pipe, resident.ready())
         while True:
-            pipe.send(resident.run(*pipe.recv()))
+            _send(pipe, resident.run(*_receive(pipe)))
+
+
+def _send(pipe: Connection, message: Any) -> None:
+    """Send a copy. What a pipe does by itself would be undone by torch: a file of shared memory for every tensor."""
+    pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _receive(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
