@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +43,8 @@ KINDS = {"parts": 1, "processes": 2, "ray": 2}
 @pytest.fixture(scope="module", params=["parts", "processes", pytest.param("ray", marks=NO_RAY)])
 def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """This process with parts all the same, two processes, or two actors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
-        with open_runner(KINDS[request.param], "local" if request.param == "ray" else None) as opened:
-            yield opened
+    with open_runner(KINDS[request.param], "local" if request.param == "ray" else None) as opened:
+        yield opened
 
 
 @pytest.fixture

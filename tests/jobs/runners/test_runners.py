@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import platform
 import re
-import secrets
 import signal
 import sys
 from collections.abc import Iterator
@@ -46,11 +45,9 @@ NO_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray
 
 @pytest.fixture(scope="module", params=["here", "processes", pytest.param("ray", marks=NO_RAY)])
 def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray leaves one in the home folder
-        workers, ray = KINDS[request.param]
-        with open_runner(workers, ray) as opened:
-            yield opened
+    workers, ray = KINDS[request.param]
+    with open_runner(workers, ray) as opened:
+        yield opened
 
 
 def answers(runner: Runner, items: list[str], make: Any = EVALUATE) -> list[Any]:
