@@ -60,13 +60,13 @@ def time_folders(
     request.check()
     checkpoints = [_open(name) for name in names]
     _check_length(checkpoints, request)
-    asked = _ask_for(checkpoints, request)
+    question = _ask_for(checkpoints, request)
     answers: list[list[_Answer]] = [[] for _ in checkpoints]
     total = request.turns * len(checkpoints)
     progress(process.engine, 0, total)
     for turn in range(request.turns):
         for place, checkpoint in enumerate(checkpoints):
-            answers[place].append(_time(checkpoint, process, asked))
+            answers[place].append(_time(checkpoint, process, question))
             progress(process.engine, turn * len(checkpoints) + place + 1, total)
     return _record(checkpoints, answers, process, request)
 

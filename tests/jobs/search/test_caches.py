@@ -14,7 +14,6 @@ from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.search.job import search_plans
 from qarat.model.model import Model
 from qarat.model.opening import open_model
-from qarat.model.token_sets import load_token_sets
 from qarat.model.tokens import TokenSet
 from qarat.stages.choose.space import make_space
 from qarat.stages.measure.perplexity import measure_perplexity
@@ -30,12 +29,6 @@ Qarat = Callable[..., Any]
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
 EIGHT, FOUR = "c=int8/token", "c=int4/token"
 FLOATS = "float"
-
-
-@pytest.fixture
-def opened(tiny_llama: Path, tiny_text: Path) -> tuple[Model, Tokens]:
-    model = open_model(str(tiny_llama))
-    return model, load_token_sets(model, calibration=str(tiny_text), samples=4, report_samples=6, length=32)
 
 
 def base_of(model: Model) -> Plan:

@@ -16,8 +16,6 @@ from qarat.jobs.runners import open_runner
 from qarat.jobs.search.budgets import plan_file
 from qarat.jobs.search.job import SearchJob, search_plans
 from qarat.model.model import Model
-from qarat.model.opening import open_model
-from qarat.model.token_sets import load_token_sets
 from qarat.model.tokens import TokenSet
 from qarat.stages.measure.perplexity import measure_perplexity
 from qarat.stages.quantize import quantize
@@ -33,12 +31,6 @@ Qarat = Callable[..., Any]
 Tokens = tuple[TokenSet, TokenSet, TokenSet]
 FISHER, GPTQ = "w=int4/g8/round-fisher", "w=int3/g8/round-gptq"
 BUDGET = "bits=6"
-
-
-@pytest.fixture
-def opened(tiny_llama: Path, tiny_text: Path) -> tuple[Model, Tokens]:
-    model = open_model(str(tiny_llama))
-    return model, load_token_sets(model, calibration=str(tiny_text), samples=4, report_samples=6, length=32)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[object]:

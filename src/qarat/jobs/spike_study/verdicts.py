@@ -170,7 +170,7 @@ def _ablation_line(study: SpikeStudy, setting: str) -> str:
     if len(of_block) < 2 or not kinds:
         return ""
     worst = max(kinds, key=lambda p: p.loss.nats)
-    said = "; ".join(f"{p.part} {_loss_words(p.loss)}" for p in (*of_block, worst))
+    losses = "; ".join(f"{p.part} {_loss_words(p.loss)}" for p in (*of_block, worst))
     apart = study.over(of_block[0].arm, of_block[1].arm)
     low = apart.interval[0]
     known = (
@@ -181,7 +181,7 @@ def _ablation_line(study: SpikeStudy, setting: str) -> str:
         else "not beyond the 95 % interval"
     )
     return (
-        f"Alone low, in {setting_words(setting)}: {said}, the most of any kind; {of_block[0].part} is dearer, {known}"
+        f"Alone low, in {setting_words(setting)}: {losses}, the most of any kind; {of_block[0].part} is dearer, {known}"
     )
 
 

@@ -164,8 +164,8 @@ class BlockChanges:
     def _scales(self, site: Site, scheme: Scheme) -> list[Scales | None]:
         """Static scales of the operands; None where they are chosen from what is there."""
         static = dict(static_operands(site.streams, scheme))
-        found = {name: static_scales_of(self._stats, name, by, self._device) for name, by in static.items()}
-        return [found.get(name) for name in site.streams]
+        scales = {name: static_scales_of(self._stats, name, by, self._device) for name, by in static.items()}
+        return [scales.get(name) for name in site.streams]
 
     def of(self, seen: Captured) -> Iterator[SiteChange]:
         """What every scheme would change in a batch that showed this."""
